@@ -1,0 +1,44 @@
+"""What a plugin imports: the hooks, the decisions, the records and the errors.
+
+=================  =================================================================
+``_markers.py``    the project's name and entry point group, and the marks for hooks
+``_hooks.py``      every hook, in the order in which a run meets it: START HERE
+``_decisions.py``  what a hookimpl may answer besides a plain value
+``_types.py``      what hooks are given: the task, the message, the run, the app
+``exc.py``         the errors
+=================  =================================================================
+
+A plugin is a module of functions marked with ``hookimpl`` that bear the names of hooks,
+installed by an entry point in the group ``qtasks_pluggy``::
+
+    from qtasks_hookspecs import Replace, hookimpl
+
+
+    @hookimpl
+    def task_executor_run_task_trigger_error(task_func, e):
+        return Replace(0) if e.kwargs.get("kind") == "empty" else None
+"""
+
+from __future__ import annotations
+
+from qtasks_hookspecs import exc
+from qtasks_hookspecs._decisions import Cancel, DeadLetter, Raise, Replace, Retry
+from qtasks_hookspecs._markers import blocking, hookimpl, hookspec, when
+from qtasks_hookspecs._types import RunningApp, RunningTask, TaskFunc, TaskMessage
+
+__all__ = [
+    "Cancel",
+    "DeadLetter",
+    "Raise",
+    "Replace",
+    "Retry",
+    "RunningApp",
+    "RunningTask",
+    "TaskFunc",
+    "TaskMessage",
+    "blocking",
+    "exc",
+    "hookimpl",
+    "hookspec",
+    "when",
+]

@@ -1,0 +1,116 @@
+"""The decisions: what a plugin may answer besides a plain value.
+
+A plugin returns one; only the host of the run carries it out, once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+
+__all__ = ["Cancel", "DeadLetter", "Decision", "Raise", "Replace", "Retry"]
+
+
+def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"Retry({attribute.name}=...): expected seconds as a number or None, got {value!r}"
+        raise TypeError(msg)
+    if not (math.isfinite(value) and value >= 0):
+        msg = f"Retry({attribute.name}=...): expected seconds, 0 or more, got {value!r}"
+        raise ValueError(msg)
+
+
+def _count(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"Retry({attribute.name}=...): expected a whole number, got {value!r}"
+        raise TypeError(msg)
+    if value < 0:
+        msg = f"Retry({attribute.name}=...): expected 0 or more retries, got {value!r}"
+        raise ValueError(msg)
+
+
+def _text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        name = type(instance).__name__
+        msg = f"{name}({attribute.name}=...): expected a string, got {value!r}"
+        raise TypeError(msg)
+
+
+def _exception(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, Exception):
+        msg = f"Raise({attribute.name}): expected an instance of an Exception class, got {value!r}"
+        raise TypeError(msg)
+
+
+@attrs.frozen
+class Replace:
+    """Use this value as the task's result; the way to recover to ``None``.
+
+    Attributes:
+        value: The result.
+    """
+
+    value: Any
+
+
+@attrs.frozen
+class Retry:
+    """Run the task again, if the bounds allow.
+
+    Counted in retries of the run and bounded by ``limit``, the task's ``max_retries`` and the
+    app's. Past a bound it counts as no opinion, so that an earlier plugin's answer can win.
+
+    Attributes:
+        delay: Seconds to wait before the next attempt; None leaves it to the host (in place: 0).
+        limit: The most retries of one run that this answer may cause.
+
+    Raises:
+        TypeError: A value is not a number.
+        ValueError: A value is negative or not finite.
+    """
+
+    delay: float | None = attrs.field(default=None, validator=_seconds)
+    limit: int = attrs.field(default=3, validator=_count)
+
+
+@attrs.frozen
+class Raise:
+    """Let the run fail with this error instead of the task's own, which becomes its cause.
+
+    Attributes:
+        error: The exception to raise, that very object. The task's own error means no opinion.
+
+    Raises:
+        TypeError: ``error`` is no instance of an ``Exception`` class.
+    """
+
+    error: Exception = attrs.field(validator=_exception)
+
+
+@attrs.frozen
+class Cancel:
+    """End the run as cancelled.
+
+    Attributes:
+        reason: Why, for people.
+    """
+
+    reason: str = attrs.field(default="", validator=_text)
+
+
+@attrs.frozen
+class DeadLetter:
+    """Set the run aside for somebody to look at.
+
+    Attributes:
+        reason: Why, for people.
+    """
+
+    reason: str = attrs.field(default="", validator=_text)
+
+
+Decision = Replace | Retry | Raise | Cancel | DeadLetter

@@ -1,0 +1,142 @@
+"""The project's name, the entry point group, and the marks for hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, overload
+
+import attrs
+import pluggy
+
+F = TypeVar("F", bound=Callable[..., object])
+
+PROJECT_NAME: Final = "qtasks_pluggy"
+ENTRY_POINT_GROUP: Final = "qtasks_pluggy"
+
+hookimpl: Final[pluggy.HookimplMarker] = pluggy.HookimplMarker(PROJECT_NAME)
+"""Marks a function as an implementation of the hook that bears its name.
+
+pluggy's own marker, so ``pluggy.HookimplMarker("qtasks_pluggy")`` serves as well.
+``tryfirst=True`` moves it to the front of the chain and ``trylast=True`` to the back. The one
+called last has the last word here, so it is ``trylast`` that wins.
+"""
+
+_mark_spec: Final[pluggy.HookspecMarker] = pluggy.HookspecMarker(PROJECT_NAME)
+
+
+@overload
+def hookspec(function: F, *, lastresult: bool = ..., pipeline: str | None = ...) -> F: ...
+@overload
+def hookspec(
+    function: None = ..., *, lastresult: bool = ..., pipeline: str | None = ...
+) -> Callable[[F], F]: ...
+def hookspec(
+    function: F | None = None, *, lastresult: bool = False, pipeline: str | None = None
+) -> F | Callable[[F], F]:
+    """Mark a function as a hook specification.
+
+    A function around pluggy's marker, whose class is final.
+
+    Args:
+        function: The specification.
+        lastresult: Every hookimpl is called, and the last answer that is not None is the result.
+        pipeline: The name of the parameter that each answer replaces for the hookimpls that
+            follow; ``"args, kwargs"`` for a pair. The result is what the last of them left.
+
+    Returns:
+        The same function, marked.
+
+    Raises:
+        ValueError: Both ``lastresult`` and ``pipeline`` are given.
+    """
+    if lastresult and pipeline:
+        msg = f"hookspec: lastresult=True and pipeline={pipeline!r} exclude each other; choose one"
+        raise ValueError(msg)
+
+    def mark(spec: F) -> F:
+        _mark_spec(spec)
+        options: dict[str, Any] = getattr(spec, f"{PROJECT_NAME}_spec")
+        options["lastresult"] = lastresult
+        options["pipeline"] = pipeline
+        return spec
+
+    return mark if function is None else mark(function)
+
+
+@attrs.frozen
+class When:
+    """One ``@when``: all of its conditions must hold.
+
+    Attributes:
+        error: Classes, or dotted names of classes; one must match the error or its cause.
+        task: A glob for the task's name.
+        tag: A tag that the task must have.
+    """
+
+    error: tuple[type[BaseException] | str, ...] | None = None
+    task: str | None = None
+    tag: str | None = None
+
+
+def when(
+    *,
+    error: type[BaseException] | str | tuple[type[BaseException] | str, ...] | None = None,
+    task: str | None = None,
+    tag: str | None = None,
+) -> Callable[[F], F]:
+    """Ask this hookimpl only when the conditions hold; goes on either side of ``@hookimpl``.
+
+    The conditions of one ``@when`` must all hold; of several ``@when``, one is enough.
+
+    Args:
+        error: A class or several, or their dotted names; names are compared with the names along
+            the error's class hierarchy and never imported, a built-in needs no prefix.
+        task: A glob (``fnmatch``) for the task's name.
+        tag: A tag that the task must have.
+
+    Returns:
+        A decorator that returns the function it is given.
+
+    Raises:
+        TypeError: A condition is of the wrong type, or there is none.
+    """
+    errors = error if isinstance(error, tuple) or error is None else (error,)
+    for one in errors or ():
+        if not (isinstance(one, str) or (isinstance(one, type) and issubclass(one, BaseException))):
+            msg = f"@when(error=...): expected an exception class or its dotted name, got {one!r}"
+            raise TypeError(msg)
+    for name, value in (("task", task), ("tag", tag)):
+        if value is not None and not isinstance(value, str):
+            msg = f"@when({name}=...): expected a string, got {value!r}"
+            raise TypeError(msg)
+    if errors is None and task is None and tag is None:
+        msg = "@when() needs at least one of error=, task= and tag="
+        raise TypeError(msg)
+    condition = When(errors, task, tag)
+
+    def mark(function: F) -> F:
+        conditions = (condition, *getattr(function, WHEN_ATTRIBUTE, ()))
+        setattr(function, WHEN_ATTRIBUTE, conditions)
+        return function
+
+    return mark
+
+
+def blocking(function: F) -> F:
+    """Run this plain hookimpl away from the caller's thread; goes on either side of ``@hookimpl``.
+
+    For a hookimpl that waits: for a lock, a socket, a disk. In async code the event loop goes on
+    meanwhile, and a time limit can leave such a hookimpl behind in its daemon thread.
+
+    Args:
+        function: A plain function. An ``async def`` hookimpl needs no such mark.
+
+    Returns:
+        The same function, marked.
+    """
+    setattr(function, BLOCKING_ATTRIBUTE, True)
+    return function
+
+
+WHEN_ATTRIBUTE: Final = f"{PROJECT_NAME}_when"
+BLOCKING_ATTRIBUTE: Final = f"{PROJECT_NAME}_blocking"

@@ -1,0 +1,321 @@
+"""What hooks are given: the task's definition, the message of one run, and two protocols."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+import time
+import uuid as _uuid_module
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, Protocol, TypeAlias
+
+import attrs
+
+__all__ = ["RunContext", "RunRecord", "RunningApp", "RunningTask", "TaskFunc", "TaskMessage"]
+
+ErrorClasses: TypeAlias = type[BaseException] | Iterable[type[BaseException]] | None
+
+
+def error_classes(value: ErrorClasses) -> tuple[type[BaseException], ...] | None:
+    """Return ``intercept=`` as a tuple of classes; None stays None.
+
+    Raises:
+        TypeError: Something in it is not an exception class.
+    """
+    if value is None:
+        return None
+    classes = tuple(value) if isinstance(value, Iterable) else (value,)
+    for one in classes:
+        if not (isinstance(one, type) and issubclass(one, BaseException)):
+            msg = f"intercept=: expected an exception class, several of them or None, got {one!r}"
+            raise TypeError(msg)
+    return classes
+
+
+def _positive_seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"{attribute.name}=: expected seconds as a number or None, got {value!r}"
+        raise TypeError(msg)
+    if not (math.isfinite(value) and value > 0):
+        msg = f"{attribute.name}=: expected more than 0 seconds, got {value!r}"
+        raise ValueError(msg)
+
+
+def retry_count(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """Refuse what is no number of retries; None is one.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is negative.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{attribute.name}=: expected a whole number or None, got {value!r}"
+        raise TypeError(msg)
+    if value < 0:
+        msg = f"{attribute.name}=: expected 0 or more retries, got {value!r}"
+        raise ValueError(msg)
+
+
+def _callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not callable(value):
+        msg = f"{attribute.name}: expected a function, got {value!r}"
+        raise TypeError(msg)
+
+
+def _any_kind(func: Any, test: Callable[[Any], bool]) -> bool:
+    # An object with __call__ is of the kind of its __call__.
+    return test(func) or (not inspect.isroutine(func) and test(getattr(func, "__call__", None)))
+
+
+@attrs.frozen(eq=False)
+class TaskFunc:
+    """A task's definition, shared by all of its runs.
+
+    Attributes:
+        name: The task's name, unique in its app.
+        func: The function itself.
+        echo: Whether the function takes a view of its run as first argument (``self``).
+        priority: Higher runs first, where an engine is behind the app.
+        intercept: Exception classes that plugins are asked about besides
+            ``TaskPluginTriggerError``; None stands for the app's.
+        max_retries: The most retries of one run that plugins may cause; None for no bound.
+        max_time: Seconds that one attempt may take; None for no limit.
+        tags: Words that plugins can filter by.
+        description: What the task does, for people.
+        extra: Whatever else the app gave with the task, for its plugins.
+        is_async: Whether ``func`` is an ``async def``, an async generator too.
+        is_generator: Whether ``func`` yields its result item by item.
+
+    Raises:
+        TypeError: A value is of the wrong type.
+        ValueError: A number is out of its range.
+    """
+
+    name: str = attrs.field(validator=attrs.validators.instance_of(str))
+    func: Callable[..., Any] = attrs.field(validator=_callable)
+    echo: bool = attrs.field(default=False, kw_only=True)
+    priority: int = attrs.field(default=0, kw_only=True)
+    intercept: tuple[type[BaseException], ...] | None = attrs.field(
+        default=None, kw_only=True, converter=error_classes
+    )
+    max_retries: int | None = attrs.field(default=None, kw_only=True, validator=retry_count)
+    max_time: float | None = attrs.field(default=None, kw_only=True, validator=_positive_seconds)
+    tags: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+    description: str = attrs.field(default="", kw_only=True)
+    extra: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, repr=False)
+    is_async: bool = attrs.field(init=False, repr=False)
+    is_generator: bool = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Look once at what kind of function it is: no run has to."""
+        tags = (self.tags,) if isinstance(self.tags, str) else tuple(self.tags)
+        object.__setattr__(self, "tags", tags)
+        is_async_generator = _any_kind(self.func, inspect.isasyncgenfunction)
+        is_async = is_async_generator or _any_kind(self.func, inspect.iscoroutinefunction)
+        is_generator = is_async_generator or _any_kind(self.func, inspect.isgeneratorfunction)
+        object.__setattr__(self, "is_async", is_async)
+        object.__setattr__(self, "is_generator", is_generator)
+
+
+_first_read = threading.Lock()
+
+
+@attrs.frozen(eq=False)
+class TaskMessage:
+    """The message of one run; hooks get it under its historic name ``task_broker``.
+
+    ``uuid`` and ``created_at`` are made when they are first read, pickled or copied, so that a
+    run that nobody looks at does not pay for them.
+
+    Attributes:
+        name: The task's name.
+        args: The positional arguments of the call.
+        kwargs: The keyword arguments of the call.
+        priority: Higher runs first; None where the engine does not know.
+        attempt: Which attempt this is, from 1; None where the engine does not know.
+        queue: The queue it came from, where there is one.
+        engine: The engine that carried it, where there is one.
+        redelivered: Whether it was handed over before; None where the engine does not know.
+        metadata: What else travelled with it.
+    """
+
+    name: str
+    args: tuple[Any, ...] = attrs.field(default=(), converter=tuple, repr=False)
+    kwargs: dict[str, Any] = attrs.field(factory=dict, converter=dict, repr=False)
+    _uuid: _uuid_module.UUID | str | None = attrs.field(default=None, kw_only=True, repr=False)
+    priority: int | None = attrs.field(default=0, kw_only=True)
+    _created_at: float | None = attrs.field(default=None, kw_only=True, repr=False)
+    attempt: int | None = attrs.field(default=1, kw_only=True)
+    queue: str | None = attrs.field(default=None, kw_only=True)
+    engine: str | None = attrs.field(default=None, kw_only=True)
+    redelivered: bool | None = attrs.field(default=None, kw_only=True)
+    metadata: dict[str, Any] = attrs.field(
+        factory=dict, converter=dict, kw_only=True, repr=False
+    )
+
+    @property
+    def uuid(self) -> _uuid_module.UUID | str:
+        """The run's id: a UUID, or the engine's own id."""
+        if self._uuid is None:
+            with _first_read:
+                if self._uuid is None:
+                    object.__setattr__(self, "_uuid", _uuid_module.uuid4())
+        return self._uuid  # type: ignore[return-value]  # set in the lines above
+
+    @property
+    def created_at(self) -> float:
+        """When the message was made, in seconds since the epoch."""
+        if self._created_at is None:
+            with _first_read:
+                if self._created_at is None:
+                    object.__setattr__(self, "_created_at", time.time())
+        return self._created_at  # type: ignore[return-value]  # set in the lines above
+
+    def __eq__(self, other: object) -> bool:
+        """Two messages are one when they are the same attempt of the same run."""
+        if not isinstance(other, TaskMessage):
+            return NotImplemented
+        return (self.uuid, self.attempt) == (other.uuid, other.attempt)
+
+    def __hash__(self) -> int:
+        """Agree with ``==``."""
+        return hash((self.uuid, self.attempt))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Fix the id and the time: a copy is the same run."""
+        state = {name.name: getattr(self, name.name) for name in attrs.fields(TaskMessage)}
+        return state | {"_uuid": self.uuid, "_created_at": self.created_at}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what ``__getstate__`` gave."""
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+
+class RunContext(Protocol):
+    """What a task reaches as ``self.ctx``, and a hookimpl as ``task_executor.ctx``."""
+
+    @property
+    def task_name(self) -> str:
+        """The task's name."""
+        ...
+
+    @property
+    def uuid(self) -> _uuid_module.UUID | str:
+        """The run's id."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        ...
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger that names the task, the run and the attempt."""
+        ...
+
+    def plugin_error(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise ``TaskPluginTriggerError`` with these arguments."""
+        ...
+
+    def cancel(self, reason: str = "") -> NoReturn:
+        """Raise ``TaskCancelError(reason)``."""
+        ...
+
+    def sleep(self, seconds: float) -> Awaitable[None] | None:
+        """Pause; awaited in an async task, called in the others."""
+        ...
+
+
+class RunRecord(Protocol):
+    """One line of a run's trail; ``qtasks_pluggy.TrailRecord`` says what the fields mean."""
+
+    plugin: str
+    distribution: str | None
+    version: str | None
+    hook: str
+    attempt: int
+    status: str
+    kind: str | None
+    seconds: float
+    observed: bool
+    won: bool
+
+
+class RunningTask(Protocol):
+    """What a hookimpl may read from ``task_executor``: one run, none of it to be written."""
+
+    @property
+    def task_func(self) -> TaskFunc:
+        """The task's definition."""
+        ...
+
+    @property
+    def task_broker(self) -> TaskMessage:
+        """The run's message."""
+        ...
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments of this attempt."""
+        ...
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        """The keyword arguments of this attempt."""
+        ...
+
+    @property
+    def result(self) -> Any:
+        """The result so far; None before there is one."""
+        ...
+
+    @property
+    def yielded(self) -> Sequence[Any]:
+        """The items that a generator task has yielded in this attempt."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        ...
+
+    @property
+    def max_attempts(self) -> int | None:
+        """The most attempts that the task and the app allow; None for no bound."""
+        ...
+
+    @property
+    def trail(self) -> Sequence[RunRecord]:
+        """Who was asked so far, and what each answered."""
+        ...
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger that names the task, the run and the attempt."""
+        ...
+
+    @property
+    def ctx(self) -> RunContext:
+        """What the task itself reaches as ``self.ctx``."""
+        ...
+
+
+class RunningApp(Protocol):
+    """What ``qtasks_start`` and ``qtasks_stop`` may read from ``app``."""
+
+    @property
+    def name(self) -> str:
+        """The app's name."""
+        ...
+
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        """The app's tasks by name."""
+        ...

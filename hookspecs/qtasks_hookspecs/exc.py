@@ -1,0 +1,224 @@
+"""The errors of qtasks-pluggy, one set of classes for plugins and apps.
+
+QTasksError
+├── TaskPluginTriggerError       raised by a task to ask the plugins
+├── TaskCancelError              the run was cancelled on purpose
+├── TaskDeadLetteredError        the run was set aside
+├── TaskTimeoutError             a time limit of the task (also a TimeoutError)
+├── PluginError                  a plugin failed, under ``strict`` or while starting
+│   └── PluginRegistrationError  plugins that cannot be registered (``.problems``)
+├── SettingsError                a setting is unknown or has a wrong value
+├── TaskNameError                a task name is unknown or taken twice
+├── NotRunningError              the app was stopped, or was never started
+├── QueueFullError               the engine's queue takes no more
+└── EngineError                  the engine could not do its part
+    └── CapabilityError          the engine cannot do this at all
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "CapabilityError",
+    "EngineError",
+    "NotRunningError",
+    "PluginError",
+    "PluginRegistrationError",
+    "QTasksError",
+    "QueueFullError",
+    "SettingsError",
+    "TaskCancelError",
+    "TaskDeadLetteredError",
+    "TaskNameError",
+    "TaskPluginTriggerError",
+    "TaskTimeoutError",
+]
+
+
+class QTasksError(Exception):
+    """The base of every error that qtasks-pluggy raises."""
+
+
+class TaskPluginTriggerError(QTasksError):
+    """A task asks the plugins what should happen instead of its result.
+
+    Raised by ``ctx.plugin_error(...)`` or directly. An ordinary exception that the task
+    lets plugins intercept arrives at them wrapped in this class, with the original as
+    ``cause``.
+
+    Args:
+        *args: Anything; the first one is the message unless ``message=`` is given.
+        **kwargs: Anything; kept in ``kwargs``, ``message`` is shown by ``str()``.
+
+    Attributes:
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args)
+        self.kwargs: dict[str, Any] = kwargs
+
+    @property
+    def message(self) -> Any:
+        """Keyword ``message``, else the first argument, else the cause's text, else ``""``."""
+        if "message" in self.kwargs:
+            return self.kwargs["message"]
+        if self.args:
+            return self.args[0]
+        return "" if self.__cause__ is None else str(self.__cause__)
+
+    @property
+    def cause(self) -> BaseException | None:
+        """The error behind this one: ``__cause__``."""
+        return self.__cause__
+
+    def __str__(self) -> str:
+        """Show the message, whichever way it was given."""
+        return str(self.message)
+
+    def __repr__(self) -> str:
+        """Show both kinds of arguments."""
+        shown = [repr(value) for value in self.args]
+        shown += [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy whole, with keywords and cause, without calling ``__init__``."""
+        state = {name: value for name, value in self.__dict__.items() if name != "kwargs"}
+        return _restore, (type(self), self.args, self.kwargs, _Cause(self.__cause__)), state
+
+    def __setstate__(self, state: dict[str, Any] | None) -> None:
+        """Take the attributes that a subclass or a note left on the error."""
+        if state:
+            self.__dict__.update(state)
+
+
+class _Cause:
+    """A cause on its way through pickle: itself, or its text where it cannot travel."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Imported here: a plugin that never pickles an error need not load pickle.
+        import pickle
+
+        error = self.error
+        try:
+            pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes, made one line up
+        except Exception:  # noqa: BLE001  # whatever a foreign error's pickling raises
+            text = QTasksError(str(error))
+            text.add_note(f"stands for a {type(error).__qualname__} that cannot be pickled")
+            error = text
+        return _Cause, (error,)
+
+    def __copy__(self) -> _Cause:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Cause:
+        return self
+
+
+def _restore(
+    cls: type[TaskPluginTriggerError], args: tuple[Any, ...], kwargs: dict[str, Any], cause: _Cause
+) -> TaskPluginTriggerError:
+    # Not cls(*args, **kwargs): a subclass may have a signature of its own.
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.kwargs = dict(kwargs)
+    error.__cause__ = cause.error
+    return error
+
+
+class TaskCancelError(QTasksError):
+    """The run was cancelled, by ``ctx.cancel(reason)`` or by a plugin's ``Cancel(reason)``.
+
+    Attributes:
+        reason: Why; may be empty.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class TaskDeadLetteredError(QTasksError):
+    """The run was set aside by a plugin's ``DeadLetter(reason)``.
+
+    The task's own error is the ``__cause__``.
+
+    Attributes:
+        reason: Why; may be empty.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class TaskTimeoutError(QTasksError, TimeoutError):
+    """An attempt took longer than the task's ``max_time`` seconds."""
+
+
+class PluginError(QTasksError):
+    """A plugin failed where that may not pass: under ``strict``, or while starting.
+
+    The plugin's own error is the ``__cause__``.
+
+    Attributes:
+        task_error: The task's error that the plugin was asked about, if there was one.
+    """
+
+    def __init__(self, message: str = "", *, task_error: BaseException | None = None) -> None:
+        super().__init__(message)
+        self.task_error = task_error
+
+
+class PluginRegistrationError(PluginError):
+    """One or more plugins cannot be registered; nothing of them was.
+
+    Attributes:
+        problems: One text for each fault, all of them.
+    """
+
+    def __init__(self, problems: list[str] | tuple[str, ...] | str = ()) -> None:
+        self.problems: tuple[str, ...] = (
+            (problems,) if isinstance(problems, str) else tuple(problems)
+        )
+        if len(self.problems) == 1:
+            text = self.problems[0]
+        else:
+            text = "\n".join(
+                [f"{len(self.problems)} problems:", *(f"- {problem}" for problem in self.problems)]
+            )
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the problems: the text is made from them."""
+        return type(self), (self.problems,)
+
+
+class SettingsError(QTasksError):
+    """A setting is unknown, or its value is not what the key takes."""
+
+
+class TaskNameError(QTasksError):
+    """A task name is unknown, or two tasks claim one."""
+
+
+class NotRunningError(QTasksError):
+    """The app was stopped, or this needs it to be started first."""
+
+
+class QueueFullError(QTasksError):
+    """The engine's queue takes no more for now."""
+
+
+class EngineError(QTasksError):
+    """The engine behind the app could not do its part."""
+
+
+class CapabilityError(EngineError):
+    """The engine cannot do what was asked of it, now or ever."""

@@ -1,0 +1,58 @@
+"""Plugins decide what happens when a task fails.
+
+For apps:
+
+===================  ===========================================================================
+``QueueTasks``       an app: tasks, plugins, start and stop
+``TaskExecutor``     one run, alone
+``PluginManager``    plugins and hooks, alone
+``exc``              the errors
+===================  ===========================================================================
+
+For plugins there is ``qtasks_hookspecs``, and only that.
+
+The modules, in the order in which a run meets them:
+
+===================  ===========================================================================
+``_app.py``          ``QueueTasks``: tasks by name, plugins, start and stop
+``_task.py``         ``AsyncTask`` and ``SyncTask``, and the ``ctx`` of a run
+``_executor.py``     START HERE: the life of one run
+``_dispatch.py``     the call convention: who is asked, and whose answer wins
+``_chain.py``        the links of a hook's chain
+``_waiting.py``      how a run waits, in plain code and on an event loop
+``_plugins.py``      the plugin manager: registration, discovery, chains
+``_validation.py``   what can be wrong with a plugin
+``_trail.py``        who was asked, what each answered, what won
+``_settings.py``     the operator's settings
+``_log.py``          where events go
+``base_plugin.py``   plugins of QTasks' own shape, for migration
+``cli/``             the command ``qtasks-pluggy``
+===================  ===========================================================================
+"""
+
+from __future__ import annotations
+
+from qtasks_pluggy import exc
+from qtasks_pluggy._app import QueueTasks
+from qtasks_pluggy._executor import TaskExecutor
+from qtasks_pluggy._plugins import PluginManager
+from qtasks_pluggy._task import AsyncTask, SyncTask
+from qtasks_pluggy._trail import Trail, TrailRecord
+from qtasks_pluggy.base_plugin import BasePlugin
+
+# Defined for plugins, named here for apps.
+from qtasks_hookspecs import TaskFunc, TaskMessage  # isort: skip
+
+__all__ = [
+    "AsyncTask",
+    "BasePlugin",
+    "PluginManager",
+    "QueueTasks",
+    "SyncTask",
+    "TaskExecutor",
+    "TaskFunc",
+    "TaskMessage",
+    "Trail",
+    "TrailRecord",
+    "exc",
+]

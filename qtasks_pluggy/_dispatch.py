@@ -1,0 +1,392 @@
+"""The call convention that pluggy lacks: every hookimpl is asked, and the last answer wins.
+
+A hook's chain is an immutable tuple of links, built anew whenever plugins or settings change and
+swapped in one assignment; a dispatch ends with the chain with which it began. ``dispatch`` walks
+it, once for plain and for async code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import pluggy
+
+from qtasks_hookspecs import Raise, Replace, Retry
+from qtasks_hookspecs.exc import PluginError
+from qtasks_pluggy import _log
+from qtasks_pluggy._chain import DECISIONS, Chain, Entry, Link
+from qtasks_pluggy._trail import short
+from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
+
+if TYPE_CHECKING:
+    from qtasks_pluggy._plugins import PluginManager
+
+TRIGGER: Final = "task_executor_run_task_trigger_error"
+
+# The hookimpls that are at work right now, seen from inside of them.
+_at_work: Final[contextvars.ContextVar[tuple[Callable[..., Any], ...]]] = contextvars.ContextVar(
+    "qtasks_pluggy_at_work", default=()
+)
+
+
+class HookCaller(pluggy.HookCaller):
+    """A hook that is called by our convention, plainly or by ``call_async``."""
+
+    __slots__ = ("chain", "lastresult", "manager", "names", "pipeline")
+
+    def __init__(
+        self, name: str, manager: PluginManager, namespace: Any, options: Mapping[str, Any]
+    ) -> None:
+        super().__init__(name, manager.call_hookimpls, namespace, options)  # type: ignore[arg-type]  # our hookspec's options hold pluggy's
+        assert self.spec is not None  # noqa: S101  # pluggy sets it where a namespace is given
+        self.manager = manager
+        self.chain = Chain()
+        self.lastresult: bool = options.get("lastresult", False)
+        self.pipeline: str | None = options.get("pipeline")
+        self.names = frozenset(self.spec.argnames)
+
+    def __call__(self, **values: Any) -> Any:
+        """Call the hook from plain code; its async hookimpls run on the background loop.
+
+        Returns:
+            The winning answer or None; of a pipeline what is left at its end.
+        """
+        return finish(dispatch(self, self.chain, values, IN_THREAD))
+
+    def call_async(self, **values: Any) -> Coroutine[Any, Any, Any]:
+        """Call the hook from async code.
+
+        Returns:
+            The same as a plain call, to be awaited.
+        """
+        return dispatch(self, self.chain, values, ON_LOOP)
+
+
+class SubsetHookCaller(HookCaller):
+    """A hook without the hookimpls of some plugins, as ``subset_hook_caller`` gives it."""
+
+    __slots__ = ("original", "removed")
+
+    def __init__(self, original: HookCaller, removed: Sequence[Any]) -> None:
+        assert original.spec is not None  # noqa: S101  # one of our hooks
+        options: Any = original.spec.opts
+        super().__init__(original.name, original.manager, original.spec.namespace, options)
+        self.original = original
+        self.removed = removed
+
+    @property
+    def chain(self) -> Chain:  # type: ignore[override]  # follows the original
+        """The original's chain of this moment, less the removed plugins."""
+
+        def kept(links: tuple[Link, ...]) -> tuple[Link, ...]:
+            return tuple(
+                link for link in links if not any(link.impl.plugin is one for one in self.removed)
+            )
+
+        whole = self.original.chain
+        return Chain(kept(whole.links), kept(whole.wrappers))
+
+    @chain.setter
+    def chain(self, _: Chain) -> None:
+        pass
+
+    def get_hookimpls(self) -> list[pluggy.HookImpl]:
+        """Return the hookimpls that are left."""
+        return [
+            impl
+            for impl in self.original.get_hookimpls()
+            if not any(impl.plugin is one for one in self.removed)
+        ]
+
+
+async def dispatch(
+    hook: HookCaller, chain: Chain, values: dict[str, Any], waiting: Waiting
+) -> Any:
+    """Ask every link of a chain, and return the winning answer.
+
+    Args:
+        hook: The hook.
+        chain: Its chain when the dispatch began.
+        values: The hook's parameters by name.
+        waiting: How the caller waits.
+
+    Returns:
+        The last answer that is not None, or None; for a pipeline what its last link left; for a
+        hook whose answers are ignored None.
+
+    Raises:
+        PluginError: A hookimpl failed and may not, because of ``strict`` or while starting.
+        TypeError: The caller left out a parameter of the hook, or gave one that it lacks.
+    """
+    if values.keys() != hook.names:
+        msg = f"hook {hook.name!r} takes {sorted(hook.names)}, but was called with {sorted(values)}"
+        raise TypeError(msg)
+    run = values.get("task_executor", values.get("app"))
+    entries: list[Entry] | None = getattr(run, "_entries", None)
+    if entries is None:
+        entries = []
+    begin = len(entries)
+    attempt: int = getattr(run, "attempt", 1)
+    error = values.get("e")
+    lastresult = hook.lastresult
+    answer: Any = None
+    winner: Entry | None = None
+    outer = _at_work.get()
+    token = _at_work.set(outer)
+    opened: list[_Opened] = []
+    try:
+        for link in reversed(chain.wrappers):
+            _open(hook, link, values, entries, attempt, opened)
+        for link in chain.links:
+            if outer and error is not None and link.function in outer:
+                entries.append(Entry(link, attempt, "reentered", None, 0.0))
+                continue
+            _at_work.set((*outer, link.function) if outer else link.alone)
+            start = perf_counter()
+            try:
+                if link.plain:
+                    reply = link.function(*link.pick(values))
+                elif link.blocking:
+                    reply = await waiting.thread(partial(link.call, values))
+                else:
+                    reply = link.call(values)
+                if reply is None:
+                    seconds = perf_counter() - start
+                    entries.append(Entry(link, attempt, "no_opinion", None, seconds))
+                    continue
+                if link.is_async or hasattr(type(reply), "__await__"):
+                    reply = await waiting.awaitable(reply)
+                counts = _accept(hook, values, reply)
+            except asyncio.CancelledError as failure:
+                if waiting.cancelled():
+                    raise
+                _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+            except Exception as failure:  # noqa: BLE001  # isolated, and loud
+                _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+            else:
+                status = "answered" if counts else "no_opinion"
+                kind = None if reply is None else type(reply)
+                entry = Entry(link, attempt, status, kind, perf_counter() - start)
+                entries.append(entry)
+                if counts:
+                    answer, winner = reply, entry
+        if hook.pipeline is not None:
+            answer = _left(hook, values)
+        while opened:
+            answer, winner = _close(hook, opened.pop(), values, entries, attempt, answer, winner)
+    finally:
+        _at_work.reset(token)
+        for left in opened:
+            left.generator.close()
+    if winner is not None:
+        winner.won = True
+    if error is not None:
+        _tell(hook, run, error, entries[begin:])
+    return answer if lastresult or hook.pipeline else None
+
+
+def _accept(hook: HookCaller, values: dict[str, Any], reply: Any) -> bool:
+    """Say whether an answer counts; in a pipeline, hand it on to the links that follow."""
+    if reply is None:
+        return False
+    kind = type(reply)
+    if not issubclass(kind, DECISIONS):
+        if kind is type and issubclass(reply, DECISIONS):
+            msg = f"answered the class {reply.__name__}; answer an instance, {reply.__name__}(...)"
+            raise TypeError(msg)
+    elif hook.lastresult:
+        if issubclass(kind, Retry):
+            return _may_retry(values.get("task_executor"), reply)
+        error = values.get("e")
+        return not (
+            issubclass(kind, Raise)
+            and (reply.error is error or reply.error is getattr(error, "__cause__", None))
+        )
+    elif not issubclass(kind, Replace):
+        msg = (
+            f"answered {kind.__name__}, which is a decision of {TRIGGER} only;"
+            f" {hook.name} takes a plain value or Replace(value)"
+        )
+        raise TypeError(msg)
+    else:
+        reply = reply.value
+    if hook.pipeline == "result":
+        values["result"] = reply
+    elif hook.pipeline is not None:
+        values["args"], values["kwargs"] = _arguments(reply)
+    return True
+
+
+def _may_retry(run: Any, retry: Retry) -> bool:
+    attempt: int = getattr(run, "attempt", 1)
+    most: int | None = getattr(run, "max_attempts", None)
+    return attempt <= retry.limit and (most is None or attempt < most)
+
+
+def _arguments(reply: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    # The arguments themselves are not shown: they may hold secrets.
+    if not (isinstance(reply, (tuple, list)) and len(reply) == 2):  # noqa: PLR2004  # a pair
+        msg = f"answered {type(reply).__name__}; answer a pair (args, kwargs), or None"
+        raise TypeError(msg)
+    args, kwargs = reply
+    if not (isinstance(args, (tuple, list)) and isinstance(kwargs, Mapping)):
+        msg = (
+            f"answered ({type(args).__name__}, {type(kwargs).__name__});"
+            " answer a pair of a tuple and a dict, (args, kwargs)"
+        )
+        raise TypeError(msg)
+    return tuple(args), dict(kwargs)
+
+
+def _left(hook: HookCaller, values: dict[str, Any]) -> Any:
+    return values["result"] if hook.pipeline == "result" else (values["args"], values["kwargs"])
+
+
+def _failed(
+    hook: HookCaller,
+    link: Link,
+    failure: BaseException,
+    values: Mapping[str, Any],
+    entries: list[Entry],
+    attempt: int,
+    seconds: float,
+) -> None:
+    entries.append(Entry(link, attempt, "raised", type(failure), seconds))
+    task = task_name(values)
+    _log.logger().error(
+        "plugin_failed",
+        plugin=link.plugin,
+        distribution=link.distribution,
+        version=link.version,
+        hook=link.hook,
+        task=task,
+        error=type(failure).__name__,
+        exc_info=failure,
+    )
+    if hook.manager.strict or hook.name == "qtasks_start":
+        why = (
+            "the app was not started; mend the plugin, or switch it off"
+            if hook.name == "qtasks_start"
+            else "strict is on; mend the plugin, switch it off, or set QTASKS_PLUGGY_STRICT=false"
+        )
+        where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
+        msg = (
+            f"{link.who} failed in {where} with {type(failure).__name__}: {failure};"
+            f" {why} (QTASKS_PLUGGY_DISABLE={link.plugin})"
+        )
+        raise PluginError(msg, task_error=values.get("e")) from failure
+
+
+def task_name(values: Mapping[str, Any]) -> str | None:
+    """Name the task that a hook is called for, if it is for one."""
+    task_func = values.get("task_func") or getattr(values.get("task_executor"), "task_func", None)
+    return getattr(task_func, "name", None)
+
+
+def note(error: BaseException, text: str) -> None:
+    """Note a text on an error, once, however often the same error comes by."""
+    text = f"qtasks_pluggy: {text}"
+    try:
+        if text not in getattr(error, "__notes__", ()):
+            error.add_note(text)
+    except Exception:  # noqa: BLE001, S110  # an error class that refuses notes; the trail has it all
+        pass
+
+
+def _tell(hook: HookCaller, run: Any, error: BaseException, entries: list[Entry]) -> None:
+    if any(entry.status == "raised" for entry in entries):
+        note(error, f"{hook.name}: {short(entry.record() for entry in entries)}")
+    if hook.name == TRIGGER and _log.debug_enabled():
+        _log.logger().debug(
+            "task_error_dispatched",
+            task=getattr(getattr(run, "task_func", None), "name", None),
+            uuid=str(getattr(getattr(run, "task_broker", None), "uuid", None)),
+            attempt=getattr(run, "attempt", None),
+            error=type(error.__cause__ or error).__name__,
+            won=next((entry.link.plugin for entry in entries if entry.won), None),
+            trail=[attrs.asdict(entry.record()) for entry in entries],
+        )
+
+
+@attrs.frozen(eq=False)
+class _Opened:
+    """A wrapper that has come to its yield."""
+
+    link: Link
+    generator: Generator[None, Any, Any]
+    seconds: float
+
+
+def _open(
+    hook: HookCaller,
+    link: Link,
+    values: Mapping[str, Any],
+    entries: list[Entry],
+    attempt: int,
+    opened: list[_Opened],
+) -> None:
+    start = perf_counter()
+    outer = _at_work.get()
+    _at_work.set((*outer, link.function))
+    try:
+        generator = link.call(values)
+        next(generator)
+    except StopIteration:
+        ended = RuntimeError("the wrapper ended without a yield; it needs exactly one")
+        _failed(hook, link, ended, values, entries, attempt, perf_counter() - start)
+    except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # isolated, and loud
+        _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+    else:
+        opened.append(_Opened(link, generator, perf_counter() - start))
+    finally:
+        _at_work.set(outer)
+
+
+def _close(
+    hook: HookCaller,
+    wrapper: _Opened,
+    values: dict[str, Any],
+    entries: list[Entry],
+    attempt: int,
+    answer: Any,
+    winner: Entry | None,
+) -> tuple[Any, Entry | None]:
+    """Give a wrapper the answer, and return what it makes of it."""
+    link = wrapper.link
+    start = perf_counter() - wrapper.seconds
+    outer = _at_work.get()
+    _at_work.set((*outer, link.function))
+    try:
+        wrapper.generator.send(answer)
+        wrapper.generator.close()
+        msg = "the wrapper yielded a second time; it needs exactly one yield"
+        raise RuntimeError(msg)  # noqa: TRY301  # fails like any other
+    except StopIteration as end:
+        reply = end.value
+    except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # the inner answer stands
+        _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+        return answer, winner
+    finally:
+        _at_work.set(outer)
+    if reply is answer:
+        entries.append(Entry(link, attempt, "no_opinion", None, perf_counter() - start))
+        return answer, winner
+    try:
+        # A wrapper's None is an answer: that the error goes on, that the result is None.
+        replaces = _accept(hook, values, Replace(None) if reply is None else reply)
+    except TypeError as failure:
+        _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+        return answer, winner
+    status = "answered" if replaces else "no_opinion"
+    kind = None if reply is None else type(reply)
+    entry = Entry(link, attempt, status, kind, perf_counter() - start)
+    entries.append(entry)
+    if not replaces:
+        return answer, winner
+    return (_left(hook, values) if hook.pipeline else reply), entry

@@ -1,0 +1,525 @@
+"""START HERE: the life of one run, from its arguments to its result.
+
+``_life`` is the whole story, once for plain and for async code: attempts, what the plugins say to
+an error, and the end. ``attempt`` is one attempt; whoever hosts the run carries out the
+``Outcome`` that it may end with. In place that is ``_life``; behind an engine it is the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from types import CoroutineType, MappingProxyType
+from typing import Any, Final, Literal, TypeAlias
+
+import attrs
+
+from qtasks_hookspecs import (
+    Cancel,
+    DeadLetter,
+    Raise,
+    Replace,
+    Retry,
+    TaskFunc,
+    TaskMessage,
+)
+from qtasks_hookspecs.exc import (
+    PluginError,
+    TaskCancelError,
+    TaskDeadLetteredError,
+    TaskPluginTriggerError,
+    TaskTimeoutError,
+)
+from qtasks_pluggy import _log
+from qtasks_pluggy._chain import Entry
+from qtasks_pluggy._dispatch import note
+from qtasks_pluggy._plugins import PluginManager
+from qtasks_pluggy._task import AsyncTask, Context, SyncTask
+from qtasks_pluggy._trail import Trail, short
+from qtasks_pluggy._waiting import (
+    IN_THREAD,
+    ON_LOOP,
+    LimitExceededError,
+    Waiting,
+    finish,
+    raise_as_is,
+)
+
+Runnable: TypeAlias = "TaskFunc | AsyncTask[..., Any] | SyncTask[..., Any] | Callable[..., Any]"
+
+_NO_PLUGINS: Final = PluginManager()
+
+
+@attrs.frozen(eq=False)
+class Outcome:
+    """How an attempt ended that has no result, for the host of the run to carry out.
+
+    Attributes:
+        action: What is to be done.
+        error: What the caller will see; for a retry, the error that it answers.
+        delay: Seconds before the next attempt; None leaves it to the host.
+        limit: The most retries that the decision allows.
+        reason: Why, for people.
+    """
+
+    action: Literal["fail", "retry", "cancel", "dead_letter"]
+    error: Exception
+    delay: float | None = None
+    limit: int | None = None
+    reason: str = ""
+
+
+@attrs.frozen
+class _Raised:
+    """A ``StopIteration`` on its way out: a coroutine cannot raise one."""
+
+    error: StopIteration
+
+
+class TaskExecutor:
+    """The life of one run: one executor, one run.
+
+    Args:
+        task_func: The task: its definition, the task itself, or a plain function.
+        task_broker: The message that asked for the run; made when it is first read, if not given.
+        args: The arguments, where there is no message.
+        kwargs: The keyword arguments, where there is no message.
+        plugins: A manager, or plugins for a manager of this run's own; nothing is discovered.
+            None means those of the task's app, if it has one.
+
+    Raises:
+        TypeError: A message and arguments are given both.
+        PluginRegistrationError: Faults of ``plugins``.
+    """
+
+    __slots__ = (
+        "_args",
+        "_attempt",
+        "_entries",
+        "_given",
+        "_hooks",
+        "_kwargs",
+        "_message",
+        "_result",
+        "_started",
+        "_task",
+        "_task_func",
+        "_waiting",
+        "_yielded",
+    )
+
+    def __init__(
+        self,
+        task_func: Runnable,
+        task_broker: TaskMessage | None = None,
+        *,
+        args: tuple[Any, ...] | list[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        plugins: PluginManager | list[Any] | tuple[Any, ...] | None = None,
+    ) -> None:
+        self._task: Any = None
+        if isinstance(task_func, (AsyncTask, SyncTask)):
+            self._task = task_func
+            task_func = task_func.task_func
+        elif not isinstance(task_func, TaskFunc):
+            task_func = TaskFunc(getattr(task_func, "__name__", repr(task_func)), task_func)
+        self._task_func: TaskFunc = task_func
+        self._message = task_broker
+        if task_broker is None:
+            self._args = args if type(args) is tuple else tuple(args)
+            self._kwargs: Mapping[str, Any] = kwargs or {}
+            self._attempt = 1
+        elif args or kwargs:
+            msg = (
+                f"TaskExecutor for task {task_func.name!r} got a message and args= or kwargs=;"
+                " the message has the arguments, give one or the other"
+            )
+            raise TypeError(msg)
+        else:
+            self._args = task_broker.args
+            self._kwargs = task_broker.kwargs
+            self._attempt = task_broker.attempt or 1
+        if plugins is None:
+            plugins = getattr(getattr(self._task, "host", None), "plugins", _NO_PLUGINS)
+        elif not isinstance(plugins, PluginManager):
+            plugins = PluginManager(plugins)
+        self._hooks = plugins.hook
+        self._result: Any = None
+        self._yielded: list[Any] | None = None
+        self._entries: list[Entry] = []
+        self._waiting: Waiting = ON_LOOP
+        self._given: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
+        self._started = False
+
+    @property
+    def task_func(self) -> TaskFunc:
+        """The task's definition."""
+        return self._task_func
+
+    @property
+    def task_broker(self) -> TaskMessage:
+        """The run's message."""
+        if self._message is None:
+            func = self._task_func
+            self._message = TaskMessage(
+                func.name, self._args, self._kwargs, priority=func.priority, attempt=self._attempt
+            )
+        return self._message
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments of this attempt."""
+        return self._args
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        """The keyword arguments of this attempt; a view that cannot be written."""
+        return MappingProxyType(self._kwargs)  # type: ignore[arg-type]  # any mapping will do
+
+    @property
+    def result(self) -> Any:
+        """The result so far; None before there is one."""
+        return self._result
+
+    @property
+    def yielded(self) -> list[Any]:
+        """The items that a generator task has yielded in this attempt, in a list of your own."""
+        return list(self._yielded or ())
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        return self._attempt
+
+    @property
+    def max_attempts(self) -> int | None:
+        """The most attempts that the task and its app allow; None for no bound."""
+        retries = self._task_func.max_retries
+        return None if retries is None else retries + 1
+
+    @property
+    def trail(self) -> Trail:
+        """Who was asked so far, what each answered, how long it took, and what won."""
+        return Trail(entry.record() for entry in self._entries)
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger that names the task, the run and the attempt."""
+        return _log.logger().bind(
+            task=self._task_func.name, uuid=str(self.task_broker.uuid), attempt=self._attempt
+        )
+
+    @property
+    def ctx(self) -> Context:
+        """What the task itself reaches as ``self.ctx``."""
+        return Context(self)
+
+    def execute(self) -> Coroutine[Any, Any, Any]:
+        """Run the task from async code; a ``def`` task runs in a worker thread.
+
+        Returns:
+            The result, to be awaited: the function's, or what the plugins made of its error.
+
+        Raises:
+            RuntimeError: This executor has run already.
+            TaskCancelError: The run was cancelled on purpose.
+            TaskDeadLetteredError: The run was set aside.
+            PluginError: A plugin failed, and the settings say ``strict``.
+        """
+        return self._life(ON_LOOP)
+
+    def execute_sync(self) -> Any:
+        """Run the task from plain code; an ``async def`` task runs on the background loop.
+
+        Returns:
+            The result: the function's, or what the plugins made of its error.
+
+        Raises:
+            RuntimeError: This executor has run already.
+            TaskCancelError: The run was cancelled on purpose.
+            TaskDeadLetteredError: The run was set aside.
+            PluginError: A plugin failed, and the settings say ``strict``.
+        """
+        result = finish(self._life(IN_THREAD))
+        if type(result) is _Raised:
+            raise result.error
+        return result
+
+    def __repr__(self) -> str:
+        """Show the task and the attempt; no arguments, which may hold secrets."""
+        return f"<TaskExecutor of {self._task_func.name!r}, attempt {self._attempt}>"
+
+    async def _life(self, waiting: Waiting) -> Any:
+        """Attempt until there is a result or a final failure, then close."""
+        if self._started:
+            msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
+            raise RuntimeError(msg)
+        self._started = True
+        try:
+            while (outcome := await self.attempt_once(waiting)) is not None:
+                if outcome.action != "retry":
+                    raise_as_is(await self.final_error(outcome))
+                if outcome.delay:
+                    await waiting.sleep(outcome.delay)
+                self._next_attempt()
+        except BaseException as error:
+            # A traceback holds this frame; this frame must not hold the error.
+            outcome = None
+            await self.close(error)
+            if isinstance(error, StopIteration) and not waiting.on_loop:
+                return _Raised(error)
+            raise
+        if self._hooks.task_executor_task_close.chain:
+            await self.close(None)
+        return self._result
+
+    async def attempt_once(self, waiting: Waiting) -> Outcome | None:
+        """Make one attempt.
+
+        Args:
+            waiting: How the caller waits.
+
+        Returns:
+            None when there is a result, in ``self.result``; else what the host is to do.
+        """
+        self._waiting = waiting
+        hooks = self._hooks
+        failure: Exception | None = None
+        try:
+            if hooks.task_executor_args_replace.chain:
+                await self._replace_arguments()
+            try:
+                self._result = await self.run_task()
+            except Exception as error:  # noqa: BLE001  # any error of a task can be asked about
+                failure = error
+            if failure is not None:
+                return await self._ask_plugins(failure)
+            if hooks.task_executor_run_task.chain:
+                self._result = await self._call(hooks.task_executor_run_task, result=self._result)
+        except PluginError as strict:
+            return Outcome("fail", strict)
+        finally:
+            failure = None
+        return None
+
+    async def run_task(self) -> Any:
+        """Call the function: the step of a run that is the task itself.
+
+        Returns:
+            What it returns; of a generator the list of its items.
+
+        Raises:
+            TaskTimeoutError: The task's ``max_time`` is over.
+        """
+        func = self._task_func
+        args = (self._view(), *self._args) if func.echo else self._args
+        if func.max_time is not None or func.is_generator:
+            return await self._run_specially(partial(func.func, *args, **self._kwargs))
+        if func.is_async:
+            running = func.func(*args, **self._kwargs)
+            return await (running if self._waiting.on_loop else self._waiting.awaitable(running))
+        if self._waiting.on_loop:
+            result = await self._waiting.function(partial(func.func, *args, **self._kwargs))
+        else:
+            result = func.func(*args, **self._kwargs)
+        # A plain function around an async one, as decorators make them.
+        return await self._waiting.awaitable(result) if type(result) is CoroutineType else result
+
+    async def _run_specially(self, call: Callable[[], Any]) -> Any:
+        """Run a generator to its end, or a function with a time limit."""
+        func = self._task_func
+        limit = func.max_time
+        items: list[Any] = []
+        self._yielded = items
+        if func.is_async:
+            running = _items_of(call(), items) if func.is_generator else call()
+            if limit is not None:
+                running = _limited(running, limit, func.name)
+            return await self._waiting.awaitable(running)
+        if func.is_generator:
+            call = partial(_collect, call, items)
+        if limit is None:
+            return await self._waiting.function(call)
+        try:
+            return await self._waiting.thread(call, limit)
+        except LimitExceededError:
+            _log.logger().warning(
+                "task_abandoned", task=func.name, uuid=str(self.task_broker.uuid), max_time=limit
+            )
+        raise _out_of_time(func.name, limit)
+
+    async def _ask_plugins(self, error: Exception) -> Outcome | None:
+        """Find out what the plugins make of the task's own error."""
+        if isinstance(error, TaskCancelError):
+            return Outcome("cancel", error, reason=error.reason)
+        if isinstance(error, TaskPluginTriggerError):
+            asked = error
+        elif self._task_func.intercept and isinstance(error, self._task_func.intercept):
+            asked = TaskPluginTriggerError()
+            asked.__cause__ = error
+        else:
+            return Outcome("fail", error)
+        begin = len(self._entries)
+        hook = self._hooks.task_executor_run_task_trigger_error
+        answer = await self._call(hook, **self._identity(), e=asked) if hook.chain else None
+        if isinstance(answer, Retry):
+            return Outcome("retry", error, delay=answer.delay, limit=answer.limit)
+        if isinstance(answer, Replace):
+            self._result = answer.value
+            return None
+        if answer is not None and not isinstance(answer, (Raise, Cancel, DeadLetter)):
+            self._result = answer
+            return None
+        if len(self._entries) > begin:
+            note(error, f"{hook.name}: {short(one.record() for one in self._entries[begin:])}")
+        if isinstance(answer, Raise):
+            return Outcome("fail", _caused(answer.error, error))
+        if isinstance(answer, Cancel):
+            cancel = _caused(TaskCancelError(answer.reason), error)
+            return Outcome("cancel", cancel, reason=answer.reason)
+        if isinstance(answer, DeadLetter):
+            letter = _caused(TaskDeadLetteredError(answer.reason), error)
+            return Outcome("dead_letter", letter, reason=answer.reason)
+        return Outcome("fail", error)
+
+    async def final_error(self, outcome: Outcome) -> Exception:
+        """Carry out a final outcome, and tell the plugins of a failure.
+
+        Args:
+            outcome: Any but a retry.
+
+        Returns:
+            The error that the caller is to see.
+        """
+        error = outcome.error
+        if outcome.action == "dead_letter":
+            await self._set_aside(error.__cause__ or error, outcome.reason)
+        hook = self._hooks.task_executor_task_failed
+        if outcome.action != "cancel" and hook.chain:
+            try:
+                await self._call(hook, **self._identity(), e=error)
+            except PluginError as strict:
+                error = strict
+        return error
+
+    async def _set_aside(self, error: BaseException, reason: str) -> None:
+        """Hand a dead letter to the app, or else to the log."""
+        message = self.task_broker
+        hand_over = getattr(getattr(self._task, "host", None), "dead_letter", None)
+        log = _log.logger().bind(task=message.name, uuid=str(message.uuid), reason=reason)
+        if hand_over is not None:
+            try:
+                taken = hand_over(message, error, reason)
+                if hasattr(type(taken), "__await__"):
+                    await self._waiting.awaitable(taken)
+            except Exception as failure:  # noqa: BLE001  # the app's own code; the run still ends
+                log.error("dead_letter_failed", exc_info=failure)
+            else:
+                return
+        log.warning("task_dead_lettered", error=type(error).__name__)
+
+    async def close(self, error: BaseException | None) -> None:
+        """Tell the plugins that the run is over.
+
+        Args:
+            error: The error that is on its way to the caller, if one is.
+
+        Raises:
+            PluginError: A plugin failed and the settings say ``strict``; never over a cancellation.
+        """
+        hook = self._hooks.task_executor_task_close
+        if not hook.chain:
+            return
+        if isinstance(error, GeneratorExit):
+            # Nobody will step this run again: what can be started is, and nothing is waited for.
+            closing = hook.call_async(task_executor=self, **self._identity())
+            with suppress(Exception):
+                closing.send(None)
+            closing.close()
+            return
+        try:
+            await self._call(hook, **self._identity())
+        except PluginError as strict:
+            if error is not None and not isinstance(error, Exception):
+                return
+            strict.task_error = error
+            raise
+
+    def _identity(self) -> dict[str, Any]:
+        return {"task_func": self._task_func, "task_broker": self.task_broker}
+
+    async def _call(self, hook: Any, **values: Any) -> Any:
+        if self._waiting.on_loop:
+            return await hook.call_async(task_executor=self, **values)
+        return hook(task_executor=self, **values)
+
+    async def _replace_arguments(self) -> None:
+        # Each attempt begins with the arguments that the run was given.
+        if self._given is None:
+            self._given = self._args, self._kwargs
+        args, kwargs = self._given
+        self._args, self._kwargs = await self._call(
+            self._hooks.task_executor_args_replace, args=args, kwargs=kwargs
+        )
+
+    def _next_attempt(self) -> None:
+        self._attempt += 1
+        self._result = self._yielded = None
+        message = self._message
+        if message is not None:
+            self._message = attrs.evolve(message, uuid=message.uuid, attempt=self._attempt)
+
+    def _view(self) -> Any:
+        kind = AsyncTask if self._task_func.is_async else SyncTask
+        return kind(self._task_func, getattr(self._task, "host", None), self)
+
+
+def _caused(error: Exception, cause: Exception) -> Exception:
+    """Give an error its cause, unless it has one or would be its own."""
+    seen: BaseException | None = cause
+    while seen is not None and seen is not error:
+        seen = seen.__cause__ or seen.__context__
+    if error.__cause__ is None and seen is None:
+        error.__cause__ = cause
+    return error
+
+
+def _out_of_time(name: str, limit: float) -> TaskTimeoutError:
+    return TaskTimeoutError(f"task {name!r} took longer than its max_time of {limit} seconds")
+
+
+async def _limited(running: Awaitable[Any], limit: float, name: str) -> Any:
+    """Wait for a task's function, at most for its ``max_time``."""
+    timeout = asyncio.timeout(limit)
+    try:
+        async with timeout:
+            result = await running
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        if not timeout.expired():
+            raise
+        raise _out_of_time(name, limit) from (None if type(error) is TimeoutError else error)
+    if timeout.expired():
+        # It caught its own cancellation and returned too late.
+        raise _out_of_time(name, limit)
+    return result
+
+
+def _collect(call: Callable[[], Iterable[Any]], items: list[Any]) -> list[Any]:
+    """Take a generator's items, each visible as soon as it is there."""
+    for item in call():
+        items.append(item)  # noqa: PERF402  # a failure must leave those before it
+    return items
+
+
+async def _items_of(generator: AsyncGenerator[Any, Any], items: list[Any]) -> list[Any]:
+    """Take an async generator's items, each visible as soon as it is there."""
+    try:
+        async for item in generator:
+            items.append(item)  # noqa: PERF401  # a failure must leave those before it
+    finally:
+        await generator.aclose()
+    return items

@@ -1,0 +1,443 @@
+"""The plugin manager: what is registered, where it came from, and each hook's chain."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+import pluggy
+
+from qtasks_hookspecs import _hooks
+from qtasks_hookspecs._markers import ENTRY_POINT_GROUP, PROJECT_NAME
+from qtasks_hookspecs.exc import PluginRegistrationError
+from qtasks_pluggy import _settings
+from qtasks_pluggy._chain import Chain, Link
+from qtasks_pluggy._dispatch import HookCaller, SubsetHookCaller, dispatch
+from qtasks_pluggy._trail import who
+from qtasks_pluggy._validation import Candidate, check, is_blocking, nearest, parameters
+from qtasks_pluggy._waiting import IN_THREAD, finish
+from qtasks_pluggy.base_plugin import Adapter
+
+BUILTIN, INSTALLED, ADDED = range(3)
+
+
+@attrs.frozen
+class PluginInfo:
+    """What is known of one plugin.
+
+    Attributes:
+        name: Its name.
+        distribution: The distribution that installed it; None for one that the app added.
+        version: That distribution's version.
+        hooks: The hooks that it implements; empty where it was not loaded.
+        enabled: Whether it is asked.
+        reason: Why not, if it is not.
+    """
+
+    name: str
+    distribution: str | None
+    version: str | None
+    hooks: tuple[str, ...]
+    enabled: bool
+    reason: str | None = None
+
+
+class PluginManager(pluggy.PluginManager):
+    """The plugins of one app, and the hooks that ask them.
+
+    A ``pluggy.PluginManager`` that knows our hooks from the start and calls them by our
+    convention: see ``hook.<name>(...)`` and ``hook.<name>.call_async(...)``.
+
+    Args:
+        plugins: Modules or objects with hookimpls, in the order in which they are asked.
+        discover: Whether to load the installed plugins at once, by their entry points.
+        settings: Keys of the settings; see ``docs/reference/settings.md``.
+        clock: Seconds, for what depends on time.
+
+    Raises:
+        PluginRegistrationError: Faults of the plugins, all of them; nothing is registered.
+        SettingsError: Faults of the settings.
+    """
+
+    def __init__(
+        self,
+        plugins: Iterable[Any] = (),
+        *,
+        discover: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(PROJECT_NAME)
+        self.clock: Final = clock
+        self._lock = threading.RLock()
+        self._given = dict(settings or {})
+        self._ranks: dict[str, tuple[int, str, int]] = {}
+        self._origins: dict[str, Candidate] = {}
+        self._skipped: dict[str, PluginInfo] = {}
+        self._links: dict[pluggy.HookImpl, Link] = {}
+        self._added = 0
+        self._discovered = False
+        self.settings = _settings.load(self._given, outside=False)
+        self.strict = self.settings.strict
+        self.add_hookspecs(_hooks)
+        self._register_all([(plugin, None) for plugin in plugins], ADDED)
+        if discover:
+            self.discover()
+
+    def add_hookspecs(self, module_or_class: Any) -> None:
+        """Add hooks that are called by our convention.
+
+        Args:
+            module_or_class: Holds functions marked with ``hookspec``.
+
+        Raises:
+            ValueError: It holds none, or one of them is known already.
+        """
+        found = {
+            name: options
+            for name in dir(module_or_class)
+            if (options := self.parse_hookspec_opts(module_or_class, name)) is not None
+        }
+        if not found:
+            msg = f"did not find any {self.project_name!r} hooks in {module_or_class!r}"
+            raise ValueError(msg)
+        for name, options in found.items():
+            if hasattr(self.hook, name):
+                msg = f"hook {name!r} is known already; choose another name"
+                raise ValueError(msg)
+            setattr(self.hook, name, HookCaller(name, self, module_or_class, options))
+
+    def register(self, plugin: Any, name: str | None = None) -> str | None:
+        """Register a plugin, behind those that are registered.
+
+        Args:
+            plugin: A module or an object with hookimpls; a ``BasePlugin`` or a subclass of it.
+            name: Its name; else its ``.name``, else the module's or class's name.
+
+        Returns:
+            The name, or None where that name is blocked or switched off.
+
+        Raises:
+            PluginRegistrationError: Faults of the plugin, all of them; nothing is registered.
+        """
+        return self._register_all([(plugin, name)], ADDED)[0]
+
+    def add(self, plugin: Any, name: str | None, trigger_names: Iterable[str] | None) -> str | None:
+        """Register a plugin, limiting a ``BasePlugin`` to some triggers."""
+        return self._register_all([(plugin, name)], ADDED, trigger_names)[0]
+
+    def unregister(self, plugin: Any | None = None, name: str | None = None) -> Any | None:
+        """Unregister a plugin; a dispatch that has begun still asks it.
+
+        Args:
+            plugin: The plugin.
+            name: Or its name.
+
+        Returns:
+            The plugin, or None where none has that name.
+        """
+        with self._lock:
+            if plugin is not None:
+                plugin = next(
+                    (
+                        one.plugin
+                        for one in self._origins.values()
+                        if getattr(one.plugin, "plugin", None) is plugin
+                    ),
+                    plugin,
+                )
+            if name is None and plugin is not None:
+                name = self.get_name(plugin)
+            gone = super().unregister(plugin=plugin, name=name)
+            if gone is not None and name is not None:
+                self._ranks.pop(name, None)
+                self._origins.pop(name, None)
+                self._links = {
+                    impl: link for impl, link in self._links.items() if impl.plugin_name != name
+                }
+                self._rebuild()
+            return gone.plugin if isinstance(gone, Adapter) else gone
+
+    def get_canonical_name(self, plugin: Any) -> str:
+        """Name a plugin: its ``.name``, else the module's or class's name."""
+        for own in (getattr(plugin, "name", None), getattr(plugin, "__name__", None)):
+            if isinstance(own, str) and own:
+                return own
+        return type(plugin).__name__
+
+    def subset_hook_caller(self, name: str, remove_plugins: Iterable[Any]) -> HookCaller:
+        """Return a hook without the hookimpls of some plugins, called by the same rules."""
+        return SubsetHookCaller(getattr(self.hook, name), list(remove_plugins))
+
+    def add_hookcall_monitoring(self, before: Any, after: Any) -> Any:
+        """Refuse: pluggy's monitors expect its own way of calling.
+
+        Raises:
+            TypeError: Always; a run's trail and the event ``task_error_dispatched`` tell more.
+        """
+        msg = (
+            f"{PROJECT_NAME} calls hooks by its own convention, which pluggy's monitors do not"
+            " know; read executor.trail, or log at debug level"
+        )
+        raise TypeError(msg)
+
+    def call_hookimpls(
+        self, hook_name: str, hookimpls: Sequence[pluggy.HookImpl], values: Mapping[str, Any], _: bool
+    ) -> Any:
+        """Call some hookimpls of a hook by our convention; pluggy's ``call_extra`` comes here."""
+        hook: HookCaller = getattr(self.hook, hook_name)
+        return finish(dispatch(hook, self._chain(hook, hookimpls), dict(values), IN_THREAD))
+
+    def configure(self) -> None:
+        """Take the settings of this moment's environment.
+
+        Raises:
+            SettingsError: Faults of the settings; the old ones stay.
+        """
+        with self._lock:
+            self.settings = _settings.load(self._given, outside=True)
+            self.strict = self.settings.strict
+            self._rebuild()
+
+    def discover(self) -> None:
+        """Load the installed plugins that the settings do not switch off, once.
+
+        Raises:
+            PluginRegistrationError: Faults of the plugins, all of them; nothing is registered.
+            SettingsError: Faults of the settings.
+        """
+        with self._lock:
+            if self._discovered:
+                return
+            self.configure()
+            self._load_entry_points()
+            self._discovered = True
+
+    def unknown(self, name: str) -> str:
+        """Say that no plugin has a name, naming the nearest."""
+        known = [one.name for one in self.list_plugin_info()]
+        hint = f"; did you mean {nearest(name, known)!r}?" if known else "; there are no plugins"
+        return f"no plugin is named {name!r}{hint}"
+
+    def list_plugin_info(self) -> list[PluginInfo]:
+        """Return what is known of every plugin, those that are switched off included."""
+        with self._lock:
+            known = [
+                PluginInfo(
+                    name=name,
+                    distribution=origin.distribution,
+                    version=origin.version,
+                    hooks=tuple(
+                        hook
+                        for hook, caller in vars(self.hook).items()
+                        if any(impl.plugin_name == name for impl in caller.get_hookimpls())
+                    ),
+                    enabled=name not in self.settings.disable,
+                    reason="disabled by settings" if name in self.settings.disable else None,
+                )
+                for name, origin in sorted(
+                    self._origins.items(), key=lambda item: self._ranks[item[0]]
+                )
+            ]
+            return known + [self._skipped[name] for name in sorted(self._skipped)]
+
+    def _register_all(
+        self,
+        plugins: Sequence[tuple[Any, str | None]],
+        tier: int,
+        trigger_names: Iterable[str] | None = None,
+    ) -> list[str | None]:
+        candidates = [
+            Candidate(name or self.get_canonical_name(plugin), plugin) for plugin, name in plugins
+        ]
+        return self._register_candidates(candidates, tier, trigger_names)
+
+    def _register_candidates(
+        self,
+        candidates: Sequence[Candidate],
+        tier: int,
+        trigger_names: Iterable[str] | None = None,
+    ) -> list[str | None]:
+        """Register all of them or, where one has a fault, none."""
+        with self._lock:
+            hooks = {name: caller.names for name, caller in self._callers().items()}
+            taken: dict[str, Candidate] = dict(self._origins)
+            wanted: list[Candidate] = []
+            for candidate in candidates:
+                if self.is_blocked(candidate.name):
+                    continue
+                wanted.append(candidate)
+                other = taken.get(candidate.name)
+                if other is not None:
+                    candidate.fault(f"its name is taken by {who_is(other)}; give it another name=")
+                taken[candidate.name] = candidate
+                check(candidate, hooks, self.parse_hookimpl_opts, trigger_names)
+                registered = self.get_name(candidate.plugin)
+                if registered is not None and other is None:
+                    candidate.fault(f"is registered already, as {registered!r}")
+            if any(candidate.problems for candidate in wanted):
+                # The operator's own switch counts here too: it is the remedy that faults name.
+                disable = _settings.load(self._given, outside=True).disable
+                for candidate in [one for one in wanted if one.name in disable]:
+                    wanted.remove(candidate)
+                    self._skip(candidate)
+            problems = [text for candidate in wanted for text in candidate.problems]
+            if problems:
+                raise PluginRegistrationError(problems)
+            for candidate in wanted:
+                super().register(candidate.plugin, candidate.name)
+                self._added += 1
+                order = candidate.name if tier == INSTALLED else ""
+                self._ranks[candidate.name] = (tier, order, self._added)
+                self._origins[candidate.name] = candidate
+            self._rebuild()
+            names = {candidate.name for candidate in wanted}
+            return [one.name if one.name in names else None for one in candidates]
+
+    def _skip(self, candidate: Candidate) -> None:
+        self._skipped[candidate.name] = PluginInfo(
+            name=candidate.name,
+            distribution=candidate.distribution,
+            version=candidate.version,
+            hooks=(),
+            enabled=False,
+            reason="disabled by settings",
+        )
+
+    def _load_entry_points(self) -> None:
+        """Find the installed plugins, refuse clashes, import the rest, register all or none."""
+        problems: list[str] = []
+        candidates: list[Candidate] = []
+        for name, claims in sorted(_entry_points().items()):
+            distribution, version, entry_point = claims[0]
+            candidate = Candidate(name, None, distribution, version)
+            if name in self.settings.disable or self.is_blocked(name):
+                self._skip(candidate)
+                continue
+            if len(claims) > 1:
+                others = " and ".join(f"{other} {its}" for other, its, _ in claims)
+                problems.append(
+                    f"plugin {name!r}: {others} both claim this name in the entry point group"
+                    f" {ENTRY_POINT_GROUP!r}; uninstall one of them"
+                    f" (or switch it off: QTASKS_PLUGGY_DISABLE={name})"
+                )
+                continue
+            try:
+                candidate.plugin = entry_point.load()
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an import raises
+                candidate.fault(
+                    f"entry point {entry_point.value!r} failed to import with"
+                    f" {type(error).__name__}: {error}; mend or uninstall it"
+                )
+                problems += candidate.problems
+                continue
+            candidates.append(candidate)
+        try:
+            if problems:
+                # Look at the others all the same: all faults are told together.
+                self._check_only(candidates)
+                raise PluginRegistrationError(problems)
+            self._register_candidates(candidates, INSTALLED)
+        except PluginRegistrationError as error:
+            if not problems or tuple(problems) == error.problems:
+                raise
+            raise PluginRegistrationError([*problems, *error.problems]) from None
+
+    def _check_only(self, candidates: Iterable[Candidate]) -> None:
+        hooks = {name: caller.names for name, caller in self._callers().items()}
+        found: list[str] = []
+        for candidate in candidates:
+            check(candidate, hooks, self.parse_hookimpl_opts)
+            found += candidate.problems
+        if found:
+            raise PluginRegistrationError(found)
+
+    def _callers(self) -> dict[str, HookCaller]:
+        return {
+            name: caller for name, caller in vars(self.hook).items() if isinstance(caller, HookCaller)
+        }
+
+    def _rebuild(self) -> None:
+        for hook in self._callers().values():
+            hook.chain = self._chain(hook, hook.get_hookimpls())
+
+    def _chain(self, hook: HookCaller, hookimpls: Sequence[pluggy.HookImpl]) -> Chain:
+        """Put hookimpls in call order.
+
+        pluggy keeps the ``tryfirst`` and the plain ones in order of registration and the
+        ``trylast`` ones the other way round; ours is the order of registration in each group,
+        with the installed plugins ahead of those that the app added before they were loaded.
+        """
+
+        def place(impl: pluggy.HookImpl) -> tuple[int, tuple[int, str, int]]:
+            group = 1 if impl.trylast else -1 if impl.tryfirst else 0
+            return group, self._ranks.get(impl.plugin_name, (ADDED, "", self._added + 1))
+
+        asked = [
+            impl
+            for impl in hookimpls
+            if impl.plugin_name not in self.settings.disable
+            and (impl.plugin is None or impl.plugin_name in self._origins)
+        ]
+        ordered = sorted(asked, key=place)
+        links = tuple(self._link(hook, impl) for impl in ordered if not impl.wrapper)
+        # A wrapper that is tried first is called first, that is, outermost.
+        wrappers = sorted(
+            (impl for impl in asked if impl.wrapper), key=lambda impl: (-place(impl)[0], place(impl)[1])
+        )
+        if hook.name == "qtasks_stop":
+            links = links[::-1]
+        return Chain(links, tuple(self._link(hook, impl) for impl in wrappers))
+
+    def _link(self, hook: HookCaller, impl: pluggy.HookImpl) -> Link:
+        known = self._links.get(impl)
+        if known is not None:
+            return known
+        origin = self._origins.get(impl.plugin_name)
+        positional, keywords, _ = parameters(impl.function, hook.names)
+        link = Link(
+            plugin=impl.plugin_name,
+            distribution=origin.distribution if origin else None,
+            version=origin.version if origin else None,
+            hook=hook.name,
+            impl=impl,
+            function=impl.function,
+            positional=positional,
+            keywords=keywords,
+            is_async=inspect.iscoroutinefunction(impl.function),
+            blocking=is_blocking(impl.function),
+        )
+        if origin is not None:
+            self._links[impl] = link
+        return link
+
+
+def who_is(candidate: Candidate) -> str:
+    """Name a candidate."""
+    return who(candidate.name, candidate.distribution, candidate.version)
+
+
+def _entry_points() -> dict[str, list[tuple[str, str, importlib.metadata.EntryPoint]]]:
+    """Return who claims each plugin name: distribution, version and entry point.
+
+    A distribution that stands twice on the import path counts once, as its first.
+    """
+    seen: set[str] = set()
+    claims: dict[str, list[tuple[str, str, importlib.metadata.EntryPoint]]] = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"] or "unknown"
+        normalized = re.sub(r"[-_.]+", "-", name).lower()
+        if normalized in seen:
+            continue
+        seen.add(normalized)
+        for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
+            claims.setdefault(entry_point.name, []).append(
+                (name, distribution.version, entry_point)
+            )
+    return claims

@@ -1,0 +1,227 @@
+"""Tasks as the app's code sees them, and the context that a run gives its task."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid as _uuid
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol
+
+from qtasks_hookspecs import TaskFunc
+from qtasks_hookspecs.exc import TaskCancelError, TaskPluginTriggerError
+
+if TYPE_CHECKING:
+    # With defaults, so that ``self: AsyncTask`` alone is a whole annotation.
+    from typing_extensions import ParamSpec, TypeVar
+
+    from qtasks_hookspecs import RunningTask
+
+    P = ParamSpec("P", default=...)
+    R_co = TypeVar("R_co", covariant=True, default=Any)
+else:
+    from typing import ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    R_co = TypeVar("R_co", covariant=True)
+
+
+class Context:
+    """What a task reaches as ``self.ctx``: its own run.
+
+    Args:
+        run: The run.
+    """
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: RunningTask) -> None:
+        self._run = run
+
+    @property
+    def task_name(self) -> str:
+        """The task's name."""
+        return self._run.task_func.name
+
+    @property
+    def uuid(self) -> _uuid.UUID | str:
+        """The run's id."""
+        return self._run.task_broker.uuid
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        return self._run.attempt
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger that names the task, the run and the attempt."""
+        return self._run.log
+
+    def plugin_error(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Ask the plugins what should happen instead of a result.
+
+        Args:
+            *args: Handed to the plugins as ``e.args``.
+            **kwargs: Handed to the plugins as ``e.kwargs``; ``message`` is the error's text.
+
+        Raises:
+            TaskPluginTriggerError: Always.
+        """
+        raise TaskPluginTriggerError(*args, **kwargs)
+
+    def cancel(self, reason: str = "") -> NoReturn:
+        """End this run as cancelled; no plugin is asked.
+
+        Args:
+            reason: Why.
+
+        Raises:
+            TaskCancelError: Always.
+        """
+        raise TaskCancelError(reason)
+
+    def sleep(self, seconds: float) -> Awaitable[None] | None:
+        """Pause: ``await ctx.sleep(1)`` in an async task, ``ctx.sleep(1)`` in the others.
+
+        Args:
+            seconds: How long.
+
+        Returns:
+            Something to await in an async task, else None.
+        """
+        if self._run.task_func.is_async:
+            return asyncio.sleep(seconds)
+        time.sleep(seconds)
+        return None
+
+
+class TaskHost(Protocol):
+    """What a task needs of the app behind it."""
+
+    def run_async(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
+        """Run a task from async code."""
+        ...
+
+    def run_sync(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a task from plain code."""
+        ...
+
+
+class _Task(Generic[P, R_co]):
+    """What both kinds of task have.
+
+    Args:
+        task_func: The definition.
+        host: The app; None for the view of a run that no app began.
+        run: The run that this is a view of; None for the task itself.
+    """
+
+    __slots__ = ("_host", "_run", "task_func")
+
+    def __init__(
+        self, task_func: TaskFunc, host: TaskHost | None = None, run: RunningTask | None = None
+    ) -> None:
+        self.task_func = task_func
+        self._host = host
+        self._run = run
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.task_func.name
+
+    @property
+    def func(self) -> Any:
+        """The bare function."""
+        return self.task_func.func
+
+    @property
+    def host(self) -> Any:
+        """The app, if there is one."""
+        return self._host
+
+    @property
+    def __wrapped__(self) -> Any:
+        """The bare function, where ``inspect.signature`` looks for it."""
+        return self.task_func.func
+
+    @property
+    def __name__(self) -> str:
+        """The bare function's name."""
+        return getattr(self.func, "__name__", self.name)
+
+    @property
+    def ctx(self) -> Context:
+        """The context of the run that this is a view of.
+
+        Raises:
+            RuntimeError: This is the task itself, not the ``self`` of one of its runs.
+        """
+        if self._run is None:
+            msg = (
+                f"task {self.name!r} has no ctx outside of a run; declare it with echo=True and"
+                " use the ctx of its first parameter"
+            )
+            raise RuntimeError(msg)
+        return self._run.ctx  # type: ignore[return-value]  # ours, behind the protocol
+
+    def _app(self) -> TaskHost:
+        if self._host is None:
+            msg = f"task {self.name!r} has no app to run it; use TaskExecutor, or call .func"
+            raise RuntimeError(msg)
+        return self._host
+
+    def __repr__(self) -> str:
+        """Show the kind and the name."""
+        return f"<{type(self).__name__} {self.name!r}>"
+
+
+class AsyncTask(_Task[P, R_co]):
+    """A task whose function is an ``async def``; await it to run it here and now.
+
+    With ``echo=True`` the function's first parameter is one of these too: a view of the run.
+    """
+
+    __slots__ = ()
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Run the task through the executor.
+
+        Args:
+            *args: The function's arguments.
+            **kwargs: The function's keyword arguments.
+
+        Returns:
+            The function's result, or what the plugins made of its error; a list of the items of
+            an async generator.
+
+        Raises:
+            NotRunningError: The app was stopped.
+        """
+        return await self._app().run_async(self, args, kwargs)  # type: ignore[no-any-return]  # what the function returns
+
+
+class SyncTask(_Task[P, R_co]):
+    """A task whose function is a plain ``def``; call it to run it here and now.
+
+    With ``echo=True`` the function's first parameter is one of these too: a view of the run.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Run the task through the executor.
+
+        Args:
+            *args: The function's arguments.
+            **kwargs: The function's keyword arguments.
+
+        Returns:
+            The function's result, or what the plugins made of its error; a list of the items of
+            a generator.
+
+        Raises:
+            NotRunningError: The app was stopped.
+        """
+        return self._app().run_sync(self, args, kwargs)  # type: ignore[no-any-return]  # what the function returns

@@ -1,0 +1,235 @@
+"""The four ways in which a run waits, once for code on an event loop and once for plain code.
+
+The life of a run is one ``async def``. On an event loop its awaits suspend as usual. In plain
+code none of them ever does: each of these methods has waited, in the calling thread, before it
+returns, so that ``finish`` can step the whole life to its end with a single ``send``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+Carried: TypeAlias = tuple[Any, BaseException | None]
+"""A value, or the error instead of it. Errors cross threads and futures as values: a future
+refuses ``StopIteration``, and whoever waits for it would wait for ever."""
+
+
+class Waiting(Protocol):
+    """How a run waits."""
+
+    on_loop: bool
+
+    async def sleep(self, seconds: float) -> None:
+        """Pause for some seconds."""
+
+    async def awaitable(self, thing: Awaitable[T]) -> T:
+        """Wait for an awaitable."""
+        ...
+
+    async def function(self, function: Callable[[], T]) -> T:
+        """Call the function of a plain task."""
+        ...
+
+    async def thread(self, function: Callable[[], T], limit: float | None = None) -> T:
+        """Call a function that must not hold up the caller's thread, in a daemon thread.
+
+        Raises:
+            LimitExceededError: ``limit`` seconds are over; the thread is left behind.
+        """
+        ...
+
+    def cancelled(self) -> bool:
+        """Whether somebody asked for the cancellation of whoever waits here."""
+        ...
+
+
+class LimitExceededError(Exception):
+    """A time limit of ours has run out; never leaves the package."""
+
+
+def carry(function: Callable[[], Any]) -> Carried:
+    """Call a function; return its value or its error."""
+    try:
+        return function(), None
+    except BaseException as error:  # noqa: BLE001  # unpacked, and raised, by whoever waits
+        return None, error
+
+
+def raise_as_is(error: BaseException) -> NoReturn:
+    """Raise an error that was caught before, its ``__context__`` untouched.
+
+    Raising it while another one is being handled, by a caller far up, would set it.
+    """
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context
+        # Else the error's traceback holds this frame, and this frame the error.
+        del error, context
+
+
+def _unpack(carried: Carried) -> Any:
+    value, error = carried
+    if error is None:
+        return value
+    try:
+        raise_as_is(error)
+    finally:
+        del error, carried
+
+
+def _in_daemon_thread(function: Callable[[], Any]) -> concurrent.futures.Future[Carried]:
+    future: concurrent.futures.Future[Carried] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+    context = contextvars.copy_context()
+
+    def body() -> None:
+        future.set_result(context.run(carry, function))
+
+    threading.Thread(target=body, name="qtasks-pluggy-blocking", daemon=True).start()
+    return future
+
+
+class _OnLoop:
+    on_loop = True
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def awaitable(self, thing: Awaitable[T]) -> T:
+        return await thing
+
+    async def function(self, function: Callable[[], T]) -> T:
+        return _unpack(await asyncio.to_thread(carry, function))  # type: ignore[no-any-return]  # what function returned
+
+    async def thread(self, function: Callable[[], T], limit: float | None = None) -> T:
+        future = asyncio.wrap_future(_in_daemon_thread(function))
+        done, _ = await asyncio.wait({future}, timeout=limit)
+        if not done:
+            # So that the thread, when it ends, finds nobody to tell, were the loop closed by then.
+            future.cancel()
+            raise LimitExceededError
+        return _unpack(future.result())  # type: ignore[no-any-return]  # what function returned
+
+    def cancelled(self) -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+
+class _InThread:
+    on_loop = False
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251  # this very class never suspends
+
+    async def awaitable(self, thing: Awaitable[T]) -> T:
+        return background.run(thing)
+
+    async def function(self, function: Callable[[], T]) -> T:
+        return function()
+
+    async def thread(self, function: Callable[[], T], limit: float | None = None) -> T:
+        try:
+            carried = _in_daemon_thread(function).result(limit)
+        except concurrent.futures.TimeoutError:
+            raise LimitExceededError from None
+        return _unpack(carried)  # type: ignore[no-any-return]  # what function returned
+
+    def cancelled(self) -> bool:
+        return False
+
+
+ON_LOOP: Final[Waiting] = _OnLoop()
+IN_THREAD: Final[Waiting] = _InThread()
+
+
+def finish(life: Coroutine[Any, Any, T]) -> T:
+    """Step a coroutine that waits by ``IN_THREAD`` to its end, without an event loop."""
+    try:
+        life.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]  # what the coroutine returned
+    life.close()
+    msg = "qtasks_pluggy: a run in plain code suspended; every wait must go through _waiting"
+    raise RuntimeError(msg)
+
+
+class _BackgroundLoop:
+    """One event loop for async code that plain code needs, in a thread of its own.
+
+    Made on first use, and again in a process that was forked.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def run(self, thing: Awaitable[T]) -> T:
+        """Wait for an awaitable that runs on this loop, in the caller's context variables.
+
+        Raises:
+            RuntimeError: The caller is on the loop's own thread, where waiting would never end.
+        """
+        loop = self._started()
+        if threading.current_thread() is self._thread:
+            if asyncio.iscoroutine(thing):
+                thing.close()
+            msg = (
+                "qtasks_pluggy: plain code on the background event loop needs async code to be"
+                " run, and waiting for it there would never end; in an async function use"
+                " 'await task(...)' or 'await executor.execute()' of an async task instead"
+            )
+            raise RuntimeError(msg)
+        future: concurrent.futures.Future[Carried] = concurrent.futures.Future()
+        future.set_running_or_notify_cancel()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def body() -> None:
+            try:
+                carried: Carried = await thing, None
+            except BaseException as error:  # noqa: BLE001  # raised by whoever waits
+                carried = None, error
+            future.set_result(carried)
+
+        def start() -> None:
+            tasks.append(loop.create_task(body()))
+
+        context = contextvars.copy_context()
+        loop.call_soon_threadsafe(start, context=context)
+        try:
+            carried = future.result()
+        except BaseException:
+            # Ctrl-C in the waiting thread: what it waited for must not go on unseen.
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+            raise
+        return _unpack(carried)  # type: ignore[no-any-return]  # what the awaitable returned
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=loop.run_forever, name="qtasks-pluggy-loop", daemon=True
+                )
+                self._thread.start()
+                self._loop = loop
+            return self._loop
+
+
+background: Final = _BackgroundLoop()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=background._forget)  # noqa: SLF001  # same module

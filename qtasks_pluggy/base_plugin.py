@@ -1,0 +1,89 @@
+"""``BasePlugin``: plugins of QTasks' own shape, adapted to hookimpls. For migration only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from qtasks_hookspecs import hookimpl
+
+__all__ = ["BasePlugin"]
+
+
+class BasePlugin:
+    """A plugin in the shape that QTasks gave them; new plugins are modules of hookimpls.
+
+    ``trigger`` is called with a hook's name and exactly the hook's parameters, and its value is
+    the hook's answer. A plugin that has a dict ``handlers`` is asked only for the hooks that are
+    keys of it when it is added; else for all. Any of the three methods may be an ``async def``.
+
+    Args:
+        name: The plugin's name; its class's name without one.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name or type(self).__name__
+
+    def start(self, *args: Any, **kwargs: Any) -> Any:
+        """Get ready; called when the app starts."""
+
+    def stop(self, *args: Any, **kwargs: Any) -> Any:
+        """Let go; called when the app stops."""
+
+    def trigger(self, name: str, **kwargs: Any) -> Any:
+        """Answer the hook ``name``; None is no opinion."""
+        del name, kwargs
+
+
+class Adapter:
+    """The hookimpls that stand for a ``BasePlugin``.
+
+    Args:
+        plugin: The plugin.
+        hooks: The names of the hooks that it is asked for.
+    """
+
+    def __init__(self, plugin: BasePlugin, hooks: Iterable[str]) -> None:
+        self.plugin = plugin
+        self.name = plugin.name
+        for hook in hooks:
+            setattr(self, hook, hookimpl(self._hookimpl(hook)))
+
+    def _hookimpl(self, hook: str) -> Callable[..., Any]:
+        plugin = self.plugin
+        if hook == "qtasks_start":
+
+            def adapted(**_: Any) -> Any:
+                return plugin.start()
+
+        elif hook == "qtasks_stop":
+
+            def adapted(**_: Any) -> Any:
+                return plugin.stop()
+
+        else:
+
+            def adapted(**kwargs: Any) -> Any:
+                return plugin.trigger(hook, **kwargs)
+
+        return adapted
+
+
+def triggers(plugin: BasePlugin, limit: Iterable[str] | None, hooks: Iterable[str]) -> list[str]:
+    """Say which triggers a plugin wants, known or not.
+
+    Args:
+        plugin: The plugin.
+        limit: The app's own choice of triggers; None for all.
+        hooks: All hooks there are.
+
+    Returns:
+        Names of triggers; start and stop are not among them.
+    """
+    handlers = getattr(plugin, "handlers", None)
+    all_hooks = [hook for hook in hooks if hook not in {"qtasks_start", "qtasks_stop"}]
+    wanted = list(handlers) if isinstance(handlers, dict) else all_hooks
+    if limit is None:
+        return wanted
+    chosen = list(limit)
+    return [name for name in chosen if name in wanted or name not in all_hooks]
