@@ -356,7 +356,7 @@ class QueueTasks:
             await self._call(hooks.qtasks_start, waiting, settings={})
         except BaseException:
             self._state, self._runnable = before
-            started = {one.link.plugin for one in self._entries if one.status != "raised"}
+            started = {link.plugin for link, _, status, *_ in self._entries if status != "raised"}
             others = [
                 plugin for name, plugin in self.plugins.list_name_plugin() if name not in started
             ]
@@ -371,7 +371,7 @@ class QueueTasks:
             self._state, self._runnable = _State.STOPPED, False
 
     async def _call(self, hook: Any, waiting: Waiting, **values: Any) -> None:
-        if not hook.chain:
+        if hook.chain is None:
             return
         if waiting.on_loop:
             await hook.call_async(app=self, **values)

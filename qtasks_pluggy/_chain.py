@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import attrs
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry
-from qtasks_pluggy._trail import TrailRecord, who
+from qtasks_pluggy._trail import Status, TrailRecord, who
 
-DECISIONS: Final = (Replace, Retry, Raise, Cancel, DeadLetter)
+DECISIONS: Final = frozenset({Replace, Retry, Raise, Cancel, DeadLetter})
 
 
 @attrs.frozen(eq=False)
@@ -42,22 +42,20 @@ class Link:
     is_async: bool = False
     blocking: bool = False
     plain: bool = attrs.field(init=False)
+    only: str | None = attrs.field(init=False, default=None)
     alone: tuple[Callable[..., Any], ...] = attrs.field(init=False)
     pick: Callable[[Mapping[str, Any]], Sequence[Any]] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """Prepare what each call would otherwise do again."""
         names = self.positional
-        if len(names) > 1:
-            pick: Any = itemgetter(*names)
-        elif names:
-            only = names[0]
-            pick = lambda values: (values[only],)  # noqa: E731  # a field, not a function to call by name
-        else:
-            pick = lambda _: ()  # noqa: E731  # as above
+        # With two names, for the sake of itemgetter, which gives no tuple for one.
+        pick = itemgetter(*names) if len(names) > 1 else lambda values: [values[n] for n in names]
+        if len(names) == 1 and not (self.keywords or self.blocking):
+            object.__setattr__(self, "only", names[0])
         object.__setattr__(self, "pick", pick)
         object.__setattr__(self, "alone", (self.function,))
-        object.__setattr__(self, "plain", not (self.keywords or self.is_async or self.blocking))
+        object.__setattr__(self, "plain", not (self.keywords or self.blocking))
 
     @property
     def who(self) -> str:
@@ -84,38 +82,27 @@ class Chain:
     links: tuple[Link, ...] = ()
     wrappers: tuple[Link, ...] = ()
 
-    def __bool__(self) -> bool:
-        """Whether there is anything to call."""
-        return bool(self.links or self.wrappers)
+
+NO_LINKS: Final = Chain()
 
 
-class Entry:
-    """A trail record in the making, cheap to write; ``record`` builds the one that is read."""
+Entry: TypeAlias = list[Any]
+"""A trail record in the making, a bare list because every dispatch writes some: the link, the
+attempt, the status, the type of the answer or of the failure, the seconds, whether it won."""
 
-    __slots__ = ("attempt", "kind", "link", "seconds", "status", "won")
 
-    def __init__(
-        self, link: Link, attempt: int, status: Any, kind: type | None, seconds: float
-    ) -> None:
-        self.link = link
-        self.attempt = attempt
-        self.status = status
-        self.kind = kind
-        self.seconds = seconds
-        self.won = False
-
-    def record(self) -> TrailRecord:
-        """Build the record."""
-        link, kind = self.link, self.kind
-        named = kind is None or issubclass(kind, (*DECISIONS, BaseException))
-        return TrailRecord(
-            plugin=link.plugin,
-            distribution=link.distribution,
-            version=link.version,
-            hook=link.hook,
-            attempt=self.attempt,
-            status=self.status,
-            kind=None if kind is None else kind.__name__ if named else "value",
-            seconds=self.seconds,
-            won=self.won,
-        )
+def record_of(entry: Entry) -> TrailRecord:
+    """Build the record that is read."""
+    link, attempt, status, kind, seconds, won = entry
+    named = kind is None or kind in DECISIONS or issubclass(kind, BaseException)
+    return TrailRecord(
+        plugin=link.plugin,
+        distribution=link.distribution,
+        version=link.version,
+        hook=link.hook,
+        attempt=attempt,
+        status=status,
+        kind=None if kind is None else kind.__name__ if named else "value",
+        seconds=seconds,
+        won=won,
+    )

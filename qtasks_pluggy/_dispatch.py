@@ -20,14 +20,17 @@ import pluggy
 from qtasks_hookspecs import Raise, Replace, Retry
 from qtasks_hookspecs.exc import PluginError
 from qtasks_pluggy import _log
-from qtasks_pluggy._chain import DECISIONS, Chain, Entry, Link
-from qtasks_pluggy._trail import short
+from qtasks_pluggy._chain import DECISIONS, NO_LINKS, Chain, Entry, Link, record_of
+from qtasks_pluggy._trail import Status, short
 from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
 
 if TYPE_CHECKING:
     from qtasks_pluggy._plugins import PluginManager
 
 TRIGGER: Final = "task_executor_run_task_trigger_error"
+
+# The most common answers, which need no second look.
+_PLAIN: Final = frozenset({Replace, bool, int, float, str, bytes, dict, list, tuple})
 
 # The hookimpls that are at work right now, seen from inside of them.
 _at_work: Final[contextvars.ContextVar[tuple[Callable[..., Any], ...]]] = contextvars.ContextVar(
@@ -43,10 +46,11 @@ class HookCaller(pluggy.HookCaller):
     def __init__(
         self, name: str, manager: PluginManager, namespace: Any, options: Mapping[str, Any]
     ) -> None:
+        # The chain is None where nobody implements the hook: then no run calls it.
         super().__init__(name, manager.call_hookimpls, namespace, options)  # type: ignore[arg-type]  # our hookspec's options hold pluggy's
         assert self.spec is not None  # noqa: S101  # pluggy sets it where a namespace is given
         self.manager = manager
-        self.chain = Chain()
+        self.chain: Chain | None = None
         self.lastresult: bool = options.get("lastresult", False)
         self.pipeline: str | None = options.get("pipeline")
         self.names = frozenset(self.spec.argnames)
@@ -57,7 +61,7 @@ class HookCaller(pluggy.HookCaller):
         Returns:
             The winning answer or None; of a pipeline what is left at its end.
         """
-        return finish(dispatch(self, self.chain, values, IN_THREAD))
+        return finish(dispatch(self, self.chain or NO_LINKS, values, IN_THREAD))
 
     def call_async(self, **values: Any) -> Coroutine[Any, Any, Any]:
         """Call the hook from async code.
@@ -65,7 +69,7 @@ class HookCaller(pluggy.HookCaller):
         Returns:
             The same as a plain call, to be awaited.
         """
-        return dispatch(self, self.chain, values, ON_LOOP)
+        return dispatch(self, self.chain or NO_LINKS, values, ON_LOOP)
 
 
 class SubsetHookCaller(HookCaller):
@@ -81,7 +85,7 @@ class SubsetHookCaller(HookCaller):
         self.removed = removed
 
     @property
-    def chain(self) -> Chain:  # type: ignore[override]  # follows the original
+    def chain(self) -> Chain | None:  # type: ignore[override]  # follows the original
         """The original's chain of this moment, less the removed plugins."""
 
         def kept(links: tuple[Link, ...]) -> tuple[Link, ...]:
@@ -89,11 +93,11 @@ class SubsetHookCaller(HookCaller):
                 link for link in links if not any(link.impl.plugin is one for one in self.removed)
             )
 
-        whole = self.original.chain
+        whole = self.original.chain or NO_LINKS
         return Chain(kept(whole.links), kept(whole.wrappers))
 
     @chain.setter
-    def chain(self, _: Chain) -> None:
+    def chain(self, _: Chain | None) -> None:
         pass
 
     def get_hookimpls(self) -> list[pluggy.HookImpl]:
@@ -124,10 +128,11 @@ async def dispatch(
         PluginError: A hookimpl failed and may not, because of ``strict`` or while starting.
         TypeError: The caller left out a parameter of the hook, or gave one that it lacks.
     """
-    if values.keys() != hook.names:
-        msg = f"hook {hook.name!r} takes {sorted(hook.names)}, but was called with {sorted(values)}"
-        raise TypeError(msg)
-    run = values.get("task_executor", values.get("app"))
+    if len(values) != len(hook.names):
+        raise _misuse(hook, values)
+    run = values.get("task_executor")
+    if run is None:
+        run = values.get("app")
     entries: list[Entry] | None = getattr(run, "_entries", None)
     if entries is None:
         entries = []
@@ -136,21 +141,24 @@ async def dispatch(
     error = values.get("e")
     lastresult = hook.lastresult
     answer: Any = None
-    winner: Entry | None = None
+    winner = -1
+    failed = bool(chain.wrappers)
     outer = _at_work.get()
-    token = _at_work.set(outer)
     opened: list[_Opened] = []
     try:
-        for link in reversed(chain.wrappers):
-            _open(hook, link, values, entries, attempt, opened)
+        if chain.wrappers:
+            for link in reversed(chain.wrappers):
+                _open(hook, link, values, entries, attempt, opened)
         for link in chain.links:
             if outer and error is not None and link.function in outer:
-                entries.append(Entry(link, attempt, "reentered", None, 0.0))
+                entries.append([link, attempt, "reentered", None, 0.0, False])
                 continue
             _at_work.set((*outer, link.function) if outer else link.alone)
             start = perf_counter()
             try:
-                if link.plain:
+                if link.only is not None:
+                    reply = link.function(values[link.only])
+                elif link.plain:
                     reply = link.function(*link.pick(values))
                 elif link.blocking:
                     reply = await waiting.thread(partial(link.call, values))
@@ -158,37 +166,51 @@ async def dispatch(
                     reply = link.call(values)
                 if reply is None:
                     seconds = perf_counter() - start
-                    entries.append(Entry(link, attempt, "no_opinion", None, seconds))
+                    entries.append([link, attempt, "no_opinion", None, seconds, False])
                     continue
-                if link.is_async or hasattr(type(reply), "__await__"):
-                    reply = await waiting.awaitable(reply)
-                counts = _accept(hook, values, reply)
+                kind = type(reply)
+                if lastresult and kind in _PLAIN:
+                    counts = True
+                else:
+                    if hasattr(kind, "__await__"):
+                        reply = await waiting.awaitable(reply)
+                        kind = type(reply)
+                    counts = _accept(hook, values, reply)
             except asyncio.CancelledError as failure:
                 if waiting.cancelled():
                     raise
+                failed = True
                 _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
             except Exception as failure:  # noqa: BLE001  # isolated, and loud
+                failed = True
                 _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
             else:
-                status = "answered" if counts else "no_opinion"
-                kind = None if reply is None else type(reply)
-                entry = Entry(link, attempt, status, kind, perf_counter() - start)
-                entries.append(entry)
+                seconds = perf_counter() - start
                 if counts:
-                    answer, winner = reply, entry
+                    answer, winner = reply, len(entries)
+                    entries.append([link, attempt, "answered", kind, seconds, False])
+                else:
+                    told = None if reply is None else kind
+                    entries.append([link, attempt, "no_opinion", told, seconds, False])
         if hook.pipeline is not None:
             answer = _left(hook, values)
         while opened:
             answer, winner = _close(hook, opened.pop(), values, entries, attempt, answer, winner)
     finally:
-        _at_work.reset(token)
+        _at_work.set(outer)
         for left in opened:
             left.generator.close()
-    if winner is not None:
-        winner.won = True
-    if error is not None:
+    if winner >= 0:
+        entries[winner][-1] = True
+    if error is not None and (failed or (lastresult and _log.debug_enabled())):
         _tell(hook, run, error, entries[begin:])
     return answer if lastresult or hook.pipeline else None
+
+
+def _misuse(hook: HookCaller, values: Mapping[str, Any]) -> TypeError:
+    return TypeError(
+        f"hook {hook.name!r} takes {sorted(hook.names)}, but was called with {sorted(values)}"
+    )
 
 
 def _accept(hook: HookCaller, values: dict[str, Any], reply: Any) -> bool:
@@ -196,19 +218,19 @@ def _accept(hook: HookCaller, values: dict[str, Any], reply: Any) -> bool:
     if reply is None:
         return False
     kind = type(reply)
-    if not issubclass(kind, DECISIONS):
-        if kind is type and issubclass(reply, DECISIONS):
+    if kind not in DECISIONS:
+        if kind is type and reply in DECISIONS:
             msg = f"answered the class {reply.__name__}; answer an instance, {reply.__name__}(...)"
             raise TypeError(msg)
     elif hook.lastresult:
-        if issubclass(kind, Retry):
+        if kind is Retry:
             return _may_retry(values.get("task_executor"), reply)
         error = values.get("e")
         return not (
-            issubclass(kind, Raise)
+            kind is Raise
             and (reply.error is error or reply.error is getattr(error, "__cause__", None))
         )
-    elif not issubclass(kind, Replace):
+    elif kind is not Replace:
         msg = (
             f"answered {kind.__name__}, which is a decision of {TRIGGER} only;"
             f" {hook.name} takes a plain value or Replace(value)"
@@ -257,7 +279,10 @@ def _failed(
     attempt: int,
     seconds: float,
 ) -> None:
-    entries.append(Entry(link, attempt, "raised", type(failure), seconds))
+    if values.keys() != hook.names:
+        # Not the plugin's fault: the hook was called without what it has to hand on.
+        raise _misuse(hook, values)
+    entries.append([link, attempt, "raised", type(failure), seconds, False])
     task = task_name(values)
     _log.logger().error(
         "plugin_failed",
@@ -300,17 +325,18 @@ def note(error: BaseException, text: str) -> None:
 
 
 def _tell(hook: HookCaller, run: Any, error: BaseException, entries: list[Entry]) -> None:
-    if any(entry.status == "raised" for entry in entries):
-        note(error, f"{hook.name}: {short(entry.record() for entry in entries)}")
-    if hook.name == TRIGGER and _log.debug_enabled():
+    records = [record_of(entry) for entry in entries]
+    if any(record.status == "raised" for record in records):
+        note(error, f"{hook.name}: {short(records)}")
+    if hook.lastresult and _log.debug_enabled():
         _log.logger().debug(
             "task_error_dispatched",
             task=getattr(getattr(run, "task_func", None), "name", None),
             uuid=str(getattr(getattr(run, "task_broker", None), "uuid", None)),
             attempt=getattr(run, "attempt", None),
             error=type(error.__cause__ or error).__name__,
-            won=next((entry.link.plugin for entry in entries if entry.won), None),
-            trail=[attrs.asdict(entry.record()) for entry in entries],
+            won=next((record.plugin for record in records if record.won), None),
+            trail=[attrs.asdict(record) for record in records],
         )
 
 
@@ -355,8 +381,8 @@ def _close(
     entries: list[Entry],
     attempt: int,
     answer: Any,
-    winner: Entry | None,
-) -> tuple[Any, Entry | None]:
+    winner: int,
+) -> tuple[Any, int]:
     """Give a wrapper the answer, and return what it makes of it."""
     link = wrapper.link
     start = perf_counter() - wrapper.seconds
@@ -375,7 +401,7 @@ def _close(
     finally:
         _at_work.set(outer)
     if reply is answer:
-        entries.append(Entry(link, attempt, "no_opinion", None, perf_counter() - start))
+        entries.append([link, attempt, "no_opinion", None, perf_counter() - start, False])
         return answer, winner
     try:
         # A wrapper's None is an answer: that the error goes on, that the result is None.
@@ -383,10 +409,9 @@ def _close(
     except TypeError as failure:
         _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
         return answer, winner
-    status = "answered" if replaces else "no_opinion"
+    status: Status = "answered" if replaces else "no_opinion"
     kind = None if reply is None else type(reply)
-    entry = Entry(link, attempt, status, kind, perf_counter() - start)
-    entries.append(entry)
+    entries.append([link, attempt, status, kind, perf_counter() - start, False])
     if not replaces:
         return answer, winner
-    return (_left(hook, values) if hook.pipeline else reply), entry
+    return (_left(hook, values) if hook.pipeline else reply), len(entries) - 1

@@ -33,7 +33,7 @@ from qtasks_hookspecs.exc import (
     TaskTimeoutError,
 )
 from qtasks_pluggy import _log
-from qtasks_pluggy._chain import Entry
+from qtasks_pluggy._chain import DECISIONS, Entry, record_of
 from qtasks_pluggy._dispatch import note
 from qtasks_pluggy._plugins import PluginManager
 from qtasks_pluggy._task import AsyncTask, Context, SyncTask
@@ -103,7 +103,6 @@ class TaskExecutor:
         "_kwargs",
         "_message",
         "_result",
-        "_started",
         "_task",
         "_task_func",
         "_waiting",
@@ -120,12 +119,13 @@ class TaskExecutor:
         plugins: PluginManager | list[Any] | tuple[Any, ...] | None = None,
     ) -> None:
         self._task: Any = None
-        if isinstance(task_func, (AsyncTask, SyncTask)):
-            self._task = task_func
-            task_func = task_func.task_func
-        elif not isinstance(task_func, TaskFunc):
-            task_func = TaskFunc(getattr(task_func, "__name__", repr(task_func)), task_func)
-        self._task_func: TaskFunc = task_func
+        if type(task_func) is not TaskFunc:
+            if isinstance(task_func, (AsyncTask, SyncTask)):
+                self._task = task_func
+                task_func = task_func.task_func
+            else:
+                task_func = TaskFunc(getattr(task_func, "__name__", repr(task_func)), task_func)
+        self._task_func = task_func
         self._message = task_broker
         if task_broker is None:
             self._args = args if type(args) is tuple else tuple(args)
@@ -149,9 +149,8 @@ class TaskExecutor:
         self._result: Any = None
         self._yielded: list[Any] | None = None
         self._entries: list[Entry] = []
-        self._waiting: Waiting = ON_LOOP
+        self._waiting: Waiting | None = None
         self._given: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
-        self._started = False
 
     @property
     def task_func(self) -> TaskFunc:
@@ -202,7 +201,7 @@ class TaskExecutor:
     @property
     def trail(self) -> Trail:
         """Who was asked so far, what each answered, how long it took, and what won."""
-        return Trail(entry.record() for entry in self._entries)
+        return Trail(map(record_of, self._entries))
 
     @property
     def log(self) -> Any:
@@ -253,10 +252,10 @@ class TaskExecutor:
 
     async def _life(self, waiting: Waiting) -> Any:
         """Attempt until there is a result or a final failure, then close."""
-        if self._started:
+        if self._waiting is not None:
             msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
             raise RuntimeError(msg)
-        self._started = True
+        self._waiting = waiting
         try:
             while (outcome := await self.attempt_once(waiting)) is not None:
                 if outcome.action != "retry":
@@ -271,7 +270,7 @@ class TaskExecutor:
             if isinstance(error, StopIteration) and not waiting.on_loop:
                 return _Raised(error)
             raise
-        if self._hooks.task_executor_task_close.chain:
+        if self._hooks.task_executor_task_close.chain is not None:
             await self.close(None)
         return self._result
 
@@ -286,50 +285,67 @@ class TaskExecutor:
         """
         self._waiting = waiting
         hooks = self._hooks
+        asked: TaskPluginTriggerError | None = None
         failure: Exception | None = None
         try:
-            if hooks.task_executor_args_replace.chain:
+            if hooks.task_executor_args_replace.chain is not None:
                 await self._replace_arguments()
             try:
                 self._result = await self.run_task()
+            except TaskPluginTriggerError as error:
+                asked = failure = error
             except Exception as error:  # noqa: BLE001  # any error of a task can be asked about
                 failure = error
-            if failure is not None:
-                return await self._ask_plugins(failure)
-            if hooks.task_executor_run_task.chain:
-                self._result = await self._call(hooks.task_executor_run_task, result=self._result)
+                asked = self._intercepted(error)
+            if failure is None:
+                if hooks.task_executor_run_task.chain is not None:
+                    hook = hooks.task_executor_run_task
+                    self._result = await self._call(hook, result=self._result)
+                return None
+            answer = None
+            begin = len(self._entries)
+            hook = hooks.task_executor_run_task_trigger_error
+            if asked is not None and hook.chain is not None:
+                call = hook.call_async if waiting.on_loop else hook
+                answer = call(
+                    task_executor=self,
+                    task_func=self._task_func,
+                    task_broker=self._message or self.task_broker,
+                    e=asked,
+                )
+                if waiting.on_loop:
+                    answer = await answer
+            if answer is not None and type(answer) not in DECISIONS:
+                self._result = answer
+                return None
+            return self._outcome(answer, failure, begin)
         except PluginError as strict:
             return Outcome("fail", strict)
         finally:
-            failure = None
-        return None
+            # A traceback holds this frame; this frame must not hold the error.
+            asked = failure = None
 
-    async def run_task(self) -> Any:
+    def run_task(self) -> Awaitable[Any]:
         """Call the function: the step of a run that is the task itself.
 
         Returns:
-            What it returns; of a generator the list of its items.
+            What it returns, to be awaited; of a generator the list of its items.
 
         Raises:
             TaskTimeoutError: The task's ``max_time`` is over.
         """
         func = self._task_func
         args = (self._view(), *self._args) if func.echo else self._args
-        if func.max_time is not None or func.is_generator:
-            return await self._run_specially(partial(func.func, *args, **self._kwargs))
-        if func.is_async:
-            running = func.func(*args, **self._kwargs)
-            return await (running if self._waiting.on_loop else self._waiting.awaitable(running))
-        if self._waiting.on_loop:
-            result = await self._waiting.function(partial(func.func, *args, **self._kwargs))
-        else:
-            result = func.func(*args, **self._kwargs)
-        # A plain function around an async one, as decorators make them.
-        return await self._waiting.awaitable(result) if type(result) is CoroutineType else result
+        if func.is_async and func.max_time is None and not func.is_generator:
+            running: Awaitable[Any] = func.func(*args, **self._kwargs)
+            waiting = self._waiting
+            return waiting.awaitable(running) if waiting is IN_THREAD else running
+        return self._run_specially(partial(func.func, *args, **self._kwargs))
 
     async def _run_specially(self, call: Callable[[], Any]) -> Any:
-        """Run a generator to its end, or a function with a time limit."""
+        """Run a plain function, a generator to its end, or a function with a time limit."""
         func = self._task_func
+        waiting = self._waiting or ON_LOOP
         limit = func.max_time
         items: list[Any] = []
         self._yielded = items
@@ -337,51 +353,51 @@ class TaskExecutor:
             running = _items_of(call(), items) if func.is_generator else call()
             if limit is not None:
                 running = _limited(running, limit, func.name)
-            return await self._waiting.awaitable(running)
+            return await waiting.awaitable(running)
         if func.is_generator:
             call = partial(_collect, call, items)
         if limit is None:
-            return await self._waiting.function(call)
-        try:
-            return await self._waiting.thread(call, limit)
-        except LimitExceededError:
-            _log.logger().warning(
-                "task_abandoned", task=func.name, uuid=str(self.task_broker.uuid), max_time=limit
-            )
-        raise _out_of_time(func.name, limit)
-
-    async def _ask_plugins(self, error: Exception) -> Outcome | None:
-        """Find out what the plugins make of the task's own error."""
-        if isinstance(error, TaskCancelError):
-            return Outcome("cancel", error, reason=error.reason)
-        if isinstance(error, TaskPluginTriggerError):
-            asked = error
-        elif self._task_func.intercept and isinstance(error, self._task_func.intercept):
-            asked = TaskPluginTriggerError()
-            asked.__cause__ = error
+            result = await waiting.function(call)
         else:
-            return Outcome("fail", error)
-        begin = len(self._entries)
-        hook = self._hooks.task_executor_run_task_trigger_error
-        answer = await self._call(hook, **self._identity(), e=asked) if hook.chain else None
-        if isinstance(answer, Retry):
-            return Outcome("retry", error, delay=answer.delay, limit=answer.limit)
-        if isinstance(answer, Replace):
+            try:
+                result = await waiting.thread(call, limit)
+            except LimitExceededError:
+                uuid = str(self.task_broker.uuid)
+                _log.logger().warning("task_abandoned", task=func.name, uuid=uuid, max_time=limit)
+                raise _out_of_time(func.name, limit) from None
+        # A plain function around an async one, as decorators make them.
+        return await waiting.awaitable(result) if type(result) is CoroutineType else result
+
+    def _intercepted(self, error: Exception) -> TaskPluginTriggerError | None:
+        """Wrap an ordinary error for the plugins, where the task lets them see it."""
+        classes = self._task_func.intercept
+        if not classes or isinstance(error, TaskCancelError) or not isinstance(error, classes):
+            return None
+        asked = TaskPluginTriggerError()
+        asked.__cause__ = error
+        return asked
+
+    def _outcome(self, answer: Any, error: Exception, begin: int) -> Outcome | None:
+        """Translate a decision on the task's own error, or none; return None for a result."""
+        kind = type(answer)
+        if kind is Replace:
             self._result = answer.value
             return None
-        if answer is not None and not isinstance(answer, (Raise, Cancel, DeadLetter)):
-            self._result = answer
-            return None
+        if kind is Retry:
+            return Outcome("retry", error, delay=answer.delay, limit=answer.limit)
         if len(self._entries) > begin:
-            note(error, f"{hook.name}: {short(one.record() for one in self._entries[begin:])}")
-        if isinstance(answer, Raise):
+            told = short(map(record_of, self._entries[begin:]))
+            note(error, f"task_executor_run_task_trigger_error: {told}")
+        if kind is Raise:
             return Outcome("fail", _caused(answer.error, error))
-        if isinstance(answer, Cancel):
-            cancel = _caused(TaskCancelError(answer.reason), error)
-            return Outcome("cancel", cancel, reason=answer.reason)
-        if isinstance(answer, DeadLetter):
+        if kind is Cancel:
+            cancelled = _caused(TaskCancelError(answer.reason), error)
+            return Outcome("cancel", cancelled, reason=answer.reason)
+        if kind is DeadLetter:
             letter = _caused(TaskDeadLetteredError(answer.reason), error)
             return Outcome("dead_letter", letter, reason=answer.reason)
+        if isinstance(error, TaskCancelError):
+            return Outcome("cancel", error, reason=error.reason)
         return Outcome("fail", error)
 
     async def final_error(self, outcome: Outcome) -> Exception:
@@ -397,7 +413,7 @@ class TaskExecutor:
         if outcome.action == "dead_letter":
             await self._set_aside(error.__cause__ or error, outcome.reason)
         hook = self._hooks.task_executor_task_failed
-        if outcome.action != "cancel" and hook.chain:
+        if outcome.action != "cancel" and hook.chain is not None:
             try:
                 await self._call(hook, **self._identity(), e=error)
             except PluginError as strict:
@@ -430,7 +446,7 @@ class TaskExecutor:
             PluginError: A plugin failed and the settings say ``strict``; never over a cancellation.
         """
         hook = self._hooks.task_executor_task_close
-        if not hook.chain:
+        if hook.chain is None:
             return
         if isinstance(error, GeneratorExit):
             # Nobody will step this run again: what can be started is, and nothing is waited for.

@@ -365,7 +365,8 @@ class PluginManager(pluggy.PluginManager):
 
     def _rebuild(self) -> None:
         for hook in self._callers().values():
-            hook.chain = self._chain(hook, hook.get_hookimpls())
+            chain = self._chain(hook, hook.get_hookimpls())
+            hook.chain = chain if chain.links or chain.wrappers else None
 
     def _chain(self, hook: HookCaller, hookimpls: Sequence[pluggy.HookImpl]) -> Chain:
         """Put hookimpls in call order.

@@ -46,8 +46,20 @@ def _exception(_: object, attribute: attrs.Attribute[Any], value: object) -> Non
         raise TypeError(msg)
 
 
+class _Final:
+    """A decision is told by its very class, so there are no others beside the five."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if cls.__bases__ != (_Final,):
+            msg = f"{cls.__name__}: a decision cannot be subclassed; make an instance instead"
+            raise TypeError(msg)
+        super().__init_subclass__(**kwargs)
+
+
 @attrs.frozen
-class Replace:
+class Replace(_Final):
     """Use this value as the task's result; the way to recover to ``None``.
 
     Attributes:
@@ -58,7 +70,7 @@ class Replace:
 
 
 @attrs.frozen
-class Retry:
+class Retry(_Final):
     """Run the task again, if the bounds allow.
 
     Counted in retries of the run and bounded by ``limit``, the task's ``max_retries`` and the
@@ -78,7 +90,7 @@ class Retry:
 
 
 @attrs.frozen
-class Raise:
+class Raise(_Final):
     """Let the run fail with this error instead of the task's own, which becomes its cause.
 
     Attributes:
@@ -92,7 +104,7 @@ class Raise:
 
 
 @attrs.frozen
-class Cancel:
+class Cancel(_Final):
     """End the run as cancelled.
 
     Attributes:
@@ -103,7 +115,7 @@ class Cancel:
 
 
 @attrs.frozen
-class DeadLetter:
+class DeadLetter(_Final):
     """Set the run aside for somebody to look at.
 
     Attributes:
