@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 import attrs
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry
-from qtasks_pluggy._trail import Status, TrailRecord, who
+from qtasks_hookspecs._markers import When
+from qtasks_pluggy._filter import facts, passes
+from qtasks_pluggy._names import who
+from qtasks_pluggy._quarantine import Breaker
+from qtasks_pluggy._settings import Settings
+from qtasks_pluggy._trail import TrailRecord
+from qtasks_pluggy._validation import Candidate, conditions, is_blocking, parameters
 
 DECISIONS: Final = frozenset({Replace, Retry, Raise, Cancel, DeadLetter})
 
@@ -29,6 +38,10 @@ class Link:
         keywords: Those that it takes by keyword alone.
         is_async: Whether it is an ``async def``.
         blocking: Whether it leaves the caller's thread.
+        when: The conditions under which it is asked; empty for always.
+        limit: Seconds that it may take; None for no limit.
+        observed: Whether its answer is only recorded.
+        breaker: Its quarantine; None for a hook that has none.
     """
 
     plugin: str
@@ -41,8 +54,13 @@ class Link:
     keywords: tuple[str, ...] = ()
     is_async: bool = False
     blocking: bool = False
+    when: tuple[When, ...] = ()
+    limit: float | None = None
+    observed: bool = False
+    breaker: Breaker | None = None
     plain: bool = attrs.field(init=False)
     only: str | None = attrs.field(init=False, default=None)
+    overrun: float = attrs.field(init=False)
     alone: tuple[Callable[..., Any], ...] = attrs.field(init=False)
     pick: Callable[[Mapping[str, Any]], Sequence[Any]] = attrs.field(init=False)
 
@@ -54,6 +72,7 @@ class Link:
         if len(names) == 1 and not (self.keywords or self.blocking):
             object.__setattr__(self, "only", names[0])
         object.__setattr__(self, "pick", pick)
+        object.__setattr__(self, "overrun", math.inf if self.limit is None else self.limit)
         object.__setattr__(self, "alone", (self.function,))
         object.__setattr__(self, "plain", not (self.keywords or self.blocking))
 
@@ -70,6 +89,14 @@ class Link:
         return self.function(*self.pick(values))
 
 
+Entry: TypeAlias = list[Any]
+"""A trail record in the making, a bare list because every dispatch writes some: the link, the
+attempt, the status, the type of the answer or of the failure, the seconds, whether it won."""
+
+
+Plan: TypeAlias = tuple[tuple["Link | Entry", ...], tuple["Link", ...]]
+
+
 @attrs.frozen(eq=False)
 class Chain:
     """A hook's hookimpls in call order.
@@ -81,14 +108,42 @@ class Chain:
 
     links: tuple[Link, ...] = ()
     wrappers: tuple[Link, ...] = ()
+    filtered: bool = attrs.field(init=False)
+    _plans: dict[Any, Plan] = attrs.field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        """See once whether there is anything to filter."""
+        filtered = any(link.when for link in (*self.links, *self.wrappers))
+        object.__setattr__(self, "filtered", filtered)
+
+    def narrowed(self, values: dict[str, Any]) -> Plan:
+        """Return links and wrappers as the filters leave them for this error and this task.
+
+        A link that is not asked is replaced by its trail entry. The answer depends on few facts,
+        so it is remembered: with many filtered plugins, a dispatch costs hardly more than with
+        one.
+        """
+        known = facts(values)
+        plan = self._plans.get(known)
+        if plan is None:
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            links = tuple(
+                link
+                if not link.when or passes(link.when, *known)
+                else [link, 1, "filtered", None, 0.0, False]
+                for link in self.links
+            )
+            wrappers = tuple(
+                link for link in self.wrappers if not link.when or passes(link.when, *known)
+            )
+            plan = self._plans[known] = links, wrappers
+        return plan
 
 
+# Facts can be endless where tasks are made on the fly; what is remembered must not be.
+_MOST_PLANS: Final = 1024
 NO_LINKS: Final = Chain()
-
-
-Entry: TypeAlias = list[Any]
-"""A trail record in the making, a bare list because every dispatch writes some: the link, the
-attempt, the status, the type of the answer or of the failure, the seconds, whether it won."""
 
 
 def record_of(entry: Entry) -> TrailRecord:
@@ -104,5 +159,81 @@ def record_of(entry: Entry) -> TrailRecord:
         status=status,
         kind=None if kind is None else kind.__name__ if named else "value",
         seconds=seconds,
+        observed=link.observed,
         won=won,
+    )
+
+
+def in_call_order(
+    hookimpls: Sequence[Any], order: Sequence[str], rank: Callable[[Any], Any]
+) -> tuple[list[Any], list[Any]]:
+    """Put pluggy's hookimpls in call order.
+
+    ``tryfirst`` comes to the front and ``trylast`` to the back, each group in order of
+    registration; the plugins of the operator's ``order`` come last, their marks ignored. A wrapper
+    that comes later in this order is further out, but one that is tried first is outermost.
+
+    Args:
+        hookimpls: The hookimpls of one hook.
+        order: The operator's order.
+        rank: The order of registration, as something to sort by.
+
+    Returns:
+        The hookimpls from the first to the last, and the wrappers from the inside to the outside.
+    """
+    places = {name: place for place, name in enumerate(order)}
+
+    def place(impl: Any, direction: int) -> tuple[int, Any]:
+        if impl.plugin_name in places:
+            return 2, places[impl.plugin_name]
+        group = 1 if impl.trylast else -1 if impl.tryfirst else 0
+        return group * direction, rank(impl)
+
+    return (
+        sorted((one for one in hookimpls if not one.wrapper), key=lambda one: place(one, 1)),
+        sorted((one for one in hookimpls if one.wrapper), key=lambda one: place(one, -1)),
+    )
+
+
+def make_link(
+    hook: str,
+    names: frozenset[str],
+    impl: Any,
+    origin: Candidate,
+    settings: Settings,
+    breaker: Breaker | None,
+) -> Link:
+    """Gather all that is known about a hookimpl before it is called.
+
+    Args:
+        hook: The hook's name.
+        names: The hook's parameters.
+        impl: pluggy's record of the hookimpl.
+        origin: Where its plugin comes from.
+        settings: The settings of this moment.
+        breaker: Its quarantine.
+    """
+    name = origin.name
+    function = impl.function
+    positional, keywords, _ = parameters(function, names)
+    if hook == "qtasks_start" and "settings" in (*positional, *keywords):
+        # Each plugin gets its own section, and none of the others'.
+        function = partial(function, settings=dict(settings.plugin.get(name, {})))
+        keywords = tuple(one for one in (*positional, *keywords) if one != "settings")
+        positional = ()
+    return Link(
+        plugin=name,
+        distribution=origin.distribution,
+        version=origin.version,
+        hook=hook,
+        impl=impl,
+        function=function,
+        positional=positional,
+        keywords=keywords,
+        is_async=inspect.iscoroutinefunction(impl.function),
+        blocking=is_blocking(impl.function),
+        when=conditions(impl.function),
+        limit=settings.timeouts.get(name, settings.timeout) if "e" in names else None,
+        observed=name in settings.observe,
+        breaker=breaker,
     )

@@ -18,10 +18,9 @@ import attrs
 import pluggy
 
 from qtasks_hookspecs import Raise, Replace, Retry
-from qtasks_hookspecs.exc import PluginError
 from qtasks_pluggy import _log
-from qtasks_pluggy._chain import DECISIONS, NO_LINKS, Chain, Entry, Link, record_of
-from qtasks_pluggy._trail import Status, short
+from qtasks_pluggy._chain import DECISIONS, NO_LINKS, Chain, Entry, Link
+from qtasks_pluggy._report import failed, misuse, settle, tell
 from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
 
 if TYPE_CHECKING:
@@ -109,9 +108,7 @@ class SubsetHookCaller(HookCaller):
         ]
 
 
-async def dispatch(
-    hook: HookCaller, chain: Chain, values: dict[str, Any], waiting: Waiting
-) -> Any:
+async def dispatch(hook: HookCaller, chain: Chain, values: dict[str, Any], waiting: Waiting) -> Any:
     """Ask every link of a chain, and return the winning answer.
 
     Args:
@@ -129,7 +126,7 @@ async def dispatch(
         TypeError: The caller left out a parameter of the hook, or gave one that it lacks.
     """
     if len(values) != len(hook.names):
-        raise _misuse(hook, values)
+        raise misuse(hook, values)
     run = values.get("task_executor")
     if run is None:
         run = values.get("app")
@@ -142,14 +139,23 @@ async def dispatch(
     lastresult = hook.lastresult
     answer: Any = None
     winner = -1
-    failed = bool(chain.wrappers)
+    links: tuple[Any, ...]
+    links, wrappers = chain.narrowed(values) if chain.filtered else (chain.links, chain.wrappers)
+    went_wrong = bool(wrappers)
     outer = _at_work.get()
     opened: list[_Opened] = []
     try:
-        if chain.wrappers:
-            for link in reversed(chain.wrappers):
+        if wrappers:
+            for link in reversed(wrappers):
                 _open(hook, link, values, entries, attempt, opened)
-        for link in chain.links:
+        for link in links:
+            if type(link) is list:
+                entries.append(link if attempt == 1 else [link[0], attempt, *link[2:]])
+                continue
+            breaker = link.breaker
+            if breaker is not None and breaker.until is not None and not breaker.admits():
+                entries.append([link, attempt, "quarantined", None, 0.0, False])
+                continue
             if outer and error is not None and link.function in outer:
                 entries.append([link, attempt, "reentered", None, 0.0, False])
                 continue
@@ -161,37 +167,48 @@ async def dispatch(
                 elif link.plain:
                     reply = link.function(*link.pick(values))
                 elif link.blocking:
-                    reply = await waiting.thread(partial(link.call, values))
+                    reply = await waiting.thread(partial(link.call, values), link.limit)
                 else:
                     reply = link.call(values)
                 if reply is None:
                     seconds = perf_counter() - start
                     entries.append([link, attempt, "no_opinion", None, seconds, False])
+                    if seconds > link.overrun or (breaker is not None and breaker.failures):
+                        settle(link, values, seconds)
                     continue
                 kind = type(reply)
                 if lastresult and kind in _PLAIN:
                     counts = True
                 else:
                     if hasattr(kind, "__await__"):
-                        reply = await waiting.awaitable(reply)
+                        reply = await waiting.awaitable(reply, link.limit)
                         kind = type(reply)
-                    counts = _accept(hook, values, reply)
+                    counts = _accept(hook, dict(values) if link.observed else values, reply)
             except asyncio.CancelledError as failure:
                 if waiting.cancelled():
+                    if breaker is not None:
+                        breaker.abandoned()
                     raise
-                failed = True
-                _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+                went_wrong = True
+                failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
             except Exception as failure:  # noqa: BLE001  # isolated, and loud
-                failed = True
-                _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+                went_wrong = True
+                failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+            except BaseException:
+                if breaker is not None:
+                    breaker.abandoned()
+                raise
             else:
                 seconds = perf_counter() - start
                 if counts:
-                    answer, winner = reply, len(entries)
+                    if not link.observed:
+                        answer, winner = reply, len(entries)
                     entries.append([link, attempt, "answered", kind, seconds, False])
                 else:
                     told = None if reply is None else kind
                     entries.append([link, attempt, "no_opinion", told, seconds, False])
+                if seconds > link.overrun or (breaker is not None and breaker.failures):
+                    settle(link, values, seconds)
         if hook.pipeline is not None:
             answer = _left(hook, values)
         while opened:
@@ -202,15 +219,9 @@ async def dispatch(
             left.generator.close()
     if winner >= 0:
         entries[winner][-1] = True
-    if error is not None and (failed or (lastresult and _log.debug_enabled())):
-        _tell(hook, run, error, entries[begin:])
+    if error is not None and (went_wrong or (lastresult and _log.debug_enabled())):
+        tell(hook, values, entries[begin:], answer)
     return answer if lastresult or hook.pipeline else None
-
-
-def _misuse(hook: HookCaller, values: Mapping[str, Any]) -> TypeError:
-    return TypeError(
-        f"hook {hook.name!r} takes {sorted(hook.names)}, but was called with {sorted(values)}"
-    )
 
 
 def _accept(hook: HookCaller, values: dict[str, Any], reply: Any) -> bool:
@@ -270,76 +281,6 @@ def _left(hook: HookCaller, values: dict[str, Any]) -> Any:
     return values["result"] if hook.pipeline == "result" else (values["args"], values["kwargs"])
 
 
-def _failed(
-    hook: HookCaller,
-    link: Link,
-    failure: BaseException,
-    values: Mapping[str, Any],
-    entries: list[Entry],
-    attempt: int,
-    seconds: float,
-) -> None:
-    if values.keys() != hook.names:
-        # Not the plugin's fault: the hook was called without what it has to hand on.
-        raise _misuse(hook, values)
-    entries.append([link, attempt, "raised", type(failure), seconds, False])
-    task = task_name(values)
-    _log.logger().error(
-        "plugin_failed",
-        plugin=link.plugin,
-        distribution=link.distribution,
-        version=link.version,
-        hook=link.hook,
-        task=task,
-        error=type(failure).__name__,
-        exc_info=failure,
-    )
-    if hook.manager.strict or hook.name == "qtasks_start":
-        why = (
-            "the app was not started; mend the plugin, or switch it off"
-            if hook.name == "qtasks_start"
-            else "strict is on; mend the plugin, switch it off, or set QTASKS_PLUGGY_STRICT=false"
-        )
-        where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
-        msg = (
-            f"{link.who} failed in {where} with {type(failure).__name__}: {failure};"
-            f" {why} (QTASKS_PLUGGY_DISABLE={link.plugin})"
-        )
-        raise PluginError(msg, task_error=values.get("e")) from failure
-
-
-def task_name(values: Mapping[str, Any]) -> str | None:
-    """Name the task that a hook is called for, if it is for one."""
-    task_func = values.get("task_func") or getattr(values.get("task_executor"), "task_func", None)
-    return getattr(task_func, "name", None)
-
-
-def note(error: BaseException, text: str) -> None:
-    """Note a text on an error, once, however often the same error comes by."""
-    text = f"qtasks_pluggy: {text}"
-    try:
-        if text not in getattr(error, "__notes__", ()):
-            error.add_note(text)
-    except Exception:  # noqa: BLE001, S110  # an error class that refuses notes; the trail has it all
-        pass
-
-
-def _tell(hook: HookCaller, run: Any, error: BaseException, entries: list[Entry]) -> None:
-    records = [record_of(entry) for entry in entries]
-    if any(record.status == "raised" for record in records):
-        note(error, f"{hook.name}: {short(records)}")
-    if hook.lastresult and _log.debug_enabled():
-        _log.logger().debug(
-            "task_error_dispatched",
-            task=getattr(getattr(run, "task_func", None), "name", None),
-            uuid=str(getattr(getattr(run, "task_broker", None), "uuid", None)),
-            attempt=getattr(run, "attempt", None),
-            error=type(error.__cause__ or error).__name__,
-            won=next((record.plugin for record in records if record.won), None),
-            trail=[attrs.asdict(record) for record in records],
-        )
-
-
 @attrs.frozen(eq=False)
 class _Opened:
     """A wrapper that has come to its yield."""
@@ -359,15 +300,21 @@ def _open(
 ) -> None:
     start = perf_counter()
     outer = _at_work.get()
+    if link.breaker is not None and not link.breaker.admits():
+        entries.append([link, attempt, "quarantined", None, 0.0, False])
+        return
+    if "e" in values and link.function in outer:
+        entries.append([link, attempt, "reentered", None, 0.0, False])
+        return
     _at_work.set((*outer, link.function))
     try:
         generator = link.call(values)
         next(generator)
     except StopIteration:
         ended = RuntimeError("the wrapper ended without a yield; it needs exactly one")
-        _failed(hook, link, ended, values, entries, attempt, perf_counter() - start)
+        failed(hook, link, ended, values, entries, attempt, perf_counter() - start)
     except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # isolated, and loud
-        _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+        failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
     else:
         opened.append(_Opened(link, generator, perf_counter() - start))
     finally:
@@ -396,22 +343,24 @@ def _close(
     except StopIteration as end:
         reply = end.value
     except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # the inner answer stands
-        _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+        failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
         return answer, winner
     finally:
         _at_work.set(outer)
+    settle(link, values, perf_counter() - start)
     if reply is answer:
         entries.append([link, attempt, "no_opinion", None, perf_counter() - start, False])
         return answer, winner
     try:
         # A wrapper's None is an answer: that the error goes on, that the result is None.
-        replaces = _accept(hook, values, Replace(None) if reply is None else reply)
+        seen = dict(values) if link.observed else values
+        replaces = _accept(hook, seen, Replace(None) if reply is None else reply)
     except TypeError as failure:
-        _failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+        failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
         return answer, winner
-    status: Status = "answered" if replaces else "no_opinion"
+    status = "answered" if replaces else "no_opinion"
     kind = None if reply is None else type(reply)
     entries.append([link, attempt, status, kind, perf_counter() - start, False])
-    if not replaces:
+    if not replaces or link.observed:
         return answer, winner
     return (_left(hook, values) if hook.pipeline else reply), len(entries) - 1

@@ -7,68 +7,28 @@ an error, and the end. ``attempt`` is one attempt; whoever hosts the run carries
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
-from types import CoroutineType, MappingProxyType
-from typing import Any, Final, Literal, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 
 import attrs
 
-from qtasks_hookspecs import (
-    Cancel,
-    DeadLetter,
-    Raise,
-    Replace,
-    Retry,
-    TaskFunc,
-    TaskMessage,
-)
-from qtasks_hookspecs.exc import (
-    PluginError,
-    TaskCancelError,
-    TaskDeadLetteredError,
-    TaskPluginTriggerError,
-    TaskTimeoutError,
-)
+from qtasks_hookspecs import Replace, TaskFunc, TaskMessage
+from qtasks_hookspecs.exc import PluginError, TaskPluginTriggerError
 from qtasks_pluggy import _log
 from qtasks_pluggy._chain import DECISIONS, Entry, record_of
-from qtasks_pluggy._dispatch import note
+from qtasks_pluggy._function import call_function
+from qtasks_pluggy._outcome import Outcome, intercepted, outcome_of
 from qtasks_pluggy._plugins import PluginManager
 from qtasks_pluggy._task import AsyncTask, Context, SyncTask
-from qtasks_pluggy._trail import Trail, short
-from qtasks_pluggy._waiting import (
-    IN_THREAD,
-    ON_LOOP,
-    LimitExceededError,
-    Waiting,
-    finish,
-    raise_as_is,
-)
+from qtasks_pluggy._trail import Trail
+from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish, raise_as_is
 
 Runnable: TypeAlias = "TaskFunc | AsyncTask[..., Any] | SyncTask[..., Any] | Callable[..., Any]"
 
 _NO_PLUGINS: Final = PluginManager()
-
-
-@attrs.frozen(eq=False)
-class Outcome:
-    """How an attempt ended that has no result, for the host of the run to carry out.
-
-    Attributes:
-        action: What is to be done.
-        error: What the caller will see; for a retry, the error that it answers.
-        delay: Seconds before the next attempt; None leaves it to the host.
-        limit: The most retries that the decision allows.
-        reason: Why, for people.
-    """
-
-    action: Literal["fail", "retry", "cancel", "dead_letter"]
-    error: Exception
-    delay: float | None = None
-    limit: int | None = None
-    reason: str = ""
 
 
 @attrs.frozen
@@ -296,7 +256,7 @@ class TaskExecutor:
                 asked = failure = error
             except Exception as error:  # noqa: BLE001  # any error of a task can be asked about
                 failure = error
-                asked = self._intercepted(error)
+                asked = intercepted(self._task_func, error)
             if failure is None:
                 if hooks.task_executor_run_task.chain is not None:
                     hook = hooks.task_executor_run_task
@@ -318,7 +278,11 @@ class TaskExecutor:
             if answer is not None and type(answer) not in DECISIONS:
                 self._result = answer
                 return None
-            return self._outcome(answer, failure, begin)
+            outcome = outcome_of(answer, failure, self._entries[begin:])
+            if isinstance(outcome, Replace):
+                self._result = outcome.value
+                return None
+            return outcome
         except PluginError as strict:
             return Outcome("fail", strict)
         finally:
@@ -336,69 +300,13 @@ class TaskExecutor:
         """
         func = self._task_func
         args = (self._view(), *self._args) if func.echo else self._args
+        waiting = self._waiting
         if func.is_async and func.max_time is None and not func.is_generator:
             running: Awaitable[Any] = func.func(*args, **self._kwargs)
-            waiting = self._waiting
             return waiting.awaitable(running) if waiting is IN_THREAD else running
-        return self._run_specially(partial(func.func, *args, **self._kwargs))
-
-    async def _run_specially(self, call: Callable[[], Any]) -> Any:
-        """Run a plain function, a generator to its end, or a function with a time limit."""
-        func = self._task_func
-        waiting = self._waiting or ON_LOOP
-        limit = func.max_time
-        items: list[Any] = []
-        self._yielded = items
-        if func.is_async:
-            running = _items_of(call(), items) if func.is_generator else call()
-            if limit is not None:
-                running = _limited(running, limit, func.name)
-            return await waiting.awaitable(running)
-        if func.is_generator:
-            call = partial(_collect, call, items)
-        if limit is None:
-            result = await waiting.function(call)
-        else:
-            try:
-                result = await waiting.thread(call, limit)
-            except LimitExceededError:
-                uuid = str(self.task_broker.uuid)
-                _log.logger().warning("task_abandoned", task=func.name, uuid=uuid, max_time=limit)
-                raise _out_of_time(func.name, limit) from None
-        # A plain function around an async one, as decorators make them.
-        return await waiting.awaitable(result) if type(result) is CoroutineType else result
-
-    def _intercepted(self, error: Exception) -> TaskPluginTriggerError | None:
-        """Wrap an ordinary error for the plugins, where the task lets them see it."""
-        classes = self._task_func.intercept
-        if not classes or isinstance(error, TaskCancelError) or not isinstance(error, classes):
-            return None
-        asked = TaskPluginTriggerError()
-        asked.__cause__ = error
-        return asked
-
-    def _outcome(self, answer: Any, error: Exception, begin: int) -> Outcome | None:
-        """Translate a decision on the task's own error, or none; return None for a result."""
-        kind = type(answer)
-        if kind is Replace:
-            self._result = answer.value
-            return None
-        if kind is Retry:
-            return Outcome("retry", error, delay=answer.delay, limit=answer.limit)
-        if len(self._entries) > begin:
-            told = short(map(record_of, self._entries[begin:]))
-            note(error, f"task_executor_run_task_trigger_error: {told}")
-        if kind is Raise:
-            return Outcome("fail", _caused(answer.error, error))
-        if kind is Cancel:
-            cancelled = _caused(TaskCancelError(answer.reason), error)
-            return Outcome("cancel", cancelled, reason=answer.reason)
-        if kind is DeadLetter:
-            letter = _caused(TaskDeadLetteredError(answer.reason), error)
-            return Outcome("dead_letter", letter, reason=answer.reason)
-        if isinstance(error, TaskCancelError):
-            return Outcome("cancel", error, reason=error.reason)
-        return Outcome("fail", error)
+        self._yielded = items = []
+        call = partial(func.func, *args, **self._kwargs)
+        return call_function(func, call, items, waiting or ON_LOOP)
 
     async def final_error(self, outcome: Outcome) -> Exception:
         """Carry out a final outcome, and tell the plugins of a failure.
@@ -490,52 +398,3 @@ class TaskExecutor:
     def _view(self) -> Any:
         kind = AsyncTask if self._task_func.is_async else SyncTask
         return kind(self._task_func, getattr(self._task, "host", None), self)
-
-
-def _caused(error: Exception, cause: Exception) -> Exception:
-    """Give an error its cause, unless it has one or would be its own."""
-    seen: BaseException | None = cause
-    while seen is not None and seen is not error:
-        seen = seen.__cause__ or seen.__context__
-    if error.__cause__ is None and seen is None:
-        error.__cause__ = cause
-    return error
-
-
-def _out_of_time(name: str, limit: float) -> TaskTimeoutError:
-    return TaskTimeoutError(f"task {name!r} took longer than its max_time of {limit} seconds")
-
-
-async def _limited(running: Awaitable[Any], limit: float, name: str) -> Any:
-    """Wait for a task's function, at most for its ``max_time``."""
-    timeout = asyncio.timeout(limit)
-    try:
-        async with timeout:
-            result = await running
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:
-        if not timeout.expired():
-            raise
-        raise _out_of_time(name, limit) from (None if type(error) is TimeoutError else error)
-    if timeout.expired():
-        # It caught its own cancellation and returned too late.
-        raise _out_of_time(name, limit)
-    return result
-
-
-def _collect(call: Callable[[], Iterable[Any]], items: list[Any]) -> list[Any]:
-    """Take a generator's items, each visible as soon as it is there."""
-    for item in call():
-        items.append(item)  # noqa: PERF402  # a failure must leave those before it
-    return items
-
-
-async def _items_of(generator: AsyncGenerator[Any, Any], items: list[Any]) -> list[Any]:
-    """Take an async generator's items, each visible as soon as it is there."""
-    try:
-        async for item in generator:
-            items.append(item)  # noqa: PERF401  # a failure must leave those before it
-    finally:
-        await generator.aclose()
-    return items

@@ -36,9 +36,7 @@ def debug_enabled() -> bool:
     return _stdlib.isEnabledFor(logging.DEBUG) and _stdlib.hasHandlers()
 
 
-def _as_text(
-    _: Any, __: str, event: MutableMapping[str, Any]
-) -> tuple[tuple[str], dict[str, Any]]:
+def _as_text(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:
     # Errors keep their traceback through logging's own exc_info.
     keywords = {name: event.pop(name) for name in ("exc_info", "stack_info") if name in event}
     text = " ".join(

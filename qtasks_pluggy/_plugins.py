@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import inspect
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,17 +11,20 @@ import attrs
 import pluggy
 
 from qtasks_hookspecs import _hooks
-from qtasks_hookspecs._markers import ENTRY_POINT_GROUP, PROJECT_NAME
+from qtasks_hookspecs._markers import PROJECT_NAME
 from qtasks_hookspecs.exc import PluginRegistrationError
-from qtasks_pluggy import _settings
-from qtasks_pluggy._chain import Chain, Link
+from qtasks_pluggy import _log, _settings
+from qtasks_pluggy._chain import Chain, Link, in_call_order, make_link
+from qtasks_pluggy._discovery import installed, load
 from qtasks_pluggy._dispatch import HookCaller, SubsetHookCaller, dispatch
-from qtasks_pluggy._trail import who
-from qtasks_pluggy._validation import Candidate, check, is_blocking, nearest, parameters
+from qtasks_pluggy._names import nearest, who
+from qtasks_pluggy._quarantine import Breaker
+from qtasks_pluggy._validation import Candidate, check
 from qtasks_pluggy._waiting import IN_THREAD, finish
 from qtasks_pluggy.base_plugin import Adapter
 
 BUILTIN, INSTALLED, ADDED = range(3)
+BUILTINS = ("fallback", "retry")
 
 
 @attrs.frozen
@@ -83,9 +83,10 @@ class PluginManager(pluggy.PluginManager):
         self._links: dict[pluggy.HookImpl, Link] = {}
         self._added = 0
         self._discovered = False
-        self.settings = _settings.load(self._given, outside=False)
-        self.strict = self.settings.strict
+        self._breakers: dict[pluggy.HookImpl, Breaker] = {}
+        self._use(_settings.load(self._given, outside=False))
         self.add_hookspecs(_hooks)
+        self._load_builtins()
         self._register_all([(plugin, None) for plugin in plugins], ADDED)
         if discover:
             self.discover()
@@ -158,9 +159,9 @@ class PluginManager(pluggy.PluginManager):
             if gone is not None and name is not None:
                 self._ranks.pop(name, None)
                 self._origins.pop(name, None)
-                self._links = {
-                    impl: link for impl, link in self._links.items() if impl.plugin_name != name
-                }
+                for memory in (self._links, self._breakers):
+                    for impl in [one for one in memory if one.plugin_name == name]:
+                        del memory[impl]
                 self._rebuild()
             return gone.plugin if isinstance(gone, Adapter) else gone
 
@@ -188,7 +189,11 @@ class PluginManager(pluggy.PluginManager):
         raise TypeError(msg)
 
     def call_hookimpls(
-        self, hook_name: str, hookimpls: Sequence[pluggy.HookImpl], values: Mapping[str, Any], _: bool
+        self,
+        hook_name: str,
+        hookimpls: Sequence[pluggy.HookImpl],
+        values: Mapping[str, Any],
+        _: bool,
     ) -> Any:
         """Call some hookimpls of a hook by our convention; pluggy's ``call_extra`` comes here."""
         hook: HookCaller = getattr(self.hook, hook_name)
@@ -201,9 +206,32 @@ class PluginManager(pluggy.PluginManager):
             SettingsError: Faults of the settings; the old ones stay.
         """
         with self._lock:
-            self.settings = _settings.load(self._given, outside=True)
-            self.strict = self.settings.strict
+            before = self.loaded
+            self._use(_settings.load(self._given, outside=True))
+            try:
+                self._load_builtins()
+            except BaseException:
+                self._use(before)
+                raise
             self._rebuild()
+
+    def _use(self, loaded: _settings.Loaded) -> None:
+        self.loaded = loaded
+        self.settings = loaded.settings
+        self.strict = loaded.settings.strict
+        self._links.clear()
+
+    def _load_builtins(self) -> None:
+        """Load the built-in plugins that the settings enable."""
+        wanted = [name for name in self.settings.enable if name not in self._origins]
+        if not any(name in BUILTINS for name in wanted):
+            return
+        # Imported here: what nobody enables costs nothing.
+        from qtasks_pluggy.builtin import Fallback, RetryPlugin
+
+        plugins = {one.name: one for one in (Fallback(), RetryPlugin())}
+        found = [Candidate(name, plugins[name]) for name in wanted if name in plugins]
+        self._register_candidates(found, BUILTIN)
 
     def discover(self) -> None:
         """Load the installed plugins that the settings do not switch off, once.
@@ -218,6 +246,7 @@ class PluginManager(pluggy.PluginManager):
             self.configure()
             self._load_entry_points()
             self._discovered = True
+            self._warn_of_unknown_names()
 
     def unknown(self, name: str) -> str:
         """Say that no plugin has a name, naming the nearest."""
@@ -238,8 +267,8 @@ class PluginManager(pluggy.PluginManager):
                         for hook, caller in vars(self.hook).items()
                         if any(impl.plugin_name == name for impl in caller.get_hookimpls())
                     ),
-                    enabled=name not in self.settings.disable,
-                    reason="disabled by settings" if name in self.settings.disable else None,
+                    enabled=self._asks(name),
+                    reason=None if self._asks(name) else self._why_not(name) or "not enabled",
                 )
                 for name, origin in sorted(
                     self._origins.items(), key=lambda item: self._ranks[item[0]]
@@ -263,8 +292,9 @@ class PluginManager(pluggy.PluginManager):
         candidates: Sequence[Candidate],
         tier: int,
         trigger_names: Iterable[str] | None = None,
+        problems: Sequence[str] = (),
     ) -> list[str | None]:
-        """Register all of them or, where one has a fault, none."""
+        """Register all of them or, where there is a fault, none."""
         with self._lock:
             hooks = {name: caller.names for name, caller in self._callers().items()}
             taken: dict[str, Candidate] = dict(self._origins)
@@ -283,13 +313,13 @@ class PluginManager(pluggy.PluginManager):
                     candidate.fault(f"is registered already, as {registered!r}")
             if any(candidate.problems for candidate in wanted):
                 # The operator's own switch counts here too: it is the remedy that faults name.
-                disable = _settings.load(self._given, outside=True).disable
+                disable = _settings.load(self._given, outside=True).settings.disable
                 for candidate in [one for one in wanted if one.name in disable]:
                     wanted.remove(candidate)
-                    self._skip(candidate)
-            problems = [text for candidate in wanted for text in candidate.problems]
-            if problems:
-                raise PluginRegistrationError(problems)
+                    self._skip(candidate, "disabled, and faulty")
+            faults = [*problems, *(text for one in wanted for text in one.problems)]
+            if faults:
+                raise PluginRegistrationError(faults)
             for candidate in wanted:
                 super().register(candidate.plugin, candidate.name)
                 self._added += 1
@@ -300,67 +330,65 @@ class PluginManager(pluggy.PluginManager):
             names = {candidate.name for candidate in wanted}
             return [one.name if one.name in names else None for one in candidates]
 
-    def _skip(self, candidate: Candidate) -> None:
+    def _why_not(self, name: str) -> str | None:
+        """Say why an installed plugin is not to be loaded; None where it is."""
+        settings, sources = self.settings, self.loaded.sources
+        if name in settings.disable or self.is_blocked(name):
+            return f"disabled ({sources['disable']})"
+        if settings.safe_mode:
+            return f"safe_mode ({sources['safe_mode']})"
+        if settings.allow is not None and name not in settings.allow:
+            return f"not in allow ({sources['allow']})"
+        return None
+
+    def _warn_of_unknown_names(self) -> None:
+        """Warn of names in the settings that no plugin has."""
+        known = {*self._origins, *self._skipped, *BUILTINS}
+        settings = self.settings
+        for key in ("enable", "disable", "allow", "order", "observe", "timeouts", "plugin"):
+            among = set(BUILTINS) if key == "enable" else known
+            for name in getattr(settings, key) or ():
+                if name not in among:
+                    _log.logger().warning(
+                        "unknown_plugin_name",
+                        setting=key,
+                        source=self.loaded.sources[key],
+                        name=name,
+                        did_you_mean=nearest(name, among) if among else None,
+                    )
+
+    def _skip(self, candidate: Candidate, reason: str) -> None:
         self._skipped[candidate.name] = PluginInfo(
             name=candidate.name,
             distribution=candidate.distribution,
             version=candidate.version,
             hooks=(),
             enabled=False,
-            reason="disabled by settings",
+            reason=reason,
         )
 
     def _load_entry_points(self) -> None:
-        """Find the installed plugins, refuse clashes, import the rest, register all or none."""
-        problems: list[str] = []
-        candidates: list[Candidate] = []
-        for name, claims in sorted(_entry_points().items()):
-            distribution, version, entry_point = claims[0]
-            candidate = Candidate(name, None, distribution, version)
-            if name in self.settings.disable or self.is_blocked(name):
-                self._skip(candidate)
+        """Load the installed plugins, all or none."""
+        candidates, problems = [], []
+        for candidate, entry_point in installed():
+            reason = self._why_not(candidate.name)
+            if reason is not None:
+                self._skip(candidate, reason)
                 continue
-            if len(claims) > 1:
-                others = " and ".join(f"{other} {its}" for other, its, _ in claims)
-                problems.append(
-                    f"plugin {name!r}: {others} both claim this name in the entry point group"
-                    f" {ENTRY_POINT_GROUP!r}; uninstall one of them"
-                    f" (or switch it off: QTASKS_PLUGGY_DISABLE={name})"
-                )
-                continue
-            try:
-                candidate.plugin = entry_point.load()
-            except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an import raises
-                candidate.fault(
-                    f"entry point {entry_point.value!r} failed to import with"
-                    f" {type(error).__name__}: {error}; mend or uninstall it"
-                )
+            if entry_point is not None:
+                load(candidate, entry_point)
+            if candidate.problems:
                 problems += candidate.problems
-                continue
-            candidates.append(candidate)
-        try:
-            if problems:
-                # Look at the others all the same: all faults are told together.
-                self._check_only(candidates)
-                raise PluginRegistrationError(problems)
-            self._register_candidates(candidates, INSTALLED)
-        except PluginRegistrationError as error:
-            if not problems or tuple(problems) == error.problems:
-                raise
-            raise PluginRegistrationError([*problems, *error.problems]) from None
-
-    def _check_only(self, candidates: Iterable[Candidate]) -> None:
-        hooks = {name: caller.names for name, caller in self._callers().items()}
-        found: list[str] = []
-        for candidate in candidates:
-            check(candidate, hooks, self.parse_hookimpl_opts)
-            found += candidate.problems
-        if found:
-            raise PluginRegistrationError(found)
+            else:
+                candidates.append(candidate)
+        # Where one cannot be loaded the others are looked at all the same: faults are told together.
+        self._register_candidates(candidates, INSTALLED, problems=problems)
 
     def _callers(self) -> dict[str, HookCaller]:
         return {
-            name: caller for name, caller in vars(self.hook).items() if isinstance(caller, HookCaller)
+            name: caller
+            for name, caller in vars(self.hook).items()
+            if isinstance(caller, HookCaller)
         }
 
     def _rebuild(self) -> None:
@@ -369,76 +397,46 @@ class PluginManager(pluggy.PluginManager):
             hook.chain = chain if chain.links or chain.wrappers else None
 
     def _chain(self, hook: HookCaller, hookimpls: Sequence[pluggy.HookImpl]) -> Chain:
-        """Put hookimpls in call order.
-
-        pluggy keeps the ``tryfirst`` and the plain ones in order of registration and the
-        ``trylast`` ones the other way round; ours is the order of registration in each group,
-        with the installed plugins ahead of those that the app added before they were loaded.
-        """
-
-        def place(impl: pluggy.HookImpl) -> tuple[int, tuple[int, str, int]]:
-            group = 1 if impl.trylast else -1 if impl.tryfirst else 0
-            return group, self._ranks.get(impl.plugin_name, (ADDED, "", self._added + 1))
-
-        asked = [
-            impl
-            for impl in hookimpls
-            if impl.plugin_name not in self.settings.disable
-            and (impl.plugin is None or impl.plugin_name in self._origins)
-        ]
-        ordered = sorted(asked, key=place)
-        links = tuple(self._link(hook, impl) for impl in ordered if not impl.wrapper)
-        # A wrapper that is tried first is called first, that is, outermost.
-        wrappers = sorted(
-            (impl for impl in asked if impl.wrapper), key=lambda impl: (-place(impl)[0], place(impl)[1])
+        links, wrappers = in_call_order(
+            [impl for impl in hookimpls if impl.plugin is None or self._asks(impl.plugin_name)],
+            self.settings.order,
+            lambda impl: self._ranks.get(impl.plugin_name, (ADDED, "", self._added + 1)),
         )
         if hook.name == "qtasks_stop":
-            links = links[::-1]
-        return Chain(links, tuple(self._link(hook, impl) for impl in wrappers))
+            links.reverse()
+        return Chain(
+            tuple(self._link(hook, impl) for impl in links),
+            tuple(self._link(hook, impl) for impl in wrappers),
+        )
+
+    def _asks(self, name: str) -> bool:
+        """Say whether a registered plugin is asked, as the settings of this moment have it."""
+        if name not in self._origins or name in self.settings.disable:
+            return False
+        return self._ranks[name][0] != BUILTIN or name in self.settings.enable
 
     def _link(self, hook: HookCaller, impl: pluggy.HookImpl) -> Link:
         known = self._links.get(impl)
-        if known is not None:
-            return known
-        origin = self._origins.get(impl.plugin_name)
-        positional, keywords, _ = parameters(impl.function, hook.names)
-        link = Link(
-            plugin=impl.plugin_name,
-            distribution=origin.distribution if origin else None,
-            version=origin.version if origin else None,
-            hook=hook.name,
-            impl=impl,
-            function=impl.function,
-            positional=positional,
-            keywords=keywords,
-            is_async=inspect.iscoroutinefunction(impl.function),
-            blocking=is_blocking(impl.function),
-        )
-        if origin is not None:
-            self._links[impl] = link
-        return link
+        if known is None:
+            origin = self._origins.get(impl.plugin_name) or Candidate(impl.plugin_name, None)
+            breaker = self._breaker(impl) if "task_executor" in hook.names else None
+            known = make_link(hook.name, hook.names, impl, origin, self.settings, breaker)
+            if impl.plugin is not None:
+                self._links[impl] = known
+        return known
+
+    def _breaker(self, impl: pluggy.HookImpl) -> Breaker:
+        bounds = self.settings.quarantine_after, self.settings.quarantine_seconds
+        known = self._breakers.get(impl)
+        if known is None:
+            known = Breaker(*bounds, self.clock)
+            if impl.plugin is not None:
+                self._breakers[impl] = known
+        else:
+            known.configure(*bounds)
+        return known
 
 
 def who_is(candidate: Candidate) -> str:
     """Name a candidate."""
     return who(candidate.name, candidate.distribution, candidate.version)
-
-
-def _entry_points() -> dict[str, list[tuple[str, str, importlib.metadata.EntryPoint]]]:
-    """Return who claims each plugin name: distribution, version and entry point.
-
-    A distribution that stands twice on the import path counts once, as its first.
-    """
-    seen: set[str] = set()
-    claims: dict[str, list[tuple[str, str, importlib.metadata.EntryPoint]]] = {}
-    for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"] or "unknown"
-        normalized = re.sub(r"[-_.]+", "-", name).lower()
-        if normalized in seen:
-            continue
-        seen.add(normalized)
-        for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
-            claims.setdefault(entry_point.name, []).append(
-                (name, distribution.version, entry_point)
-            )
-    return claims

@@ -1,101 +1,245 @@
 """The operator's settings: environment over file over what the app gave.
 
-Each key is declared once, in ``Settings``: its type, its default and its documentation.
+Each key is declared once, in ``Settings``: its type, its default, its bounds and its
+documentation. typed-settings reads the sources and turns the environment's text into values.
 """
 
 from __future__ import annotations
 
-import difflib
+import json
+import math
 import os
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 import attrs
 
 from qtasks_hookspecs.exc import SettingsError
+from qtasks_pluggy._names import nearest
 
 ENVIRONMENT_PREFIX: Final = "QTASKS_PLUGGY_"
+OWN_FILE: Final = "qtasks_pluggy.toml"
+SHARED_FILE: Final = "pyproject.toml"
+SHARED_SECTION: Final = "tool.qtasks_pluggy"
+
+Validator: TypeAlias = Callable[[object, "attrs.Attribute[Any]", Any], None]
 
 
-def _declare(default: Any, says: str) -> Any:
-    return attrs.field(default=default, metadata={"says": says})
+def _wanted(wanted: str, fits: Callable[[Any], bool]) -> Validator:
+    def check(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not fits(value):
+            msg = f"{attribute.name} takes {wanted}, got {value!r}"
+            raise SettingsError(msg)
+
+    return check
+
+
+def _is_seconds(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
+
+
+def _is_table(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and fits(one) for key, one in value.items()
+    )
+
+
+def _is_names(value: Any) -> bool:
+    named = isinstance(value, tuple) and all(isinstance(name, str) and name for name in value)
+    return named and len(set(value)) == len(value)
+
+
+_NAMES: Final = "a list of plugin names, none twice"
+_names = _wanted(_NAMES, _is_names)
+_switch = _wanted("true or false", lambda value: isinstance(value, bool))
+_seconds = _wanted("more than 0 seconds", _is_seconds)
+_count = _wanted(
+    "a whole number, 1 or more",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+)
+_limits = _wanted(
+    "a table of plugin names and seconds, each more than 0",
+    lambda value: _is_table(value, _is_seconds),
+)
+_sections = _wanted(
+    "a table of plugin names and tables",
+    lambda value: _is_table(value, lambda one: isinstance(one, Mapping)),
+)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _declare(default: Any, validator: Validator, says: str) -> Any:
+    return attrs.field(
+        default=default, validator=validator, converter=_tuple, metadata={"says": says}
+    )
 
 
 @attrs.frozen
 class Settings:
-    """Every key, with its default.
+    """Every key; what each is for stands in its declaration."""
 
-    Attributes are declared with their documentation in ``metadata["says"]``.
-    """
-
-    disable: tuple[str, ...] = _declare((), "plugins that are not loaded, by name")
+    enable: tuple[str, ...] = _declare(
+        (), _names, "built-in plugins to load: fallback, retry; none is loaded without it"
+    )
+    disable: tuple[str, ...] = _declare(
+        (), _names, "plugins that are never asked; an installed one is not even imported"
+    )
+    allow: tuple[str, ...] | None = _declare(
+        None,
+        _wanted(_NAMES, lambda value: value is None or _is_names(value)),
+        "installed plugins that may load, and no others; without it all may",
+    )
+    order: tuple[str, ...] = _declare(
+        (), _names, "plugins to call last, exactly as given; the last one has the last word"
+    )
+    observe: tuple[str, ...] = _declare(
+        (), _names, "plugins that are called and recorded, but whose answers are not used"
+    )
     strict: bool = _declare(
-        False, "a plugin that fails raises PluginError at once, for development"
+        False, _switch, "a plugin that fails raises PluginError at once; for development"
+    )
+    safe_mode: bool = _declare(False, _switch, "no installed plugin loads, only built-in ones")
+    timeout: float = _declare(
+        5.0, _seconds, "seconds that each hookimpl may take to answer an error"
+    )
+    timeouts: Mapping[str, float] = _declare(
+        attrs.Factory(dict), _limits, "the same for single plugins, by name"
+    )
+    quarantine_after: int = _declare(
+        5, _count, "failures in a row after which a hookimpl is skipped for a while"
+    )
+    quarantine_seconds: float = _declare(
+        60.0, _seconds, "how long it is skipped before it is tried once"
+    )
+    log_values: bool = _declare(
+        False, _switch, "log arguments and answers too; they may hold secrets"
+    )
+    plugin: Mapping[str, Mapping[str, Any]] = _declare(
+        attrs.Factory(dict), _sections, "a section for each plugin, handed to its qtasks_start"
     )
 
 
 KEYS: Final = tuple(field.name for field in attrs.fields(Settings))
 
 
-def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Settings:
+@attrs.frozen
+class Loaded:
+    """Settings, and where each of their values came from.
+
+    Attributes:
+        settings: The settings.
+        sources: By key ``default``, ``app``, the path of a file, or an environment variable.
+    """
+
+    settings: Settings
+    sources: Mapping[str, str]
+
+
+def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Loaded:
     """Make the settings of one app.
 
     Args:
         given: What the app gave, by key.
-        outside: Whether to look at the environment as well.
+        outside: Whether to look at the file and the environment as well.
 
     Returns:
-        The settings.
+        The settings with their sources.
 
     Raises:
-        SettingsError: A key is unknown (the nearest is named), or a value is not what it takes.
+        SettingsError: A source cannot be read, a key is unknown (the nearest is named), or a
+            value is not what its key takes.
     """
     values: dict[str, Any] = {}
-    for source, found in (("settings", given or {}), ("environment", _environment(outside))):
+    sources = dict.fromkeys(KEYS, "default")
+    layers = [("app", dict(given or {}))]
+    if outside:
+        layers += [*_file(), *_environment()]
+    for source, found in layers:
         for key, value in found.items():
             if key not in KEYS:
                 raise _unknown(key, source)
-            values[key] = _convert(key, value, source)
-    return Settings(**values)
+            try:
+                Settings(**{key: value})
+            except SettingsError as error:
+                msg = f"{_of(source)}: {error}"
+                raise SettingsError(msg) from None
+            values[key] = value
+            sources[key] = source
+    return Loaded(Settings(**values), sources)
 
 
-def _environment(outside: bool) -> dict[str, str]:
-    if not outside:
-        return {}
-    start = len(ENVIRONMENT_PREFIX)
-    return {
-        name[start:].lower(): value
-        for name, value in os.environ.items()
-        if name.startswith(ENVIRONMENT_PREFIX)
-    }
-
-
-def _spelled(key: str, source: str) -> str:
-    return f"{ENVIRONMENT_PREFIX}{key.upper()}" if source == "environment" else repr(key)
+def _of(source: str) -> str:
+    return "settings= of the app" if source == "app" else source
 
 
 def _unknown(key: str, source: str) -> SettingsError:
-    nearest = difflib.get_close_matches(key, KEYS, n=1, cutoff=0)[0]
-    return SettingsError(
-        f"{source}: unknown key {_spelled(key, source)}; did you mean {_spelled(nearest, source)}?"
-        f" The keys are {', '.join(KEYS)}."
+    meant = nearest(key, KEYS)
+    if source.startswith(ENVIRONMENT_PREFIX):
+        meant = f"{ENVIRONMENT_PREFIX}{meant.upper()}"
+        return SettingsError(f"{source}: unknown setting; did you mean {meant}?")
+    return SettingsError(f"{_of(source)}: unknown key {key!r}; did you mean {meant!r}?")
+
+
+def _file() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the file of the current folder, or of the nearest parent that has one."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        for name, section in ((OWN_FILE, None), (SHARED_FILE, SHARED_SECTION)):
+            path = folder / name
+            if path.is_file():
+                found = _read(path, section)
+                if found is not None:
+                    yield str(path), found
+                    return
+
+
+def _read(path: Path, section: str | None) -> dict[str, Any] | None:
+    # Imported here: an app that is never started, and a plugin, need no settings library.
+    from typed_settings.exceptions import ConfigFileLoadError
+    from typed_settings.loaders import TomlFormat
+
+    try:
+        found: Any = TomlFormat(section)(path, Settings, ())
+    except (OSError, UnicodeDecodeError, ConfigFileLoadError) as error:
+        msg = f"{path}: cannot be read: {error}; mend the file, or move it away"
+        raise SettingsError(msg) from error
+    except TypeError:
+        found = None
+    if not isinstance(found, dict):
+        msg = f"{path}: [{section}] must be a table"
+        raise SettingsError(msg)
+    return found or None
+
+
+def _environment() -> Iterator[tuple[str, dict[str, Any]]]:
+    # Imported here: an app that is never started, and a plugin, need no settings library.
+    from typed_settings.converters import TSConverter
+
+    converter = TSConverter(
+        strlist_sep=lambda text: [name.strip() for name in text.split(",") if name.strip()]
     )
-
-
-def _convert(key: str, value: Any, source: str) -> Any:
-    if key == "strict":
-        if isinstance(value, bool):
-            return value
-        words = {"1": True, "true": True, "yes": True, "on": True}
-        words |= {"0": False, "false": False, "no": False, "off": False}
-        if isinstance(value, str) and value.strip().lower() in words:
-            return words[value.strip().lower()]
-        wanted = "true or false"
-    else:
-        if isinstance(value, str) and source == "environment":
-            value = [name.strip() for name in value.split(",") if name.strip()]
-        if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
-            return tuple(value)
-        wanted = "a list of plugin names"
-    msg = f"{source}: {_spelled(key, source)} takes {wanted}, got {value!r}"
-    raise SettingsError(msg)
+    types: dict[str, Any] = {"strict": bool, "safe_mode": bool, "log_values": bool}
+    types |= {"timeout": float, "quarantine_seconds": float, "quarantine_after": int}
+    for variable, text in sorted(os.environ.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if key not in KEYS:
+            raise _unknown(key, variable)
+        try:
+            if key in {"timeouts", "plugin"}:
+                value: Any = json.loads(text)
+            else:
+                value = converter.structure(text, types.get(key, list[str]))
+        except (TypeError, ValueError) as error:
+            kind = (
+                "a JSON table" if key in {"timeouts", "plugin"} else types.get(key, list).__name__
+            )
+            msg = f"{variable}: expected {kind}, got {text!r} ({error})"
+            raise SettingsError(msg) from None
+        yield variable, {key: value}

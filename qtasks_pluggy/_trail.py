@@ -8,6 +8,8 @@ from typing import Any, Final, Literal, TypeAlias, overload
 
 import attrs
 
+from qtasks_pluggy._names import who
+
 Status: TypeAlias = Literal[
     "answered", "no_opinion", "raised", "timed_out", "filtered", "quarantined", "reentered"
 ]
@@ -68,13 +70,6 @@ class TrailRecord:
         elif self.kind:
             words = f"{words} {self.kind}"
         return f"{words}, observed only" if self.observed else words
-
-
-def who(plugin: str, distribution: str | None, version: str | None) -> str:
-    """Name a plugin the way every error and event does."""
-    if distribution is None:
-        return f"plugin {plugin!r}"
-    return f"plugin {plugin!r} ({distribution} {version})"
 
 
 class Trail(Sequence[TrailRecord]):

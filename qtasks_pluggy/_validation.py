@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import attrs
 
 from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATTRIBUTE
-from qtasks_pluggy._trail import who
+from qtasks_pluggy._filter import never_matches
+from qtasks_pluggy._names import nearest, who
 from qtasks_pluggy.base_plugin import Adapter, BasePlugin, triggers
 
 _MARK = f"{PROJECT_NAME}_impl"
@@ -40,11 +40,6 @@ class Candidate:
             f"{who(self.name, self.distribution, self.version)}: {text}"
             f" (or switch it off: QTASKS_PLUGGY_DISABLE={self.name})"
         )
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return the name most like a given one."""
-    return difflib.get_close_matches(name, sorted(names), n=1, cutoff=0)[0]
 
 
 def check(
@@ -169,8 +164,10 @@ def _check_hookimpl(
             f"hook {hook!r}: {problem} {name!r}; the hook has {', '.join(sorted(hooks[hook]))},"
             f" the nearest is {nearest(name, hooks[hook])!r}"
         )
-    if conditions(function):
-        candidate.fault(f"hook {hook!r}: @when is marked, but filters are not supported yet")
+    for condition in conditions(function):
+        fault = never_matches(condition, hooks[hook])
+        if fault:
+            candidate.fault(f"hook {hook!r}: {fault}")
 
 
 def _shape(function: Any, options: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,8 @@ import contextvars
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -31,8 +32,12 @@ class Waiting(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Pause for some seconds."""
 
-    async def awaitable(self, thing: Awaitable[T]) -> T:
-        """Wait for an awaitable."""
+    async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
+        """Wait for an awaitable.
+
+        Raises:
+            LimitExceededError: ``limit`` seconds are over; it was cancelled.
+        """
         ...
 
     async def function(self, function: Callable[[], T]) -> T:
@@ -53,7 +58,66 @@ class Waiting(Protocol):
 
 
 class LimitExceededError(Exception):
-    """A time limit of ours has run out; never leaves the package."""
+    """A time limit of ours has run out; never leaves the package.
+
+    Args:
+        left_behind: How it goes on, as the end of a sentence; empty where it does not.
+    """
+
+    def __init__(self, left_behind: str = "") -> None:
+        super().__init__(left_behind)
+        self.left_behind = left_behind
+
+
+_IN_ITS_THREAD: Final = "; it was left behind in its thread"
+# Time for a cancelled coroutine to clean up; one that takes longer is left behind.
+_GRACE: Final = 0.1
+
+
+async def _bounded(thing: Awaitable[T], limit: float) -> T:
+    """Wait for an awaitable in a task of its own, at most for some seconds."""
+    longest = [0.0]
+    task = asyncio.ensure_future(_clocked(thing, longest))
+    try:
+        # Its first step comes before any timer: most hookimpls need no other.
+        await asyncio.sleep(0)
+        done = task.done() or (await asyncio.wait({task}, timeout=limit))[0]
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task}, timeout=_GRACE)
+        raise
+    if done and longest[0] <= limit:
+        return task.result()
+    task.cancel()
+    await asyncio.wait({task}, timeout=_GRACE)
+    # Looked at, whatever it comes to, so that asyncio does not complain.
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    if task.done():
+        raise LimitExceededError("; it did not yield to the event loop" if done else "")
+    raise LimitExceededError("; it swallowed its cancellation and was left behind")
+
+
+@types.coroutine
+def _clocked(thing: Awaitable[T], longest: list[float]) -> Generator[Any, Any, T]:
+    """Step an awaitable, and take down how long its longest step held up the event loop."""
+    steps: Any = thing.__await__()
+    value: Any = None
+    error: BaseException | None = None
+    while True:
+        start = time.perf_counter()
+        try:
+            if error is not None:
+                waits_for = steps.throw(error)
+            else:
+                waits_for = steps.send(value) if hasattr(steps, "send") else next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]  # what the awaitable gave
+        finally:
+            longest[0] = max(longest[0], time.perf_counter() - start)
+        try:
+            value, error = (yield waits_for), None
+        except BaseException as thrown:  # noqa: BLE001  # handed on to the awaitable
+            value, error = None, thrown
 
 
 def carry(function: Callable[[], Any]) -> Carried:
@@ -106,8 +170,8 @@ class _OnLoop:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def awaitable(self, thing: Awaitable[T]) -> T:
-        return await thing
+    async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
+        return await (thing if limit is None else _bounded(thing, limit))
 
     async def function(self, function: Callable[[], T]) -> T:
         return _unpack(await asyncio.to_thread(carry, function))  # type: ignore[no-any-return]  # what function returned
@@ -118,7 +182,7 @@ class _OnLoop:
         if not done:
             # So that the thread, when it ends, finds nobody to tell, were the loop closed by then.
             future.cancel()
-            raise LimitExceededError
+            raise LimitExceededError(_IN_ITS_THREAD)
         return _unpack(future.result())  # type: ignore[no-any-return]  # what function returned
 
     def cancelled(self) -> bool:
@@ -132,8 +196,8 @@ class _InThread:
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251  # this very class never suspends
 
-    async def awaitable(self, thing: Awaitable[T]) -> T:
-        return background.run(thing)
+    async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
+        return background.run(thing if limit is None else _bounded(thing, limit))
 
     async def function(self, function: Callable[[], T]) -> T:
         return function()
@@ -142,7 +206,7 @@ class _InThread:
         try:
             carried = _in_daemon_thread(function).result(limit)
         except concurrent.futures.TimeoutError:
-            raise LimitExceededError from None
+            raise LimitExceededError(_IN_ITS_THREAD) from None
         return _unpack(carried)  # type: ignore[no-any-return]  # what function returned
 
     def cancelled(self) -> bool:

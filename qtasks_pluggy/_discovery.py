@@ -1,0 +1,62 @@
+"""The installed plugins: who claims which name in the entry point group, and loading them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterator
+
+from qtasks_hookspecs._markers import ENTRY_POINT_GROUP
+from qtasks_pluggy._validation import Candidate
+
+
+def installed() -> Iterator[tuple[Candidate, importlib.metadata.EntryPoint | None]]:
+    """Find the installed plugins, sorted by name; nothing is imported.
+
+    Yields:
+        Each plugin with its entry point; without one where two distributions claim its name,
+        which then is the plugin's problem.
+    """
+    for name, claims in sorted(_claims().items()):
+        distribution, version, entry_point = claims[0]
+        candidate = Candidate(name, None, distribution, version)
+        if len(claims) == 1:
+            yield candidate, entry_point
+            continue
+        others = " and ".join(f"{other} {its}" for other, its, _ in claims)
+        candidate.fault(
+            f"{others} both claim this name in the entry point group {ENTRY_POINT_GROUP!r};"
+            " uninstall one of them"
+        )
+        yield candidate, None
+
+
+def load(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> None:
+    """Import an installed plugin; a failure is its problem."""
+    try:
+        candidate.plugin = entry_point.load()
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an import raises
+        candidate.fault(
+            f"entry point {entry_point.value!r} failed to import with"
+            f" {type(error).__name__}: {error}; mend or uninstall it"
+        )
+
+
+def _claims() -> dict[str, list[tuple[str, str, importlib.metadata.EntryPoint]]]:
+    """Return who claims each plugin name: distribution, version and entry point.
+
+    A distribution that stands twice on the import path counts once, as its first.
+    """
+    seen: set[str] = set()
+    claims: dict[str, list[tuple[str, str, importlib.metadata.EntryPoint]]] = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"] or "unknown"
+        normalized = re.sub(r"[-_.]+", "-", name).lower()
+        if normalized in seen:
+            continue
+        seen.add(normalized)
+        for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
+            claims.setdefault(entry_point.name, []).append(
+                (name, distribution.version, entry_point)
+            )
+    return claims

@@ -1,0 +1,88 @@
+"""Calling a task's function: plain or async, returning or yielding, with or without a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from functools import partial
+from types import CoroutineType
+from typing import Any
+
+from qtasks_hookspecs import TaskFunc
+from qtasks_hookspecs.exc import TaskTimeoutError
+from qtasks_pluggy import _log
+from qtasks_pluggy._waiting import LimitExceededError, Waiting
+
+
+async def call_function(
+    func: TaskFunc, call: Callable[[], Any], items: list[Any], waiting: Waiting
+) -> Any:
+    """Call any function but a bare async one, which needs no help.
+
+    Args:
+        func: The task's definition.
+        call: Its function, with the arguments.
+        items: Where a generator's items go, each as soon as it is there.
+        waiting: How the caller waits.
+
+    Returns:
+        What the function returns; of a generator ``items``.
+
+    Raises:
+        TaskTimeoutError: The task's ``max_time`` is over.
+    """
+    limit = func.max_time
+    if func.is_async:
+        running = _items_of(call(), items) if func.is_generator else call()
+        if limit is not None:
+            running = _limited(running, limit, func.name)
+        return await waiting.awaitable(running)
+    if func.is_generator:
+        call = partial(_collect, call, items)
+    if limit is None:
+        result = await waiting.function(call)
+    else:
+        try:
+            result = await waiting.thread(call, limit)
+        except LimitExceededError:
+            _log.logger().warning("task_abandoned", task=func.name, max_time=limit)
+            raise _out_of_time(func.name, limit) from None
+    # A plain function around an async one, as decorators make them.
+    return await waiting.awaitable(result) if type(result) is CoroutineType else result
+
+
+def _out_of_time(name: str, limit: float) -> TaskTimeoutError:
+    return TaskTimeoutError(f"task {name!r} took longer than its max_time of {limit} seconds")
+
+
+async def _limited(running: Awaitable[Any], limit: float, name: str) -> Any:
+    """Wait for a task's function, at most for its ``max_time``."""
+    timeout = asyncio.timeout(limit)
+    try:
+        async with timeout:
+            result = await running
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        if not timeout.expired():
+            raise
+        raise _out_of_time(name, limit) from (None if type(error) is TimeoutError else error)
+    if timeout.expired():
+        # It caught its own cancellation and returned too late.
+        raise _out_of_time(name, limit)
+    return result
+
+
+def _collect(call: Callable[[], Iterable[Any]], items: list[Any]) -> list[Any]:
+    for item in call():
+        items.append(item)  # noqa: PERF402  # a failure must leave those before it
+    return items
+
+
+async def _items_of(generator: AsyncGenerator[Any, Any], items: list[Any]) -> list[Any]:
+    try:
+        async for item in generator:
+            items.append(item)  # noqa: PERF401  # a failure must leave those before it
+    finally:
+        await generator.aclose()
+    return items

@@ -1,0 +1,81 @@
+"""What an attempt without a result comes to: the plugins' decision, as work for the run's host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import attrs
+
+from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, TaskFunc
+from qtasks_hookspecs.exc import TaskCancelError, TaskDeadLetteredError, TaskPluginTriggerError
+from qtasks_pluggy._chain import Entry, record_of
+from qtasks_pluggy._report import note
+from qtasks_pluggy._trail import short
+
+
+@attrs.frozen(eq=False)
+class Outcome:
+    """How an attempt ended that has no result, for the host of the run to carry out.
+
+    Attributes:
+        action: What is to be done.
+        error: What the caller will see; for a retry, the error that it answers.
+        delay: Seconds before the next attempt; None leaves it to the host.
+        limit: The most retries that the decision allows.
+        reason: Why, for people.
+    """
+
+    action: Literal["fail", "retry", "cancel", "dead_letter"]
+    error: Exception
+    delay: float | None = None
+    limit: int | None = None
+    reason: str = ""
+
+
+def intercepted(task_func: TaskFunc, error: Exception) -> TaskPluginTriggerError | None:
+    """Wrap an ordinary error for the plugins, where the task lets them see it."""
+    classes = task_func.intercept
+    if not classes or isinstance(error, TaskCancelError) or not isinstance(error, classes):
+        return None
+    asked = TaskPluginTriggerError()
+    asked.__cause__ = error
+    return asked
+
+
+def outcome_of(answer: Any, error: Exception, entries: Sequence[Entry]) -> Outcome | Replace:
+    """Translate a decision on a task's own error, or that there is none.
+
+    Args:
+        answer: What the plugins decided; None for nothing.
+        error: The task's own error.
+        entries: What they said, for the note on an error that is not recovered.
+    """
+    if isinstance(answer, Replace):
+        return answer
+    if isinstance(answer, Retry):
+        return Outcome("retry", error, delay=answer.delay, limit=answer.limit)
+    if entries:
+        told = short(map(record_of, entries))
+        note(error, f"task_executor_run_task_trigger_error: {told}")
+    if isinstance(answer, Raise):
+        return Outcome("fail", _caused(answer.error, error))
+    if isinstance(answer, Cancel):
+        cancelled = _caused(TaskCancelError(answer.reason), error)
+        return Outcome("cancel", cancelled, reason=answer.reason)
+    if isinstance(answer, DeadLetter):
+        letter = _caused(TaskDeadLetteredError(answer.reason), error)
+        return Outcome("dead_letter", letter, reason=answer.reason)
+    if isinstance(error, TaskCancelError):
+        return Outcome("cancel", error, reason=error.reason)
+    return Outcome("fail", error)
+
+
+def _caused(error: Exception, cause: Exception) -> Exception:
+    """Give an error its cause, unless it has one or would be its own."""
+    seen: BaseException | None = cause
+    while seen is not None and seen is not error:
+        seen = seen.__cause__ or seen.__context__
+    if error.__cause__ is None and seen is None:
+        error.__cause__ = cause
+    return error

@@ -1,0 +1,84 @@
+"""Quarantine: a hookimpl that keeps failing is left alone for a while."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Breaker:
+    """Counts one hookimpl's failures in a row, and keeps it out when there are too many.
+
+    The circuit breaker of M. Nygard's "Release It!", with one trial call when the time is over.
+
+    Args:
+        after: Failures in a row that begin a quarantine.
+        seconds: How long it lasts before one call is tried.
+        clock: Seconds, never going back.
+    """
+
+    __slots__ = ("_after", "_clock", "_lock", "_seconds", "_trying", "failures", "until")
+
+    def __init__(self, after: int, seconds: float, clock: Callable[[], float]) -> None:
+        self._lock = threading.Lock()
+        self._clock = clock
+        self._trying = False
+        self.failures = 0
+        self.until: float | None = None
+        self.configure(after, seconds)
+
+    def configure(self, after: int, seconds: float) -> None:
+        """Take new bounds; a quarantine that has begun stays."""
+        self._after = after
+        self._seconds = seconds
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the next trial; None outside of a quarantine."""
+        until = self.until
+        return None if until is None else max(0.0, until - self._clock())
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """What an event tells of a quarantine."""
+        return {"failures": self.failures, "seconds": self._seconds}
+
+    def admits(self) -> bool:
+        """Say whether a call may go through; after the time, one may at a time."""
+        with self._lock:
+            if self.until is None:
+                return True
+            if self._trying or self._clock() < self.until:
+                return False
+            self._trying = True
+            return True
+
+    def failed(self) -> bool:
+        """Count a failure; say whether a quarantine begins with it, anew or for the first time."""
+        with self._lock:
+            self.failures += 1
+            trial, self._trying = self._trying, False
+            if self.until is not None and not trial:
+                # A call that began before the quarantine did.
+                return False
+            if self.failures < self._after and not trial:
+                return False
+            self.until = self._clock() + self._seconds
+            return True
+
+    def succeeded(self) -> bool:
+        """Forget the failures; say whether a quarantine ends with it."""
+        with self._lock:
+            if self.until is not None and not self._trying:
+                # A call that began before the quarantine did.
+                return False
+            ended = self.until is not None
+            self.failures = 0
+            self.until = None
+            self._trying = False
+            return ended
+
+    def abandoned(self) -> None:
+        """Take back a call that neither failed nor succeeded: its run was cancelled."""
+        with self._lock:
+            self._trying = False

@@ -1,0 +1,130 @@
+"""How a dispatch is told: to the log, on the task's error, and to everybody under ``strict``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from qtasks_hookspecs.exc import PluginError
+from qtasks_pluggy import _log
+from qtasks_pluggy._chain import Entry, Link, record_of
+from qtasks_pluggy._trail import short
+from qtasks_pluggy._waiting import LimitExceededError
+
+if TYPE_CHECKING:
+    from qtasks_pluggy._dispatch import HookCaller
+
+
+def misuse(hook: HookCaller, values: Mapping[str, Any]) -> TypeError:
+    """Say that a hook was called with the wrong parameters."""
+    return TypeError(
+        f"hook {hook.name!r} takes {sorted(hook.names)}, but was called with {sorted(values)}"
+    )
+
+
+def failed(
+    hook: HookCaller,
+    link: Link,
+    failure: BaseException,
+    values: Mapping[str, Any],
+    entries: list[Entry],
+    attempt: int,
+    seconds: float,
+) -> None:
+    """Take down a hookimpl's failure, tell the log, and under ``strict`` everybody."""
+    if values.keys() != hook.names:
+        # Not the plugin's fault: the hook was called without what it has to hand on.
+        raise misuse(hook, values)
+    event, status, shown = "plugin_failed", "raised", failure
+    if isinstance(failure, LimitExceededError):
+        event, status = "plugin_timed_out", "timed_out"
+        shown = TimeoutError(f"no answer within its {link.limit} seconds{failure.left_behind}")
+    kind = type(failure) if status == "raised" else None
+    entries.append([link, attempt, status, kind, seconds, False])
+    task = task_name(values)
+    traceback = {"exc_info": failure} if shown is failure else {"timeout": link.limit}
+    _log.logger().error(event, **_place(link, task), error=type(shown).__name__, **traceback)
+    if link.breaker is not None and link.breaker.failed():
+        _log.logger().warning("plugin_quarantined", **_place(link, task), **link.breaker.facts)
+    starting = hook.name == "qtasks_start"
+    if starting or (hook.manager.strict and not link.observed):
+        why = (
+            "the app was not started; mend the plugin, or switch it off"
+            if starting
+            else "strict is on; mend the plugin, switch it off, or set QTASKS_PLUGGY_STRICT=false"
+        )
+        where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
+        msg = (
+            f"{link.who} failed in {where} with {type(shown).__name__}: {shown};"
+            f" {why} (QTASKS_PLUGGY_DISABLE={link.plugin})"
+        )
+        raise PluginError(msg, task_error=values.get("e")) from shown
+
+
+def settle(link: Link, values: Mapping[str, Any], seconds: float) -> None:
+    """Hold a call that came back against its time limit, and its quarantine against the call."""
+    breaker = link.breaker
+    place = _place(link, task_name(values))
+    if seconds > link.overrun and not (link.is_async or link.blocking):
+        # A plain call cannot be cut: its answer counts, and so does its overrun.
+        _log.logger().warning("plugin_overran", **place, seconds=seconds, timeout=link.limit)
+        if breaker is not None and breaker.failed():
+            _log.logger().warning("plugin_quarantined", **place, **breaker.facts)
+    elif breaker is not None and breaker.failures and breaker.succeeded():
+        _log.logger().warning("plugin_released", **place)
+
+
+def _place(link: Link, task: str | None) -> dict[str, Any]:
+    return {
+        "plugin": link.plugin,
+        "distribution": link.distribution,
+        "version": link.version,
+        "hook": link.hook,
+        "task": task,
+    }
+
+
+def task_name(values: Mapping[str, Any]) -> str | None:
+    """Name the task that a hook is called for, if it is for one."""
+    task_func = values.get("task_func") or getattr(values.get("task_executor"), "task_func", None)
+    return getattr(task_func, "name", None)
+
+
+def note(error: BaseException, text: str) -> None:
+    """Note a text on an error, once, however often the same error comes by."""
+    text = f"qtasks_pluggy: {text}"
+    try:
+        if text not in getattr(error, "__notes__", ()):
+            error.add_note(text)
+    except Exception:  # noqa: BLE001, S110  # an error class that refuses notes; the trail has it all
+        pass
+
+
+def tell(hook: HookCaller, values: Mapping[str, Any], entries: list[Entry], answer: Any) -> None:
+    """Note a dispatch that went wrong on the error, and log it where somebody listens."""
+    error, run = values["e"], values["task_executor"]
+    records = [record_of(entry) for entry in entries]
+    if any(record.status in {"raised", "timed_out"} for record in records):
+        note(error, f"{hook.name}: {short(records)}")
+    if hook.lastresult and _log.debug_enabled():
+        event = {
+            "task": task_name(values),
+            "uuid": str(getattr(values["task_broker"], "uuid", None)),
+            "attempt": getattr(run, "attempt", None),
+            "error": type(error.__cause__ or error).__name__,
+            "won": next((record.plugin for record in records if record.won), None),
+            "trail": [attrs.asdict(record) for record in records],
+        }
+        if hook.manager.settings.log_values:
+            shown = {"args": run.args, "kwargs": dict(run.kwargs), "answer": answer}
+            event |= {name: _shown(value) for name, value in shown.items()}
+        _log.logger().debug("task_error_dispatched", **event)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as error:  # noqa: BLE001  # somebody else's __repr__
+        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"

@@ -1,0 +1,72 @@
+"""Error classes by their names, as an operator writes them in a settings file."""
+
+from __future__ import annotations
+
+import builtins
+import difflib
+from typing import Any
+
+from qtasks_hookspecs.exc import SettingsError
+
+_BUILTIN = sorted(
+    name
+    for name, value in vars(builtins).items()
+    if isinstance(value, type) and issubclass(value, BaseException)
+)
+
+
+def names(value: Any, where: str) -> tuple[str, ...]:
+    """Check a name of an error class, or a list of them.
+
+    Args:
+        value: What the operator wrote.
+        where: Where it stands.
+
+    Returns:
+        The names.
+
+    Raises:
+        SettingsError: It is no name or list of names, or a bare name is no built-in exception.
+    """
+    found = [value] if isinstance(value, str) else value
+    if not (isinstance(found, (list, tuple)) and found and all(isinstance(n, str) for n in found)):
+        msg = f"{where} takes the name of an exception class or a list of names, got {value!r}"
+        raise SettingsError(msg)
+    for name in found:
+        if "." not in name and name not in _BUILTIN:
+            near = difflib.get_close_matches(name, _BUILTIN, n=1, cutoff=0)[0]
+            msg = (
+                f"{where}: {name!r} is no built-in exception; did you mean {near!r},"
+                f" or a name with its module, 'package.{name}'?"
+            )
+            raise SettingsError(msg)
+    return tuple(found)
+
+
+def matches(error: BaseException, wanted: tuple[str, ...]) -> bool:
+    """Say whether an error or its cause is of one of the classes, by name and never by import."""
+    for one in (error, error.__cause__):
+        for cls in type(one).__mro__ if one is not None else ():
+            if f"{cls.__module__}.{cls.__qualname__}" in wanted:
+                return True
+            if cls.__module__ == "builtins" and cls.__qualname__ in wanted:
+                return True
+    return False
+
+
+def unknown(where: str, given: Any, known: tuple[str, ...]) -> None:
+    """Refuse keys that a section does not have.
+
+    Args:
+        where: Where the section stands.
+        given: The section.
+        known: Its keys.
+
+    Raises:
+        SettingsError: There is another key; the nearest is named.
+    """
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
+            msg = f"{where}: unknown key {key!r}; did you mean {near!r}?"
+            raise SettingsError(msg)

@@ -1,0 +1,95 @@
+"""``retry``: retries with exponential back-off and jitter, from the settings alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from qtasks_hookspecs import Retry, RunningTask, hookimpl
+from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
+from qtasks_pluggy.builtin._errors import matches, names, unknown
+
+# The first delay and the growth are tenacity's own defaults, the bound and the jitter are kept small
+# enough that a run in place does not look as if it hung.
+_NUMBERS: dict[str, float] = {"delay": 1.0, "factor": 2.0, "max_delay": 30.0, "jitter": 1.0}
+_KEYS = ("errors", "limit", *_NUMBERS)
+
+
+class RetryPlugin:
+    """Answers ``Retry`` for errors of the named classes, later and later.
+
+    Its section::
+
+        [tool.qtasks_pluggy.plugin.retry]
+        errors = ["ConnectionError", "TimeoutError"]  # needed
+        limit = 3         # retries of one run
+        delay = 1.0       # seconds before the first one
+        factor = 2.0      # each next one waits this much longer
+        max_delay = 30.0  # seconds that no delay exceeds
+        jitter = 1.0      # seconds, of which a random part is added
+
+    The schedule is ``tenacity.wait_exponential_jitter``, from the extra ``[retry]``.
+    """
+
+    name = "retry"
+
+    def __init__(self) -> None:
+        self.errors: tuple[str, ...] = ()
+        self.limit = 3
+        self._wait: Callable[[Any], float] = lambda _: 0.0
+
+    @hookimpl
+    def qtasks_start(self, settings: Mapping[str, Any]) -> None:
+        """Read the section.
+
+        Args:
+            settings: The plugin's section.
+
+        Raises:
+            ImportError: tenacity is not installed.
+            SettingsError: The section has another key, or a value is not as it should be.
+        """
+        unknown("plugin.retry", settings, _KEYS)
+        if "errors" not in settings:
+            msg = "plugin.retry needs errors, the names of the exception classes to retry"
+            raise SettingsError(msg)
+        self.errors = names(settings["errors"], "plugin.retry.errors")
+        limit = settings.get("limit", 3)
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            msg = f"plugin.retry.limit takes a whole number, 1 or more, got {limit!r}"
+            raise SettingsError(msg)
+        self.limit = limit
+        numbers = {key: _number(key, settings.get(key, own)) for key, own in _NUMBERS.items()}
+        try:
+            from tenacity.wait import wait_exponential_jitter
+        except ImportError as error:
+            msg = "the built-in plugin 'retry' needs tenacity: pip install 'qtasks-pluggy[retry]'"
+            raise ImportError(msg) from error
+        self._wait = wait_exponential_jitter(  # type: ignore[assignment]  # reads attempt_number only
+            initial=numbers["delay"],
+            max=numbers["max_delay"],
+            exp_base=numbers["factor"],
+            jitter=numbers["jitter"],
+        )
+
+    @hookimpl
+    def task_executor_run_task_trigger_error(
+        self, task_executor: RunningTask, e: TaskPluginTriggerError
+    ) -> Retry | None:
+        """Answer with a retry that waits for as long as the schedule says."""
+        if not matches(e, self.errors):
+            return None
+        return Retry(self._wait(SimpleNamespace(attempt_number=task_executor.attempt)), self.limit)
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        msg = f"plugin.retry.{key} takes a number, got {value!r}"
+        raise SettingsError(msg)
+    least = 1 if key == "factor" else 0
+    if value < least:
+        msg = f"plugin.retry.{key} takes {least} or more, got {value!r}"
+        raise SettingsError(msg)
+    return float(value)
