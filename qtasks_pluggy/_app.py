@@ -6,17 +6,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
 from enum import Enum
 from types import MappingProxyType, TracebackType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Literal,
-    Protocol,
-    Self,
-    TypeAlias,
-    TypeVar,
-    overload,
-)
+from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs._types import error_classes
@@ -24,13 +14,10 @@ from qtasks_hookspecs.exc import NotRunningError, PluginRegistrationError, TaskN
 from qtasks_pluggy._chain import Entry
 from qtasks_pluggy._executor import TaskExecutor
 from qtasks_pluggy._plugins import PluginManager
-from qtasks_pluggy._task import AsyncTask, SyncTask
+from qtasks_pluggy._task import AsyncTask, Decorator, EchoDecorator, SyncTask
 from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
 
-if TYPE_CHECKING:
-    from typing_extensions import ParamSpec
-
-    P = ParamSpec("P")
+P = ParamSpec("P")
 Intercept: TypeAlias = type[BaseException] | Iterable[type[BaseException]] | None
 R = TypeVar("R")
 Y = TypeVar("Y")
@@ -41,43 +28,6 @@ class _State(Enum):
     STARTING = "starting"
     STARTED = "started"
     STOPPED = "stopped"
-
-
-if TYPE_CHECKING:
-
-    class _Decorator(Protocol):
-        """``@app.task(...)``: the task has the function's parameters."""
-
-        @overload
-        def __call__(
-            self, func: Callable[P, AsyncGenerator[Y, Any]], /
-        ) -> AsyncTask[P, list[Y]]: ...
-        @overload
-        def __call__(self, func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
-        @overload
-        def __call__(
-            self, func: Callable[P, Generator[Y, Any, Any]], /
-        ) -> SyncTask[P, list[Y]]: ...
-        @overload
-        def __call__(self, func: Callable[P, R], /) -> SyncTask[P, R]: ...
-
-    class _EchoDecorator(Protocol):
-        """``@app.task(echo=True, ...)``: the task has all parameters but the first."""
-
-        @overload
-        def __call__(
-            self, func: Callable[Concatenate[Any, P], AsyncGenerator[Y, Any]], /
-        ) -> AsyncTask[P, list[Y]]: ...
-        @overload
-        def __call__(
-            self, func: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
-        ) -> AsyncTask[P, R]: ...
-        @overload
-        def __call__(
-            self, func: Callable[Concatenate[Any, P], Generator[Y, Any, Any]], /
-        ) -> SyncTask[P, list[Y]]: ...
-        @overload
-        def __call__(self, func: Callable[Concatenate[Any, P], R], /) -> SyncTask[P, R]: ...
 
 
 class QueueTasks:
@@ -141,9 +91,13 @@ class QueueTasks:
         return MappingProxyType(self._tasks)
 
     @overload
-    def task(self, func: Callable[P, AsyncGenerator[Y, Any]], /) -> AsyncTask[P, list[Y]]: ...
+    def task(  # type: ignore[overload-overlap]  # any return type is the last resort
+        self, func: Callable[P, AsyncGenerator[Y, Any]], /
+    ) -> AsyncTask[P, list[Y]]: ...
     @overload
-    def task(self, func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def task(  # type: ignore[overload-overlap]  # any return type is the last resort
+        self, func: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
     @overload
     def task(self, func: Callable[P, Generator[Y, Any, Any]], /) -> SyncTask[P, list[Y]]: ...
     @overload
@@ -161,7 +115,7 @@ class QueueTasks:
         tags: Iterable[str] = ...,
         description: str = ...,
         **extra: Any,
-    ) -> _EchoDecorator: ...
+    ) -> EchoDecorator: ...
     @overload
     def task(
         self,
@@ -175,10 +129,10 @@ class QueueTasks:
         tags: Iterable[str] = ...,
         description: str = ...,
         **extra: Any,
-    ) -> _Decorator: ...
-    def task(
+    ) -> Decorator: ...
+    def task(  # type: ignore[misc]  # mypy holds **extra against the positional func
         self,
-        func: Callable[..., Any] | None = None,
+        func: Any = None,
         /,
         *,
         name: str | None = None,
@@ -218,7 +172,7 @@ class QueueTasks:
         def register(function: Callable[..., Any]) -> Any:
             bounds = [one for one in (max_retries, self._max_retries) if one is not None]
             task_func = TaskFunc(
-                name or getattr(function, "__name__", type(function).__name__),
+                name or str(getattr(function, "__name__", type(function).__name__)),
                 function,
                 echo=echo,
                 priority=priority,
@@ -249,7 +203,7 @@ class QueueTasks:
     ) -> str:
         """Add a plugin, behind those that are there; it has the last word.
 
-        A plugin added to a started app is asked from now on, but its ``qtasks_start`` is not called.
+        One added to a started app is asked from now on, but its ``qtasks_start`` is not called.
 
         Args:
             plugin: A module or an object with hookimpls; a ``BasePlugin`` or a subclass of it.
@@ -375,8 +329,6 @@ class QueueTasks:
             self._state, self._runnable = _State.STOPPED, False
 
     async def _call(self, hook: Any, waiting: Waiting, **values: Any) -> None:
-        if hook.chain is None:
-            return
         if waiting.on_loop:
             await hook.call_async(app=self, **values)
         else:

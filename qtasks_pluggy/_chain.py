@@ -15,7 +15,7 @@ from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry
 from qtasks_hookspecs._markers import When
 from qtasks_pluggy._filter import facts, passes
 from qtasks_pluggy._names import who
-from qtasks_pluggy._quarantine import Breaker
+from qtasks_pluggy._quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._settings import Settings
 from qtasks_pluggy._trail import TrailRecord
 from qtasks_pluggy._validation import Candidate, conditions, is_blocking, parameters
@@ -41,7 +41,7 @@ class Link:
         when: The conditions under which it is asked; empty for always.
         limit: Seconds that it may take; None for no limit.
         observed: Whether its answer is only recorded.
-        breaker: Its quarantine; None for a hook that has none.
+        breaker: Its quarantine.
     """
 
     plugin: str
@@ -57,7 +57,7 @@ class Link:
     when: tuple[When, ...] = ()
     limit: float | None = None
     observed: bool = False
-    breaker: Breaker | None = None
+    breaker: Breaker = NO_BREAKER
     plain: bool = attrs.field(init=False)
     only: str | None = attrs.field(init=False, default=None)
     overrun: float = attrs.field(init=False)
@@ -149,7 +149,10 @@ NO_LINKS: Final = Chain()
 def record_of(entry: Entry) -> TrailRecord:
     """Build the record that is read."""
     link, attempt, status, kind, seconds, won = entry
-    named = kind is None or kind in DECISIONS or issubclass(kind, BaseException)
+    if kind is None or kind is type(None):
+        told = None
+    else:
+        told = kind.__name__ if status == "raised" or kind in DECISIONS else "value"
     return TrailRecord(
         plugin=link.plugin,
         distribution=link.distribution,
@@ -157,7 +160,7 @@ def record_of(entry: Entry) -> TrailRecord:
         hook=link.hook,
         attempt=attempt,
         status=status,
-        kind=None if kind is None else kind.__name__ if named else "value",
+        kind=told,
         seconds=seconds,
         observed=link.observed,
         won=won,
@@ -201,7 +204,7 @@ def make_link(
     impl: Any,
     origin: Candidate,
     settings: Settings,
-    breaker: Breaker | None,
+    breaker: Breaker,
 ) -> Link:
     """Gather all that is known about a hookimpl before it is called.
 

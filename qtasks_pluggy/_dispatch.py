@@ -83,9 +83,16 @@ class SubsetHookCaller(HookCaller):
         self.original = original
         self.removed = removed
 
-    @property
-    def chain(self) -> Chain | None:  # type: ignore[override]  # follows the original
-        """The original's chain of this moment, less the removed plugins."""
+    def __call__(self, **values: Any) -> Any:
+        """Call what is left of the hook from plain code."""
+        return finish(dispatch(self, self._left(), values, IN_THREAD))
+
+    def call_async(self, **values: Any) -> Coroutine[Any, Any, Any]:
+        """Call what is left of the hook from async code."""
+        return dispatch(self, self._left(), values, ON_LOOP)
+
+    def _left(self) -> Chain:
+        """Return the original's chain of this moment, less the removed plugins."""
 
         def kept(links: tuple[Link, ...]) -> tuple[Link, ...]:
             return tuple(
@@ -94,10 +101,6 @@ class SubsetHookCaller(HookCaller):
 
         whole = self.original.chain or NO_LINKS
         return Chain(kept(whole.links), kept(whole.wrappers))
-
-    @chain.setter
-    def chain(self, _: Chain | None) -> None:
-        pass
 
     def get_hookimpls(self) -> list[pluggy.HookImpl]:
         """Return the hookimpls that are left."""
@@ -108,7 +111,12 @@ class SubsetHookCaller(HookCaller):
         ]
 
 
-async def dispatch(hook: HookCaller, chain: Chain, values: dict[str, Any], waiting: Waiting) -> Any:
+async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each branch is a rule
+    hook: HookCaller,
+    chain: Chain,
+    values: dict[str, Any],
+    waiting: Waiting,
+) -> Any:
     """Ask every link of a chain, and return the winning answer.
 
     Args:
@@ -139,6 +147,7 @@ async def dispatch(hook: HookCaller, chain: Chain, values: dict[str, Any], waiti
     lastresult = hook.lastresult
     answer: Any = None
     winner = -1
+    # Where filters apply, a trail entry stands for each link that is not asked.
     links: tuple[Any, ...]
     links, wrappers = chain.narrowed(values) if chain.filtered else (chain.links, chain.wrappers)
     went_wrong = bool(wrappers)
@@ -146,19 +155,18 @@ async def dispatch(hook: HookCaller, chain: Chain, values: dict[str, Any], waiti
     opened: list[_Opened] = []
     try:
         if wrappers:
-            for link in reversed(wrappers):
-                _open(hook, link, values, entries, attempt, opened)
+            for wrapper in reversed(wrappers):
+                _open(hook, wrapper, values, entries, attempt, opened)
         for link in links:
-            if type(link) is list:
+            if isinstance(link, list):
                 entries.append(link if attempt == 1 else [link[0], attempt, *link[2:]])
                 continue
             breaker = link.breaker
-            if breaker is not None and breaker.until is not None and not breaker.admits():
-                entries.append([link, attempt, "quarantined", None, 0.0, False])
-                continue
-            if outer and error is not None and link.function in outer:
-                entries.append([link, attempt, "reentered", None, 0.0, False])
-                continue
+            if outer or breaker.until is not None:
+                status = _not_asked(link, outer, values)
+                if status is not None:
+                    entries.append([link, attempt, status, None, 0.0, False])
+                    continue
             _at_work.set((*outer, link.function) if outer else link.alone)
             start = perf_counter()
             try:
@@ -170,45 +178,31 @@ async def dispatch(hook: HookCaller, chain: Chain, values: dict[str, Any], waiti
                     reply = await waiting.thread(partial(link.call, values), link.limit)
                 else:
                     reply = link.call(values)
-                if reply is None:
-                    seconds = perf_counter() - start
-                    entries.append([link, attempt, "no_opinion", None, seconds, False])
-                    if seconds > link.overrun or (breaker is not None and breaker.failures):
-                        settle(link, values, seconds)
-                    continue
                 kind = type(reply)
-                if lastresult and kind in _PLAIN:
-                    counts = True
+                if reply is None or (lastresult and kind in _PLAIN):
+                    counts = reply is not None
                 else:
                     if hasattr(kind, "__await__"):
                         reply = await waiting.awaitable(reply, link.limit)
                         kind = type(reply)
                     counts = _accept(hook, dict(values) if link.observed else values, reply)
-            except asyncio.CancelledError as failure:
-                if waiting.cancelled():
-                    if breaker is not None:
-                        breaker.abandoned()
+            except (Exception, asyncio.CancelledError) as failure:
+                if isinstance(failure, asyncio.CancelledError) and waiting.cancelled():
+                    breaker.abandoned()
                     raise
                 went_wrong = True
                 failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
-            except Exception as failure:  # noqa: BLE001  # isolated, and loud
-                went_wrong = True
-                failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+                continue
             except BaseException:
-                if breaker is not None:
-                    breaker.abandoned()
+                breaker.abandoned()
                 raise
-            else:
-                seconds = perf_counter() - start
-                if counts:
-                    if not link.observed:
-                        answer, winner = reply, len(entries)
-                    entries.append([link, attempt, "answered", kind, seconds, False])
-                else:
-                    told = None if reply is None else kind
-                    entries.append([link, attempt, "no_opinion", told, seconds, False])
-                if seconds > link.overrun or (breaker is not None and breaker.failures):
-                    settle(link, values, seconds)
+            seconds = perf_counter() - start
+            if counts and not link.observed:
+                answer, winner = reply, len(entries)
+            status = "answered" if counts else "no_opinion"
+            entries.append([link, attempt, status, kind, seconds, False])
+            if seconds > link.overrun or breaker.failures:
+                settle(link, values, seconds)
         if hook.pipeline is not None:
             answer = _left(hook, values)
         while opened:
@@ -222,6 +216,17 @@ async def dispatch(hook: HookCaller, chain: Chain, values: dict[str, Any], waiti
     if error is not None and (went_wrong or (lastresult and _log.debug_enabled())):
         tell(hook, values, entries[begin:], answer)
     return answer if lastresult or hook.pipeline else None
+
+
+def _not_asked(
+    link: Link, outer: tuple[Callable[..., Any], ...], values: Mapping[str, Any]
+) -> str | None:
+    """Say why a link is skipped; None where it is asked."""
+    if "e" in values and link.function in outer:
+        return "reentered"
+    if link.breaker.until is not None and not link.breaker.admits():
+        return "quarantined"
+    return None
 
 
 def _accept(hook: HookCaller, values: dict[str, Any], reply: Any) -> bool:
@@ -300,11 +305,9 @@ def _open(
 ) -> None:
     start = perf_counter()
     outer = _at_work.get()
-    if link.breaker is not None and not link.breaker.admits():
-        entries.append([link, attempt, "quarantined", None, 0.0, False])
-        return
-    if "e" in values and link.function in outer:
-        entries.append([link, attempt, "reentered", None, 0.0, False])
+    status = _not_asked(link, outer, values)
+    if status is not None:
+        entries.append([link, attempt, status, None, 0.0, False])
         return
     _at_work.set((*outer, link.function))
     try:
@@ -359,8 +362,7 @@ def _close(
         failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
         return answer, winner
     status = "answered" if replaces else "no_opinion"
-    kind = None if reply is None else type(reply)
-    entries.append([link, attempt, status, kind, perf_counter() - start, False])
+    entries.append([link, attempt, status, type(reply), perf_counter() - start, False])
     if not replaces or link.observed:
         return answer, winner
     return (_left(hook, values) if hook.pipeline else reply), len(entries) - 1

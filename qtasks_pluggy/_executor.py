@@ -79,13 +79,14 @@ class TaskExecutor:
         plugins: PluginManager | list[Any] | tuple[Any, ...] | None = None,
     ) -> None:
         self._task: Any = None
+        func: Any = task_func
         if type(task_func) is not TaskFunc:
             if isinstance(task_func, (AsyncTask, SyncTask)):
                 self._task = task_func
-                task_func = task_func.task_func
+                func = task_func.task_func
             else:
-                task_func = TaskFunc(getattr(task_func, "__name__", repr(task_func)), task_func)
-        self._task_func = task_func
+                func = TaskFunc(getattr(task_func, "__name__", repr(task_func)), func)
+        self._task_func: TaskFunc = func
         self._message = task_broker
         if task_broker is None:
             self._args = args if type(args) is tuple else tuple(args)
@@ -93,7 +94,7 @@ class TaskExecutor:
             self._attempt = 1
         elif args or kwargs:
             msg = (
-                f"TaskExecutor for task {task_func.name!r} got a message and args= or kwargs=;"
+                f"TaskExecutor for task {func.name!r} got a message and args= or kwargs=;"
                 " the message has the arguments, give one or the other"
             )
             raise TypeError(msg)
@@ -101,11 +102,12 @@ class TaskExecutor:
             self._args = task_broker.args
             self._kwargs = task_broker.kwargs
             self._attempt = task_broker.attempt or 1
+        manager: Any = plugins
         if plugins is None:
-            plugins = getattr(getattr(self._task, "host", None), "plugins", _NO_PLUGINS)
+            manager = getattr(getattr(self._task, "host", None), "plugins", _NO_PLUGINS)
         elif not isinstance(plugins, PluginManager):
-            plugins = PluginManager(plugins)
-        self._hooks = plugins.hook
+            manager = PluginManager(plugins)
+        self._hooks: Any = manager.hook
         self._result: Any = None
         self._yielded: list[Any] | None = None
         self._entries: list[Entry] = []
@@ -135,7 +137,7 @@ class TaskExecutor:
     @property
     def kwargs(self) -> Mapping[str, Any]:
         """The keyword arguments of this attempt; a view that cannot be written."""
-        return MappingProxyType(self._kwargs)  # type: ignore[arg-type]  # any mapping will do
+        return MappingProxyType(self._kwargs)
 
     @property
     def result(self) -> Any:
@@ -234,7 +236,9 @@ class TaskExecutor:
             await self.close(None)
         return self._result
 
-    async def attempt_once(self, waiting: Waiting) -> Outcome | None:
+    async def attempt_once(  # noqa: C901  # one attempt, top to bottom
+        self, waiting: Waiting
+    ) -> Outcome | None:
         """Make one attempt.
 
         Args:
@@ -282,7 +286,7 @@ class TaskExecutor:
             if isinstance(outcome, Replace):
                 self._result = outcome.value
                 return None
-            return outcome
+            return outcome  # noqa: TRY300  # the try is about every line above
         except PluginError as strict:
             return Outcome("fail", strict)
         finally:
@@ -303,8 +307,9 @@ class TaskExecutor:
         waiting = self._waiting
         if func.is_async and func.max_time is None and not func.is_generator:
             running: Awaitable[Any] = func.func(*args, **self._kwargs)
-            return waiting.awaitable(running) if waiting is IN_THREAD else running
-        self._yielded = items = []
+            return IN_THREAD.awaitable(running) if waiting is IN_THREAD else running
+        items: list[Any] = []
+        self._yielded = items
         call = partial(func.func, *args, **self._kwargs)
         return call_function(func, call, items, waiting or ON_LOOP)
 
@@ -337,9 +342,11 @@ class TaskExecutor:
             try:
                 taken = hand_over(message, error, reason)
                 if hasattr(type(taken), "__await__"):
-                    await self._waiting.awaitable(taken)
-            except Exception as failure:  # noqa: BLE001  # the app's own code; the run still ends
-                log.error("dead_letter_failed", exc_info=failure)
+                    await (self._waiting or ON_LOOP).awaitable(taken)
+            except Exception as failure:  # the app's own code; the run still ends
+                log.error(  # noqa: TRY400  # structlog takes the error itself
+                    "dead_letter_failed", exc_info=failure
+                )
             else:
                 return
         log.warning("task_dead_lettered", error=type(error).__name__)
@@ -375,7 +382,7 @@ class TaskExecutor:
         return {"task_func": self._task_func, "task_broker": self.task_broker}
 
     async def _call(self, hook: Any, **values: Any) -> Any:
-        if self._waiting.on_loop:
+        if (self._waiting or ON_LOOP).on_loop:
             return await hook.call_async(task_executor=self, **values)
         return hook(task_executor=self, **values)
 

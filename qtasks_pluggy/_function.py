@@ -1,4 +1,4 @@
-"""Calling a task's function: plain or async, returning or yielding, with or without a time limit."""
+"""Calling a task's function: plain or async, returning or yielding, with a time limit or none."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ async def call_function(
         return await waiting.awaitable(running)
     if func.is_generator:
         call = partial(_collect, call, items)
+    result: Any
     if limit is None:
         result = await waiting.function(call)
     else:
@@ -48,7 +49,7 @@ async def call_function(
             _log.logger().warning("task_abandoned", task=func.name, max_time=limit)
             raise _out_of_time(func.name, limit) from None
     # A plain function around an async one, as decorators make them.
-    return await waiting.awaitable(result) if type(result) is CoroutineType else result
+    return await waiting.awaitable(result) if isinstance(result, CoroutineType) else result
 
 
 def _out_of_time(name: str, limit: float) -> TaskTimeoutError:

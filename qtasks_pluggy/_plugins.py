@@ -18,7 +18,7 @@ from qtasks_pluggy._chain import Chain, Link, in_call_order, make_link
 from qtasks_pluggy._discovery import installed, load
 from qtasks_pluggy._dispatch import HookCaller, SubsetHookCaller, dispatch
 from qtasks_pluggy._names import nearest, who
-from qtasks_pluggy._quarantine import Breaker
+from qtasks_pluggy._quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._validation import Candidate, check
 from qtasks_pluggy._waiting import IN_THREAD, finish
 from qtasks_pluggy.base_plugin import Adapter
@@ -176,7 +176,7 @@ class PluginManager(pluggy.PluginManager):
         """Return a hook without the hookimpls of some plugins, called by the same rules."""
         return SubsetHookCaller(getattr(self.hook, name), list(remove_plugins))
 
-    def add_hookcall_monitoring(self, before: Any, after: Any) -> Any:
+    def add_hookcall_monitoring(self, before: Any, after: Any) -> Any:  # noqa: ARG002  # pluggy's
         """Refuse: pluggy's monitors expect its own way of calling.
 
         Raises:
@@ -193,7 +193,7 @@ class PluginManager(pluggy.PluginManager):
         hook_name: str,
         hookimpls: Sequence[pluggy.HookImpl],
         values: Mapping[str, Any],
-        _: bool,
+        _: bool,  # noqa: FBT001  # pluggy's firstresult
     ) -> Any:
         """Call some hookimpls of a hook by our convention; pluggy's ``call_extra`` comes here."""
         hook: HookCaller = getattr(self.hook, hook_name)
@@ -227,7 +227,7 @@ class PluginManager(pluggy.PluginManager):
         if not any(name in BUILTINS for name in wanted):
             return
         # Imported here: what nobody enables costs nothing.
-        from qtasks_pluggy.builtin import Fallback, RetryPlugin
+        from qtasks_pluggy.builtin import Fallback, RetryPlugin  # noqa: PLC0415
 
         plugins = {one.name: one for one in (Fallback(), RetryPlugin())}
         found = [Candidate(name, plugins[name]) for name in wanted if name in plugins]
@@ -369,7 +369,8 @@ class PluginManager(pluggy.PluginManager):
 
     def _load_entry_points(self) -> None:
         """Load the installed plugins, all or none."""
-        candidates, problems = [], []
+        candidates: list[Candidate] = []
+        problems: list[str] = []
         for candidate, entry_point in installed():
             reason = self._why_not(candidate.name)
             if reason is not None:
@@ -381,7 +382,7 @@ class PluginManager(pluggy.PluginManager):
                 problems += candidate.problems
             else:
                 candidates.append(candidate)
-        # Where one cannot be loaded the others are looked at all the same: faults are told together.
+        # Where one cannot be loaded the others are looked at all the same: faults come together.
         self._register_candidates(candidates, INSTALLED, problems=problems)
 
     def _callers(self) -> dict[str, HookCaller]:
@@ -419,7 +420,7 @@ class PluginManager(pluggy.PluginManager):
         known = self._links.get(impl)
         if known is None:
             origin = self._origins.get(impl.plugin_name) or Candidate(impl.plugin_name, None)
-            breaker = self._breaker(impl) if "task_executor" in hook.names else None
+            breaker = self._breaker(impl) if "task_executor" in hook.names else NO_BREAKER
             known = make_link(hook.name, hook.names, impl, origin, self.settings, breaker)
             if impl.plugin is not None:
                 self._links[impl] = known

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable
+from typing import Final
 
 
 class Breaker:
@@ -82,3 +85,7 @@ class Breaker:
         """Take back a call that neither failed nor succeeded: its run was cancelled."""
         with self._lock:
             self._trying = False
+
+
+# For the hooks of the app's start and stop, which never come often enough.
+NO_BREAKER: Final = Breaker(sys.maxsize, 0.0, time.monotonic)

@@ -34,7 +34,7 @@ def failed(
     seconds: float,
 ) -> None:
     """Take down a hookimpl's failure, tell the log, and under ``strict`` everybody."""
-    if values.keys() != hook.names:
+    if set(values) != hook.names:
         # Not the plugin's fault: the hook was called without what it has to hand on.
         raise misuse(hook, values)
     event, status, shown = "plugin_failed", "raised", failure
@@ -46,7 +46,7 @@ def failed(
     task = task_name(values)
     traceback = {"exc_info": failure} if shown is failure else {"timeout": link.limit}
     _log.logger().error(event, **_place(link, task), error=type(shown).__name__, **traceback)
-    if link.breaker is not None and link.breaker.failed():
+    if link.breaker.failed():
         _log.logger().warning("plugin_quarantined", **_place(link, task), **link.breaker.facts)
     starting = hook.name == "qtasks_start"
     if starting or (hook.manager.strict and not link.observed):
@@ -70,9 +70,9 @@ def settle(link: Link, values: Mapping[str, Any], seconds: float) -> None:
     if seconds > link.overrun and not (link.is_async or link.blocking):
         # A plain call cannot be cut: its answer counts, and so does its overrun.
         _log.logger().warning("plugin_overran", **place, seconds=seconds, timeout=link.limit)
-        if breaker is not None and breaker.failed():
+        if breaker.failed():
             _log.logger().warning("plugin_quarantined", **place, **breaker.facts)
-    elif breaker is not None and breaker.failures and breaker.succeeded():
+    elif breaker.failures and breaker.succeeded():
         _log.logger().warning("plugin_released", **place)
 
 

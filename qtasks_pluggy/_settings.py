@@ -101,9 +101,13 @@ class Settings:
         (), _names, "plugins that are called and recorded, but whose answers are not used"
     )
     strict: bool = _declare(
-        False, _switch, "a plugin that fails raises PluginError at once; for development"
+        default=False,
+        validator=_switch,
+        says="a plugin that fails raises PluginError at once; for development",
     )
-    safe_mode: bool = _declare(False, _switch, "no installed plugin loads, only built-in ones")
+    safe_mode: bool = _declare(
+        default=False, validator=_switch, says="no installed plugin loads, only built-in ones"
+    )
     timeout: float = _declare(
         5.0, _seconds, "seconds that each hookimpl may take to answer an error"
     )
@@ -117,7 +121,9 @@ class Settings:
         60.0, _seconds, "how long it is skipped before it is tried once"
     )
     log_values: bool = _declare(
-        False, _switch, "log arguments and answers too; they may hold secrets"
+        default=False,
+        validator=_switch,
+        says="log arguments and answers too; they may hold secrets",
     )
     plugin: Mapping[str, Mapping[str, Any]] = _declare(
         attrs.Factory(dict), _sections, "a section for each plugin, handed to its qtasks_start"
@@ -200,8 +206,8 @@ def _file() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read(path: Path, section: str | None) -> dict[str, Any] | None:
     # Imported here: an app that is never started, and a plugin, need no settings library.
-    from typed_settings.exceptions import ConfigFileLoadError
-    from typed_settings.loaders import TomlFormat
+    from typed_settings.exceptions import ConfigFileLoadError  # noqa: PLC0415
+    from typed_settings.loaders import TomlFormat  # noqa: PLC0415
 
     try:
         found: Any = TomlFormat(section)(path, Settings, ())
@@ -218,7 +224,7 @@ def _read(path: Path, section: str | None) -> dict[str, Any] | None:
 
 def _environment() -> Iterator[tuple[str, dict[str, Any]]]:
     # Imported here: an app that is never started, and a plugin, need no settings library.
-    from typed_settings.converters import TSConverter
+    from typed_settings.converters import TSConverter  # noqa: PLC0415
 
     converter = TSConverter(
         strlist_sep=lambda text: [name.strip() for name in text.split(",") if name.strip()]

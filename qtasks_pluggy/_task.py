@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid as _uuid
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, Protocol, overload
 
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskCancelError, TaskPluginTriggerError
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P", default=...)
     R_co = TypeVar("R_co", covariant=True, default=Any)
+    R = TypeVar("R", default=Any)
+    Y = TypeVar("Y", default=Any)
 else:
     from typing import ParamSpec, TypeVar
 
     P = ParamSpec("P")
     R_co = TypeVar("R_co", covariant=True)
+    R, Y = TypeVar("R"), TypeVar("Y")
 
 
 class Context:
@@ -225,3 +228,39 @@ class SyncTask(_Task[P, R_co]):
             NotRunningError: The app was stopped.
         """
         return self._app().run_sync(self, args, kwargs)  # type: ignore[no-any-return]  # what the function returns
+
+
+class Decorator(Protocol):
+    """``@app.task(...)``: the task has the function's parameters."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # any return type is the last resort
+        self, func: Callable[P, AsyncGenerator[Y, Any]], /
+    ) -> AsyncTask[P, list[Y]]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # any return type is the last resort
+        self, func: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, func: Callable[P, Generator[Y, Any, Any]], /) -> SyncTask[P, list[Y]]: ...
+    @overload
+    def __call__(self, func: Callable[P, R], /) -> SyncTask[P, R]: ...
+
+
+class EchoDecorator(Protocol):
+    """``@app.task(echo=True, ...)``: the task has all parameters but the first."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # any return type is the last resort
+        self, func: Callable[Concatenate[Any, P], AsyncGenerator[Y, Any]], /
+    ) -> AsyncTask[P, list[Y]]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # any return type is the last resort
+        self, func: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(
+        self, func: Callable[Concatenate[Any, P], Generator[Y, Any, Any]], /
+    ) -> SyncTask[P, list[Y]]: ...
+    @overload
+    def __call__(self, func: Callable[Concatenate[Any, P], R], /) -> SyncTask[P, R]: ...

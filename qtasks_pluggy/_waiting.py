@@ -70,6 +70,8 @@ class LimitExceededError(Exception):
 
 
 _IN_ITS_THREAD: Final = "; it was left behind in its thread"
+_ON_THE_LOOP: Final = "; it held up the event loop without yielding"
+_SWALLOWED: Final = "; it swallowed its cancellation and was left behind"
 # Time for a cancelled coroutine to clean up; one that takes longer is left behind.
 _GRACE: Final = 0.1
 
@@ -93,8 +95,8 @@ async def _bounded(thing: Awaitable[T], limit: float) -> T:
     # Looked at, whatever it comes to, so that asyncio does not complain.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     if task.done():
-        raise LimitExceededError("; it did not yield to the event loop" if done else "")
-    raise LimitExceededError("; it swallowed its cancellation and was left behind")
+        raise LimitExceededError(_ON_THE_LOOP if done else "")
+    raise LimitExceededError(_SWALLOWED)
 
 
 @types.coroutine
@@ -235,9 +237,10 @@ class _BackgroundLoop:
     """
 
     def __init__(self) -> None:
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Begin anew, as in a forked process, which has the loop's state but not its thread."""
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -296,4 +299,4 @@ class _BackgroundLoop:
 
 background: Final = _BackgroundLoop()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=background._forget)  # noqa: SLF001  # same module
+    os.register_at_fork(after_in_child=background.forget)

@@ -51,20 +51,13 @@ class Adapter:
 
     def _hookimpl(self, hook: str) -> Callable[..., Any]:
         plugin = self.plugin
-        if hook == "qtasks_start":
 
-            def adapted(**_: Any) -> Any:
+        def adapted(**kwargs: Any) -> Any:
+            if hook == "qtasks_start":
                 return plugin.start()
-
-        elif hook == "qtasks_stop":
-
-            def adapted(**_: Any) -> Any:
+            if hook == "qtasks_stop":
                 return plugin.stop()
-
-        else:
-
-            def adapted(**kwargs: Any) -> Any:
-                return plugin.trigger(hook, **kwargs)
+            return plugin.trigger(hook, **kwargs)
 
         return adapted
 

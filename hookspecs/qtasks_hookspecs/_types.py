@@ -69,7 +69,7 @@ def _callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None
 
 def _any_kind(func: Any, test: Callable[[Any], bool]) -> bool:
     # An object with __call__ is of the kind of its __call__.
-    return test(func) or (not inspect.isroutine(func) and test(getattr(func, "__call__", None)))
+    return test(func) or (not inspect.isroutine(func) and test(type(func).__call__))
 
 
 @attrs.frozen(eq=False)
@@ -154,9 +154,7 @@ class TaskMessage:
     queue: str | None = attrs.field(default=None, kw_only=True)
     engine: str | None = attrs.field(default=None, kw_only=True)
     redelivered: bool | None = attrs.field(default=None, kw_only=True)
-    metadata: dict[str, Any] = attrs.field(
-        factory=dict, converter=dict, kw_only=True, repr=False
-    )
+    metadata: dict[str, Any] = attrs.field(factory=dict, converter=dict, kw_only=True, repr=False)
 
     @property
     def uuid(self) -> _uuid_module.UUID | str:
@@ -234,18 +232,57 @@ class RunContext(Protocol):
 
 
 class RunRecord(Protocol):
-    """One line of a run's trail; ``qtasks_pluggy.TrailRecord`` says what the fields mean."""
+    """One line of a run's trail: what one hookimpl did in one call of its hook."""
 
-    plugin: str
-    distribution: str | None
-    version: str | None
-    hook: str
-    attempt: int
-    status: str
-    kind: str | None
-    seconds: float
-    observed: bool
-    won: bool
+    @property
+    def plugin(self) -> str:
+        """The plugin's name."""
+        ...
+
+    @property
+    def distribution(self) -> str | None:
+        """The distribution that installed it."""
+        ...
+
+    @property
+    def version(self) -> str | None:
+        """That distribution's version."""
+        ...
+
+    @property
+    def hook(self) -> str:
+        """The hook's name."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """The attempt of the run, from 1."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """Whether it answered, had no opinion, failed, or was not asked and why."""
+        ...
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of its answer."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        ...
+
+    @property
+    def observed(self) -> bool:
+        """Whether its answer was only recorded."""
+        ...
+
+    @property
+    def won(self) -> bool:
+        """Whether its answer was the one used."""
+        ...
 
 
 class RunningTask(Protocol):

@@ -103,7 +103,7 @@ class _Cause:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Imported here: a plugin that never pickles an error need not load pickle.
-        import pickle
+        import pickle  # noqa: PLC0415
 
         error = self.error
         try:

@@ -11,8 +11,8 @@ from qtasks_hookspecs import Retry, RunningTask, hookimpl
 from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.builtin._errors import matches, names, unknown
 
-# The first delay and the growth are tenacity's own defaults, the bound and the jitter are kept small
-# enough that a run in place does not look as if it hung.
+# The first delay, the growth and the jitter are tenacity's own defaults; the bound is small enough
+# that a run in place does not look as if it hung.
 _NUMBERS: dict[str, float] = {"delay": 1.0, "factor": 2.0, "max_delay": 30.0, "jitter": 1.0}
 _KEYS = ("errors", "limit", *_NUMBERS)
 
@@ -63,11 +63,11 @@ class RetryPlugin:
         self.limit = limit
         numbers = {key: _number(key, settings.get(key, own)) for key, own in _NUMBERS.items()}
         try:
-            from tenacity.wait import wait_exponential_jitter
+            from tenacity.wait import wait_exponential_jitter  # noqa: PLC0415  # an extra
         except ImportError as error:
             msg = "the built-in plugin 'retry' needs tenacity: pip install 'qtasks-pluggy[retry]'"
             raise ImportError(msg) from error
-        self._wait = wait_exponential_jitter(  # type: ignore[assignment]  # reads attempt_number only
+        self._wait = wait_exponential_jitter(
             initial=numbers["delay"],
             max=numbers["max_delay"],
             exp_base=numbers["factor"],
