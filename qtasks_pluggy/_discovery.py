@@ -6,8 +6,33 @@ import importlib.metadata
 import re
 from collections.abc import Iterator
 
+import attrs
+
 from qtasks_hookspecs._markers import ENTRY_POINT_GROUP
 from qtasks_pluggy._validation import Candidate
+
+
+@attrs.frozen
+class PluginInfo:
+    """What is known of one plugin.
+
+    Attributes:
+        name: Its name.
+        distribution: The distribution that installed it; None for one that the app added.
+        version: That distribution's version.
+        hooks: The hooks that it implements; empty where it was not loaded.
+        enabled: Whether it is asked.
+        reason: Why not, if it is not.
+        quarantined: The hooks in which it is skipped for now, for failing too often in a row.
+    """
+
+    name: str
+    distribution: str | None
+    version: str | None
+    hooks: tuple[str, ...]
+    enabled: bool
+    reason: str | None = None
+    quarantined: tuple[str, ...] = ()
 
 
 def installed() -> Iterator[tuple[Candidate, importlib.metadata.EntryPoint | None]]:

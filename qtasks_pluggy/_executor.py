@@ -20,7 +20,7 @@ from qtasks_hookspecs.exc import PluginError, TaskPluginTriggerError
 from qtasks_pluggy import _log
 from qtasks_pluggy._chain import DECISIONS, Entry, record_of
 from qtasks_pluggy._function import call_function
-from qtasks_pluggy._outcome import Outcome, intercepted, outcome_of
+from qtasks_pluggy._outcome import Outcome, intercepted, outcome_of, set_aside
 from qtasks_pluggy._plugins import PluginManager
 from qtasks_pluggy._task import AsyncTask, Context, SyncTask
 from qtasks_pluggy._trail import Trail
@@ -324,7 +324,8 @@ class TaskExecutor:
         """
         error = outcome.error
         if outcome.action == "dead_letter":
-            await self._set_aside(error.__cause__ or error, outcome.reason)
+            app = getattr(self._task, "host", None)
+            await set_aside(self.task_broker, outcome, app, self._waiting or ON_LOOP)
         hook = self._hooks.task_executor_task_failed
         if outcome.action != "cancel" and hook.chain is not None:
             try:
@@ -332,24 +333,6 @@ class TaskExecutor:
             except PluginError as strict:
                 error = strict
         return error
-
-    async def _set_aside(self, error: BaseException, reason: str) -> None:
-        """Hand a dead letter to the app, or else to the log."""
-        message = self.task_broker
-        hand_over = getattr(getattr(self._task, "host", None), "dead_letter", None)
-        log = _log.logger().bind(task=message.name, uuid=str(message.uuid), reason=reason)
-        if hand_over is not None:
-            try:
-                taken = hand_over(message, error, reason)
-                if hasattr(type(taken), "__await__"):
-                    await (self._waiting or ON_LOOP).awaitable(taken)
-            except Exception as failure:  # the app's own code; the run still ends
-                log.error(  # noqa: TRY400  # structlog takes the error itself
-                    "dead_letter_failed", exc_info=failure
-                )
-            else:
-                return
-        log.warning("task_dead_lettered", error=type(error).__name__)
 
     async def close(self, error: BaseException | None) -> None:
         """Tell the plugins that the run is over.

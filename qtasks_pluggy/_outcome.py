@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 import attrs
 
-from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, TaskFunc
+from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import TaskCancelError, TaskDeadLetteredError, TaskPluginTriggerError
+from qtasks_pluggy import _log
 from qtasks_pluggy._chain import Entry, record_of
 from qtasks_pluggy._report import note
 from qtasks_pluggy._trail import short
+from qtasks_pluggy._waiting import Waiting
 
 
 @attrs.frozen(eq=False)
@@ -69,6 +71,30 @@ def outcome_of(answer: Any, error: Exception, entries: Sequence[Entry]) -> Outco
     if isinstance(error, TaskCancelError):
         return Outcome("cancel", error, reason=error.reason)
     return Outcome("fail", error)
+
+
+async def set_aside(message: TaskMessage, outcome: Outcome, app: Any, waiting: Waiting) -> None:
+    """Hand a dead letter to the app, or else to the log.
+
+    Args:
+        message: The run's message.
+        outcome: The plugins' decision.
+        app: The app, whose ``dead_letter`` may be None.
+        waiting: How the caller waits.
+    """
+    error = outcome.error.__cause__ or outcome.error
+    hand_over = getattr(app, "dead_letter", None)
+    log = _log.logger().bind(task=message.name, uuid=str(message.uuid), reason=outcome.reason)
+    if hand_over is not None:
+        try:
+            taken = hand_over(message, error, outcome.reason)
+            if hasattr(type(taken), "__await__"):
+                await waiting.awaitable(taken)
+        except Exception as failure:  # the app's own code; the run still has its end
+            log.error("dead_letter_failed", exc_info=failure)  # noqa: TRY400  # structlog's way
+        else:
+            return
+    log.warning("task_dead_lettered", error=type(error).__name__)
 
 
 def _caused(error: Exception, cause: Exception) -> Exception:

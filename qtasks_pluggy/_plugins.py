@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import attrs
 import pluggy
 
 from qtasks_hookspecs import _hooks
@@ -15,7 +14,7 @@ from qtasks_hookspecs._markers import PROJECT_NAME
 from qtasks_hookspecs.exc import PluginRegistrationError
 from qtasks_pluggy import _log, _settings
 from qtasks_pluggy._chain import Chain, Link, in_call_order, make_link
-from qtasks_pluggy._discovery import installed, load
+from qtasks_pluggy._discovery import PluginInfo, installed, load
 from qtasks_pluggy._dispatch import HookCaller, SubsetHookCaller, dispatch
 from qtasks_pluggy._names import nearest, who
 from qtasks_pluggy._quarantine import NO_BREAKER, Breaker
@@ -25,27 +24,6 @@ from qtasks_pluggy.base_plugin import Adapter
 
 BUILTIN, INSTALLED, ADDED = range(3)
 BUILTINS = ("fallback", "retry")
-
-
-@attrs.frozen
-class PluginInfo:
-    """What is known of one plugin.
-
-    Attributes:
-        name: Its name.
-        distribution: The distribution that installed it; None for one that the app added.
-        version: That distribution's version.
-        hooks: The hooks that it implements; empty where it was not loaded.
-        enabled: Whether it is asked.
-        reason: Why not, if it is not.
-    """
-
-    name: str
-    distribution: str | None
-    version: str | None
-    hooks: tuple[str, ...]
-    enabled: bool
-    reason: str | None = None
 
 
 class PluginManager(pluggy.PluginManager):
@@ -122,7 +100,7 @@ class PluginManager(pluggy.PluginManager):
             name: Its name; else its ``.name``, else the module's or class's name.
 
         Returns:
-            The name, or None where that name is blocked or switched off.
+            The name, or None where that name is blocked.
 
         Raises:
             PluginRegistrationError: Faults of the plugin, all of them; nothing is registered.
@@ -233,8 +211,11 @@ class PluginManager(pluggy.PluginManager):
         found = [Candidate(name, plugins[name]) for name in wanted if name in plugins]
         self._register_candidates(found, BUILTIN)
 
-    def discover(self) -> None:
+    def discover(self, faults: list[str] | None = None) -> None:
         """Load the installed plugins that the settings do not switch off, once.
+
+        Args:
+            faults: Takes the faults instead of an error; the plugins without any are registered.
 
         Raises:
             PluginRegistrationError: Faults of the plugins, all of them; nothing is registered.
@@ -244,9 +225,11 @@ class PluginManager(pluggy.PluginManager):
             if self._discovered:
                 return
             self.configure()
-            self._load_entry_points()
+            self._load_entry_points(faults)
             self._discovered = True
-            self._warn_of_unknown_names()
+            known = {*self._origins, *self._skipped, *BUILTINS}
+            for unknown in self.loaded.unknown_names(known, BUILTINS):
+                _log.logger().warning("unknown_plugin_name", **unknown)
 
     def unknown(self, name: str) -> str:
         """Say that no plugin has a name, naming the nearest."""
@@ -257,24 +240,30 @@ class PluginManager(pluggy.PluginManager):
     def list_plugin_info(self) -> list[PluginInfo]:
         """Return what is known of every plugin, those that are switched off included."""
         with self._lock:
-            known = [
-                PluginInfo(
-                    name=name,
-                    distribution=origin.distribution,
-                    version=origin.version,
-                    hooks=tuple(
-                        hook
-                        for hook, caller in vars(self.hook).items()
-                        if any(impl.plugin_name == name for impl in caller.get_hookimpls())
-                    ),
-                    enabled=self._asks(name),
-                    reason=None if self._asks(name) else self._why_not(name) or "not enabled",
-                )
-                for name, origin in sorted(
-                    self._origins.items(), key=lambda item: self._ranks[item[0]]
-                )
+            ranked = sorted(self._origins, key=lambda name: self._ranks[name])
+            return [self._info(name) for name in ranked] + [
+                self._skipped[name] for name in sorted(self._skipped)
             ]
-            return known + [self._skipped[name] for name in sorted(self._skipped)]
+
+    def _info(self, name: str) -> PluginInfo:
+        origin, asked = self._origins[name], self._asks(name)
+        hooks = {
+            hook: [impl for impl in caller.get_hookimpls() if impl.plugin_name == name]
+            for hook, caller in self._callers().items()
+        }
+        return PluginInfo(
+            name=name,
+            distribution=origin.distribution,
+            version=origin.version,
+            hooks=tuple(hook for hook, impls in hooks.items() if impls),
+            enabled=asked,
+            reason=None if asked else self.loaded.keeps_out(name) or "not enabled",
+            quarantined=tuple(
+                hook
+                for hook, impls in hooks.items()
+                if any(self._breakers[impl].until for impl in impls if impl in self._breakers)
+            ),
+        )
 
     def _register_all(
         self,
@@ -292,70 +281,53 @@ class PluginManager(pluggy.PluginManager):
         candidates: Sequence[Candidate],
         tier: int,
         trigger_names: Iterable[str] | None = None,
-        problems: Sequence[str] = (),
+        faults: list[str] | None = None,
     ) -> list[str | None]:
-        """Register all of them or, where there is a fault, none."""
+        """Register all of them or, where there is a fault and nobody takes it, none."""
         with self._lock:
-            hooks = {name: caller.names for name, caller in self._callers().items()}
-            taken: dict[str, Candidate] = dict(self._origins)
-            wanted: list[Candidate] = []
-            for candidate in candidates:
-                if self.is_blocked(candidate.name):
-                    continue
-                wanted.append(candidate)
-                other = taken.get(candidate.name)
-                if other is not None:
-                    candidate.fault(f"its name is taken by {who_is(other)}; give it another name=")
-                taken[candidate.name] = candidate
-                check(candidate, hooks, self.parse_hookimpl_opts, trigger_names)
-                registered = self.get_name(candidate.plugin)
-                if registered is not None and other is None:
-                    candidate.fault(f"is registered already, as {registered!r}")
-            if any(candidate.problems for candidate in wanted):
+            wanted = [one for one in candidates if not self.is_blocked(one.name)]
+            self._check(wanted, trigger_names)
+            if any(one.problems for one in wanted):
                 # The operator's own switch counts here too: it is the remedy that faults name.
                 disable = _settings.load(self._given, outside=True).settings.disable
-                for candidate in [one for one in wanted if one.name in disable]:
-                    wanted.remove(candidate)
-                    self._skip(candidate, "disabled, and faulty")
-            faults = [*problems, *(text for one in wanted for text in one.problems)]
-            if faults:
-                raise PluginRegistrationError(faults)
-            for candidate in wanted:
-                super().register(candidate.plugin, candidate.name)
+                for one in [one for one in wanted if one.problems and one.name in disable]:
+                    wanted.remove(one)
+                    self._skip(one, "disabled, and faulty")
+            problems = [text for one in wanted for text in one.problems]
+            if problems and faults is None:
+                raise PluginRegistrationError(problems)
+            if faults is not None:
+                faults += problems
+                for one in [one for one in wanted if one.problems]:
+                    wanted.remove(one)
+                    self._skip(one, "faulty")
+            for one in wanted:
+                super().register(one.plugin, one.name)
                 self._added += 1
-                order = candidate.name if tier == INSTALLED else ""
-                self._ranks[candidate.name] = (tier, order, self._added)
-                self._origins[candidate.name] = candidate
+                order = one.name if tier == INSTALLED else ""
+                self._ranks[one.name] = (tier, order, self._added)
+                self._origins[one.name] = one
             self._rebuild()
-            names = {candidate.name for candidate in wanted}
+            names = {one.name for one in wanted}
             return [one.name if one.name in names else None for one in candidates]
 
-    def _why_not(self, name: str) -> str | None:
-        """Say why an installed plugin is not to be loaded; None where it is."""
-        settings, sources = self.settings, self.loaded.sources
-        if name in settings.disable or self.is_blocked(name):
-            return f"disabled ({sources['disable']})"
-        if settings.safe_mode:
-            return f"safe_mode ({sources['safe_mode']})"
-        if settings.allow is not None and name not in settings.allow:
-            return f"not in allow ({sources['allow']})"
-        return None
-
-    def _warn_of_unknown_names(self) -> None:
-        """Warn of names in the settings that no plugin has."""
-        known = {*self._origins, *self._skipped, *BUILTINS}
-        settings = self.settings
-        for key in ("enable", "disable", "allow", "order", "observe", "timeouts", "plugin"):
-            among = set(BUILTINS) if key == "enable" else known
-            for name in getattr(settings, key) or ():
-                if name not in among:
-                    _log.logger().warning(
-                        "unknown_plugin_name",
-                        setting=key,
-                        source=self.loaded.sources[key],
-                        name=name,
-                        did_you_mean=nearest(name, among) if among else None,
-                    )
+    def _check(self, candidates: Iterable[Candidate], trigger_names: Iterable[str] | None) -> None:
+        hooks = {name: caller.names for name, caller in self._callers().items()}
+        taken = dict(self._origins)
+        for candidate in candidates:
+            if candidate.problems:
+                continue
+            other = taken.get(candidate.name)
+            if other is not None:
+                candidate.fault(
+                    f"its name is taken by {who(other.name, other.distribution, other.version)};"
+                    " give it another name="
+                )
+            taken[candidate.name] = candidate
+            check(candidate, hooks, self.parse_hookimpl_opts, trigger_names)
+            registered = self.get_name(candidate.plugin)
+            if registered is not None and other is None:
+                candidate.fault(f"is registered already, as {registered!r}")
 
     def _skip(self, candidate: Candidate, reason: str) -> None:
         self._skipped[candidate.name] = PluginInfo(
@@ -367,23 +339,19 @@ class PluginManager(pluggy.PluginManager):
             reason=reason,
         )
 
-    def _load_entry_points(self) -> None:
-        """Load the installed plugins, all or none."""
+    def _load_entry_points(self, faults: list[str] | None) -> None:
         candidates: list[Candidate] = []
-        problems: list[str] = []
         for candidate, entry_point in installed():
-            reason = self._why_not(candidate.name)
+            reason = "blocked" if self.is_blocked(candidate.name) else None
+            reason = reason or self.loaded.keeps_out(candidate.name)
             if reason is not None:
                 self._skip(candidate, reason)
                 continue
             if entry_point is not None:
                 load(candidate, entry_point)
-            if candidate.problems:
-                problems += candidate.problems
-            else:
-                candidates.append(candidate)
+            candidates.append(candidate)
         # Where one cannot be loaded the others are looked at all the same: faults come together.
-        self._register_candidates(candidates, INSTALLED, problems=problems)
+        self._register_candidates(candidates, INSTALLED, faults=faults)
 
     def _callers(self) -> dict[str, HookCaller]:
         return {
@@ -436,8 +404,3 @@ class PluginManager(pluggy.PluginManager):
         else:
             known.configure(*bounds)
         return known
-
-
-def who_is(candidate: Candidate) -> str:
-    """Name a candidate."""
-    return who(candidate.name, candidate.distribution, candidate.version)

@@ -34,7 +34,7 @@ def failed(
     seconds: float,
 ) -> None:
     """Take down a hookimpl's failure, tell the log, and under ``strict`` everybody."""
-    if set(values) != hook.names:
+    if frozenset(values) != hook.names:
         # Not the plugin's fault: the hook was called without what it has to hand on.
         raise misuse(hook, values)
     event, status, shown = "plugin_failed", "raised", failure

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -144,6 +144,40 @@ class Loaded:
 
     settings: Settings
     sources: Mapping[str, str]
+
+    def keeps_out(self, name: str) -> str | None:
+        """Say why an installed plugin is not to be loaded; None where it is."""
+        settings = self.settings
+        if name in settings.disable:
+            return f"disabled ({self.sources['disable']})"
+        if settings.safe_mode:
+            return f"safe_mode ({self.sources['safe_mode']})"
+        if settings.allow is not None and name not in settings.allow:
+            return f"not in allow ({self.sources['allow']})"
+        return None
+
+    def unknown_names(
+        self, plugins: Collection[str], builtins: Collection[str]
+    ) -> Iterator[dict[str, str | None]]:
+        """Find names that no plugin has.
+
+        Args:
+            plugins: The names of all plugins that there are.
+            builtins: The names of the built-in ones.
+
+        Yields:
+            For each the setting, its source, the name, and the nearest name that there is.
+        """
+        for key in ("enable", "disable", "allow", "order", "observe", "timeouts", "plugin"):
+            known = builtins if key == "enable" else plugins
+            for name in getattr(self.settings, key) or ():
+                if name not in known:
+                    yield {
+                        "setting": key,
+                        "source": self.sources[key],
+                        "name": name,
+                        "did_you_mean": nearest(name, known) if known else None,
+                    }
 
 
 def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Loaded:
