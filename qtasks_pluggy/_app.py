@@ -80,6 +80,7 @@ class QueueTasks:
         self._max_retries = max_retries
         self._tasks: dict[str, Any] = {}
         self._entries: list[Entry] = []
+        self._attempt = 1
         self._state = _State.NEW
         self._runnable = False
         self._lock = threading.RLock()

@@ -139,10 +139,12 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
     if run is None:
         run = values.get("app")
     entries: list[Entry] | None = getattr(run, "_entries", None)
-    if entries is None:
-        entries = []
+    attempt: int
+    if run is None or entries is None:
+        entries, attempt = [], getattr(run, "attempt", 1)
+    else:
+        attempt = run._attempt  # noqa: SLF001  # ours: a private name for both, read in one step
     begin = len(entries)
-    attempt: int = getattr(run, "attempt", 1)
     error = values.get("e")
     lastresult = hook.lastresult
     answer: Any = None

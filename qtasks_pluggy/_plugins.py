@@ -155,11 +155,7 @@ class PluginManager(pluggy.PluginManager):
         return SubsetHookCaller(getattr(self.hook, name), list(remove_plugins))
 
     def add_hookcall_monitoring(self, before: Any, after: Any) -> Any:  # noqa: ARG002  # pluggy's
-        """Refuse: pluggy's monitors expect its own way of calling.
-
-        Raises:
-            TypeError: Always; a run's trail and the event ``task_error_dispatched`` tell more.
-        """
+        """Refuse, with a ``TypeError``: pluggy's monitors expect its own way of calling."""
         msg = (
             f"{PROJECT_NAME} calls hooks by its own convention, which pluggy's monitors do not"
             " know; read executor.trail, or log at debug level"
@@ -195,8 +191,7 @@ class PluginManager(pluggy.PluginManager):
 
     def _use(self, loaded: _settings.Loaded) -> None:
         self.loaded = loaded
-        self.settings = loaded.settings
-        self.strict = loaded.settings.strict
+        self.settings, self.strict = loaded.settings, loaded.settings.strict
         self._links.clear()
 
     def _load_builtins(self) -> None:
@@ -293,14 +288,15 @@ class PluginManager(pluggy.PluginManager):
                 for one in [one for one in wanted if one.problems and one.name in disable]:
                     wanted.remove(one)
                     self._skip(one, "disabled, and faulty")
-            problems = [text for one in wanted for text in one.problems]
+            faulty = [one for one in wanted if one.problems]
+            problems = [text for one in faulty for text in one.problems]
             if problems and faults is None:
                 raise PluginRegistrationError(problems)
+            for one in faulty:
+                wanted.remove(one)
+                self._skip(one, "faulty")
             if faults is not None:
                 faults += problems
-                for one in [one for one in wanted if one.problems]:
-                    wanted.remove(one)
-                    self._skip(one, "faulty")
             for one in wanted:
                 super().register(one.plugin, one.name)
                 self._added += 1
@@ -401,6 +397,5 @@ class PluginManager(pluggy.PluginManager):
             known = Breaker(*bounds, self.clock)
             if impl.plugin is not None:
                 self._breakers[impl] = known
-        else:
-            known.configure(*bounds)
+        known.configure(*bounds)
         return known

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid as _uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, Protocol, overload
 
@@ -13,6 +12,8 @@ from qtasks_hookspecs.exc import TaskCancelError, TaskPluginTriggerError
 
 if TYPE_CHECKING:
     # With defaults, so that ``self: AsyncTask`` alone is a whole annotation.
+    from uuid import UUID
+
     from typing_extensions import ParamSpec, TypeVar
 
     from qtasks_hookspecs import RunningTask
@@ -47,7 +48,7 @@ class Context:
         return self._run.task_func.name
 
     @property
-    def uuid(self) -> _uuid.UUID | str:
+    def uuid(self) -> UUID | str:
         """The run's id."""
         return self._run.task_broker.uuid
 

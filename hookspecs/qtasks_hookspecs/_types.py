@@ -6,13 +6,15 @@ import inspect
 import math
 import threading
 import time
-import uuid as _uuid_module
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import attrs
 
-__all__ = ["RunContext", "RunRecord", "RunningApp", "RunningTask", "TaskFunc", "TaskMessage"]
+if TYPE_CHECKING:
+    from uuid import UUID
+
+__all__ = ["RunningApp", "RunningTask", "TaskFunc", "TaskMessage"]
 
 ErrorClasses: TypeAlias = type[BaseException] | Iterable[type[BaseException]] | None
 
@@ -147,7 +149,7 @@ class TaskMessage:
     name: str
     args: tuple[Any, ...] = attrs.field(default=(), converter=tuple, repr=False)
     kwargs: dict[str, Any] = attrs.field(factory=dict, converter=dict, repr=False)
-    _uuid: _uuid_module.UUID | str | None = attrs.field(default=None, kw_only=True, repr=False)
+    _uuid: UUID | str | None = attrs.field(default=None, kw_only=True, repr=False)
     priority: int | None = attrs.field(default=0, kw_only=True)
     _created_at: float | None = attrs.field(default=None, kw_only=True, repr=False)
     attempt: int | None = attrs.field(default=1, kw_only=True)
@@ -157,12 +159,14 @@ class TaskMessage:
     metadata: dict[str, Any] = attrs.field(factory=dict, converter=dict, kw_only=True, repr=False)
 
     @property
-    def uuid(self) -> _uuid_module.UUID | str:
+    def uuid(self) -> UUID | str:
         """The run's id: a UUID, or the engine's own id."""
         if self._uuid is None:
+            from uuid import uuid4  # noqa: PLC0415  # a plugin that never looks need not load it
+
             with _first_read:
                 if self._uuid is None:
-                    object.__setattr__(self, "_uuid", _uuid_module.uuid4())
+                    object.__setattr__(self, "_uuid", uuid4())
         return self._uuid  # type: ignore[return-value]  # set in the lines above
 
     @property
@@ -195,94 +199,96 @@ class TaskMessage:
             object.__setattr__(self, name, value)
 
 
-class RunContext(Protocol):
-    """What a task reaches as ``self.ctx``, and a hookimpl as ``task_executor.ctx``."""
+if TYPE_CHECKING:
+    # Read by type checkers alone: protocols are slow to make.
 
-    @property
-    def task_name(self) -> str:
-        """The task's name."""
-        ...
+    class RunContext(Protocol):
+        """What a task reaches as ``self.ctx``, and a hookimpl as ``task_executor.ctx``."""
 
-    @property
-    def uuid(self) -> _uuid_module.UUID | str:
-        """The run's id."""
-        ...
+        @property
+        def task_name(self) -> str:
+            """The task's name."""
+            ...
 
-    @property
-    def attempt(self) -> int:
-        """Which attempt this is, from 1."""
-        ...
+        @property
+        def uuid(self) -> UUID | str:
+            """The run's id."""
+            ...
 
-    @property
-    def log(self) -> Any:
-        """A structlog logger that names the task, the run and the attempt."""
-        ...
+        @property
+        def attempt(self) -> int:
+            """Which attempt this is, from 1."""
+            ...
 
-    def plugin_error(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise ``TaskPluginTriggerError`` with these arguments."""
-        ...
+        @property
+        def log(self) -> Any:
+            """A structlog logger that names the task, the run and the attempt."""
+            ...
 
-    def cancel(self, reason: str = "") -> NoReturn:
-        """Raise ``TaskCancelError(reason)``."""
-        ...
+        def plugin_error(self, *args: Any, **kwargs: Any) -> NoReturn:
+            """Raise ``TaskPluginTriggerError`` with these arguments."""
+            ...
 
-    def sleep(self, seconds: float) -> Awaitable[None] | None:
-        """Pause; awaited in an async task, called in the others."""
-        ...
+        def cancel(self, reason: str = "") -> NoReturn:
+            """Raise ``TaskCancelError(reason)``."""
+            ...
 
+        def sleep(self, seconds: float) -> Awaitable[None] | None:
+            """Pause; awaited in an async task, called in the others."""
+            ...
 
-class RunRecord(Protocol):
-    """One line of a run's trail: what one hookimpl did in one call of its hook."""
+    class RunRecord(Protocol):
+        """One line of a run's trail: what one hookimpl did in one call of its hook."""
 
-    @property
-    def plugin(self) -> str:
-        """The plugin's name."""
-        ...
+        @property
+        def plugin(self) -> str:
+            """The plugin's name."""
+            ...
 
-    @property
-    def distribution(self) -> str | None:
-        """The distribution that installed it."""
-        ...
+        @property
+        def distribution(self) -> str | None:
+            """The distribution that installed it."""
+            ...
 
-    @property
-    def version(self) -> str | None:
-        """That distribution's version."""
-        ...
+        @property
+        def version(self) -> str | None:
+            """That distribution's version."""
+            ...
 
-    @property
-    def hook(self) -> str:
-        """The hook's name."""
-        ...
+        @property
+        def hook(self) -> str:
+            """The hook's name."""
+            ...
 
-    @property
-    def attempt(self) -> int:
-        """The attempt of the run, from 1."""
-        ...
+        @property
+        def attempt(self) -> int:
+            """The attempt of the run, from 1."""
+            ...
 
-    @property
-    def status(self) -> str:
-        """Whether it answered, had no opinion, failed, or was not asked and why."""
-        ...
+        @property
+        def status(self) -> str:
+            """Whether it answered, had no opinion, failed, or was not asked and why."""
+            ...
 
-    @property
-    def kind(self) -> str | None:
-        """The kind of its answer."""
-        ...
+        @property
+        def kind(self) -> str | None:
+            """The kind of its answer."""
+            ...
 
-    @property
-    def seconds(self) -> float:
-        """How long it took."""
-        ...
+        @property
+        def seconds(self) -> float:
+            """How long it took."""
+            ...
 
-    @property
-    def observed(self) -> bool:
-        """Whether its answer was only recorded."""
-        ...
+        @property
+        def observed(self) -> bool:
+            """Whether its answer was only recorded."""
+            ...
 
-    @property
-    def won(self) -> bool:
-        """Whether its answer was the one used."""
-        ...
+        @property
+        def won(self) -> bool:
+            """Whether its answer was the one used."""
+            ...
 
 
 class RunningTask(Protocol):

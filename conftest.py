@@ -1,0 +1,119 @@
+"""What the whole suite shares: Hypothesis profiles, and the documentation's code, run as tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+from sybil import Document
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+ROOT = Path(__file__).parent
+
+# A deadline measures the machine, not the code; nothing here is derandomized, because each run of
+# the suite should look somewhere new, and a failure prints how to see it again.
+settings.register_profile("dev", deadline=None, max_examples=50)
+settings.register_profile(
+    "ci",
+    deadline=None,
+    derandomize=False,
+    max_examples=100,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "full", settings.get_profile("ci"), max_examples=2_000, stateful_step_count=100
+)
+_default = "ci" if "CI" in os.environ else "dev"
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _default))
+
+
+class Page(Document):
+    """A page of the documentation, whose code blocks run as one module, from top to bottom.
+
+    A real module, so that a block can hand itself over as a plugin: ``sys.modules[__name__]``.
+    """
+
+    def __init__(self, text: str, path: str) -> None:
+        super().__init__(text, path)
+        name = Path(path).relative_to(ROOT).with_suffix("").as_posix().replace("/", "_")
+        self.module = ModuleType(f"page_{name.replace('-', '_').lower()}")
+        self.namespace = vars(self.module)
+
+
+def parse(path: Path) -> Page:
+    """Find the Python code blocks of a page."""
+    page = Page(path.read_text("utf-8"), str(path))
+    for region in PythonCodeBlockParser()(page):
+        page.add(region)
+    return page
+
+
+class PageItem(pytest.Item):
+    """All of a page as one test: its blocks belong together, in their order, in one process."""
+
+    def runtest(self) -> None:
+        """Run the blocks; then nothing of them may be left behind."""
+        page = parse(self.path)
+        name = page.namespace["__name__"]
+        environment, folder, threads = dict(os.environ), Path.cwd(), set(threading.enumerate())
+        sys.modules[name] = page.module
+        try:
+            for example in page:
+                example.evaluate()
+            left = [thread.name for thread in still_running(threads)]
+            changed = dict(os.environ) != environment or Path.cwd() != folder
+        finally:
+            del sys.modules[name]
+            os.environ.clear()
+            os.environ.update(environment)
+            os.chdir(folder)
+        if left or changed:
+            what = f"threads: {', '.join(left)}" if left else "a changed environment or folder"
+            pytest.fail(f"{self.path}: its code blocks leave behind {what}", pytrace=False)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> object:
+        """Begin the traceback in the page, not in what runs it."""
+        excinfo.traceback = excinfo.traceback.cut(path=self.path)
+        return super().repr_failure(excinfo)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Name the page where pytest lists tests."""
+        return self.path, 0, f"code of {self.path.relative_to(ROOT)}"
+
+
+class PageFile(pytest.File):
+    """A page that has code to run."""
+
+    def collect(self) -> Iterable[pytest.Item]:
+        """Collect the page as one test."""
+        if any(True for _ in parse(self.path)):
+            yield PageItem.from_parent(self, name="code")
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect README.md and every page of docs/."""
+    if file_path.suffix != ".md":
+        return None
+    if file_path == ROOT / "README.md" or file_path.is_relative_to(ROOT / "docs"):
+        return PageFile.from_parent(parent, path=file_path)
+    return None
+
+
+def still_running(before: set[threading.Thread]) -> Iterator[threading.Thread]:
+    """Name the threads that were started since and do not end."""
+    for thread in set(threading.enumerate()) - before:
+        # The background event loop is one per process, and stays for the next who needs it.
+        if thread.name != "qtasks-pluggy-loop":
+            thread.join(timeout=5)
+            if thread.is_alive():
+                yield thread

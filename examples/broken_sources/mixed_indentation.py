@@ -1,0 +1,7 @@
+"""Tabs and blanks that do not agree."""
+
+
+def mixed():
+    if True:
+        return 1
+	return 2

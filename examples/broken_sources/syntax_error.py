@@ -1,0 +1,9 @@
+"""Words where a program should be."""
+
+
+class Shop:
+    def open(self)
+        print "we are open"
+
+    async def close(self):
+        return None

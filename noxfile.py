@@ -1,0 +1,260 @@
+"""What holds before a change is done: ``nox`` runs it, ``nox -l`` lists it.
+
+``nox -s tests -- -k trail`` hands what follows ``--`` to pytest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.10.14"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests", "tests_other", "pluggy_ends", "wheel"]
+
+ROOT = Path(__file__).parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PACKAGES = ("qtasks_pluggy", "hookspecs/qtasks_hookspecs")
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+# Without the engines, which the core suite does without.
+CORE_EXTRAS = ("cli", "retry")
+CORE = f".[{','.join(CORE_EXTRAS)}]"
+EVERYTHING = f".[{','.join(EXTRAS)}]"
+RUNTIME = PROJECT["project"]["dependencies"] + [
+    requirement for extra in CORE_EXTRAS for requirement in EXTRAS[extra]
+]
+
+PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)))
+CORE_SUITE = ("-m", "not engines and not full and not installed")
+
+MOST_LINES = 400
+# The rest is mostly the wording of texts, which no test should pin.
+MUTANTS_NOTICED = 0.75
+TEXT = {".cfg", ".md", ".py", ".sh", ".toml", ".txt", ".yml", ""}
+KNOWN_HOSTS = {
+    "127.0.0.1",
+    "docs.python.org",
+    "example.com",
+    "keepachangelog.com",
+    "localhost",
+    "pluggy.readthedocs.io",
+    "semver.org",
+}
+FORBIDDEN = {
+    r"\b(?:TO-?DO|FIX-?ME|X{3}|HA[C]K)\b": "finish it, or leave it out",
+    r"(?<![\w.:/~-])/(?:home|opt|root|tmp|work|Users)/\w": "a path that only one machine has",
+    r"(?i)\b(?:issue|section|ticket)s? #?\d+\b": "a number that no reader can look up",
+    r"(?i)\b(?:sub-?agent|chat-?bot|co-?pilot)s?\b": "the project speaks of itself alone",
+    r"# (?:noqa: |type: ignore\[|pyright: ignore\[|pragma: no)[^#]*$": "no reason on the line",
+}
+
+
+def pythons() -> Iterator[tuple[str, str]]:
+    """Find the other CPythons of this machine, the first of each version."""
+    folders = [Path(folder) for folder in os.get_exec_path()]
+    for versions in dict.fromkeys((os.environ.get("PYENV_ROOT"), "~/.pyenv")):
+        if versions:
+            folders += sorted(Path(versions).expanduser().glob("versions/*/bin"), reverse=True)
+    # The shims of version managers are there even for versions that are not, so each is tried.
+    ask = "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2])"
+    found = {sys.version_info[:2]}
+    for minor in range(11, 30):
+        for folder in folders:
+            path = folder / f"python3.{minor}"
+            if (3, minor) in found or not path.is_file():
+                continue
+            answer = subprocess.run(  # noqa: S603  # an interpreter, found by its name
+                [path, "-c", ask], capture_output=True, check=False, text=True
+            )
+            if answer.stdout.split() == ["cpython", f"3.{minor}"]:
+                found.add((3, minor))
+                yield f"3.{minor}", str(path.absolute())
+
+
+def install(session: nox.Session, *what: str) -> None:
+    """Install, and keep the working tree from being imported by accident."""
+    session.env["PYTHONSAFEPATH"] = "1"
+    session.install(*what)
+
+
+def group(*names: str) -> list[str]:
+    """Give the requirements of dependency groups."""
+    return list(nox.project.dependency_groups(PROJECT, *names))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, import laws, docstrings, and what no file may say."""
+    install(session, *group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-logo", env={"PYTHONPATH": "hookspecs"})
+    session.run("interrogate", "--quiet", "--fail-under=100", *PACKAGES)
+    if faults := list(house_faults()):
+        session.error("\n".join(("house rules:", *faults)))
+
+
+def house_faults() -> Iterator[str]:
+    """Find files that are too long and lines that do not belong here."""
+    files = list(project_files())
+    pages = {path.name for path in files}
+    for path in files:
+        where = path.relative_to(ROOT)
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+        if path.suffix == ".py" and len(lines) > MOST_LINES:
+            yield f"{where}: {len(lines)} lines, {MOST_LINES} at most: divide it"
+        if re.fullmatch(r"_?(?:common|helpers?|misc|utils?)", path.stem):
+            yield f"{where}: name it after what it does"
+        for number, line in enumerate(lines, 1):
+            faults = [why for pattern, why in FORBIDDEN.items() if re.search(pattern, line)]
+            hosts = set(re.findall(r"https?://([\w.-]+)", line)) - KNOWN_HOSTS
+            faults += [f"add {host!r} to KNOWN_HOSTS if we need it" for host in hosts]
+            missing = set(re.findall(r"[\w-]+\.md\b", line)) - pages
+            faults += [f"there is no page {page!r}" for page in missing]
+            for fault in faults:
+                yield f"{where}:{number}: {line.strip()!r}: {fault}"
+
+
+def project_files() -> Iterator[Path]:
+    """Find the project's own text files, in a checkout and in an unpacked sdist alike."""
+    for parent, folders, names in os.walk(ROOT):
+        folders[:] = sorted(
+            folder
+            for folder in folders
+            if folder == ".ci" or not folder.startswith((".", "__pycache__", "mutants"))
+        )
+        paths = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+        yield from (path for path in paths if path.suffix in TEXT)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Both type checkers, and what they see of an installed package."""
+    install(session, EVERYTHING, *group("types"))
+    session.run("mypy")
+    session.run("pyright")
+    # Elsewhere, because in a checkout it would find the working tree.
+    session.chdir(session.create_tmp())
+    for package in ("qtasks_hookspecs", "qtasks_pluggy"):
+        session.run("pyright", "--verifytypes", package, "--ignoreexternal")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole suite on this CPython, with branch coverage."""
+    install(session, "-e", EVERYTHING, *group("tests"))
+    session.run("coverage", "erase")
+    session.run("pytest", *PARALLEL, "--cov", "--cov-report=", *session.posargs)
+    if not session.posargs:
+        session.run("coverage", "report")
+        core = "*/qtasks_hookspecs/*.py,*/qtasks_pluggy/*.py"
+        session.run("coverage", "report", f"--include={core}", "--fail-under=100")
+
+
+@nox.session
+@nox.parametrize("python", [nox.param(path, id=version) for version, path in pythons()])
+def tests_other(session: nox.Session) -> None:
+    """The core suite on every other CPython of this machine."""
+    install(session, "-e", CORE, *group("tests"))
+    session.run("pytest", *PARALLEL, *CORE_SUITE, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("end", [nox.param(end, id=end) for end in ("lowest", "newest")])
+def pluggy_ends(session: nox.Session, end: str) -> None:
+    """The core suite on both ends of the ranges of pluggy and of what else is required."""
+    names = [re.match(r"[\w-]+", requirement)[0] for requirement in RUNTIME]
+    lowest = [re.sub(r">=([\w.]+).*", r"==\1", requirement) for requirement in RUNTIME]
+    which = ["--upgrade", *names] if end == "newest" else lowest
+    install(session, "-e", CORE, *group("tests"), *which)
+    session.run("pytest", *PARALLEL, *CORE_SUITE, *session.posargs)
+
+
+@nox.session(reuse_venv=False)
+def wheel(session: nox.Session) -> None:
+    """Build, check and install the wheel, and run against it what is about plugins."""
+    install(session, *group("tests", "wheel"))
+    built = Path(session.create_tmp()).absolute() / "built"
+    shutil.rmtree(built, ignore_errors=True)
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(built))
+    (sdist,), (wheel,) = built.glob("*.tar.gz"), built.glob("*.whl")
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+    session.run("check-wheel-contents", str(wheel))
+
+    # The suite of the sdist, without the packages: only the wheel can be what is tested.
+    with tarfile.open(sdist) as archive:
+        archive.extractall(built, filter="data")
+    unpacked = built / sdist.name.removesuffix(".tar.gz")
+    for package in PACKAGES:
+        shutil.rmtree(unpacked / package)
+    session.chdir(unpacked)
+    example = "examples/qtasks-census-fallback"
+    session.install(f"{wheel}{CORE[1:]}", f"./{example}")
+    session.run("python", "-c", CHECK_INSTALLED, log=False)
+    suite = ("tests/contract", "tests/plugins")
+    session.run("pytest", *suite, "-m", "not engines and not full", *session.posargs)
+    session.chdir(example)
+    session.run("pytest")
+
+
+CHECK_INSTALLED = """
+from importlib.util import find_spec
+from pathlib import Path
+from sysconfig import get_path
+
+assert find_spec("hookspecs") is None, "the folder is installed instead of the package in it"
+for name in ("qtasks_hookspecs", "qtasks_pluggy"):
+    folder = Path(find_spec(name).origin).parent
+    assert folder.parent == Path(get_path("purelib")), folder
+    assert (folder / "py.typed").is_file(), f"{name} has no py.typed"
+"""
+
+
+@nox.session
+@nox.parametrize("part", [nox.param(part, id=part) for part in ("repeats", "long", "mutation")])
+def full(session: nox.Session, part: str) -> None:
+    """The long runs: three orders of the suite, what is marked full, mutants of the core."""
+    install(session, "-e", EVERYTHING, *group("tests", "mutation"))
+    session.env["HYPOTHESIS_PROFILE"] = "full" if part == "long" else "ci"
+    if part == "repeats":
+        for _ in range(3):
+            session.run("pytest", "-n", "2", *session.posargs)
+    elif part == "long":
+        session.run("pytest", "-m", "full", *session.posargs)
+        session.run("pytest", "tests/properties", *session.posargs)
+    else:
+        mutate(session)
+
+
+def mutate(session: nox.Session) -> None:
+    """Change the core line by line, and see that some test of the core suite notices."""
+    copy = Path(session.create_tmp()).absolute() / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    # mutmut takes a folder's path for the dotted name: so both packages lie at the top.
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, copy / Path(package).name)
+    for folder in ("docs", "examples", "tests"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("*.md"), ROOT / "pyproject.toml"):
+        shutil.copy(path, copy)
+    session.chdir(copy)
+    session.run("mutmut", "run", *session.posargs)
+    session.run("mutmut", "results")
+    session.run("mutmut", "export-cicd-stats")
+    stats = json.loads((copy / "mutants/mutmut-cicd-stats.json").read_text("utf-8"))
+    tried = stats["total"] if not session.posargs else stats["killed"] + stats["survived"]
+    score = (stats["killed"] + stats["timeout"]) / tried
+    session.log(f"{score:.1%} of {tried} mutants were noticed")
+    if score < MUTANTS_NOTICED and not session.posargs:
+        session.error(f"at least {MUTANTS_NOTICED:.0%} of the mutants must be noticed")

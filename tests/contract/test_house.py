@@ -1,0 +1,194 @@
+"""The project's promises about itself: names, hooks, files and dependencies agree everywhere."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import tomllib
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+import qtasks_hookspecs
+import qtasks_pluggy
+from qtasks_hookspecs import _hooks
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PACKAGES = {
+    package.__name__: Path(package.__file__).parent for package in (qtasks_hookspecs, qtasks_pluggy)
+}
+HOOKS = {name: hook for name, hook in vars(_hooks).items() if hasattr(hook, "qtasks_pluggy_spec")}
+SECTIONS = ["When", "Args", "Returns", "Raises", "Example"]
+
+# What semantic versioning covers. A name is added here when it is added there, on purpose.
+PUBLIC = {
+    qtasks_hookspecs: """
+        Cancel DeadLetter Raise Replace Retry RunningApp RunningTask TaskFunc TaskMessage
+        blocking exc hookimpl hookspec when
+    """,
+    qtasks_pluggy: """
+        AsyncTask BasePlugin PluginManager QueueTasks SyncTask TaskExecutor TaskFunc TaskMessage
+        Trail TrailRecord exc
+    """,
+    qtasks_hookspecs.exc: """
+        CapabilityError EngineError NotRunningError PluginError PluginRegistrationError
+        QTasksError QueueFullError SettingsError TaskCancelError TaskDeadLetteredError
+        TaskNameError TaskPluginTriggerError TaskTimeoutError
+    """,
+}
+
+
+def _modules() -> dict[str, Path]:
+    """Every module of both packages, by its dotted name."""
+    found = {}
+    for name, folder in PACKAGES.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join((name, *parts)).removesuffix(".__init__")] = path
+    return found
+
+
+def _required() -> set[str]:
+    """The name of every requirement of the project, runtime and development."""
+    project, groups = PROJECT["project"], PROJECT["dependency-groups"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values(), *groups.values()]
+    requirements = [one for several in lists for one in several if isinstance(one, str)]
+    return {re.match(r"[\w.-]+", requirement)[0] for requirement in requirements}
+
+
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
+def test_public_names_are_exactly_those_promised(module):
+    """A package's ``__all__`` is sorted, exists, and is the list that users rely on."""
+    expected = PUBLIC[module].split()
+
+    assert sorted(expected) == sorted(module.__all__)
+    assert list(module.__all__) == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in expected)
+
+
+def test_errors_are_one_set_of_classes():
+    """``qtasks_pluggy.exc`` offers the classes of ``qtasks_hookspecs.exc``, all of them."""
+    contract, front = qtasks_hookspecs.exc, qtasks_pluggy.exc
+
+    assert {name: getattr(contract, name) for name in contract.__all__} == {
+        name: getattr(front, name) for name in front.__all__
+    }
+
+
+def test_shared_names_are_the_same_objects():
+    """What both packages export, a plugin and an app mean the same by."""
+    shared = set(qtasks_hookspecs.__all__) & set(qtasks_pluggy.__all__) - {"exc"}
+
+    assert {"TaskFunc", "TaskMessage"} == shared
+    assert all(getattr(qtasks_hookspecs, n) is getattr(qtasks_pluggy, n) for n in shared)
+
+
+def test_both_packages_come_from_one_place():
+    """Both packages are those of the checkout, or both are those of one site-packages."""
+    contract, front = PACKAGES["qtasks_hookspecs"].parent, PACKAGES["qtasks_pluggy"].parent
+
+    assert contract in {front, front / "hookspecs"}
+    assert all((folder / "py.typed").is_file() for folder in PACKAGES.values())
+
+
+def test_no_file_is_too_long():
+    """Every module of the packages can be read in one go: 400 lines at most."""
+    lengths = {name: len(path.read_text("utf-8").splitlines()) for name, path in _modules().items()}
+
+    assert {} == {name: length for name, length in lengths.items() if length > 400}
+
+
+def test_every_module_is_on_the_map():
+    """The docstring of each package names every module of it."""
+    unnamed = [
+        name
+        for name in _modules()
+        for package in (qtasks_hookspecs, qtasks_pluggy)
+        if name.rpartition(".")[0] == package.__name__
+        and name.rpartition(".")[2] not in package.__doc__
+    ]
+
+    assert [] == unnamed
+
+
+def test_the_hooks_are_found():
+    """The hooks below are those of the contract, in the order in which they are declared."""
+    assert len(HOOKS) >= 7
+    assert all(isinstance(hook, FunctionType) for hook in HOOKS.values())
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hook_has_all_parts_of_its_docstring(name):
+    """A hook says When, Args, Returns, Raises and Example, and its Args are its parameters."""
+    text = inspect.getdoc(HOOKS[name])
+    args = text.partition("\nArgs:\n")[2].partition("\n\n")[0]
+
+    assert SECTIONS == re.findall(r"^(\w+):$", text, re.MULTILINE)
+    assert list(inspect.signature(HOOKS[name]).parameters) == re.findall(
+        r"^    (\w+): ", args, re.MULTILINE
+    )
+    assert "``None``" in text.partition("\nReturns:\n")[2].partition("\n\n")[0]
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hook_has_an_example_that_would_register(name):
+    """A hook's Example is a hookimpl of that hook with no parameter that it lacks."""
+    example = inspect.getdoc(HOOKS[name]).partition("\nExample:\n")[2]
+    code = re.sub(r"^ *(?:>>>|\.\.\.) ?", "", example, flags=re.MULTILINE)
+    functions = [node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
+
+    assert [name] == [function.name for function in functions]
+    assert "hookimpl" in ast.unparse(functions[0].decorator_list[0])
+    assert {arg.arg for arg in functions[0].args.args} <= set(
+        inspect.signature(HOOKS[name]).parameters
+    )
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hook_is_documented(name):
+    """The hook reference has the signature of every hook as it is today."""
+    page = (ROOT / "docs/reference/hooks.md").read_text("utf-8")
+
+    assert f"{name}({', '.join(inspect.signature(HOOKS[name]).parameters)})" in page
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hook_is_tested(name):
+    """Some test other than these implements the hook."""
+    paths = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+
+    assert any(re.search(rf"\b{name}\b", path.read_text("utf-8")) for path in paths)
+
+
+def test_private_modules_are_forbidden_to_our_own_plugins_and_engines():
+    """The import law for builtins and engines names every private module, and them themselves."""
+    (law,) = [
+        contract
+        for contract in PROJECT["tool"]["importlinter"]["contracts"]
+        if "qtasks_pluggy.builtin.**" in contract.get("source_modules", ())
+    ]
+    modules = _modules()
+    private = {name for name in modules if re.fullmatch(r"\w+\._[a-z]\w*", name)}
+    subpackages = {"qtasks_pluggy.builtin", "qtasks_pluggy.engines"} & modules.keys()
+
+    assert private == set(law["forbidden_modules"])
+    assert subpackages <= set(law["source_modules"])
+
+
+def test_every_dependency_has_its_reason():
+    """CONTRIBUTING gives a reason for each requirement, and for nothing that is not required."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("\n## Dependencies\n")[2]
+
+    assert _required() == set(re.findall(r"^\| `([\w.-]+)` \|", text, re.MULTILINE))
+
+
+def test_ci_runs_the_command_of_the_readme():
+    """The README, CONTRIBUTING and ``.ci/run`` give one and the same command for the tests."""
+    command = "python3 -m venv .venv && .venv/bin/pip install nox && .venv/bin/nox"
+    texts = [(ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md")]
+
+    assert all(command in text for text in texts)
+    assert command in (ROOT / ".ci/run").read_text("utf-8")
