@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from sybil import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -35,6 +36,13 @@ settings.register_profile(
 )
 _default = "ci" if "CI" in os.environ else "dev"
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _default))
+
+
+@pytest.fixture(autouse=True)
+def _structlog_as_new() -> Iterator[None]:
+    """Take back what a test does to structlog's configuration, ``capture_logs`` included."""
+    yield
+    structlog.reset_defaults()
 
 
 class Page(Document):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import suppress
 from enum import Enum
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs._types import error_classes
-from qtasks_hookspecs.exc import NotRunningError, PluginRegistrationError, TaskNameError
+from qtasks_hookspecs.exc import (
+    NotRunningError,
+    PluginError,
+    PluginRegistrationError,
+    TaskNameError,
+)
 from qtasks_pluggy._chain import Entry
 from qtasks_pluggy._executor import TaskExecutor
 from qtasks_pluggy._plugins import PluginManager
@@ -315,11 +321,14 @@ class QueueTasks:
             await self._call(hooks.qtasks_start, waiting, settings={})
         except BaseException:
             self._state, self._runnable = before
-            started = {link.plugin for link, _, status, *_ in self._entries if status != "raised"}
-            others = [
-                plugin for name, plugin in self.plugins.list_name_plugin() if name not in started
-            ]
-            await self._call(self.plugins.subset_hook_caller("qtasks_stop", others), waiting)
+            started = [link.plugin for link, _, status, *_ in self._entries if status != "raised"]
+            plugins = self.plugins.list_name_plugin()
+            for name in reversed(started):
+                # One by one: under strict, one that fails to stop must not keep the others running.
+                others = [plugin for other, plugin in plugins if other != name]
+                stop = self.plugins.subset_hook_caller("qtasks_stop", others)
+                with suppress(PluginError):
+                    await self._call(stop, waiting)
             raise
         self._state = _State.STARTED
 

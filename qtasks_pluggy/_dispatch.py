@@ -21,7 +21,7 @@ from qtasks_hookspecs import Raise, Replace, Retry
 from qtasks_pluggy import _log
 from qtasks_pluggy._chain import DECISIONS, NO_LINKS, Chain, Entry, Link
 from qtasks_pluggy._report import failed, misuse, settle, tell
-from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
+from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish, unpack
 
 if TYPE_CHECKING:
     from qtasks_pluggy._plugins import PluginManager
@@ -177,7 +177,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
                 elif link.plain:
                     reply = link.function(*link.pick(values))
                 elif link.blocking:
-                    reply = await waiting.thread(partial(link.call, values), link.limit)
+                    reply = unpack(await waiting.thread(partial(link.call, values), link.limit))
                 else:
                     reply = link.call(values)
                 kind = type(reply)
@@ -205,6 +205,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
             entries.append([link, attempt, status, kind, seconds, False])
             if seconds > link.overrun or breaker.failures:
                 settle(link, values, seconds)
+        _at_work.set(outer)
         if hook.pipeline is not None:
             answer = _left(hook, values)
         while opened:

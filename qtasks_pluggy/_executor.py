@@ -24,18 +24,11 @@ from qtasks_pluggy._outcome import Outcome, intercepted, outcome_of, set_aside
 from qtasks_pluggy._plugins import PluginManager
 from qtasks_pluggy._task import AsyncTask, Context, SyncTask
 from qtasks_pluggy._trail import Trail
-from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish, raise_as_is
+from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Raised, Waiting, finish, raise_as_is
 
 Runnable: TypeAlias = "TaskFunc | AsyncTask[..., Any] | SyncTask[..., Any] | Callable[..., Any]"
 
 _NO_PLUGINS: Final = PluginManager()
-
-
-@attrs.frozen
-class _Raised:
-    """A ``StopIteration`` on its way out: a coroutine cannot raise one."""
-
-    error: StopIteration
 
 
 class TaskExecutor:
@@ -204,7 +197,7 @@ class TaskExecutor:
             PluginError: A plugin failed, and the settings say ``strict``.
         """
         result = finish(self._life(IN_THREAD))
-        if type(result) is _Raised:
+        if type(result) is Raised:
             raise result.error
         return result
 
@@ -230,7 +223,7 @@ class TaskExecutor:
             outcome = None
             await self.close(error)
             if isinstance(error, StopIteration) and not waiting.on_loop:
-                return _Raised(error)
+                return Raised(error)
             raise
         if self._hooks.task_executor_task_close.chain is not None:
             await self.close(None)
@@ -255,7 +248,10 @@ class TaskExecutor:
             if hooks.task_executor_args_replace.chain is not None:
                 await self._replace_arguments()
             try:
-                self._result = await self.run_task()
+                result = await self.run_task()
+                if type(result) is Raised:
+                    raise result.error  # noqa: TRY301  # it could not come out by itself
+                self._result = result
             except TaskPluginTriggerError as error:
                 asked = failure = error
             except Exception as error:  # noqa: BLE001  # any error of a task can be asked about
@@ -291,7 +287,7 @@ class TaskExecutor:
             return Outcome("fail", strict)
         finally:
             # A traceback holds this frame; this frame must not hold the error.
-            asked = failure = None
+            asked = failure = outcome = answer = result = None
 
     def run_task(self) -> Awaitable[Any]:
         """Call the function: the step of a run that is the task itself.

@@ -11,7 +11,7 @@ from typing import Any
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskTimeoutError
 from qtasks_pluggy import _log
-from qtasks_pluggy._waiting import LimitExceededError, Waiting
+from qtasks_pluggy._waiting import LimitExceededError, Raised, Waiting, unpack
 
 
 async def call_function(
@@ -26,7 +26,7 @@ async def call_function(
         waiting: How the caller waits.
 
     Returns:
-        What the function returns; of a generator ``items``.
+        What the function returns; of a generator ``items``; ``Raised`` for a ``StopIteration``.
 
     Raises:
         TaskTimeoutError: The task's ``max_time`` is over.
@@ -39,15 +39,17 @@ async def call_function(
         return await waiting.awaitable(running)
     if func.is_generator:
         call = partial(_collect, call, items)
-    result: Any
     if limit is None:
-        result = await waiting.function(call)
+        carried = await waiting.function(call)
     else:
         try:
-            result = await waiting.thread(call, limit)
+            carried = await waiting.thread(call, limit)
         except LimitExceededError:
             _log.logger().warning("task_abandoned", task=func.name, max_time=limit)
             raise _out_of_time(func.name, limit) from None
+    if isinstance(carried[1], StopIteration):
+        return Raised(carried[1])
+    result = unpack(carried)
     # A plain function around an async one, as decorators make them.
     return await waiting.awaitable(result) if isinstance(result, CoroutineType) else result
 

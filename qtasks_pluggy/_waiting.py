@@ -15,13 +15,24 @@ import threading
 import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
+
+import attrs
 
 T = TypeVar("T")
 
-Carried: TypeAlias = tuple[Any, BaseException | None]
-"""A value, or the error instead of it. Errors cross threads and futures as values: a future
-refuses ``StopIteration``, and whoever waits for it would wait for ever."""
+Carried: TypeAlias = list[Any]
+"""A value and an error, one of them None. Errors cross threads, futures and coroutines as values:
+a coroutine cannot raise ``StopIteration``, and a future that refuses it is waited for for ever. A
+list, so that ``unpack`` can empty it: no frame that carried an error must hold it."""
+
+
+@attrs.frozen
+class Raised:
+    """A ``StopIteration`` on its way out of a coroutine."""
+
+    error: StopIteration
 
 
 class Waiting(Protocol):
@@ -40,11 +51,11 @@ class Waiting(Protocol):
         """
         ...
 
-    async def function(self, function: Callable[[], T]) -> T:
+    async def function(self, function: Callable[[], Any]) -> Carried:
         """Call the function of a plain task."""
         ...
 
-    async def thread(self, function: Callable[[], T], limit: float | None = None) -> T:
+    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Carried:
         """Call a function that must not hold up the caller's thread, in a daemon thread.
 
         Raises:
@@ -118,6 +129,11 @@ def _clocked(thing: Awaitable[T], longest: list[float]) -> Generator[Any, Any, T
             longest[0] = max(longest[0], time.perf_counter() - start)
         try:
             value, error = (yield waits_for), None
+        except GeneratorExit:
+            # Nobody steps it any more; ``throw`` would fail on a coroutine that is gone already.
+            if asyncio.iscoroutine(thing):
+                thing.close()
+            raise
         except BaseException as thrown:  # noqa: BLE001  # handed on to the awaitable
             value, error = None, thrown
 
@@ -125,9 +141,9 @@ def _clocked(thing: Awaitable[T], longest: list[float]) -> Generator[Any, Any, T
 def carry(function: Callable[[], Any]) -> Carried:
     """Call a function; return its value or its error."""
     try:
-        return function(), None
+        return [function(), None]
     except BaseException as error:  # noqa: BLE001  # unpacked, and raised, by whoever waits
-        return None, error
+        return [None, error]
 
 
 def raise_as_is(error: BaseException) -> NoReturn:
@@ -144,8 +160,10 @@ def raise_as_is(error: BaseException) -> NoReturn:
         del error, context
 
 
-def _unpack(carried: Carried) -> Any:
+def unpack(carried: Carried) -> Any:
+    """Return the value that was carried, or raise the error."""
     value, error = carried
+    carried.clear()
     if error is None:
         return value
     try:
@@ -175,17 +193,17 @@ class _OnLoop:
     async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
         return await (thing if limit is None else _bounded(thing, limit))
 
-    async def function(self, function: Callable[[], T]) -> T:
-        return _unpack(await asyncio.to_thread(carry, function))  # type: ignore[no-any-return]  # what function returned
+    async def function(self, function: Callable[[], Any]) -> Carried:
+        return await asyncio.to_thread(carry, function)
 
-    async def thread(self, function: Callable[[], T], limit: float | None = None) -> T:
+    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Carried:
         future = asyncio.wrap_future(_in_daemon_thread(function))
         done, _ = await asyncio.wait({future}, timeout=limit)
         if not done:
             # So that the thread, when it ends, finds nobody to tell, were the loop closed by then.
             future.cancel()
             raise LimitExceededError(_IN_ITS_THREAD)
-        return _unpack(future.result())  # type: ignore[no-any-return]  # what function returned
+        return future.result()
 
     def cancelled(self) -> bool:
         task = asyncio.current_task()
@@ -201,15 +219,14 @@ class _InThread:
     async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
         return background.run(thing if limit is None else _bounded(thing, limit))
 
-    async def function(self, function: Callable[[], T]) -> T:
-        return function()
+    async def function(self, function: Callable[[], Any]) -> Carried:
+        return carry(function)
 
-    async def thread(self, function: Callable[[], T], limit: float | None = None) -> T:
+    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Carried:
         try:
-            carried = _in_daemon_thread(function).result(limit)
+            return _in_daemon_thread(function).result(limit)
         except concurrent.futures.TimeoutError:
             raise LimitExceededError(_IN_ITS_THREAD) from None
-        return _unpack(carried)  # type: ignore[no-any-return]  # what function returned
 
     def cancelled(self) -> bool:
         return False
@@ -267,9 +284,9 @@ class _BackgroundLoop:
 
         async def body() -> None:
             try:
-                carried: Carried = await thing, None
+                carried: Carried = [await thing, None]
             except BaseException as error:  # noqa: BLE001  # raised by whoever waits
-                carried = None, error
+                carried = [None, error]
             future.set_result(carried)
 
         def start() -> None:
@@ -282,8 +299,10 @@ class _BackgroundLoop:
         except BaseException:
             # Ctrl-C in the waiting thread: what it waited for must not go on unseen.
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+            with suppress(Exception):
+                future.result(_GRACE)
             raise
-        return _unpack(carried)  # type: ignore[no-any-return]  # what the awaitable returned
+        return unpack(carried)  # type: ignore[no-any-return]  # what the awaitable returned
 
     def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:

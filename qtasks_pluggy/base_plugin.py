@@ -45,7 +45,6 @@ class Adapter:
 
     def __init__(self, plugin: BasePlugin, hooks: Iterable[str]) -> None:
         self.plugin = plugin
-        self.name = plugin.name
         for hook in hooks:
             setattr(self, hook, hookimpl(self._hookimpl(hook)))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from qtasks_hookspecs import hookimpl
+from qtasks_hookspecs import TaskFunc, hookimpl
 from qtasks_pluggy import TaskExecutor
 
 KINDS = ("function", "coroutine", "generator", "async generator")
@@ -45,6 +47,33 @@ def failing(kind: str, error: BaseException) -> Callable[..., Any]:
         raise error
 
     return function_of(kind, body)
+
+
+@contextlib.contextmanager
+def endless(kind: str, **options: Any) -> Iterator[TaskFunc]:
+    """Make a task of some kind that goes on until the end of the ``with``."""
+    release = threading.Event()
+
+    def function() -> None:
+        release.wait(60)
+
+    async def coroutine() -> None:
+        await asyncio.Event().wait()
+
+    def generator() -> Any:
+        yield from (1, 2)
+        release.wait(60)
+
+    async def async_generator() -> Any:
+        yield 1
+        yield 2
+        await asyncio.Event().wait()
+
+    made = dict(zip(KINDS, (function, coroutine, generator, async_generator), strict=True))
+    try:
+        yield TaskFunc("endless", made[kind], **options)
+    finally:
+        release.set()
 
 
 def run_sync(executor: TaskExecutor) -> Any:

@@ -18,15 +18,16 @@ from qtasks_hookspecs.exc import TaskPluginTriggerError
 
 TASKS = frozenset({"census", "census_async"})
 
-# What may hold the words "def" and "class" without being one: strings and comments. A string
-# that never ends is no string here, so the code behind it is counted.
+# What may hold the words "def" and "class" without being one: comments and strings. One that never
+# ends goes on to the end of its line, or of the file. Nothing here backtracks (``*+``, ``?+``), so
+# that no file, however broken, takes more than one pass.
 _PROSE = re.compile(
     r"""
-    \#[^\n]*
-    | \"{3} (?: [^"\\] | \\. | "{1,2}(?!") )* \"{3}
-    | '{3} (?: [^'\\] | \\. | '{1,2}(?!') )* '{3}
-    | " (?: [^"\\\n] | \\. )* "
-    | ' (?: [^'\\\n] | \\. )* '
+    \#[^\n]*+
+    | \"{3} (?: [^"\\] | \\.?+ | "{1,2}(?!") )*+ (?: \"{3} )?+
+    | '{3} (?: [^'\\] | \\.?+ | '{1,2}(?!') )*+ (?: '{3} )?+
+    | " (?: [^"\\\n] | \\.?+ )*+ "?+
+    | ' (?: [^'\\\n] | \\.?+ )*+ '?+
     """,
     re.DOTALL | re.VERBOSE,
 )

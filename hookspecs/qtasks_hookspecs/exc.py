@@ -17,7 +17,7 @@ QTasksError
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 __all__ = [
     "CapabilityError",
@@ -56,9 +56,17 @@ class TaskPluginTriggerError(QTasksError):
         kwargs: The keyword arguments.
     """
 
+    kwargs: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep the arguments here: a subclass may forget to hand them to ``__init__``."""
+        error = super().__new__(cls, *args)
+        error.kwargs = kwargs
+        return error
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args)
-        self.kwargs: dict[str, Any] = kwargs
+        self.kwargs = kwargs
 
     @property
     def message(self) -> Any:
@@ -107,18 +115,44 @@ class _Cause:
 
         error = self.error
         try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes, made one line up
+            if _is_its_own_cause(error):
+                raise ValueError  # noqa: TRY301  # as good as any other that cannot be pickled
+            data = pickle.dumps(error)
+            pickle.loads(data)  # noqa: S301  # our own bytes, made one line up
         except Exception:  # noqa: BLE001  # whatever a foreign error's pickling raises
-            text = QTasksError(str(error))
-            text.add_note(f"stands for a {type(error).__qualname__} that cannot be pickled")
-            error = text
-        return _Cause, (error,)
+            data = pickle.dumps(_stand_in(error))
+        # The bytes that were tried, not the error: else each link of a chain doubles the work.
+        return _load_cause, (data,)
 
     def __copy__(self) -> _Cause:
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Cause:
         return self
+
+
+def _is_its_own_cause(error: BaseException | None) -> bool:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error = error.__cause__
+    return error is not None
+
+
+def _stand_in(error: BaseException | None) -> QTasksError:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  # a foreign __str__
+        text = f"a {type(error).__qualname__} that has no text"
+    stand_in = QTasksError(text)
+    stand_in.add_note(f"stands for a {type(error).__qualname__} that cannot be pickled")
+    return stand_in
+
+
+def _load_cause(data: bytes) -> _Cause:
+    import pickle  # noqa: PLC0415  # as above
+
+    return _Cause(pickle.loads(data))  # noqa: S301  # part of what is being unpickled anyway
 
 
 def _restore(

@@ -94,6 +94,13 @@ def test_r3_repr_shows_all_arguments():
     assert repr(SpecialError("low", shelf="A")) == "SpecialError('low', shelf='A')"
 
 
+def test_r3_a_subclass_may_forget_its_base():
+    """Without a call of the base's ``__init__`` there are no keywords, and all else works."""
+    error = HastyError(7)
+
+    assert ((7,), {}, 7, "7") == (error.args, error.kwargs, error.message, str(error))
+
+
 # --- travelling --------------------------------------------------------------------------------
 
 
@@ -110,6 +117,13 @@ class BareError(TaskPluginTriggerError):
 
     def __init__(self, code: int) -> None:
         super().__init__()
+        self.code = code
+
+
+class HastyError(TaskPluginTriggerError):
+    """A subclass that does not call the ``__init__`` of its base."""
+
+    def __init__(self, code: int) -> None:
         self.code = code
 
 
@@ -191,8 +205,14 @@ def test_r3_notes_and_attributes_travel(travel):
 @every_travel
 @pytest.mark.parametrize(
     "error",
-    [CodeError(7, shelf="A"), BareError(7), MixedError("k", shelf="A"), MixedError(shelf=None)],
-    ids=repr,
+    [
+        CodeError(7, shelf="A"),
+        BareError(7),
+        HastyError(7),
+        MixedError("k", shelf="A"),
+        MixedError(shelf=None),
+    ],
+    ids=lambda error: type(error).__name__ + str(len(error.args)),
 )
 def test_r3_subclasses_travel(error, travel):
     """A subclass keeps its class, its attributes and its arguments, whatever its ``__init__``."""

@@ -1,0 +1,42 @@
+"""The command ``qtasks-pluggy``, in the extra ``cli``.
+
+==================  ==========================================================================
+``_command.py``     the command itself, and what all its parts share
+``run.py``          ``run``: one run, or one for each record
+``plugins.py``      ``plugins``: what is installed, and what of it is asked
+``_load.py``        from APP and TASK on the command line to the objects
+``_records.py``     from a file's lines and the command's arguments to the arguments of runs
+``_batch.py``       START HERE: many runs, a bounded number at a time, until all have ended
+``_crews.py``       who does the runs: threads, or one event loop
+``_ended.py``       how a run ended
+``_tally.py``       how all of them ended
+``_output.py``      JSON, and files of JSON lines that are whole at any moment
+``_screen.py``      what people see, on a terminal and on a pipe
+``_traceback.py``   tracebacks that begin in the user's own code
+==================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+_NEEDED = frozenset({"click", "rich"})
+
+
+def main() -> None:
+    """Run the command, or say what to install for it."""
+    try:
+        from qtasks_pluggy.cli._command import command
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _NEEDED:
+            raise
+        print(  # noqa: T201  # click, which would print it, is what may be missing
+            f"Error: the command qtasks-pluggy needs {missing}, which is not installed;"
+            " install the extra that brings it: python -m pip install 'qtasks-pluggy[cli]'",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+    command(prog_name="qtasks-pluggy")

@@ -1,0 +1,8 @@
+"""``python -m qtasks_pluggy.cli``: the command, where it is not on the PATH."""
+
+from __future__ import annotations
+
+from qtasks_pluggy.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""From APP and TASK on the command line to the objects that they name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import os
+import pkgutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+
+from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask
+from qtasks_pluggy.cli._traceback import own_traceback
+from qtasks_pluggy.exc import PluginError, SettingsError
+
+Task = AsyncTask[..., Any] | SyncTask[..., Any]
+
+
+class Trouble(click.ClickException):
+    """What was asked for cannot begin: one clear error, and exit code 2."""
+
+    exit_code = 2
+
+
+def load_app(spec: str) -> QueueTasks:
+    """Import the app that APP names.
+
+    Args:
+        spec: ``module:attr`` or ``file.py:attr``; ``attr`` is ``app`` when it is left out.
+
+    Returns:
+        The app.
+
+    Raises:
+        Trouble: There is no such thing, or importing it failed.
+    """
+    where, colon, attr = spec.rpartition(":")
+    if not colon:
+        where, attr = spec, "app"
+    if not where or not attr:
+        msg = f"APP is {spec!r}; write module:attribute or file.py:attribute"
+        raise Trouble(msg)
+    _make_importable(Path.cwd())
+    module = _load_file(where) if _names_a_file(where) else _load_module(where)
+    found = getattr(module, attr, None)
+    if isinstance(found, QueueTasks):
+        return found
+    apps = [name for name, value in vars(module).items() if isinstance(value, QueueTasks)]
+    what = (
+        f"{attr!r} in {where!r} is of type {type(found).__name__}, not QueueTasks"
+        if hasattr(module, attr)
+        else f"{where!r} has no {attr!r}"
+    )
+    if apps:
+        hint = f"did you mean {where}:{nearest(attr, apps)}?"
+    else:
+        hint = f"nothing in {where!r} is a QueueTasks; make one, as in app = QueueTasks('name')"
+    msg = f"APP {spec!r}: {what}; {hint}"
+    raise Trouble(msg)
+
+
+def load_task(app: QueueTasks, name: str) -> Task:
+    """Find the task that TASK names.
+
+    Args:
+        app: The app.
+        name: The task's name.
+
+    Returns:
+        The task.
+
+    Raises:
+        Trouble: The app has no task of that name; the nearest is named.
+    """
+    task: Task | None = app.tasks.get(name)
+    if task is not None:
+        return task
+    if not app.tasks:
+        hint = "it has no tasks at all; declare one with @app.task"
+    else:
+        hint = f"did you mean {nearest(name, app.tasks)!r}?"
+        if len(app.tasks) > 1:
+            hint += f" Its tasks are {', '.join(sorted(app.tasks))}."
+    msg = f"app {app.name!r} has no task {name!r}; {hint}"
+    raise Trouble(msg)
+
+
+def cannot_start(app: QueueTasks, error: PluginError | SettingsError) -> Trouble:
+    """Say that an app does not start, because of its plugins or its settings.
+
+    Args:
+        app: The app.
+        error: What it raised.
+
+    Returns:
+        The error to raise.
+    """
+    return Trouble(f"app {app.name!r} cannot start: {error}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the name most like a given one."""
+    return difflib.get_close_matches(name, sorted(names), n=1, cutoff=0)[0]
+
+
+def _names_a_file(where: str) -> bool:
+    return where.endswith(".py") or os.sep in where
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        if name != missing and not name.startswith(f"{missing}."):
+            raise _raised_on_import(name, error) from None
+        parent, _, last = missing.rpartition(".")
+        folders = (
+            getattr(sys.modules.get(parent), "__path__", None) if parent else [str(Path.cwd())]
+        )
+        beside = [f"{parent}.{one.name}".lstrip(".") for one in pkgutil.iter_modules(folders)]
+        hint = f"did you mean {nearest(missing, beside)!r}? " if beside and last else ""
+        msg = (
+            f"there is no module {missing!r}; {hint}It is looked for in the current folder,"
+            f" {Path.cwd()}, and among what is installed."
+        )
+        raise Trouble(msg) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a module raises
+        raise _raised_on_import(name, error) from None
+
+
+def _load_file(where: str) -> ModuleType:
+    """Import a file by the name that its own imports would have, if it has one.
+
+    So pickles of what it defines can be read again, and a module that another one imports too
+    is the same module.
+    """
+    path = Path(where).resolve()
+    if not path.is_file():
+        folder = Path(where).parent
+        beside = [str(folder / one.name) for one in path.parent.glob("*.py")]
+        hint = f"did you mean {nearest(where, beside)}?" if beside else "look at its folder"
+        what = "is not a file" if path.exists() else "does not exist"
+        msg = f"the file {where} {what}; {hint}"
+        raise Trouble(msg)
+    parts, folder = [path.stem], path.parent
+    while (folder / "__init__.py").is_file():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    _make_importable(folder)
+    name = ".".join(parts)
+    try:
+        spec = importlib.util.find_spec(name) if all(map(str.isidentifier, parts)) else None
+        if spec is not None and spec.origin and path.samefile(spec.origin):
+            return importlib.import_module(name)
+        return _load_as(f"qtasks_pluggy_app_{path.stem}", path)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a module raises
+        raise _raised_on_import(where, error) from None
+
+
+def _load_as(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        msg = f"the file {path} is no Python file; APP is file.py:attribute"
+        raise Trouble(msg)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _make_importable(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _raised_on_import(where: str, error: BaseException) -> Trouble:
+    if isinstance(error, Trouble):
+        return error
+    click.echo(own_traceback(error), err=True, nl=False)
+    return Trouble(
+        f"importing {where!r} raised {type(error).__name__}; the traceback above shows where"
+    )
