@@ -45,7 +45,7 @@ class Answers:
     """Answers every error."""
 
     @hookimpl
-    def task_executor_run_task_trigger_error(self, e: Any) -> int:  # noqa: ARG002
+    def task_executor_run_task_trigger_error(self, e: Any) -> int:  # noqa: ARG002  # a name to ask for
         """Answer."""
         return 1
 
@@ -54,7 +54,7 @@ class Declines:
     """Has no opinion."""
 
     @hookimpl
-    def task_executor_run_task_trigger_error(self, e: Any) -> None:  # noqa: ARG002
+    def task_executor_run_task_trigger_error(self, e: Any) -> None:  # a name to ask for
         """Decline."""
 
 
@@ -63,7 +63,7 @@ class Filtered:
 
     @hookimpl
     @when(error="LookupError")
-    def task_executor_run_task_trigger_error(self, e: Any) -> int:  # noqa: ARG002
+    def task_executor_run_task_trigger_error(self, e: Any) -> int:  # noqa: ARG002  # a name to ask for
         """Answer, were it asked."""
         return 2
 

@@ -17,15 +17,24 @@ The modules, in the order in which a run meets them:
 ``_app.py``          ``QueueTasks``: tasks by name, plugins, start and stop
 ``_task.py``         ``AsyncTask`` and ``SyncTask``, and the ``ctx`` of a run
 ``_executor.py``     START HERE: the life of one run
+``_function.py``     calling a task's function
 ``_dispatch.py``     the call convention: who is asked, and whose answer wins
-``_chain.py``        the links of a hook's chain
+``_outcome.py``      what the plugins' decision comes to
 ``_waiting.py``      how a run waits, in plain code and on an event loop
-``_plugins.py``      the plugin manager: registration, discovery, chains
+``_plugins.py``      the plugin manager: what is registered, and each hook's chain
+``_discovery.py``    the installed plugins
 ``_validation.py``   what can be wrong with a plugin
+``_chain.py``        the links of a hook's chain, and their order
+``_filter.py``       which links are asked about an error
+``_quarantine.py``   leaving alone what keeps failing
+``_report.py``       how a dispatch is told
 ``_trail.py``        who was asked, what each answered, what won
 ``_settings.py``     the operator's settings
+``_names.py``        how plugins are named, and misspelt names understood
 ``_log.py``          where events go
 ``base_plugin.py``   plugins of QTasks' own shape, for migration
+``exc.py``           the errors
+``builtin/``         two plugins of our own, off until they are enabled
 ``cli/``             the command ``qtasks-pluggy``
 ===================  ===========================================================================
 """

@@ -19,6 +19,7 @@ from qtasks_hookspecs.exc import (
 )
 from qtasks_pluggy._chain import Entry
 from qtasks_pluggy._executor import TaskExecutor
+from qtasks_pluggy._names import nearest
 from qtasks_pluggy._plugins import PluginManager
 from qtasks_pluggy._task import AsyncTask, Decorator, EchoDecorator, SyncTask
 from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
@@ -223,7 +224,7 @@ class QueueTasks:
         Raises:
             PluginRegistrationError: Faults of the plugin, all of them; it is not added.
         """
-        return self.plugins.add(plugin, name, trigger_names) or str(name)
+        return self.plugins.register(plugin, name, trigger_names) or str(name)
 
     def remove_plugin(self, name: str) -> None:
         """Remove a plugin; runs that are asking it still do.
@@ -235,7 +236,10 @@ class QueueTasks:
             PluginRegistrationError: No plugin has this name; the nearest is named.
         """
         if self.plugins.unregister(name=name) is None:
-            raise PluginRegistrationError(self.plugins.unknown(name))
+            known = [one for one, plugin in self.plugins.list_name_plugin() if plugin is not None]
+            hint = f"did you mean {nearest(name, known)!r}?" if known else "there are no plugins"
+            msg = f"app {self.name!r}: no plugin is named {name!r}; {hint}"
+            raise PluginRegistrationError(msg)
 
     def __enter__(self) -> Self:
         """Start: load the installed plugins and call ``qtasks_start``.
@@ -299,12 +303,21 @@ class QueueTasks:
                 )
                 raise NotRunningError(msg)
             if not self._runnable:
-                self._load()
+                self.load_plugins()
                 self._runnable = True
 
-    def _load(self) -> None:
+    def load_plugins(self, faults: list[str] | None = None) -> None:
+        """Read the settings and load the installed plugins, as a start or a first run does.
+
+        Args:
+            faults: Takes the faults of installed plugins instead of an error.
+
+        Raises:
+            PluginRegistrationError: Faults of the installed plugins, all of them.
+            SettingsError: Faults of the settings.
+        """
         if self._discover:
-            self.plugins.discover()
+            self.plugins.discover(faults)
         self.plugins.configure()
 
     async def _start(self, waiting: Waiting) -> None:
@@ -313,7 +326,7 @@ class QueueTasks:
                 msg = f"app {self.name!r} is started already; stop it first"
                 raise RuntimeError(msg)
             before = self._state, self._runnable
-            self._load()
+            self.load_plugins()
             self._state, self._runnable = _State.STARTING, True
         self._entries = []
         hooks = self.plugins.hook

@@ -244,6 +244,7 @@ class TaskExecutor:
         hooks = self._hooks
         asked: TaskPluginTriggerError | None = None
         failure: Exception | None = None
+        outcome: Outcome | Replace | None = None
         try:
             if hooks.task_executor_args_replace.chain is not None:
                 await self._replace_arguments()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FunctionType, MethodType
 from typing import Any, Final
 
 import pluggy
@@ -16,7 +18,7 @@ from qtasks_pluggy import _log, _settings
 from qtasks_pluggy._chain import Chain, Link, in_call_order, make_link
 from qtasks_pluggy._discovery import PluginInfo, installed, load
 from qtasks_pluggy._dispatch import HookCaller, SubsetHookCaller, dispatch
-from qtasks_pluggy._names import nearest, who
+from qtasks_pluggy._names import who
 from qtasks_pluggy._quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._validation import Candidate, check
 from qtasks_pluggy._waiting import IN_THREAD, finish
@@ -24,6 +26,7 @@ from qtasks_pluggy.base_plugin import Adapter
 
 BUILTIN, INSTALLED, ADDED = range(3)
 BUILTINS = ("fallback", "retry")
+HOOKABLE = (staticmethod, classmethod, FunctionType, MethodType)
 
 
 class PluginManager(pluggy.PluginManager):
@@ -65,7 +68,8 @@ class PluginManager(pluggy.PluginManager):
         self._use(_settings.load(self._given, outside=False))
         self.add_hookspecs(_hooks)
         self._load_builtins()
-        self._register_all([(plugin, None) for plugin in plugins], ADDED)
+        found = [Candidate(self.get_canonical_name(plugin), plugin) for plugin in plugins]
+        self._register_candidates(found, ADDED)
         if discover:
             self.discover()
 
@@ -92,12 +96,25 @@ class PluginManager(pluggy.PluginManager):
                 raise ValueError(msg)
             setattr(self.hook, name, HookCaller(name, self, module_or_class, options))
 
-    def register(self, plugin: Any, name: str | None = None) -> str | None:
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        """Read an attribute's mark; properties are not evaluated for it, as pluggy 1.6 would."""
+        static = inspect.getattr_static(plugin, name, None)
+        if hasattr(type(static), "__get__") and not isinstance(static, HOOKABLE):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+    def register(
+        self,
+        plugin: Any,
+        name: str | None = None,
+        trigger_names: Iterable[str] | None = None,
+    ) -> str | None:
         """Register a plugin, behind those that are registered.
 
         Args:
             plugin: A module or an object with hookimpls; a ``BasePlugin`` or a subclass of it.
             name: Its name; else its ``.name``, else the module's or class's name.
+            trigger_names: The triggers that a ``BasePlugin`` is limited to.
 
         Returns:
             The name, or None where that name is blocked.
@@ -105,11 +122,8 @@ class PluginManager(pluggy.PluginManager):
         Raises:
             PluginRegistrationError: Faults of the plugin, all of them; nothing is registered.
         """
-        return self._register_all([(plugin, name)], ADDED)[0]
-
-    def add(self, plugin: Any, name: str | None, trigger_names: Iterable[str] | None) -> str | None:
-        """Register a plugin, limiting a ``BasePlugin`` to some triggers."""
-        return self._register_all([(plugin, name)], ADDED, trigger_names)[0]
+        candidate = Candidate(name or self.get_canonical_name(plugin), plugin)
+        return self._register_candidates([candidate], ADDED, trigger_names)[0]
 
     def unregister(self, plugin: Any | None = None, name: str | None = None) -> Any | None:
         """Unregister a plugin; a dispatch that has begun still asks it.
@@ -200,7 +214,7 @@ class PluginManager(pluggy.PluginManager):
         if not any(name in BUILTINS for name in wanted):
             return
         # Imported here: what nobody enables costs nothing.
-        from qtasks_pluggy.builtin import Fallback, RetryPlugin  # noqa: PLC0415
+        from qtasks_pluggy.builtin import Fallback, RetryPlugin  # noqa: PLC0415  # see above
 
         plugins = {one.name: one for one in (Fallback(), RetryPlugin())}
         found = [Candidate(name, plugins[name]) for name in wanted if name in plugins]
@@ -225,12 +239,6 @@ class PluginManager(pluggy.PluginManager):
             known = {*self._origins, *self._skipped, *BUILTINS}
             for unknown in self.loaded.unknown_names(known, BUILTINS):
                 _log.logger().warning("unknown_plugin_name", **unknown)
-
-    def unknown(self, name: str) -> str:
-        """Say that no plugin has a name, naming the nearest."""
-        known = [one.name for one in self.list_plugin_info()]
-        hint = f"; did you mean {nearest(name, known)!r}?" if known else "; there are no plugins"
-        return f"no plugin is named {name!r}{hint}"
 
     def list_plugin_info(self) -> list[PluginInfo]:
         """Return what is known of every plugin, those that are switched off included."""
@@ -259,17 +267,6 @@ class PluginManager(pluggy.PluginManager):
                 if any(self._breakers[impl].until for impl in impls if impl in self._breakers)
             ),
         )
-
-    def _register_all(
-        self,
-        plugins: Sequence[tuple[Any, str | None]],
-        tier: int,
-        trigger_names: Iterable[str] | None = None,
-    ) -> list[str | None]:
-        candidates = [
-            Candidate(name or self.get_canonical_name(plugin), plugin) for plugin, name in plugins
-        ]
-        return self._register_candidates(candidates, tier, trigger_names)
 
     def _register_candidates(
         self,
@@ -392,10 +389,8 @@ class PluginManager(pluggy.PluginManager):
 
     def _breaker(self, impl: pluggy.HookImpl) -> Breaker:
         bounds = self.settings.quarantine_after, self.settings.quarantine_seconds
-        known = self._breakers.get(impl)
-        if known is None:
-            known = Breaker(*bounds, self.clock)
-            if impl.plugin is not None:
-                self._breakers[impl] = known
-        known.configure(*bounds)
-        return known
+        breaker = self._breakers.get(impl) or Breaker(*bounds, self.clock)
+        breaker.configure(*bounds)
+        if impl.plugin is not None:
+            self._breakers[impl] = breaker
+        return breaker

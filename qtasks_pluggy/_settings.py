@@ -240,8 +240,8 @@ def _file() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read(path: Path, section: str | None) -> dict[str, Any] | None:
     # Imported here: an app that is never started, and a plugin, need no settings library.
-    from typed_settings.exceptions import ConfigFileLoadError  # noqa: PLC0415
-    from typed_settings.loaders import TomlFormat  # noqa: PLC0415
+    from typed_settings.exceptions import ConfigFileLoadError  # noqa: PLC0415  # see above
+    from typed_settings.loaders import TomlFormat  # noqa: PLC0415  # see above
 
     try:
         found: Any = TomlFormat(section)(path, Settings, ())
@@ -258,7 +258,7 @@ def _read(path: Path, section: str | None) -> dict[str, Any] | None:
 
 def _environment() -> Iterator[tuple[str, dict[str, Any]]]:
     # Imported here: an app that is never started, and a plugin, need no settings library.
-    from typed_settings.converters import TSConverter  # noqa: PLC0415
+    from typed_settings.converters import TSConverter  # noqa: PLC0415  # see above
 
     converter = TSConverter(
         strlist_sep=lambda text: [name.strip() for name in text.split(",") if name.strip()]

@@ -111,7 +111,7 @@ class _Cause:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Imported here: a plugin that never pickles an error need not load pickle.
-        import pickle  # noqa: PLC0415
+        import pickle  # noqa: PLC0415  # see above
 
         error = self.error
         try:

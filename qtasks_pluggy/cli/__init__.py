@@ -4,6 +4,8 @@
 ``_command.py``     the command itself, and what all its parts share
 ``run.py``          ``run``: one run, or one for each record
 ``plugins.py``      ``plugins``: what is installed, and what of it is asked
+``doctor.py``       ``doctor``: each hook's chain, the settings, and what is wrong
+``hooks.py``        ``hooks``: the reference of the hooks
 ``_load.py``        from APP and TASK on the command line to the objects
 ``_records.py``     from a file's lines and the command's arguments to the arguments of runs
 ``_batch.py``       START HERE: many runs, a bounded number at a time, until all have ended
@@ -28,7 +30,7 @@ _NEEDED = frozenset({"click", "rich"})
 def main() -> None:
     """Run the command, or say what to install for it."""
     try:
-        from qtasks_pluggy.cli._command import command
+        from qtasks_pluggy.cli._command import command  # noqa: PLC0415  # needs the extra
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _NEEDED:

@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, Protocol, TypeAlias
@@ -28,6 +28,9 @@ from qtasks_pluggy.cli._tally import Tally
 
 GRACE_SECONDS: Final = 10.0
 """How long runs in flight may take to end after Ctrl-C, before they are left behind."""
+
+SHOW_SECONDS: Final = 0.1
+"""How often the watcher is told."""
 
 
 class Watcher(Protocol):
@@ -98,6 +101,8 @@ class Batch:
         self._all_read = False
         self._interrupts = 0
         self._deadline: float | None = None
+        self._shown = 0
+        self._last_shown = 0.0
 
     def run(self) -> None:
         """Do all runs; ``tally`` says how they ended, ``trouble`` what stopped them early.
@@ -121,7 +126,7 @@ class Batch:
         """Hand records to the crew, as there is room; in a thread of its own."""
         try:
             for record in self._records:
-                self._room.acquire()  # noqa: SIM115  # released by another thread
+                self._room.acquire()
                 with self._gate:
                     if self._work.stopping.is_set():
                         return
@@ -138,16 +143,13 @@ class Batch:
     def _watch(self) -> None:
         """Take down how each run ends, until nothing is left to wait for."""
         settled = 0
-        shown = True
         while settled < self._submitted or not (self._all_read or self._work.stopping.is_set()):
             try:
-                # What has been counted is shown soon, even if nothing more happens.
-                heard = self._heard.get(timeout=self._patience(shown=shown))
+                heard = self._heard.get(timeout=self._patience())
             except queue.Empty:
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     return
-                self._watcher.show(self.tally)
-                shown = True
+                self._show()
                 continue
             if isinstance(heard, _AllRead):
                 self._all_read = True
@@ -172,13 +174,20 @@ class Batch:
                 self._room.release()
                 if isinstance(heard, Ended):
                     self._take_down(heard)
-                    shown = False
-        self._watcher.show(self.tally)
+                    if time.monotonic() - self._last_shown >= SHOW_SECONDS:
+                        self._show()
+        self._show()
 
-    def _patience(self, *, shown: bool) -> float | None:
+    def _patience(self) -> float | None:
         if self._deadline is not None:
-            return max(0.0, min(0.1, self._deadline - time.monotonic()))
-        return None if shown else 0.1
+            return max(0.0, min(SHOW_SECONDS, self._deadline - time.monotonic()))
+        # What has been counted is shown soon, even if nothing more happens.
+        return None if self._shown == self.tally.runs else SHOW_SECONDS
+
+    def _show(self) -> None:
+        self._last_shown = time.monotonic()
+        self._shown = self.tally.runs
+        self._watcher.show(self.tally)
 
     def _take_down(self, ended: Ended) -> None:
         self.tally.add(ended)
@@ -195,7 +204,7 @@ class Batch:
                 self.unheard = isinstance(error, BrokenPipeError)
                 self._stop_because(
                     f"{self._output.name} cannot be written: {_told(error)};"
-                    " what is in it are whole lines"
+                    " what it holds are whole lines; mend that, and run the others again"
                 )
         if self._output_error is not None:
             self.tally.add_unwritten(ended, "output", _told(self._output_error))
@@ -219,7 +228,7 @@ class Batch:
             )
 
     @contextmanager
-    def _listening(self) -> Iterator[None]:
+    def _listening(self) -> Generator[None]:
         """Hear Ctrl-C as an event, so that it tears nothing in two; the second one ends it all."""
         usual: Any = signal.getsignal(signal.SIGINT)
         if usual is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():

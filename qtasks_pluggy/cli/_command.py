@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from qtasks_pluggy.cli.doctor import doctor
+from qtasks_pluggy.cli.hooks import hooks
 from qtasks_pluggy.cli.plugins import plugins
 from qtasks_pluggy.cli.run import run
 
@@ -26,3 +28,5 @@ def command() -> None:
 
 command.add_command(run)
 command.add_command(plugins)
+command.add_command(doctor)
+command.add_command(hooks)

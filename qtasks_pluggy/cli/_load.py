@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import os
 import pkgutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 
 from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask
+from qtasks_pluggy._names import nearest
 from qtasks_pluggy.cli._traceback import own_traceback
 from qtasks_pluggy.exc import PluginError, SettingsError
 
-Task = AsyncTask[..., Any] | SyncTask[..., Any]
+Task: TypeAlias = AsyncTask[..., Any] | SyncTask[..., Any]
 
 
 class Trouble(click.ClickException):
@@ -102,11 +101,6 @@ def cannot_start(app: QueueTasks, error: PluginError | SettingsError) -> Trouble
         The error to raise.
     """
     return Trouble(f"app {app.name!r} cannot start: {error}")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return the name most like a given one."""
-    return difflib.get_close_matches(name, sorted(names), n=1, cutoff=0)[0]
 
 
 def _names_a_file(where: str) -> bool:

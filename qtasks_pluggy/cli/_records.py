@@ -12,7 +12,8 @@ from typing import Any, BinaryIO, Final
 
 import attrs
 
-from qtasks_pluggy.cli._load import Trouble, nearest
+from qtasks_pluggy._names import nearest
+from qtasks_pluggy.cli._load import Trouble
 
 STDIN: Final = "-"
 MOST_BYTES: Final = 16 * 1024 * 1024
@@ -92,7 +93,7 @@ class Records:
     def is_file(self, other: str) -> bool:
         """Say whether a path leads to the very file that is read."""
         try:
-            there = os.stat(other)
+            there = Path(other).stat()
         except OSError:
             return False
         here = os.fstat(self._lines.source.fileno())
@@ -140,9 +141,12 @@ class Records:
             value = json.loads(text, parse_constant=_refuse)
         except RecursionError:
             return Record(number, problem="this line is nested too deeply to be read as JSON")
-        except ValueError as error:
+        except json.JSONDecodeError as error:
             cut = "" if text.endswith("\n") else ", and the file ends in this line: is it whole?"
-            return Record(number, problem=f"this line is not JSON: {error}{cut}")
+            where = f"{error.msg} at {error.colno}{cut}"
+            return Record(number, problem=f"this line is not JSON: {where}")
+        except ValueError as error:
+            return Record(number, problem=f"this line is not JSON: {error}")
         if isinstance(value, dict):
             return Record(number, (), value)
         if isinstance(value, list):

@@ -122,6 +122,8 @@ def show_summary(
     runs = "1 run" if tally.runs == 1 else f"{tally.runs:,} runs"
     rate = f", {tally.runs / seconds:,.0f} a second" if tally.runs > 1 and seconds > 0 else ""
     headline = f"{printable(title, stream)}: {runs} in {_duration(seconds)}{rate}"
+    if tally.interrupted:
+        headline += ", then interrupted"
     click.secho(headline, bold=True, err=err)
     click.echo(err=err)
     rows: list[list[str]] = [["good", f"{tally.good:,}", "", ""]]
@@ -203,13 +205,13 @@ class ProgressBar(Silent):
         self._records = records
         self._progress = Progress(
             TextColumn("{task.description}", style="bold"),
-            BarColumn(bar_width=None),
+            # Not the whole width: what the terminal echoes of Ctrl-C must not break the line.
+            BarColumn(),
             *([TaskProgressColumn()] if records.size else []),
             TextColumn("{task.fields[counts]}"),
             TimeElapsedColumn(),
             console=Console(stderr=True, highlight=False),
             transient=True,
-            expand=True,
             # What a task prints belongs to the output, unless that is the same terminal.
             redirect_stdout=sys.stdout.isatty(),
         )

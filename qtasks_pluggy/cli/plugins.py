@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -12,9 +11,7 @@ import click
 from qtasks_pluggy import PluginManager
 from qtasks_pluggy.cli._load import Trouble, load_app
 from qtasks_pluggy.cli._screen import Column, show_table
-from qtasks_pluggy.exc import PluginRegistrationError, SettingsError
-
-GROUP = "qtasks_pluggy"
+from qtasks_pluggy.exc import SettingsError
 
 
 @click.command(name="plugins")
@@ -31,14 +28,13 @@ def plugins(app_spec: str | None, *, as_json: bool) -> None:
       1  one could not
       2  usage, settings, import of APP
     """  # noqa: D301  # \b is click's own mark, not an escape
-    manager = PluginManager() if app_spec is None else load_app(app_spec).plugins
-    problems: tuple[str, ...] = ()
+    app = None if app_spec is None else load_app(app_spec)
+    manager = PluginManager() if app is None else app.plugins
+    problems: list[str] = []
     try:
-        manager.discover()
+        (manager.discover if app is None else app.load_plugins)(problems)
     except SettingsError as error:
         raise Trouble(str(error)) from None
-    except PluginRegistrationError as error:
-        problems = error.problems
     rows = [
         {
             "name": one.name,
@@ -50,8 +46,6 @@ def plugins(app_spec: str | None, *, as_json: bool) -> None:
         }
         for one in manager.list_plugin_info()
     ]
-    if problems:
-        rows += _not_loaded({row["name"] for row in rows}, problems)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif rows:
@@ -59,30 +53,11 @@ def plugins(app_spec: str | None, *, as_json: bool) -> None:
     else:
         click.echo(
             "There are no plugins. A plugin is what an installed distribution names in the entry"
-            f" point group {GROUP}."
+            " point group qtasks_pluggy."
         )
     for problem in problems:
         click.echo(f"Error: {problem}", err=True)
     click.get_current_context().exit(1 if problems else 0)
-
-
-def _not_loaded(known: Iterable[Any], problems: Iterable[str]) -> list[dict[str, Any]]:
-    """List the installed plugins that a fault, their own or another's, kept from loading."""
-    found: dict[str, dict[str, Any]] = {}
-    for entry_point in importlib.metadata.entry_points(group=GROUP):
-        name = entry_point.name
-        if name in known:
-            continue
-        own = next((text for text in problems if text.startswith(f"plugin {name!r}")), None)
-        found[name] = {
-            "name": name,
-            "distribution": entry_point.dist.name if entry_point.dist else None,
-            "version": entry_point.dist.version if entry_point.dist else None,
-            "hooks": [],
-            "enabled": False,
-            "reason": own or "not loaded, because another plugin has a fault",
-        }
-    return [found[name] for name in sorted(found)]
 
 
 def _show(rows: Iterable[dict[str, Any]]) -> None:
@@ -98,16 +73,11 @@ def _show(rows: Iterable[dict[str, Any]]) -> None:
         [
             [
                 row["name"],
-                row["distribution"] or "added by the app",
+                row["distribution"] or "-",
                 row["version"] or "",
-                "yes" if row["enabled"] else f"no: {_short(row['reason'])}",
+                "yes" if row["enabled"] else f"no: {row['reason']}",
                 ", ".join(row["hooks"]),
             ]
             for row in rows
         ],
     )
-
-
-def _short(reason: str | None) -> str:
-    """Leave the whole of a fault to the error that tells it."""
-    return "it has a fault" if reason and reason.startswith("plugin ") else reason or ""

@@ -17,7 +17,7 @@ from qtasks_pluggy.cli._ended import Ended, run_async
 from qtasks_pluggy.cli._ended import run as run_here
 from qtasks_pluggy.cli._load import Task, Trouble, cannot_start, load_app, load_task
 from qtasks_pluggy.cli._output import STDOUT, Output, UnwritableResultError, as_line, to_json
-from qtasks_pluggy.cli._records import STDIN, Record, Records, from_arguments
+from qtasks_pluggy.cli._records import Record, Records, from_arguments
 from qtasks_pluggy.cli._screen import show_summary, watcher
 from qtasks_pluggy.cli._traceback import own_traceback
 from qtasks_pluggy.exc import PluginError, QTasksError, SettingsError
@@ -213,7 +213,7 @@ def _run_batch(
         click.echo(json.dumps(told), err=to_stdout)
     else:
         show_summary(tally, task.name, seconds, err=to_stdout)
-        if output is not None and not to_stdout:
+        if output is not None and not to_stdout and batch.trouble is None:
             click.echo(f"\nEvery run is a line in {output.name}.")
     if batch.trouble is not None:
         _say_error(batch.trouble)

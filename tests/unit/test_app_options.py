@@ -105,9 +105,7 @@ def test_dead_letter_by_default_is_one_log_event(run, caplog):
 def test_dead_letter_is_called_for_nothing_else():
     """A run that recovers or fails in any other way is no dead letter."""
     letters = []
-    app = shop(
-        answering(Retry(limit=1)), dead_letter=lambda *letter: letters.append(letter)
-    )
+    app = shop(answering(Retry(limit=1)), dead_letter=lambda *letter: letters.append(letter))
 
     with pytest.raises(TaskPluginTriggerError):
         app.task(failing("function", TaskPluginTriggerError()))()

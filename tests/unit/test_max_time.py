@@ -237,7 +237,6 @@ def test_max_time_keeps_context_variables(kind, run):
 @both_ways
 def test_max_time_does_not_count_the_plugins(run):
     """The limit is the function's: what hookimpls take before it is not counted."""
-
     waits = plugin("w", task_executor_args_replace=lambda: time.sleep(0.35))
     func = TaskFunc("t", lambda: "done", max_time=0.3)
 

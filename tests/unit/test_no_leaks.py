@@ -74,9 +74,7 @@ def failing_run(ending, kind, cls):
     func = TaskFunc(
         "t", function_of(kind, body), intercept=OtherError if answers is not None else ()
     )
-    executor = TaskExecutor(
-        func, args=(argument,), plugins=PluginManager(plugins, settings=strict)
-    )
+    executor = TaskExecutor(func, args=(argument,), plugins=PluginManager(plugins, settings=strict))
     return executor, watched
 
 
@@ -179,7 +177,9 @@ def test_an_app_keeps_nothing_of_its_runs(no_gc):
 def test_what_a_hookimpl_keeps_stays_whole(run):
     """A plugin that keeps the run keeps its trail and its message, and those stay readable."""
     kept = []
-    keeps = plugin("keeps", task_executor_task_close=lambda task_executor: kept.append(task_executor))
+    keeps = plugin(
+        "keeps", task_executor_task_close=lambda task_executor: kept.append(task_executor)
+    )
     executor, _ = failing_run("no opinion", "function", BigError)
     executor = TaskExecutor(executor.task_func, args=executor.args, plugins=[keeps])
 

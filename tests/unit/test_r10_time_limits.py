@@ -94,7 +94,7 @@ def test_r10_an_async_hookimpl_that_swallows_its_cancellation_is_left_behind(run
 
 @both_ways
 def test_r10_a_blocking_hookimpl_is_left_in_its_thread(run):
-    """A @blocking hookimpl that is late is left in its daemon thread, and its answer is not used."""
+    """A late @blocking hookimpl is left in its daemon thread, and its answer is not used."""
     release = threading.Event()
     seen: list[threading.Thread] = []
 
@@ -179,9 +179,7 @@ def test_r10_the_limit_counts_from_the_hookimpls_own_first_step():
 @both_ways
 def test_r10_task_failed_has_the_limit_too(run):
     """A hookimpl of task_failed is held to the same limit, and the task's error goes on."""
-    failing_run = executor(
-        plugin("slow", task_executor_task_failed=lambda: asyncio.Event().wait())
-    )
+    failing_run = executor(plugin("slow", task_executor_task_failed=lambda: asyncio.Event().wait()))
 
     with pytest.raises(TaskPluginTriggerError, match="no"):
         run(failing_run)
@@ -194,7 +192,10 @@ def test_r10_a_late_hookimpl_is_told_like_a_failing_one(run):
     """A time limit is logged at error level, noted on the task's error, and in the trail."""
     failing_run = executor(Hanging())
 
-    with structlog.testing.capture_logs() as events, pytest.raises(TaskPluginTriggerError) as raised:
+    with (
+        structlog.testing.capture_logs() as events,
+        pytest.raises(TaskPluginTriggerError) as raised,
+    ):
         run(failing_run)
 
     (told,) = [event for event in events if event["event"] == "plugin_timed_out"]

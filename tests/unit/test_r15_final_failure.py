@@ -121,7 +121,11 @@ def test_r15_stop_iteration(kind):
 @every_kind
 @pytest.mark.parametrize(
     "hook",
-    ["task_executor_args_replace", "task_executor_run_task", "task_executor_run_task_trigger_error"],
+    [
+        "task_executor_args_replace",
+        "task_executor_run_task",
+        "task_executor_run_task_trigger_error",
+    ],
 )
 def test_r15_a_plugin_that_failed_under_strict(hook, kind, run):
     """Under ``strict`` it is a plugin's failure that the caller sees, and that is told."""

@@ -158,7 +158,9 @@ def test_r16_no_other_hook_is_called_after_a_cancellation(stop_at, been, kind):
 
     async def main():
         plugin = Everywhere(stop_at)
-        run = asyncio.create_task(TaskExecutor(function_of(kind, fails), plugins=[plugin]).execute())
+        run = asyncio.create_task(
+            TaskExecutor(function_of(kind, fails), plugins=[plugin]).execute()
+        )
         async with asyncio.timeout(10):
             await plugin.stopped.wait()
             run.cancel()

@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, TaskFunc, hookimpl
+from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
 from qtasks_pluggy.exc import PluginError, TaskPluginTriggerError
 from tests.runs import (

@@ -145,9 +145,7 @@ def test_r17_items_at_a_time_limit(kind, run):
 @pytest.mark.parametrize("answer", [[0], 0, {}, "abc", Replace(None), Replace([3])], ids=repr)
 def test_r17_an_answer_replaces_the_whole_list(answer, kind, run):
     """Nothing is appended and nothing is put in front: the answer is the result."""
-    executor = TaskExecutor(
-        failing(kind, TaskPluginTriggerError()), plugins=[answering(answer)]
-    )
+    executor = TaskExecutor(failing(kind, TaskPluginTriggerError()), plugins=[answering(answer)])
 
     assert run(executor) == (answer.value if isinstance(answer, Replace) else answer)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qtasks_hookspecs import TaskFunc, blocking, hookimpl
+from qtasks_hookspecs import TaskFunc
 from qtasks_pluggy import QueueTasks, TaskExecutor
 from qtasks_pluggy.exc import (
     TaskCancelError,
@@ -24,7 +24,6 @@ from tests.runs import (
     failing,
     function_of,
     plugin,
-    run_async,
     run_sync,
 )
 
@@ -306,7 +305,7 @@ def test_r2_an_outer_run_asks_again(cls, run):
     helper = plugin("helper", task_executor_run_task_trigger_error=decide)
     app = QueueTasks("shop", discover=False, plugins=[helper], intercept=ValueError)
     inner = app.task(name="inner")(failing("function", error))
-    outer = app.task(name="outer")(lambda: inner())  # noqa: PLW0108  # a task of its own
+    outer = app.task(name="outer")(lambda: inner())  # a task of its own
 
     assert run(TaskExecutor(outer)) == "saved"
     assert [("inner", error), ("outer", error)] == asked

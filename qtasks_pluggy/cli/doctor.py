@@ -1,0 +1,152 @@
+"""``qtasks-pluggy doctor``: who is asked, in what order, under what terms, and what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+import click
+
+from qtasks_pluggy import PluginManager
+from qtasks_pluggy._chain import Link
+from qtasks_pluggy.cli._load import Trouble, load_app
+from qtasks_pluggy.cli._screen import Column, show_table
+from qtasks_pluggy.cli.hooks import HOOKS
+from qtasks_pluggy.exc import SettingsError
+
+_CHAIN: Final = [
+    Column("", right=True),
+    Column("plugin", style="bold"),
+    Column("distribution"),
+    Column("kind"),
+    Column("asked"),
+    Column("limit", right=True),
+    Column("answers"),
+]
+
+
+@click.command(name="doctor")
+@click.argument("app_spec", metavar="[APP]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Write JSON instead of tables.")
+def doctor(app_spec: str | None, *, as_json: bool) -> None:
+    """Examine the installed plugins, and those that APP adds.
+
+    Shows each hook's chain in the order of the calls, every setting and where it came from, and
+    every fault, not only the first. Of the plugins' own sections only the keys are shown: their
+    values may be secrets.
+
+    \b
+    Exit codes:
+      0  all is well
+      1  a plugin has a fault, or is in quarantine
+      2  usage, settings, import of APP
+    """  # noqa: D301  # \b is click's own mark, not an escape
+    faults: list[str] = []
+    app = None if app_spec is None else load_app(app_spec)
+    manager = PluginManager() if app is None else app.plugins
+    try:
+        (manager.discover if app is None else app.load_plugins)(faults)
+    except SettingsError as error:
+        raise Trouble(str(error)) from None
+    found = _examine(manager, faults)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _show(found)
+    ill = faults or any(plugin["quarantined"] for plugin in found["plugins"])
+    click.get_current_context().exit(1 if ill else 0)
+
+
+def _examine(manager: PluginManager, faults: list[str]) -> dict[str, Any]:
+    loaded = manager.loaded
+    values = attrs.asdict(loaded.settings, recurse=False)
+    values["plugin"] = {name: sorted(section) for name, section in values["plugin"].items()}
+    return {
+        "settings": {
+            key: {"value": value, "source": loaded.sources[key]} for key, value in values.items()
+        },
+        "hooks": {name: _chain(manager, name) for name in HOOKS},
+        "plugins": [attrs.asdict(one) for one in manager.list_plugin_info()],
+        "faults": faults,
+    }
+
+
+def _chain(manager: PluginManager, hook: str) -> list[dict[str, Any]]:
+    """Tell a hook's chain in the order of the calls: a wrapper begins before what it surrounds."""
+    chain = getattr(manager.hook, hook).chain
+    if chain is None:
+        return []
+    order = manager.settings.order
+    return [_link(link, order) for link in (*reversed(chain.wrappers), *chain.links)]
+
+
+def _link(link: Link, order: tuple[str, ...]) -> dict[str, Any]:
+    impl = link.impl
+    kinds = {"wrapper": impl.wrapper, "async": link.is_async, "blocking": link.blocking}
+    marks = {"tryfirst": impl.tryfirst, "trylast": impl.trylast}
+    place = next((mark for mark, there in marks.items() if there), None)
+    return {
+        "plugin": link.plugin,
+        "distribution": link.distribution,
+        "version": link.version,
+        "kind": next((kind for kind, there in kinds.items() if there), "plain"),
+        "place": "order" if link.plugin in order else place,
+        "when": [_condition(attrs.asdict(one, recurse=False)) for one in link.when],
+        "timeout": link.limit,
+        "observed": link.observed,
+        "quarantine_left": link.breaker.left,
+    }
+
+
+def _condition(one: Mapping[str, Any]) -> str:
+    told = []
+    for name, value in one.items():
+        if name == "error" and value is not None:
+            names = [error if isinstance(error, str) else error.__qualname__ for error in value]
+            told.append(f"error={' or '.join(names)}")
+        elif value is not None:
+            told.append(f"{name}={value}")
+    return ", ".join(told)
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    for hook, chain in found["hooks"].items():
+        if chain:
+            click.secho(f"\n{hook}", bold=True)
+            show_table(_CHAIN, [_row(number, link) for number, link in enumerate(chain, start=1)])
+    unused = [hook for hook, chain in found["hooks"].items() if not chain]
+    if unused:
+        click.secho("\nnobody implements", bold=True)
+        click.echo("\n".join(unused))
+    off = [one for one in found["plugins"] if not one["enabled"]]
+    if off:
+        click.secho("\nnot asked", bold=True)
+        rows = [[one["name"], _from(one), one["reason"] or ""] for one in off]
+        show_table([Column("plugin", style="bold"), Column("distribution"), Column("why")], rows)
+    click.secho("\nsettings", bold=True)
+    rows = [
+        [key, json.dumps(one["value"]), one["source"]] for key, one in found["settings"].items()
+    ]
+    show_table([Column("key", style="bold"), Column("value"), Column("from")], rows)
+    if found["faults"]:
+        click.secho("\nfaults", bold=True, fg="red")
+        for fault in found["faults"]:
+            click.echo(f"- {fault}")
+
+
+def _row(number: int, link: Mapping[str, Any]) -> list[str]:
+    asked = " or ".join(link["when"]) or "always"
+    if link["quarantine_left"] is not None:
+        asked = f"not for {link['quarantine_left']:.0f} s: quarantine"
+    kind = link["kind"] if link["place"] is None else f"{link['kind']}, {link['place']}"
+    limit = "" if link["timeout"] is None else f"{link['timeout']:g} s"
+    answers = "observed only" if link["observed"] else "used"
+    return [str(number), link["plugin"], _from(link), kind, asked, limit, answers]
+
+
+def _from(one: Mapping[str, Any]) -> str:
+    if one["distribution"] is None:
+        return "-"
+    return f"{one['distribution']} {one['version']}"

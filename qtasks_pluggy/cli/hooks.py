@@ -1,0 +1,58 @@
+"""``qtasks-pluggy hooks``: the reference of the hooks, from their docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from types import FunctionType
+from typing import Any, Final
+
+import click
+
+from qtasks_hookspecs import _hooks
+from qtasks_pluggy._names import nearest
+from qtasks_pluggy.cli._load import Trouble
+from qtasks_pluggy.cli._screen import Column, show_table
+
+HOOKS: Final = {
+    name: value
+    for name, value in vars(_hooks).items()
+    if isinstance(value, FunctionType) and value.__module__ == _hooks.__name__
+}
+"""Each hook's specification by its name, in the order in which a run meets them."""
+
+
+@click.command(name="hooks")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text.")
+def hooks(name: str | None, *, as_json: bool) -> None:
+    """List the hooks that a plugin can implement, or tell all about NAME.
+
+    \b
+    Exit codes:
+      0  all is well
+      2  no hook has that name
+    """  # noqa: D301  # \b is click's own mark, not an escape
+    if name is not None and name not in HOOKS:
+        msg = f"no hook is named {name!r}; did you mean {nearest(name, HOOKS)!r}?"
+        raise Trouble(msg)
+    chosen = [_told(one) for one in HOOKS if name in {None, one}]
+    if as_json:
+        click.echo(json.dumps(chosen, indent=2))
+    elif name is None:
+        columns = [Column("hook", style="bold"), Column("what it is for")]
+        show_table(columns, [[one["name"], one["summary"]] for one in chosen])
+    else:
+        (hook,) = chosen
+        click.secho(f"{hook['name']}({', '.join(hook['parameters'])})", bold=True)
+        click.echo(f"\n{hook['text']}")
+
+
+def _told(name: str) -> dict[str, Any]:
+    text = inspect.getdoc(HOOKS[name]) or ""
+    return {
+        "name": name,
+        "parameters": list(inspect.signature(HOOKS[name]).parameters),
+        "summary": text.partition("\n")[0],
+        "text": text,
+    }

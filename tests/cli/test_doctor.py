@@ -1,0 +1,160 @@
+"""The commands ``doctor`` and ``hooks``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from qtasks_pluggy.cli._command import command
+
+APP = '''
+import asyncio
+from qtasks_hookspecs import Replace, blocking, hookimpl, when
+from qtasks_pluggy import QueueTasks
+
+TRIGGER = "task_executor_run_task_trigger_error"
+
+
+class Wrapper:
+    name = "wrapper"
+
+    @hookimpl(wrapper=True)
+    def task_executor_run_task_trigger_error(self):
+        return (yield)
+
+
+class Picky:
+    name = "picky"
+
+    @hookimpl(trylast=True)
+    @when(error=("ValueError", KeyError), task="price_*")
+    @when(tag="slow")
+    async def task_executor_run_task_trigger_error(self):
+        return None
+
+
+class Slow:
+    name = "slow"
+
+    @hookimpl
+    @blocking
+    def task_executor_run_task_trigger_error(self):
+        return Replace(1)
+
+    @hookimpl
+    def qtasks_start(self):
+        pass
+
+
+app = QueueTasks("shop", plugins=[Picky(), Slow(), Wrapper()], discover=False)
+'''
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep settings files and apps of other tests away."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop_for_doctor.py").write_text(APP, "utf-8")
+
+
+def run(*args: str) -> Result:
+    """Run the command."""
+    return CliRunner().invoke(command, args)
+
+
+def examined(*args: str) -> Any:
+    """Run doctor on the app; return what it found."""
+    result = run("doctor", "shop_for_doctor.py", "--json", *args)
+    assert result.exit_code in {0, 1}, result.output
+    return json.loads(result.stdout)
+
+
+def test_doctor_tells_a_chain_in_call_order():
+    """Wrappers begin first, and ``trylast`` comes last."""
+    chain = examined()["hooks"]["task_executor_run_task_trigger_error"]
+
+    assert ["wrapper", "slow", "picky"] == [link["plugin"] for link in chain]
+    assert ["wrapper", "blocking", "async"] == [link["kind"] for link in chain]
+    assert [None, None, "trylast"] == [link["place"] for link in chain]
+    assert ["error=ValueError or KeyError, task=price_*", "tag=slow"] == chain[2]["when"]
+    assert [5.0] * 3 == [link["timeout"] for link in chain]
+
+
+def test_doctor_sees_the_settings_change_the_chain(monkeypatch):
+    """Order, limits, observe and disable show in the chain, and where they came from."""
+    monkeypatch.setenv("QTASKS_PLUGGY_ORDER", "picky,slow")
+    monkeypatch.setenv("QTASKS_PLUGGY_OBSERVE", "slow")
+    monkeypatch.setenv("QTASKS_PLUGGY_TIMEOUTS", '{"slow": 0.5}')
+    Path("qtasks_pluggy.toml").write_text('disable = ["wrapper"]\n', "utf-8")
+
+    found = examined()
+    chain = found["hooks"]["task_executor_run_task_trigger_error"]
+
+    assert ["picky", "slow"] == [link["plugin"] for link in chain]
+    assert ["order", "order"] == [link["place"] for link in chain]
+    assert (0.5, True) == (chain[1]["timeout"], chain[1]["observed"])
+    assert "QTASKS_PLUGGY_ORDER" == found["settings"]["order"]["source"]
+    assert found["settings"]["disable"]["source"].endswith("qtasks_pluggy.toml")
+    (off,) = [one for one in found["plugins"] if not one["enabled"]]
+    assert ("wrapper", True) == (off["name"], off["reason"].startswith("disabled"))
+
+
+def test_doctor_shows_no_values_of_sections():
+    """Of the plugins' own sections only the keys are shown."""
+    Path("qtasks_pluggy.toml").write_text('[plugin.slow]\ntoken = "s3cret"\n', "utf-8")
+
+    text = run("doctor", "shop_for_doctor.py").output
+
+    assert "token" in text
+    assert "s3cret" not in text
+
+
+def test_doctor_reads_well_on_a_pipe():
+    """Without a terminal doctor writes plain columns."""
+    result = run("doctor", "shop_for_doctor.py")
+
+    assert 0 == result.exit_code
+    assert "task_executor_run_task_trigger_error\n" in result.output
+    assert "\x1b" not in result.output
+    assert "nobody implements\n" in result.output
+
+
+def test_doctor_refuses_wrong_settings(monkeypatch):
+    """A wrong setting is one clear error, and exit code 2."""
+    monkeypatch.setenv("QTASKS_PLUGGY_TIMEOUT", "0")
+
+    result = run("doctor")
+
+    assert 2 == result.exit_code
+    assert "QTASKS_PLUGGY_TIMEOUT" in result.output
+    assert "more than 0 seconds" in result.output
+
+
+def test_hooks_lists_them_in_the_order_of_a_run():
+    """``hooks`` lists each hook with its first line."""
+    listed = json.loads(run("hooks", "--json").stdout)
+
+    assert "qtasks_start" == listed[0]["name"]
+    assert "qtasks_stop" == listed[-1]["name"]
+    assert 7 == len(listed)
+    assert all(one["summary"] in run("hooks").output for one in listed)
+
+
+def test_hooks_tells_all_about_one():
+    """``hooks NAME`` shows signature and docstring."""
+    text = run("hooks", "task_executor_task_failed").output
+
+    assert "task_executor_task_failed(task_executor, task_func, task_broker, e)" in text
+    assert "When:" in text
+
+
+def test_hooks_names_the_nearest():
+    """An unknown hook is an error that names the nearest, with exit code 2."""
+    result = run("hooks", "task_executor_task_faild")
+
+    assert 2 == result.exit_code
+    assert "'task_executor_task_failed'" in result.output

@@ -1,0 +1,132 @@
+"""An operator's story: three installed plugins, and nothing but commands and settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+PLUGINS = {
+    "broken": """
+        from qtasks_hookspecs import hookimpl
+
+        @hookimpl
+        def task_executor_run_task_trigger_error():
+            raise RuntimeError("a bug of mine")
+    """,
+    "good": """
+        from qtasks_hookspecs import Replace, hookimpl
+
+        @hookimpl
+        def task_executor_run_task_trigger_error(e):
+            return Replace("good")
+    """,
+    "slow": """
+        import asyncio
+        from qtasks_hookspecs import Replace, hookimpl
+
+        @hookimpl
+        async def task_executor_run_task_trigger_error():
+            await asyncio.sleep(0.1)
+            return Replace("slow")
+    """,
+}
+APP = """
+    from qtasks_pluggy import QueueTasks
+
+    app = QueueTasks("shop")
+
+    @app.task(echo=True)
+    def price(self):
+        self.ctx.plugin_error("no price")
+"""
+
+
+def write_wheel(folder: Path, name: str, source: str) -> Path:
+    """Write a wheel with one module and its entry point."""
+    path = folder / f"qtasks_{name}-2.1-py3-none-any.whl"
+    info = f"qtasks_{name}-2.1.dist-info"
+    files = {
+        f"qtasks_{name}.py": dedent(source),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: qtasks-{name}\nVersion: 2.1\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": f"[qtasks_pluggy]\n{name} = qtasks_{name}\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in files.items():
+            wheel.writestr(file, text)
+    return path
+
+
+class Machine:
+    """A folder with an app, an installation of the plugins, and the operator's environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        wheels = [write_wheel(folder, name, source) for name, source in PLUGINS.items()]
+        site = folder / "site"
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+        subprocess.run([*install, "--target", str(site), *map(str, wheels)], check=True)
+        (folder / "shop.py").write_text(dedent(APP), "utf-8")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("QTASKS_PLUGGY_")}
+        self.environment = kept | {"PYTHONPATH": str(site)}
+
+    def run(self, *args: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run the command with some settings in the environment."""
+        variables = {f"QTASKS_PLUGGY_{key.upper()}": value for key, value in settings.items()}
+        return subprocess.run(
+            [sys.executable, "-m", "qtasks_pluggy.cli", *args],
+            capture_output=True,
+            check=False,
+            cwd=self.folder,
+            env=self.environment | variables,
+            text=True,
+            timeout=60,
+        )
+
+    def doctor(self, **settings: str) -> Any:
+        """Return what doctor says of the error hook's chain."""
+        found = json.loads(self.run("doctor", "shop:app", "--json", **settings).stdout)
+        return found["hooks"]["task_executor_run_task_trigger_error"]
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """Install the three plugins once."""
+    return Machine(tmp_path_factory.mktemp("operator"))
+
+
+def test_an_operator_finds_and_tames_the_slow_and_the_broken(machine):
+    """Through commands and settings alone the culprits are found, one is observed, one disabled."""
+    # What is there, and what happens?
+    listed = json.loads(machine.run("plugins", "--json").stdout)
+    assert ["broken", "good", "slow"] == [one["name"] for one in listed]
+    assert {"2.1"} == {one["version"] for one in listed}
+    assert ["broken", "good", "slow"] == [link["plugin"] for link in machine.doctor()]
+
+    # A limit shows who is slow, and the log who is broken; the run has a result all the same.
+    first = machine.run("run", "shop:app", "price", timeout="0.02")
+    assert 0 == first.returncode, first.stderr
+    assert "good" in first.stdout
+    errors = [line for line in first.stderr.splitlines() if "[error" in line]
+    assert any("plugin_failed" in line and "plugin=broken" in line for line in errors)
+    assert any("plugin_timed_out" in line and "plugin=slow" in line for line in errors)
+    assert not any("plugin=good" in line for line in errors)
+
+    # The slow one is put on observe, the broken one is disabled: the chain shows it.
+    tamed = {"observe": "slow", "disable": "broken"}
+    chain = machine.doctor(**tamed)
+    assert [("good", False), ("slow", True)] == [(one["plugin"], one["observed"]) for one in chain]
+    second = machine.run("run", "shop:app", "price", **tamed)
+    assert 0 == second.returncode, second.stderr
+    assert "good" in second.stdout
+    assert "broken" not in second.stderr
+    assert "slow" not in second.stderr
