@@ -48,7 +48,7 @@ def installed() -> Iterator[tuple[Candidate, importlib.metadata.EntryPoint | Non
         if len(claims) == 1:
             yield candidate, entry_point
             continue
-        others = " and ".join(f"{other} {its}" for other, its, _ in claims)
+        others = " and ".join(sorted(f"{other} {its}" for other, its, _ in claims))
         candidate.fault(
             f"{others} both claim this name in the entry point group {ENTRY_POINT_GROUP!r};"
             " uninstall one of them"
@@ -81,7 +81,7 @@ def _claims() -> dict[str, list[tuple[str, str, importlib.metadata.EntryPoint]]]
             continue
         seen.add(normalized)
         for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
-            claims.setdefault(entry_point.name, []).append(
-                (name, distribution.version, entry_point)
-            )
+            claim = (name, distribution.version, entry_point)
+            if claim not in claims.setdefault(entry_point.name, []):
+                claims[entry_point.name].append(claim)
     return claims

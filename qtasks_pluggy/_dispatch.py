@@ -40,7 +40,7 @@ _at_work: Final[contextvars.ContextVar[tuple[Callable[..., Any], ...]]] = contex
 class HookCaller(pluggy.HookCaller):
     """A hook that is called by our convention, plainly or by ``call_async``."""
 
-    __slots__ = ("chain", "lastresult", "manager", "names", "pipeline")
+    __slots__ = ("chain", "lastresult", "manager", "names", "pipeline", "size")
 
     def __init__(
         self, name: str, manager: PluginManager, namespace: Any, options: Mapping[str, Any]
@@ -53,6 +53,7 @@ class HookCaller(pluggy.HookCaller):
         self.lastresult: bool = options.get("lastresult", False)
         self.pipeline: str | None = options.get("pipeline")
         self.names = frozenset(self.spec.argnames)
+        self.size = len(self.names)
 
     def __call__(self, **values: Any) -> Any:
         """Call the hook from plain code; its async hookimpls run on the background loop.
@@ -133,7 +134,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
         PluginError: A hookimpl failed and may not, because of ``strict`` or while starting.
         TypeError: The caller left out a parameter of the hook, or gave one that it lacks.
     """
-    if len(values) != len(hook.names):
+    if len(values) != hook.size:
         raise misuse(hook, values)
     run = values.get("task_executor")
     if run is None:

@@ -105,7 +105,6 @@ class TaskExecutor:
         self._yielded: list[Any] | None = None
         self._entries: list[Entry] = []
         self._waiting: Waiting | None = None
-        self._given: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
 
     @property
     def task_func(self) -> TaskFunc:
@@ -367,8 +366,9 @@ class TaskExecutor:
         return hook(task_executor=self, **values)
 
     async def _replace_arguments(self) -> None:
-        # Each attempt begins with the arguments that the run was given.
-        if self._given is None:
+        # Each attempt begins with the arguments that the run was given; a slot that is not set yet
+        # says that this is the first one, and costs no other run anything.
+        if not hasattr(self, "_given"):
             self._given = self._args, self._kwargs
         args, kwargs = self._given
         self._args, self._kwargs = await self._call(

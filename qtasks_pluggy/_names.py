@@ -15,4 +15,6 @@ def who(plugin: str, distribution: str | None, version: str | None) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return the name most like a given one; at least one name must be there."""
-    return difflib.get_close_matches(name, sorted(names), n=1, cutoff=0)[0]
+    by_letters = {one.casefold(): one for one in sorted(names)}
+    near = difflib.get_close_matches(name.casefold(), by_letters, n=1, cutoff=0)
+    return by_letters[near[0]]

@@ -307,6 +307,7 @@ class PluginManager(pluggy.PluginManager):
     def _check(self, candidates: Iterable[Candidate], trigger_names: Iterable[str] | None) -> None:
         hooks = {name: caller.names for name, caller in self._callers().items()}
         taken = dict(self._origins)
+        names: dict[int, str] = {}
         for candidate in candidates:
             if candidate.problems:
                 continue
@@ -318,9 +319,10 @@ class PluginManager(pluggy.PluginManager):
                 )
             taken[candidate.name] = candidate
             check(candidate, hooks, self.parse_hookimpl_opts, trigger_names)
-            registered = self.get_name(candidate.plugin)
+            registered = self.get_name(candidate.plugin) or names.get(id(candidate.plugin))
             if registered is not None and other is None:
-                candidate.fault(f"is registered already, as {registered!r}")
+                candidate.fault(f"is registered already, as {registered!r}; add it once")
+            names[id(candidate.plugin)] = candidate.name
 
     def _skip(self, candidate: Candidate, reason: str) -> None:
         self._skipped[candidate.name] = PluginInfo(

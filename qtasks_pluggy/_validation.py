@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -160,9 +161,12 @@ def _check_hookimpl(
         candidate.fault(f"hook {hook!r}: its parameters cannot be read ({error}); use a function")
         return
     for name, problem in faults:
+        # Only where one is near: for a short name like e, the least far one would mislead.
+        near = difflib.get_close_matches(name, hooks[hook], n=1)
+        hint = f", the nearest is {near[0]!r}" if near else ""
         candidate.fault(
-            f"hook {hook!r}: {problem} {name!r}; the hook has {', '.join(sorted(hooks[hook]))},"
-            f" the nearest is {nearest(name, hooks[hook])!r}"
+            f"hook {hook!r}: {problem} {name!r}; the hook has {', '.join(sorted(hooks[hook]))}"
+            f"{hint}"
         )
     for condition in conditions(function):
         fault = never_matches(condition, hooks[hook])

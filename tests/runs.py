@@ -13,6 +13,7 @@ import pytest
 
 from qtasks_hookspecs import TaskFunc, hookimpl
 from qtasks_pluggy import TaskExecutor
+from qtasks_pluggy.exc import PluginError, PluginRegistrationError
 
 KINDS = ("function", "coroutine", "generator", "async generator")
 
@@ -138,3 +139,12 @@ class Listener:
     @hookimpl
     def task_executor_task_close(self, task_executor: Any) -> None:
         self.heard.append(("closed", task_executor))
+
+
+def registration_error(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return the error of a call that finds faults of plugins."""
+    with pytest.raises(PluginRegistrationError) as caught:
+        call(*args, **kwargs)
+    assert isinstance(caught.value, PluginError)
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
+    return caught.value

@@ -78,8 +78,12 @@ class Records:
         self.name = "standard input" if name == STDIN else name
         self.size: int | None = None
         self._lines = _Lines(self._open(name))
-        csv_file = name.lower().endswith(".csv")
-        self._records = self._csv() if csv_file else self._json()
+        try:
+            csv_file = name.lower().endswith(".csv")
+            self._records = self._csv() if csv_file else self._json()
+        except BaseException:
+            self._lines.source.close()
+            raise
 
     @property
     def position(self) -> int:
@@ -226,6 +230,8 @@ class _Lines:
         """Read one line."""
         line = self._read()
         if not line:
+            # Only here: while another thread waits for input, closing would wait for that thread.
+            self.source.close()
             raise StopIteration
         self._number += 1
         if len(line) > MOST_BYTES:

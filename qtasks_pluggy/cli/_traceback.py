@@ -30,7 +30,7 @@ def own_traceback(error: BaseException) -> str:
     while one is not None and id(one) not in seen:
         seen.add(id(one))
         frames = list(one.stack)
-        while len(frames) > 1 and frames[0].filename.startswith(_OURS):
+        while frames and frames[0].filename.startswith(_OURS):
             del frames[0]
         one.stack = traceback.StackSummary.from_list(frames)
         one = one.__cause__ or one.__context__

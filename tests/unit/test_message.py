@@ -28,9 +28,19 @@ TRAVELS = {
     },
 }
 every_travel = pytest.mark.parametrize("travel", TRAVELS.values(), ids=TRAVELS)
-FIELDS = (
-    ["name", "args", "kwargs", "uuid", "priority", "created_at", "attempt", "queue", "engine", "redelivered", "metadata"]
-)
+FIELDS = [
+    "name",
+    "args",
+    "kwargs",
+    "uuid",
+    "priority",
+    "created_at",
+    "attempt",
+    "queue",
+    "engine",
+    "redelivered",
+    "metadata",
+]
 
 
 def at_once(function, threads=16):

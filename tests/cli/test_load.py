@@ -1,0 +1,162 @@
+"""APP and TASK: what they name, and what is said of those that name nothing."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+APP = """
+    from qtasks_pluggy import QueueTasks
+
+    app = QueueTasks("shop", discover=False)
+    other = QueueTasks("other", discover=False)
+
+    @app.task
+    def price(x=1): return x
+
+    @app.task
+    def stock(x=1): return x
+
+    @other.task
+    def tax(x=1): return x
+
+    number = 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("app", "task"),
+    [
+        ("shop", "price"),
+        ("shop:app", "price"),
+        ("shop:other", "tax"),
+        ("shop.py", "price"),
+        ("shop.py:other", "tax"),
+        ("./shop.py", "price"),
+        ("inner.shop", "price"),
+        ("inner/shop.py:other", "tax"),
+    ],
+)
+def test_app_is_a_module_or_a_file_and_an_attribute(workplace, app, task):
+    """The attribute is ``app`` if left out, and the current folder is importable."""
+    workplace.write("shop.py", APP)
+    workplace.write("inner/__init__.py", "")
+    workplace.write("inner/shop.py", APP)
+
+    result = workplace.run("run", app, task)
+
+    assert (0, "1\n") == (result.exit_code, result.stdout), result.stderr
+
+
+def test_a_file_in_a_package_may_import_relatively(workplace):
+    """A file is imported by the name that its package gives it."""
+    workplace.write("pack/__init__.py", "")
+    workplace.write("pack/values.py", "ONE = 1\n")
+    workplace.write("pack/shop.py", f"from .values import ONE\n{dedented(APP)}")
+
+    result = workplace.run("run", "pack/shop.py", "price")
+
+    assert (0, "1\n") == (result.exit_code, result.stdout)
+    assert "pack.shop" in sys.modules
+
+
+def test_a_file_may_import_its_neighbours(workplace):
+    """What lies beside the app's file is importable, as it is for a script."""
+    workplace.write("far/neighbour_of_shop.py", "ONE = 1\n")
+    workplace.write("far/shop.py", f"import neighbour_of_shop\n{dedented(APP)}")
+
+    assert workplace.run("run", "far/shop.py", "price").exit_code == 0
+
+
+def test_a_file_with_a_name_that_is_taken_or_none_is_loaded_all_the_same(workplace):
+    """A file that shares its name with a loaded module, or could not be imported, is itself."""
+    workplace.write("json.py", APP)
+    workplace.write("my-app.py", APP)
+
+    assert workplace.run("run", "json.py", "price").exit_code == 0
+    assert workplace.run("run", "my-app.py", "price").exit_code == 0
+    assert hasattr(sys.modules["json"], "dumps")
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        ("shpo", "there is no module 'shpo'; did you mean 'shop'?"),
+        ("inner.shpo", "there is no module 'inner.shpo'; did you mean 'inner.shop'?"),
+        ("shpo.py", "the file shpo.py does not exist; did you mean shop.py?"),
+        ("nowhere/shop.py", "the file nowhere/shop.py does not exist; look at its folder"),
+        ("inner/", "the file inner/ is not a file; did you mean"),
+        ("shop:ap", "'shop' has no 'ap'; did you mean shop:app?"),
+        ("shop.py:othr", "'shop.py' has no 'othr'; did you mean shop.py:other?"),
+        ("shop:number", "'number' in 'shop' is of type int, not QueueTasks; did you mean shop:"),
+        ("inner", "nothing in 'inner' is a QueueTasks; make one"),
+        (":app", "write module:attribute or file.py:attribute"),
+        ("shop:", "write module:attribute or file.py:attribute"),
+    ],
+)
+def test_an_app_that_is_not_there_is_an_error_that_names_the_nearest(workplace, app, said):
+    """Exit code 2, and one error that says what to do."""
+    workplace.write("shop.py", APP)
+    workplace.write("inner/__init__.py", "")
+    workplace.write("inner/shop.py", APP)
+
+    result = workplace.run("run", app, "price")
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.count("Error:") == 1
+
+
+def test_a_task_that_is_not_there_is_an_error_that_names_the_nearest(workplace):
+    """Exit code 2, the nearest task, and all tasks there are."""
+    workplace.write("shop.py", APP)
+
+    result = workplace.run("run", "shop", "prize")
+
+    assert result.exit_code == 2
+    assert "app 'shop' has no task 'prize'; did you mean 'price'?" in result.stderr
+    assert "Its tasks are price, stock." in result.stderr
+
+
+def test_an_app_without_tasks_says_so(workplace):
+    """There is no nearest task, so the error says how to declare one."""
+    workplace.write("bare.py", "from qtasks_pluggy import QueueTasks\napp = QueueTasks('bare')\n")
+
+    result = workplace.run("run", "bare", "price")
+
+    assert result.exit_code == 2
+    assert "it has no tasks at all; declare one with @app.task" in result.stderr
+
+
+@pytest.mark.parametrize("app", ["faulty", "faulty.py"])
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("x = 1\nx / 0\n", "ZeroDivisionError"),
+        ("def f(:\n", "SyntaxError"),
+        ("import nowhere_to_be_found\n", "ModuleNotFoundError"),
+        ("raise SystemExit(0)\n", "SystemExit"),
+        (
+            "from qtasks_pluggy import QueueTasks\napp = QueueTasks('a')\n"
+            "app.task(name='one')(len)\napp.task(name='one')(abs)\n",
+            "TaskNameError",
+        ),
+    ],
+)
+def test_a_module_that_raises_on_import_shows_its_traceback(workplace, app, source, said):
+    """Exit code 2, after a traceback that begins in the module itself."""
+    workplace.write("faulty.py", source)
+
+    result = workplace.run("run", app, "price")
+
+    assert result.exit_code == 2
+    assert f"importing {app!r} raised {said}" in result.stderr
+    assert "faulty.py" in result.stderr
+    assert "importlib" not in result.stderr
+    assert "_load.py" not in result.stderr
+
+
+def dedented(source: str) -> str:
+    """Take the indentation away."""
+    return "\n".join(line.removeprefix("    ") for line in source.splitlines())
