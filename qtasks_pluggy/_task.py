@@ -112,6 +112,16 @@ class TaskHost(Protocol):
         ...
 
 
+class _Wrapped:
+    """The bare function, where ``inspect.signature`` looks for it; on a task, not on its class."""
+
+    def __get__(self, task: Any, owner: type) -> Any:
+        if task is None:
+            msg = f"type object {owner.__name__!r} has no attribute '__wrapped__'"
+            raise AttributeError(msg)
+        return task.task_func.func
+
+
 class _Task(Generic[P, R_co]):
     """What both kinds of task have.
 
@@ -145,10 +155,7 @@ class _Task(Generic[P, R_co]):
         """The app, if there is one."""
         return self._host
 
-    @property
-    def __wrapped__(self) -> Any:
-        """The bare function, where ``inspect.signature`` looks for it."""
-        return self.task_func.func
+    __wrapped__: Any = _Wrapped()
 
     @property
     def __name__(self) -> str:

@@ -280,21 +280,30 @@ class _BackgroundLoop:
             raise RuntimeError(msg)
         future: concurrent.futures.Future[Carried] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
-        tasks: list[asyncio.Task[None]] = []
+        tasks: list[asyncio.Task[Carried]] = []
 
-        async def body() -> None:
+        async def body() -> Carried:
             try:
-                carried: Carried = [await thing, None]
+                return [await thing, None]
             except BaseException as error:  # noqa: BLE001  # raised by whoever waits
-                carried = [None, error]
-            future.set_result(carried)
+                return [None, error]
+
+        def end(task: asyncio.Task[Carried]) -> None:
+            # Told when the task is over, not by the task: the process may end right after.
+            if task.cancelled() and asyncio.iscoroutine(thing):
+                thing.close()
+            future.set_result(
+                [None, asyncio.CancelledError()] if task.cancelled() else task.result()
+            )
 
         def start() -> None:
-            tasks.append(loop.create_task(body()))
+            task = loop.create_task(body())
+            task.add_done_callback(end)
+            tasks.append(task)
 
         context = contextvars.copy_context()
-        loop.call_soon_threadsafe(start, context=context)
         try:
+            loop.call_soon_threadsafe(start, context=context)
             carried = future.result()
         except BaseException:
             # Ctrl-C in the waiting thread: what it waited for must not go on unseen.

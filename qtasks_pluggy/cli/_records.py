@@ -8,7 +8,8 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Self
 
 import attrs
 
@@ -81,9 +82,19 @@ class Records:
         try:
             csv_file = name.lower().endswith(".csv")
             self._records = self._csv() if csv_file else self._json()
-        except BaseException:
-            self._lines.source.close()
+        except Trouble:
+            self._lines.close()
             raise
+
+    def __enter__(self) -> Self:
+        """Hold the file."""
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        """Let go of the file."""
+        self._lines.close()
 
     @property
     def position(self) -> int:
@@ -221,6 +232,7 @@ class _Lines:
         self.source = source
         self.position = 0
         self._number = 0
+        self._reading = False
 
     def __iter__(self) -> Iterator[tuple[int, str, str | None]]:
         """Read on."""
@@ -230,8 +242,6 @@ class _Lines:
         """Read one line."""
         line = self._read()
         if not line:
-            # Only here: while another thread waits for input, closing would wait for that thread.
-            self.source.close()
             raise StopIteration
         self._number += 1
         if len(line) > MOST_BYTES:
@@ -244,8 +254,15 @@ class _Lines:
             return self._number, "", f"this line is not UTF-8: {error.reason} at {error.start + 1}"
         return self._number, text, None
 
+    def close(self) -> None:
+        """Close the file, unless another thread waits for input: closing would wait for that."""
+        if not self._reading:
+            self.source.close()
+
     def _read(self) -> bytes:
+        self._reading = True
         line = self.source.readline(MOST_BYTES + 1)
+        self._reading = False
         self.position += len(line)
         return line
 

@@ -169,16 +169,16 @@ def _say_error(text: str) -> None:
 def _run_each(
     app: QueueTasks, task: Task, each: str, size: int, out: str | None, *, as_json: bool
 ) -> int:
-    records = Records(each)
-    if out is not None and out != STDOUT and records.is_file(out):
-        msg = f"--out {out} is the file that the records are read from; give another one"
-        raise Trouble(msg)
-    if records.is_terminal():
-        click.echo("Type one JSON record a line; Ctrl-D ends the input.", err=True)
-    if out is None:
-        return _run_batch(app, task, records, size, None, as_json=as_json)
-    with Output(out) as output:
-        return _run_batch(app, task, records, size, output, as_json=as_json)
+    with Records(each) as records:
+        if out is not None and out != STDOUT and records.is_file(out):
+            msg = f"--out {out} is the file that the records are read from; give another one"
+            raise Trouble(msg)
+        if records.is_terminal():
+            click.echo("Type one JSON record a line; Ctrl-D ends the input.", err=True)
+        if out is None:
+            return _run_batch(app, task, records, size, None, as_json=as_json)
+        with Output(out) as output:
+            return _run_batch(app, task, records, size, output, as_json=as_json)
 
 
 def _run_batch(
