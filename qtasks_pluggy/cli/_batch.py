@@ -121,6 +121,11 @@ class Batch:
                 threading.Thread(target=self._read, name=name, daemon=True).start()
                 self._watch()
             self.tally.unfinished = list(self._work.running.copy().items())
+        while not self._heard.empty():
+            # A crew that dies takes its runs with it, and perhaps there is nothing else to wait for.
+            heard = self._heard.get()
+            if isinstance(heard, Died):
+                self._stop_because(_of_death(heard))
 
     def _read(self) -> None:
         """Hand records to the crew, as there is room; in a thread of its own."""
@@ -164,10 +169,7 @@ class Batch:
                 self._deadline = time.monotonic() + GRACE_SECONDS
                 self._tell_interrupted()
             elif isinstance(heard, Died):
-                self._stop_because(
-                    f"a run has stopped the event loop of all of them: {_told(heard.error)};"
-                    " a task may not stop the loop that it runs on"
-                )
+                self._stop_because(_of_death(heard))
                 return
             else:
                 settled += 1
@@ -247,6 +249,13 @@ class Batch:
             self._heard.put(_Interrupted())
         else:
             self._watcher.end_at_once(list(self._work.running.copy().items()))
+
+
+def _of_death(crew: Died) -> str:
+    return (
+        f"a run has stopped the event loop of all of them: {_told(crew.error)};"
+        " a task may not stop the loop that it runs on"
+    )
 
 
 def _told(error: BaseException) -> str:

@@ -149,6 +149,7 @@ class EventLoop:
         self._tasks: set[asyncio.Task[None]] = set()
         self._limit = asyncio.Semaphore(work.size)
         self._done = asyncio.Event()
+        self._leaving = False
         self._started: Future[None] = Future()
         self._stopped: Future[None] = Future()
 
@@ -181,11 +182,11 @@ class EventLoop:
         except BaseException as error:  # noqa: BLE001  # raised where somebody listens
             if not self._started.done():
                 self._started.set_exception(error)
-            elif self._done.is_set():
+            elif self._leaving:
                 self._stopped.set_exception(error)
             else:
-                self._stopped.set_result(None)
                 self._work.tell(Died(error))
+                self._stopped.set_result(None)
         else:
             self._stopped.set_result(None)
 
@@ -194,6 +195,7 @@ class EventLoop:
         async with self._work.app:
             self._started.set_result(None)
             await self._done.wait()
+            self._leaving = True
             for task in self._tasks:
                 task.cancel()
             if self._tasks:

@@ -15,7 +15,8 @@ def read(workplace, content, name="in.jsonl"):
     """Read all records of a file with this content."""
     path = workplace.folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(Records(name))
+    with Records(name) as records:
+        return list(records)
 
 
 def problems(records):
@@ -106,8 +107,8 @@ def test_a_line_without_end_is_not_held_in_memory(workplace, monkeypatch):
 def test_the_position_tells_how_much_has_been_read(workplace):
     """Bytes read, of a size that is known for a file."""
     (workplace.folder / "in.jsonl").write_text("[1]\n[22]\n", "utf-8")
-    records = Records("in.jsonl")
-    seen = [records.position for _ in records]
+    with Records("in.jsonl") as records:
+        seen = [records.position for _ in records]
 
     assert (9, [4, 9]) == (records.size, seen)
 

@@ -234,7 +234,7 @@ def test_a_bad_line_fails_alone(workplace, task):
     assert [None, None] == [lines[number]["uuid"] for number in (2, 4)]
     assert "not a record: this line is not JSON: Expecting value at 1" == lines[2]["error"]
     assert "and the file ends in this line" in lines[4]["error"]
-    assert "failed     2  not a record  line 2: this line is not JSON" in result.stdout
+    assert "failed      2  not a record  line 2: this line is not JSON" in result.stdout
 
 
 def test_csv_is_read_by_its_name(workplace):
@@ -324,7 +324,7 @@ def test_records_that_cannot_be_read_further_end_the_batch(workplace):
 
 
 def test_a_task_that_stops_the_event_loop_ends_the_batch_and_no_run_is_lost(workplace):
-    """Runs in flight are listed, and nothing hangs."""
+    """The runs in flight end as cancelled, and nothing hangs."""
     workplace.write(
         "stops.py",
         """
@@ -344,7 +344,7 @@ def test_a_task_that_stops_the_event_loop_ends_the_batch_and_no_run_is_lost(work
     )
 
     assert code == 1
-    assert [1, 2] == [one["line"] for one in json.loads(out)["unfinished"]]
+    assert {"CancelledError": 2} == json.loads(out)["cancelled"]
     assert "Error: a run has stopped the event loop of all of them" in err
 
 

@@ -66,7 +66,7 @@ APP = """
                 raise RuntimeError
         return {
             "set": {1},
-            "inside": {"a": [object()]},
+            "inside": {"a": [frozenset()]},
             "nan": float("nan"),
             "key": {(1, 2): 3},
             "mute": Mute(),
@@ -198,11 +198,11 @@ def test_any_other_error_of_a_task_fails_the_run_and_nothing_else(workplace, arg
     ("args", "said"),
     [
         (["odd", "set"], "of type set, which JSON cannot hold: {1};"),
-        (["odd", "inside"], "of type dict with object, which JSON cannot hold"),
+        (["odd", "inside"], "of type dict with frozenset, which JSON cannot hold"),
         (["odd", "nan"], "of type float (Out of range float values are not JSON compliant"),
         (["odd", "key"], "of type dict (keys must be str, int, float, bool or None"),
-        (["odd", "mute"], "(not shown: its __repr__ raised RuntimeError)"),
-        (["odd", "huge"], "of type int (Exceeds the limit"),
+        (["odd", "mute"], "Mute, which JSON cannot hold: <Mute instance at"),
+        (["odd", "huge"], "which JSON cannot hold: (not shown: its __repr__ raised ValueError)"),
         (["endless"], "of type list (Circular reference detected)"),
     ],
 )
@@ -214,7 +214,7 @@ def test_a_result_that_json_cannot_hold_is_named(workplace, args, said):
     assert (1, "succeeded", None) == (code, found["status"], found["result"])
     assert said in found["error"]
     assert (1, "") == (result.exit_code, result.stdout)
-    assert f"Error: {found['error']}" in result.stderr
+    assert f"Error: {found['error'][:60]}" in result.stderr
 
 
 def test_a_result_that_is_no_text_anywhere_else_is_json(workplace):

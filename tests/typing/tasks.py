@@ -1,17 +1,15 @@
-"""Read by the type checkers, never run: a task has its function's parameters and result.
+"""Read by the type checkers, never run: a task has its function's parameters and result."""
 
-A line that is wrong on purpose says so to both checkers, and both say when it is not.
-"""
-
-# pyright: enableTypeIgnoreComments=false, reportUnnecessaryTypeIgnoreComment=true
-
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, assert_type
 
 from qtasks_hookspecs import TaskFunc, TaskMessage
-from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask, TaskExecutor
+from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask, TaskExecutor, Trail, TrailRecord
 
 app = QueueTasks("shop", intercept=(ValueError, OSError), max_retries=None)
+
+
+# --- the four kinds of function, with the bare decorator ---------------------------------------
 
 
 @app.task
@@ -35,7 +33,21 @@ async def pages(url: str) -> AsyncGenerator[bytes, None]:
     yield b""
 
 
-@app.task(name="with options", priority=1, tags=("slow",), max_time=1.5, color="red")
+def bare() -> None:
+    assert_type(price("a", currency="USD"), float)
+    assert_type(price(sku="a"), float)
+    assert_type(rows("t"), list[int])
+
+
+async def bare_async() -> None:
+    assert_type(await fetch("u", retries=1), bytes)
+    assert_type(await pages("u"), list[bytes])
+
+
+# --- with options ------------------------------------------------------------------------------
+
+
+@app.task(name="options", priority=1, tags=("slow",), max_time=1.5, color="red", size=3)
 def options(count: int) -> list[int]:
     return [count]
 
@@ -45,7 +57,7 @@ async def options_async(count: int) -> str:
     return str(count)
 
 
-@app.task()
+@app.task(name="rows called", echo=False)
 def rows_called(table: str) -> Generator[int, None, None]:
     yield 1
 
@@ -55,40 +67,109 @@ async def pages_called(url: str) -> AsyncGenerator[bytes, None]:
     yield b""
 
 
+def called() -> None:
+    assert_type(options(3), list[int])
+    assert_type(rows_called("t"), list[int])
+
+
+async def called_async() -> None:
+    assert_type(await options_async(3), str)
+    assert_type(await pages_called("u"), list[bytes])
+
+
+# --- with a view of the run, whose annotation is whole as it stands ----------------------------
+
+
 @app.task(echo=True)
 def echo(self: SyncTask, count: int) -> int:
+    self.ctx.sleep(1)
     return count + self.ctx.attempt
 
 
 @app.task(echo=True)
 async def echo_async(self: AsyncTask, count: int, *, flag: bool = False) -> int:
-    await self.ctx.sleep(1)  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]  # may be None in a def task
+    await self.ctx.sleep(1)
+    if count > 3:
+        await self(count - 1)
     return count
 
 
-@app.task(echo=True, name="rows")
+@app.task(echo=True, name="echo rows")
 def echo_rows(self: SyncTask, table: str) -> Generator[str, None, None]:
-    yield table
+    yield self.ctx.task_name
 
 
-@app.task(echo=True, name="pages")
+@app.task(echo=True, name="echo pages", max_time=3)
 async def echo_pages(self: AsyncTask, url: str) -> AsyncGenerator[bytes, None]:
     yield b""
 
 
-def kinds_and_results() -> None:
-    assert_type(price("a", currency="USD"), float)
-    assert_type(rows("t"), list[int])
-    assert_type(options(3), list[int])
-    assert_type(rows_called("t"), list[int])
+@app.task(echo=True)
+def echo_object(self: object, count: int) -> int:
+    return count
+
+
+def echoing() -> None:
     assert_type(echo(3), int)
     assert_type(echo_rows("t"), list[str])
+    assert_type(echo_object(3), int)
 
 
-async def kinds_and_results_async() -> None:
-    assert_type(await fetch("u", retries=1), bytes)
-    assert_type(await pages("u"), list[bytes])
-    assert_type(await options_async(3), str)
-    assert_type(await pages_called("u"), list[bytes])
+async def echoing_async() -> None:
     assert_type(await echo_async(3, flag=True), int)
     assert_type(await echo_pages("u"), list[bytes])
+
+
+@app.task(echo=True)
+async def never(self: AsyncTask) -> int:
+    self.ctx.plugin_error("low", shelf=3)
+
+
+@app.task(echo=True)
+def cancels(self: SyncTask) -> int:
+    self.ctx.cancel("enough")
+
+
+# --- what goes by the name of a task elsewhere -------------------------------------------------
+
+
+def takes_a_task(task: SyncTask[[int], int], any_task: AsyncTask) -> None:
+    assert_type(task(3), int)
+    assert_type(task.task_func, TaskFunc)
+    assert_type(task.name, str)
+    takes_a_task(echo, echo_async)
+
+
+def takes_a_function(function: Callable[[int], int]) -> None:
+    takes_a_function(echo)
+
+
+def executors(task_func: TaskFunc, message: TaskMessage) -> None:
+    assert_type(TaskExecutor(price, args=("a",), kwargs={"currency": "EUR"}).execute_sync(), Any)
+    TaskExecutor(task_func, message, plugins=[object()])
+    TaskExecutor(len, plugins=app.plugins)
+    executor = TaskExecutor(fetch, args=["u"])
+    assert_type(executor.trail, Trail)
+    assert_type(executor.trail[0], TrailRecord)
+    assert_type(executor.attempt, int)
+    assert_type(executor.max_attempts, int | None)
+    assert_type(executor.args, tuple[Any, ...])
+
+
+def starting() -> None:
+    with app as it:
+        assert_type(it, QueueTasks)
+
+
+async def starting_async() -> None:
+    async with QueueTasks("other", plugins=[object()], settings={"strict": True}) as it:
+        assert_type(it, QueueTasks)
+        assert_type(await TaskExecutor(fetch, args=("u",)).execute(), Any)
+
+
+async def set_aside(message: TaskMessage, error: Exception, reason: str) -> None:
+    assert_type(message.args, tuple[Any, ...])
+
+
+QueueTasks("third", dead_letter=set_aside)
+QueueTasks("fourth", intercept=Exception)
