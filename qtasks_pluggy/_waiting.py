@@ -217,7 +217,7 @@ class _InThread:
         time.sleep(seconds)  # noqa: ASYNC251  # this very class never suspends
 
     async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
-        return background.run(thing if limit is None else _bounded(thing, limit))
+        return background.run(thing, limit)
 
     async def function(self, function: Callable[[], Any]) -> Carried:
         return carry(function)
@@ -262,10 +262,11 @@ class _BackgroundLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
-    def run(self, thing: Awaitable[T]) -> T:
+    def run(self, thing: Awaitable[T], limit: float | None = None) -> T:
         """Wait for an awaitable that runs on this loop, in the caller's context variables.
 
         Raises:
+            LimitExceededError: ``limit`` seconds are over; it was cancelled.
             RuntimeError: The caller is on the loop's own thread, where waiting would never end.
         """
         loop = self._started()
@@ -284,7 +285,7 @@ class _BackgroundLoop:
 
         async def body() -> Carried:
             try:
-                return [await thing, None]
+                return [await (thing if limit is None else _bounded(thing, limit)), None]
             except BaseException as error:  # noqa: BLE001  # raised by whoever waits
                 return [None, error]
 

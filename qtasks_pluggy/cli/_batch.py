@@ -24,6 +24,7 @@ from qtasks_pluggy.cli._ended import Ended, not_a_call
 from qtasks_pluggy.cli._load import Task
 from qtasks_pluggy.cli._output import Output, as_line
 from qtasks_pluggy.cli._records import Record
+from qtasks_pluggy.cli._screen import count_runs
 from qtasks_pluggy.cli._tally import Tally
 
 GRACE_SECONDS: Final = 10.0
@@ -223,9 +224,8 @@ class Batch:
     def _tell_interrupted(self) -> None:
         running = len(self._work.running)
         if running:
-            runs = "1 run" if running == 1 else f"{running} runs"
             self._watcher.say(
-                f"Interrupted: {runs} in flight may take {GRACE_SECONDS:g} seconds to end;"
+                f"Interrupted: {count_runs(running)} in flight may take {GRACE_SECONDS:g} seconds to end;"
                 " Ctrl-C again ends at once."
             )
 

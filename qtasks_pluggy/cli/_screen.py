@@ -119,9 +119,8 @@ def show_summary(
         err: Whether it goes to standard error.
     """
     stream = sys.stderr if err else sys.stdout
-    runs = "1 run" if tally.runs == 1 else f"{tally.runs:,} runs"
     rate = f", {tally.runs / seconds:,.0f} a second" if tally.runs > 1 and seconds > 0 else ""
-    headline = f"{printable(title, stream)}: {runs} in {_duration(seconds)}{rate}"
+    headline = f"{printable(title, stream)}: {count_runs(tally.runs)} in {_duration(seconds)}{rate}"
     if tally.interrupted:
         headline += ", then interrupted"
     click.secho(headline, bold=True, err=err)
@@ -142,6 +141,11 @@ def show_summary(
     while len(columns) > 2 and not any(row[len(columns) - 1] for row in rows):  # noqa: PLR2004  # the numbers stay
         del columns[-1]
     show_table(columns, [row[: len(columns)] for row in rows], err=err)
+
+
+def count_runs(runs: int) -> str:
+    """Say how many runs, as people do."""
+    return "1 run" if runs == 1 else f"{runs:,} runs"
 
 
 def _most_first(counts: dict[Any, Any]) -> list[tuple[Any, Any]]:
@@ -231,7 +235,7 @@ class ProgressBar(Silent):
 
     def show(self, tally: Tally) -> None:
         """Show how far it is."""
-        counts = Text(f"{tally.runs:,} runs")
+        counts = Text(count_runs(tally.runs))
         if tally.recovered:
             counts.append(f"  {tally.recovered_runs:,} recovered", "yellow")
         if tally.lost:

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from qtasks_pluggy.cli._command import command
 
-APP = '''
+APP = """
 import asyncio
 from qtasks_hookspecs import Replace, blocking, hookimpl, when
 from qtasks_pluggy import QueueTasks
@@ -51,7 +51,7 @@ class Slow:
 
 
 app = QueueTasks("shop", plugins=[Picky(), Slow(), Wrapper()], discover=False)
-'''
+"""
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -259,9 +260,9 @@ def test_a_closing_table_that_nobody_reads_is_quiet(workplace):
 
 
 @pytest.mark.usefixtures("silent")
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device here that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
 def test_a_full_disk_stops_the_batch_and_says_so(workplace):
-    """Exit code 1, no further record is begun, and the runs that could not be written are counted."""
+    """Exit code 1, no further record is begun, and what could not be written is counted."""
     workplace.write("holds.py", APP)
     each = workplace.records([[number] for number in range(10_000)])
 

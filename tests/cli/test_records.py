@@ -73,7 +73,7 @@ def test_a_mark_at_the_beginning_is_no_part_of_the_record(workplace):
         (b"[" + b"1" * 5000 + b"]", "not JSON: Exceeds the limit"),
         (b"[" * 100_000, "nested too deeply"),
         (b"[\xff]", "not UTF-8: invalid start byte at 2"),
-        (b'"text"', "the JSON value \"text\", but a record is an object"),
+        (b'"text"', 'the JSON value "text", but a record is an object'),
         (b"7", "the JSON value 7, but a record is an object"),
     ],
 )

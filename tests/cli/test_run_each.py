@@ -169,7 +169,7 @@ def test_a_result_that_json_cannot_hold_keeps_its_status_and_names_its_type(work
 @both_kinds
 def test_the_closing_table_counts_and_names(workplace, task):
     """Good; recovered, and by which plugin; without a result, and by which error."""
-    workplace.records(RECORDS[:8] + [{"what": "good"}])
+    workplace.records([*RECORDS[:8], {"what": "good"}])
 
     result = workplace.run("run", "shop", task, "--each", "in.jsonl")
     table = result.stdout.partition("\noutcome")[2]

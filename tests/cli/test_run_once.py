@@ -150,9 +150,7 @@ def test_a_failed_run_shows_the_error_from_the_tasks_own_code_on(workplace, task
         ("Retry(limit=2)", "failed", "TaskPluginTriggerError: no price", None),
     ],
 )
-def test_json_tells_how_a_run_ended_and_who_decided(
-    workplace, task, answer, status, error, plugin
-):
+def test_json_tells_how_a_run_ended_and_who_decided(workplace, task, answer, status, error, plugin):
     """The fields are those of an output line; a run without a result is exit code 1."""
     code, found = record(workplace, task, f"answer={answer}")
 

@@ -264,6 +264,8 @@ def test_r18_an_entry_point_that_fails_to_import(error, distributions):
         ("mod:nothing", "AttributeError"),
         ("mod:nothing.at.all", "AttributeError"),
         ("mod:none", "None"),
+        ("no module!", "'no module!'"),
+        ("mod:", "'mod:'"),
     ],
 )
 def test_r18_an_entry_point_that_leads_nowhere(target, says, distributions):
@@ -274,6 +276,14 @@ def test_r18_an_entry_point_that_leads_nowhere(target, says, distributions):
 
     for part in ("plugin 'x'", "qtasks-x 1.0", says, "QTASKS_PLUGGY_DISABLE=x"):
         assert part in message
+
+
+def test_r18_entry_points_that_cannot_be_read(distributions):
+    """Where the file itself is broken, the error names its distribution, and that is all."""
+    distributions.add("qtasks-x", "[qtasks_pluggy]\nx : mod\n", version="1.2.3")
+    distributions.answering("good")
+
+    assert "qtasks-x 1.2.3" in str(registration_error(QueueTasks("shop").__enter__))
 
 
 def test_r18_an_import_that_is_interrupted(distributions):

@@ -12,7 +12,7 @@ import pytest
 
 from qtasks_hookspecs import blocking, hookimpl
 from qtasks_pluggy import BasePlugin, PluginManager, QueueTasks, TaskExecutor
-from qtasks_pluggy.exc import PluginRegistrationError, TaskPluginTriggerError
+from qtasks_pluggy.exc import PluginError, PluginRegistrationError, TaskPluginTriggerError
 from tests.runs import answering, registration_error
 
 TRIGGER = "task_executor_run_task_trigger_error"
@@ -115,6 +115,33 @@ def test_r18_a_faulty_plugin_of_the_apps_own_can_be_switched_off(monkeypatch):
 
     with app:
         assert app.plugins.get_plugins() == set()
+
+
+def test_r18_an_installed_plugin_that_fails_to_start(distributions, monkeypatch):
+    """It is an error of another class, told by the same parts and with the same remedy."""
+    distributions.add(
+        "qtasks-x",
+        {"x": "mod"},
+        version="1.2.3",
+        mod="""
+        from qtasks_hookspecs import hookimpl
+
+        @hookimpl
+        def qtasks_start():
+            raise OSError("no disk")
+        """,
+    )
+
+    with pytest.raises(PluginError) as caught:
+        QueueTasks("shop").__enter__()
+
+    assert not isinstance(caught.value, PluginRegistrationError)
+    for part in ("plugin 'x' (qtasks-x 1.2.3)", "'qtasks_start'", "OSError: no disk"):
+        assert part in str(caught.value)
+    assert "QTASKS_PLUGGY_DISABLE=x" in str(caught.value)
+    monkeypatch.setenv("QTASKS_PLUGGY_DISABLE", "x")
+    with QueueTasks("shop"):
+        assert True
 
 
 # --- what is no function of a module -----------------------------------------------------------

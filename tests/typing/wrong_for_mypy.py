@@ -2,7 +2,8 @@
 
 # pyright: reportArgumentType=false, reportAssignmentType=false
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportUnusedCoroutine=false, reportUnusedExpression=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# pyright: reportUnusedCoroutine=false, reportUnusedExpression=false
 
 from collections.abc import Generator
 
@@ -46,7 +47,7 @@ def calls() -> None:
     one: int = rows("t")[0:1]  # type: ignore[assignment]  # it is a list
     rows(1)  # type: ignore[arg-type]  # a number is no string
     echo("three")  # type: ignore[arg-type]  # text is no number
-    echo(None, 3)  # type: ignore[call-arg]  # the view is not an argument
+    echo(3, 4)  # type: ignore[call-arg]  # the view is not an argument
     echo()  # type: ignore[call-arg]  # count is missing
     fetch("u").decode()  # type: ignore[attr-defined]  # not awaited
     print(text, one)
@@ -61,7 +62,7 @@ async def awaits() -> None:
 
 def options() -> None:
     app.task(priority="high")(len)  # type: ignore[call-overload]  # a number is wanted
-    app.task(intercept="ValueError")(len)  # type: ignore[call-overload]  # a class is wanted
+    app.task(intercept="ValueError")(len)  # type: ignore[arg-type]  # a class is wanted
     QueueTasks("x", intercept=int)  # type: ignore[arg-type]  # no exception
     QueueTasks("x", True)  # type: ignore[call-arg]  # options are keywords
     QueueTasks("x", retries=3)  # type: ignore[call-arg]  # no such option

@@ -45,7 +45,7 @@ def calls() -> None:
     one: int = rows("t")[0:1]  # pyright: ignore[reportAssignmentType]  # it is a list
     rows(1)  # pyright: ignore[reportArgumentType]  # a number is no string
     echo("three")  # pyright: ignore[reportArgumentType]  # text is no number
-    echo(None, 3)  # pyright: ignore[reportCallIssue]  # the view is not an argument
+    echo(3, 4)  # pyright: ignore[reportCallIssue]  # the view is not an argument
     echo()  # pyright: ignore[reportCallIssue]  # count is missing
     fetch("u").decode()  # pyright: ignore[reportAttributeAccessIssue]  # not awaited
     print(text, one)
@@ -59,8 +59,8 @@ async def awaits() -> None:
 
 
 def options() -> None:
-    app.task(priority="high")(len)  # pyright: ignore[reportCallIssue]  # a number is wanted
-    app.task(intercept="ValueError")(len)  # pyright: ignore[reportCallIssue]  # a class is wanted
+    app.task(priority="high")(len)  # pyright: ignore[reportArgumentType]  # a number is wanted
+    app.task(intercept="ValueError")(len)  # pyright: ignore[reportArgumentType]  # a class is wanted
     QueueTasks("x", intercept=int)  # pyright: ignore[reportArgumentType]  # no exception
     QueueTasks("x", True)  # pyright: ignore[reportCallIssue]  # options are keywords
     QueueTasks("x", retries=3)  # pyright: ignore[reportCallIssue]  # no such option

@@ -40,6 +40,15 @@ def test_add_plugin_has_the_last_word():
     assert task() == "second"
 
 
+@pytest.mark.parametrize("faulty", [True, False])
+def test_add_plugin_names_one_that_is_switched_off(faulty):
+    """A plugin that the settings disable has a name all the same, faulty or not."""
+    app = app_with(settings={"disable": ["off"]})
+    off = SimpleNamespace(name="off") if faulty else answering(1, "off")
+
+    assert app.add_plugin(off) == "off"
+
+
 def test_a_plugin_added_to_a_started_app_is_asked_but_not_started():
     """``qtasks_start`` is called when the app starts, and at no other time."""
     said = []

@@ -231,6 +231,25 @@ def test_a_retry_is_the_same_run(given, run):
 
 
 @both_ways
+def test_a_retried_run_was_made_once(run, monkeypatch):
+    """The messages of all attempts agree on when, even where nobody asked until the end."""
+    kept = []
+
+    def decide(task_broker):
+        kept.append(task_broker)
+        return Retry(limit=2)
+
+    retries = plugin("retries", task_executor_run_task_trigger_error=decide)
+
+    with pytest.raises(TaskPluginTriggerError):
+        run(TaskExecutor(failing("function", TaskPluginTriggerError()), plugins=[retries]))
+
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    assert len({message.created_at for message in kept}) == 1
+
+
+@both_ways
 def test_a_run_that_nobody_looks_at_makes_no_id(run, monkeypatch):
     """Neither a good run nor a failing one pays for an id or a time that nobody reads."""
 

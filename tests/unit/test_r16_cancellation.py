@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from qtasks_hookspecs import Retry, blocking, hookimpl
+from qtasks_hookspecs import Retry, TaskFunc, blocking, hookimpl
 from qtasks_pluggy import TaskExecutor
 from qtasks_pluggy.exc import TaskPluginTriggerError
 from tests.runs import Listener, endless, every_kind, function_of, plugin
@@ -241,6 +241,35 @@ def test_r16_the_task_itself_is_cancelled(kind):
         asyncio.run(main(func))
 
     assert ["closed"] == [when for when, _ in listener.heard]
+
+
+@pytest.mark.parametrize("where", ["task", "hookimpl"])
+def test_r16_a_thread_that_ends_after_its_loop_is_no_news(where, caplog):
+    """What a cancelled run left in a thread finds nobody to tell, and does not complain of it."""
+    inside, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def hang():
+        inside.set()
+        release.wait(60)
+        ended.set()
+
+    hangs = plugin("hangs", task_executor_task_failed=blocking(lambda: hang()))
+    func = TaskFunc("t", hang, max_time=60) if where == "task" else fails
+
+    async def main():
+        run = asyncio.create_task(TaskExecutor(func, plugins=[hangs]).execute())
+        while not inside.is_set():
+            await asyncio.sleep(0.001)
+        run.cancel()
+        await asyncio.wait([run], timeout=10)
+
+    asyncio.run(main())
+    (thread,) = [one for one in threading.enumerate() if one.name == "qtasks-pluggy-blocking"]
+    release.set()
+    thread.join(10)
+
+    assert ended.is_set()
+    assert "Traceback" not in caplog.text
 
 
 def test_r16_a_task_that_cleans_up_does_so_before_the_close():

@@ -60,6 +60,18 @@ def test_r16_closed_once_whatever_came(cls, answer, kind, run):
 
 @both_ways
 @every_kind
+def test_r16_an_answer_is_the_result_as_it_is(kind, run):
+    """The hook on results is for what the function returned, not for what a plugin supplied."""
+    called = []
+    doubles = plugin("doubles", task_executor_run_task=lambda result: called.append(result))
+    func = failing(kind, TaskPluginTriggerError())
+
+    assert run(TaskExecutor(func, plugins=[answering(3), doubles])) == 3
+    assert called == []
+
+
+@both_ways
+@every_kind
 def test_r16_a_good_run_is_closed(kind, run):
     """A run without any trouble is closed too."""
     listener = Listener()

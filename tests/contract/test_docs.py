@@ -1,0 +1,179 @@
+"""The documentation says what is so: pages, links, programs, and what is made from docstrings."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+import qtasks_hookspecs
+import qtasks_pluggy
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+RULES = (DOCS / "reference/rules.md").read_text("utf-8")
+TUTORIAL = DOCS / "tutorial/first-plugin.md"
+PROMISED = ["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8", "R9", "R14", "R15", "R16", "R17", "R18"]
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def _generator():
+    spec = spec_from_file_location("generate_docs", DOCS / "_generate.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _links(page):
+    """Every relative link of a page, as a path and an anchor."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            yield (page.parent / path).resolve() if path else page, anchor
+
+
+def _anchors(page):
+    """The anchors that the headings of a page get."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads}
+
+
+def _project(folder):
+    """Write the files of the tutorial, as its reader would, and return its pyproject."""
+    found = re.findall(
+        r"^Put this into `([^`]+)`:\n\n```\w+\n(.*?)^```$",
+        TUTORIAL.read_text("utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    for name, text in found:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    return tomllib.loads(dict(found)["pyproject.toml"])["project"]
+
+
+def _python(*arguments, folder, path=()):
+    """Run Python in a folder, with folders of its own to import from."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
+    environment.pop("PYTEST_ADDOPTS", None)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_generated_parts_are_up_to_date():
+    """What pages take from docstrings is as they are; ``python docs/_generate.py`` writes it."""
+    assert [] == [str(path) for path, _ in _generator().stale_pages()]
+
+
+@pytest.mark.parametrize("package", [qtasks_hookspecs, qtasks_pluggy, qtasks_hookspecs.exc])
+def test_public_names_are_documented(package):
+    """Every public name has its line in the reference of names."""
+    page = (DOCS / "reference/api.md").read_text("utf-8")
+
+    rows = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE))
+
+    assert set() == set(package.__all__) - rows
+
+
+def test_every_rule_has_its_place():
+    """The rules come in order, and each that is promised is there."""
+    found = re.findall(r"^## (R\d+) ", RULES, re.MULTILINE)
+
+    assert sorted(set(found), key=lambda rule: int(rule[1:])) == found
+    assert set(PROMISED) <= set(found)
+
+
+@pytest.mark.parametrize("rule", re.findall(r"^## (R\d+) ", RULES, re.MULTILINE))
+def test_every_rule_has_an_example_that_asserts(rule):
+    """A rule's code, which the suite runs, would fail if the rule were broken."""
+    text = re.search(rf"^## {rule} .*?(?=^## |\Z)", RULES, re.MULTILINE | re.DOTALL)[0]
+
+    assert re.search(r"^```python\n(?:(?!^```).)*^assert ", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_readme_begins_with_a_program_that_runs(tmp_path):
+    """The first 20 lines of README hold a whole program, and it runs by itself."""
+    text = README.read_text("utf-8")
+    program = re.search(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "program.py").write_text(program[1], "utf-8")
+
+    ended = _python("-W", "error", "program.py", folder=tmp_path)
+
+    assert "assert" in program[1]
+    assert text[: program.end(1)].count("\n") <= 20
+    assert (0, "") == (ended.returncode, ended.stderr)
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    """A relative link names a file that is there, and a heading that is in it."""
+    broken = [
+        f"{path.name}#{anchor}"
+        for path, anchor in _links(page)
+        if not path.is_file() or (anchor and anchor not in _anchors(path))
+    ]
+
+    assert [] == broken
+
+
+def test_every_page_can_be_found():
+    """The index links every page, and README links the index."""
+    linked = {path for path, _ in _links(DOCS / "index.md")}
+
+    assert set() == {page for page in PAGES if page.name != "index.md"} - linked
+    assert DOCS / "index.md" in {path for path, _ in _links(README)}
+
+
+@every_page
+def test_a_sentence_is_a_line(page):
+    """Prose has semantic newlines: no sentence ends in the middle of a line."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    prose = [line for line in text.splitlines() if not line.startswith(("|", "- `"))]
+
+    assert [] == [line for line in prose if re.search(r"[a-z)`]\. [A-Z]", line)]
+
+
+def test_the_tutorial_makes_a_plugin_that_passes_its_tests(tmp_path):
+    """The files of the tutorial, found by their entry point, pass the tutorial's own tests."""
+    project = _project(tmp_path)
+    info = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(metadata, "utf-8")
+    points = project["entry-points"]["qtasks_pluggy"].items()
+    claims = "\n".join(["[qtasks_pluggy]", *(f"{name} = {module}" for name, module in points)])
+    (info / "entry_points.txt").write_text(claims, "utf-8")
+
+    ended = _python("-m", "pytest", "tests", folder=tmp_path, path=[tmp_path])
+
+    assert "3 passed" in ended.stdout, ended.stdout + ended.stderr
+
+
+@pytest.mark.installed
+def test_the_tutorial_makes_a_package_that_pip_installs(tmp_path):
+    """The tutorial's folder can be built and installed by pip, and the command lists its plugin."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    _project(source)
+    offline = ("--no-index", "--no-deps", "--no-build-isolation", "--target", str(target))
+
+    installed = _python("-m", "pip", "install", *offline, str(source), folder=tmp_path)
+    listed = _python("-m", "qtasks_pluggy.cli", "plugins", folder=tmp_path, path=[target])
+
+    assert 0 == installed.returncode, installed.stderr
+    assert re.search(r"^last-good +qtasks-last-good +0\.1\.0 +yes ", listed.stdout, re.MULTILINE)
