@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from enum import Enum
 from types import MappingProxyType, TracebackType
@@ -106,8 +106,6 @@ class QueueTasks:
     def task(  # type: ignore[overload-overlap]  # any return type is the last resort
         self, func: Callable[P, Coroutine[Any, Any, R]], /
     ) -> AsyncTask[P, R]: ...
-    @overload
-    def task(self, func: Callable[P, Generator[Y, Any, Any]], /) -> SyncTask[P, list[Y]]: ...
     @overload
     def task(self, func: Callable[P, R], /) -> SyncTask[P, R]: ...
     @overload
@@ -224,7 +222,8 @@ class QueueTasks:
         Raises:
             PluginRegistrationError: Faults of the plugin, all of them; it is not added.
         """
-        return self.plugins.register(plugin, name, trigger_names) or str(name)
+        registered = self.plugins.register(plugin, name, trigger_names)
+        return registered or name or self.plugins.get_canonical_name(plugin)
 
     def remove_plugin(self, name: str) -> None:
         """Remove a plugin; runs that are asking it still do.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import attrs
 
@@ -45,6 +46,13 @@ def installed() -> Iterator[tuple[Candidate, importlib.metadata.EntryPoint | Non
     for name, claims in sorted(_claims().items()):
         distribution, version, entry_point = claims[0]
         candidate = Candidate(name, None, distribution, version)
+        if isinstance(entry_point, Exception):
+            candidate.fault(
+                f"its entry_points.txt cannot be read: {type(entry_point).__name__}:"
+                f" {entry_point}; mend or uninstall it"
+            )
+            yield candidate, None
+            continue
         if len(claims) == 1:
             yield candidate, entry_point
             continue
@@ -67,20 +75,29 @@ def load(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> No
         )
 
 
-def _claims() -> dict[str, list[tuple[str, str, importlib.metadata.EntryPoint]]]:
-    """Return who claims each plugin name: distribution, version and entry point.
+Claim: TypeAlias = tuple[str, str, importlib.metadata.EntryPoint | Exception]
+
+
+def _claims() -> dict[str, list[Claim]]:
+    """Return who claims each plugin name: distribution, version, and entry point or why none.
 
     A distribution that stands twice on the import path counts once, as its first.
     """
     seen: set[str] = set()
-    claims: dict[str, list[tuple[str, str, importlib.metadata.EntryPoint]]] = {}
+    claims: dict[str, list[Claim]] = {}
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"] or "unknown"
         normalized = re.sub(r"[-_.]+", "-", name).lower()
         if normalized in seen:
             continue
         seen.add(normalized)
-        for entry_point in distribution.entry_points.select(group=ENTRY_POINT_GROUP):
+        try:
+            found = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
+        except Exception as error:  # noqa: BLE001  # a file that no installer wrote
+            if ENTRY_POINT_GROUP in (distribution.read_text("entry_points.txt") or ""):
+                claims[name] = [(name, distribution.version, error)]
+            continue
+        for entry_point in found:
             claim = (name, distribution.version, entry_point)
             if claim not in claims.setdefault(entry_point.name, []):
                 claims[entry_point.name].append(claim)

@@ -380,7 +380,12 @@ class TaskExecutor:
         self._result = self._yielded = None
         message = self._message
         if message is not None:
-            self._message = attrs.evolve(message, uuid=message.uuid, attempt=self._attempt)
+            self._message = attrs.evolve(
+                message,
+                uuid=message.uuid,
+                created_at=message.created_at,
+                attempt=self._attempt,
+            )
 
     def _view(self) -> Any:
         kind = AsyncTask if self._task_func.is_async else SyncTask

@@ -100,6 +100,19 @@ class Context:
         return None
 
 
+if TYPE_CHECKING:
+
+    class AsyncContext(Context):
+        """The ``ctx`` of an async task."""
+
+        def sleep(self, seconds: float) -> Awaitable[None]: ...
+
+    class SyncContext(Context):
+        """The ``ctx`` of a plain task."""
+
+        def sleep(self, seconds: float) -> None: ...
+
+
 class TaskHost(Protocol):
     """What a task needs of the app behind it."""
 
@@ -196,6 +209,11 @@ class AsyncTask(_Task[P, R_co]):
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+
+        @property
+        def ctx(self) -> AsyncContext: ...
+
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Run the task through the executor.
 
@@ -221,7 +239,18 @@ class SyncTask(_Task[P, R_co]):
 
     __slots__ = ()
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+    if TYPE_CHECKING:
+
+        @property
+        def ctx(self) -> SyncContext: ...
+
+    @overload
+    def __call__(
+        self: SyncTask[P, Generator[Y, Any, Any]], *args: P.args, **kwargs: P.kwargs
+    ) -> list[Y]: ...
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task through the executor.
 
         Args:
@@ -235,7 +264,7 @@ class SyncTask(_Task[P, R_co]):
         Raises:
             NotRunningError: The app was stopped.
         """
-        return self._app().run_sync(self, args, kwargs)  # type: ignore[no-any-return]  # what the function returns
+        return self._app().run_sync(self, args, kwargs)
 
 
 class Decorator(Protocol):
@@ -250,8 +279,6 @@ class Decorator(Protocol):
         self, func: Callable[P, Coroutine[Any, Any, R]], /
     ) -> AsyncTask[P, R]: ...
     @overload
-    def __call__(self, func: Callable[P, Generator[Y, Any, Any]], /) -> SyncTask[P, list[Y]]: ...
-    @overload
     def __call__(self, func: Callable[P, R], /) -> SyncTask[P, R]: ...
 
 
@@ -259,16 +286,14 @@ class EchoDecorator(Protocol):
     """``@app.task(echo=True, ...)``: the task has all parameters but the first."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # any return type is the last resort
-        self, func: Callable[Concatenate[Any, P], AsyncGenerator[Y, Any]], /
+    def __call__(
+        self, func: Callable[Concatenate[AsyncTask[..., Any], P], AsyncGenerator[Y, Any]], /
     ) -> AsyncTask[P, list[Y]]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # any return type is the last resort
-        self, func: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    def __call__(
+        self, func: Callable[Concatenate[AsyncTask[..., Any], P], Coroutine[Any, Any, R]], /
     ) -> AsyncTask[P, R]: ...
     @overload
     def __call__(
-        self, func: Callable[Concatenate[Any, P], Generator[Y, Any, Any]], /
-    ) -> SyncTask[P, list[Y]]: ...
-    @overload
-    def __call__(self, func: Callable[Concatenate[Any, P], R], /) -> SyncTask[P, R]: ...
+        self, func: Callable[Concatenate[SyncTask[..., Any], P], R], /
+    ) -> SyncTask[P, R]: ...

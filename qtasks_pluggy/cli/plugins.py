@@ -20,7 +20,7 @@ from qtasks_pluggy.exc import SettingsError
 def plugins(app_spec: str | None, *, as_json: bool) -> None:
     """List the installed plugins, and those that APP adds.
 
-    They are listed in the order in which they are asked; the last answer wins.
+    They are listed in the order of registration; doctor shows the order of the calls.
 
     \b
     Exit codes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -70,3 +71,10 @@ def test_each_command_tells_its_exit_codes(workplace, name):
 
     assert "Exit codes:\n    0 " in text
     assert "\n    2 " in text
+
+
+def test_the_version_is_that_of_the_distribution(workplace):
+    """One line, as the package's metadata has it."""
+    version = importlib.metadata.version("qtasks-pluggy")
+
+    assert f"qtasks-pluggy {version}\n" == workplace.run("--version").stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -336,10 +335,3 @@ def test_a_task_that_prints_much_does_not_hold_up_the_batch(workplace):
     assert code == 0
     assert out.count("begun") == 500
     assert "quick: 500 runs in" in out.partition("stopped\n")[2]
-
-
-def test_processes_are_started_here():
-    """The command of these tests is the one of this interpreter."""
-    found = subprocess.run([*COMMAND, "--version"], capture_output=True, check=True, text=True)
-
-    assert found.stdout.startswith("qtasks-pluggy ")

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import signal
-import sys
 
 import pytest
 
@@ -222,8 +221,3 @@ def test_many_unfinished_runs_are_not_all_listed(capsys):
     assert "unfinished    23" in told
     assert "line 1 (id-1), 2 (id-2)" in told
     assert "20 (id-20) and 3 more" in told
-
-
-def test_the_tests_have_terminals():
-    """These tests need what every POSIX system has."""
-    assert sys.platform != "win32"
