@@ -11,6 +11,7 @@ A page asks for it between two comments, and the rest of the page is written by 
 ``errors MODULE``                      the same for errors, with their base
 ``members PACKAGE.CLASS NAME ...``     methods and properties: signature and first line
 ``attributes PACKAGE.CLASS``           what the docstring says of its attributes
+``settings``                           every key of the settings, from its declaration
 =====================================  =========================================================
 """  # noqa: INP001  # a folder of pages, not a package
 
@@ -28,6 +29,7 @@ from typing import Any, Final
 import attrs
 
 from qtasks_hookspecs import _hooks
+from qtasks_pluggy._settings import Settings
 
 DOCS: Final = Path(__file__).parent
 PART: Final = re.compile(r"(<!-- generated: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -71,6 +73,7 @@ def _made(order: str) -> str:
         "errors": _errors,
         "members": _members,
         "attributes": _attributes,
+        "settings": _settings_part,
     }
     made = "\n".join(makers[kind](*words)).strip()
     return f"\n{made}\n\n"
@@ -91,6 +94,22 @@ def _hooks_part() -> Iterator[str]:
         yield f"**Failures.**\n{_sentences(parts['Raises'])}\n"
         example = re.sub(r"^(?:>>>|\.\.\.) ?", "", parts["Example"], flags=re.MULTILINE)
         yield f"```python\n{example}\n```\n"
+
+
+def _settings_part() -> Iterator[str]:
+    factories = _factories(Settings)
+    yield from _table(
+        ["key", "type", "default", "what it is for"],
+        (
+            [
+                f"`{field.name}`",
+                f"`{str(field.type).replace('tuple[str, ...]', 'list of names')}`",
+                f"`{factories.get(field.name, field.default)!r}`",
+                _markdown(field.metadata["says"]),
+            ]
+            for field in attrs.fields(Settings)
+        ),
+    )
 
 
 def _names(package: str) -> Iterator[str]:

@@ -123,7 +123,7 @@ class Batch:
                 self._watch()
             self.tally.unfinished = list(self._work.running.copy().items())
         while not self._heard.empty():
-            # A crew that dies takes its runs with it, and perhaps there is nothing else to wait for.
+            # A crew that dies takes its runs with it: there may be nothing else to wait for.
             heard = self._heard.get()
             if isinstance(heard, Died):
                 self._stop_because(_of_death(heard))
@@ -225,8 +225,8 @@ class Batch:
         running = len(self._work.running)
         if running:
             self._watcher.say(
-                f"Interrupted: {count_runs(running)} in flight may take {GRACE_SECONDS:g} seconds to end;"
-                " Ctrl-C again ends at once."
+                f"Interrupted: {count_runs(running)} in flight may take {GRACE_SECONDS:g} seconds"
+                " to end; Ctrl-C again ends at once."
             )
 
     @contextmanager

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Final
 
 import click
@@ -222,7 +223,7 @@ def _run_batch(
     code = tally.exit_code or (1 if batch.trouble or fault else 0)
     if tally.unfinished:
         # What was left behind would hold up an ordinary exit, perhaps for ever.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
         os._exit(code)
     return code

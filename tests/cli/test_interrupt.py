@@ -287,7 +287,10 @@ def test_a_line_that_did_not_fit_is_taken_back(workplace):
         sys.executable,
         "-c",
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        " resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
+        " most = resource.getrlimit(resource.RLIMIT_FSIZE);"
+        " resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most[1]));"
+        # What is measured about this process is written at its exit.
+        " import atexit; atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, most);"
         " from qtasks_pluggy.cli import main; main()",
     )
 

@@ -91,6 +91,7 @@ def test_a_file_with_a_name_that_is_taken_or_none_is_loaded_all_the_same(workpla
         ("shop.py:othr", "'shop.py' has no 'othr'; did you mean shop.py:other?"),
         ("shop:number", "'number' in 'shop' is of type int, not QueueTasks; did you mean shop:"),
         ("inner", "nothing in 'inner' is a QueueTasks; make one"),
+        ("./notes.txt", "notes.txt is no Python file; APP is file.py:attribute"),
         (":app", "write module:attribute or file.py:attribute"),
         ("shop:", "write module:attribute or file.py:attribute"),
     ],
@@ -98,6 +99,7 @@ def test_a_file_with_a_name_that_is_taken_or_none_is_loaded_all_the_same(workpla
 def test_an_app_that_is_not_there_is_an_error_that_names_the_nearest(workplace, app, said):
     """Exit code 2, and one error that says what to do."""
     workplace.write("shop.py", APP)
+    workplace.write("notes.txt", "app\n")
     workplace.write("inner/__init__.py", "")
     workplace.write("inner/shop.py", APP)
 
@@ -117,6 +119,8 @@ def test_a_task_that_is_not_there_is_an_error_that_names_the_nearest(workplace):
     assert result.exit_code == 2
     assert "app 'shop' has no task 'prize'; did you mean 'price'?" in result.stderr
     assert "Its tasks are price, stock." in result.stderr
+    (line,) = workplace.run("run", "shop:other", "tex").stderr.splitlines()
+    assert line == "Error: app 'other' has no task 'tex'; did you mean 'tax'?"
 
 
 def test_an_app_without_tasks_says_so(workplace):

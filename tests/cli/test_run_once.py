@@ -272,10 +272,27 @@ ENDS = """
     @app.task
     async def one_async(): return 1
 """
+both_kinds = pytest.mark.parametrize("task", ["one", "one_async"])
+both_ways = pytest.mark.parametrize("each", [(), ("--each", "in.jsonl")])
 
 
-@pytest.mark.parametrize("task", ["one", "one_async"])
-@pytest.mark.parametrize("each", [(), ("--each", "in.jsonl")])
+@both_kinds
+@both_ways
+def test_ctrl_c_while_the_app_starts_is_exit_code_130(workplace, task, each):
+    """Nothing was run, and no traceback is shown."""
+    source = ENDS.format(hook="qtasks_start")
+    workplace.write("ends.py", source.replace('RuntimeError("a bug")', "KeyboardInterrupt"))
+    workplace.records([[]])
+
+    result = workplace.run("run", "ends", task, *each)
+
+    assert result.exit_code == 130
+    assert "Traceback" not in result.stderr
+    assert "nterrupted" in (result.stdout if each else result.stderr)
+
+
+@both_kinds
+@both_ways
 def test_a_plugin_that_fails_to_start_is_exit_code_2(workplace, task, each):
     """Nothing was run."""
     workplace.write("ends.py", ENDS.format(hook="qtasks_start"))
@@ -287,8 +304,8 @@ def test_a_plugin_that_fails_to_start_is_exit_code_2(workplace, task, each):
     assert "app 'ends' cannot start: plugin 'Ends' failed in hook 'qtasks_start'" in result.stderr
 
 
-@pytest.mark.parametrize("task", ["one", "one_async"])
-@pytest.mark.parametrize("each", [(), ("--each", "in.jsonl")])
+@both_kinds
+@both_ways
 def test_a_plugin_that_fails_to_stop_loses_no_result(workplace, task, each):
     """The result is told, then the error; exit code 1."""
     workplace.write("ends.py", ENDS.format(hook="qtasks_stop"))
