@@ -105,12 +105,15 @@ if TYPE_CHECKING:
     class AsyncContext(Context):
         """The ``ctx`` of an async task."""
 
-        def sleep(self, seconds: float) -> Awaitable[None]: ...
+        def sleep(self, seconds: float) -> Awaitable[None]:
+            """Pause; to be awaited."""
+            ...
 
     class SyncContext(Context):
         """The ``ctx`` of a plain task."""
 
-        def sleep(self, seconds: float) -> None: ...
+        def sleep(self, seconds: float) -> None:
+            """Pause."""
 
 
 class TaskHost(Protocol):
@@ -212,7 +215,9 @@ class AsyncTask(_Task[P, R_co]):
     if TYPE_CHECKING:
 
         @property
-        def ctx(self) -> AsyncContext: ...
+        def ctx(self) -> AsyncContext:
+            """The context of the run that this is a view of."""
+            ...
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Run the task through the executor.
@@ -242,7 +247,9 @@ class SyncTask(_Task[P, R_co]):
     if TYPE_CHECKING:
 
         @property
-        def ctx(self) -> SyncContext: ...
+        def ctx(self) -> SyncContext:
+            """The context of the run that this is a view of."""
+            ...
 
     @overload
     def __call__(
