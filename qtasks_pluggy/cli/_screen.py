@@ -10,13 +10,18 @@ from typing import Any, Final, Self, TextIO
 
 import attrs
 import click
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from qtasks_pluggy.cli._records import Records
 from qtasks_pluggy.cli._tally import Tally
+
+GAP: Final = 3
+"""Blanks between two columns on a terminal."""
 
 MOST_TOLD: Final = 160
 """Characters of an error that a table shows; the whole of it is in the output file."""
@@ -30,11 +35,13 @@ class Column:
         title: Its heading.
         right: Whether it is aligned to the right, as numbers are.
         style: How it looks on a terminal.
+        below: As the last column, on a terminal too narrow for all: whether it goes below its row.
     """
 
     title: str
     right: bool = False
     style: str = ""
+    below: bool = False
 
 
 def show_table(
@@ -51,18 +58,47 @@ def show_table(
     cells = [[printable(cell, stream) for cell in row] for row in rows]
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
-        titles = [column.title for column in columns]
-        for line in _plain(columns, [titles, *cells]):
+        for line in _plain(columns, cells):
             click.echo(line, err=err)
         return
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
-    for column in columns:
-        justify: Any = "right" if column.right else "left"
-        table.add_column(column.title, justify=justify, style=column.style, overflow="fold")
+    widths = _widths(columns, cells)
+    last = columns[-1]
+    if not last.below or sum(widths) + GAP * len(widths) - GAP <= console.width:
+        table = _grid(columns, widths=None)
+        for row in cells:
+            table.add_row(*_styled(row))
+        console.print(table)
+        return
+    console.print(_grid(columns[:-1], widths))
     for row in cells:
-        style = _STYLES.get(row[0], "")
-        table.add_row(Text(row[0], style=style), *(Text(cell) for cell in row[1:]))
-    console.print(table)
+        table = _grid(columns[:-1], widths)
+        table.show_header = False
+        table.add_row(*_styled(row[:-1]))
+        console.print(table)
+        if row[-1]:
+            console.print(Padding(Text(row[-1], style=last.style, overflow="fold"), (0, 0, 0, GAP)))
+
+
+def _grid(columns: Sequence[Column], widths: Sequence[int] | None) -> Table:
+    table = Table(box=None, padding=(0, GAP, 0, 0), header_style="dim", pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            style=column.style,
+            overflow="fold",
+            min_width=None if widths is None else widths[number],
+        )
+    return table
+
+
+def _styled(row: Sequence[str]) -> list[Text]:
+    return [Text(row[0], style=_STYLES.get(row[0], "")), *map(Text, row[1:])]
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
+    titles = [column.title for column in columns]
+    return [max(map(cell_len, texts)) for texts in zip(titles, *rows, strict=True)]
 
 
 _STYLES: Final = {
@@ -77,12 +113,12 @@ _STYLES: Final = {
 
 
 def _plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        aligned = [
-            cell.rjust(width) if column.right else cell.ljust(width)
-            for column, cell, width in zip(columns, row, widths, strict=True)
-        ]
+    widths = _widths(columns, rows)
+    for row in ([column.title for column in columns], *rows):
+        aligned: list[str] = []
+        for column, cell, width in zip(columns, row, widths, strict=True):
+            blanks = " " * (width - cell_len(cell))
+            aligned.append(f"{blanks}{cell}" if column.right else f"{cell}{blanks}")
         yield "  ".join(aligned).rstrip()
 
 
@@ -137,7 +173,12 @@ def show_summary(
         more = len(tally.unfinished) - most_running
         told += f" and {more} more" if more > 0 else ""
         rows.append(["unfinished", f"{len(tally.unfinished):,}", "", f"line {told}"])
-    columns = [Column("outcome"), Column("runs", right=True), Column("by"), Column("first")]
+    columns = [
+        Column("outcome"),
+        Column("runs", right=True),
+        Column("by"),
+        Column("first", below=True),
+    ]
     while len(columns) > 2 and not any(row[len(columns) - 1] for row in rows):  # noqa: PLR2004  # the numbers stay
         del columns[-1]
     show_table(columns, [row[: len(columns)] for row in rows], err=err)

@@ -66,7 +66,7 @@ def _show(rows: Iterable[dict[str, Any]]) -> None:
         Column("distribution"),
         Column("version"),
         Column("enabled"),
-        Column("hooks", style="cyan"),
+        Column("hooks", style="cyan", below=True),
     ]
     show_table(
         columns,

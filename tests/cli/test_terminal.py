@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-from qtasks_pluggy.cli._screen import printable, show_summary
+from qtasks_pluggy.cli._screen import Column, printable, show_summary, show_table
 from qtasks_pluggy.cli._tally import Tally
 
 APP = """
@@ -179,6 +179,28 @@ def test_records_can_be_typed(workplace, terminal):
     assert process.wait(60) == 0
     assert "show: 1 run in " in seen
     assert "\x1b[?25l" not in seen
+
+
+@pytest.mark.parametrize(("width", "breaks"), [(60, True), (200, False)])
+def test_a_table_that_is_too_wide_puts_its_last_column_below(
+    workplace, terminal, width, breaks, monkeypatch
+):
+    """On a narrow terminal the text of an error has the whole width to itself."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    process = start(workplace, terminal, "--each", workplace.records([["fail"], ["good"]]))
+    seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.read_until(None))
+
+    assert process.wait(60) == 1
+    assert breaks == bool(re.search(r"failed +1 +ValueError\s*\r\n   line 1: \[bold\]no", seen))
+    assert breaks != bool(re.search(r"failed +1 +ValueError +line 1: \[bold\]no", seen))
+    assert breaks != bool(re.search(r"outcome +runs +by +first", seen))
+
+
+def test_wide_letters_keep_columns_in_line(capsys):
+    """A letter that takes two places counts as two."""
+    show_table([Column("a"), Column("b", right=True)], [["\u65e5\u672c", "1"], ["x", "22"]])
+
+    assert "a      b\n\u65e5\u672c   1\nx     22\n" == capsys.readouterr().out
 
 
 class Stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import textwrap
@@ -125,7 +126,7 @@ def test_r14_one_event_a_dispatch_at_debug_level(run):
 @both_ways
 def test_r14_no_event_where_nobody_listens(run):
     """The event is not built unless debug is on."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("INFO"))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     try:
         run_of = failing_run(answering(1))
         run(run_of)

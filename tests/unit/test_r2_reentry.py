@@ -8,7 +8,7 @@ import pytest
 
 from qtasks_hookspecs import blocking, hookimpl
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
-from qtasks_pluggy.exc import TaskPluginTriggerError
+from qtasks_pluggy.exc import PluginError, TaskPluginTriggerError
 from tests.runs import Listener, both_ways, failing, plugin, run_async, run_sync
 
 ERROR = TaskPluginTriggerError("no")
@@ -104,18 +104,22 @@ def test_r2_a_hookimpl_is_asked_again_afterwards(kind, run):
     assert helper.calls == 2
 
 
-def test_r2_a_hookimpl_that_failed_is_asked_again():
-    """A hookimpl that raised is at work no longer."""
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_r2_a_hookimpl_that_failed_is_asked_again(error, strict):
+    """A hookimpl that raised is at work no longer, whatever it raised and however that is taken."""
     calls = []
 
     def decide():
         calls.append(1)
-        raise OSError
+        raise error
 
-    manager = PluginManager([plugin("faulty", task_executor_run_task_trigger_error=decide)])
+    manager = PluginManager(
+        [plugin("faulty", task_executor_run_task_trigger_error=decide)], settings={"strict": strict}
+    )
 
     for _ in range(2):
-        with pytest.raises(TaskPluginTriggerError):
+        with pytest.raises((TaskPluginTriggerError, PluginError, KeyboardInterrupt)):
             TaskExecutor(failing("function", ERROR), plugins=manager).execute_sync()
 
     assert len(calls) == 2
