@@ -30,7 +30,7 @@ class RetryPlugin:
         max_delay = 30.0  # seconds that no delay exceeds
         jitter = 1.0      # seconds, of which a random part is added
 
-    The schedule is ``tenacity.wait_exponential_jitter``, from the extra ``[retry]``.
+    The schedule is tenacity's ``wait_exponential`` and ``wait_random``, from the extra ``[retry]``.
     """
 
     name = "retry"
@@ -38,7 +38,7 @@ class RetryPlugin:
     def __init__(self) -> None:
         self.errors: tuple[str, ...] = ()
         self.limit = 3
-        self._wait: Callable[[Any], float] = lambda _: 0.0
+        self._wait: Callable[[int], float] = lambda _: 0.0
 
     @hookimpl
     def qtasks_start(self, settings: Mapping[str, Any]) -> None:
@@ -63,16 +63,14 @@ class RetryPlugin:
         self.limit = limit
         numbers = {key: _number(key, settings.get(key, own)) for key, own in _NUMBERS.items()}
         try:
-            from tenacity.wait import wait_exponential_jitter  # noqa: PLC0415  # an extra
+            from tenacity.wait import wait_exponential, wait_random  # noqa: PLC0415  # an extra
         except ImportError as error:
             msg = "the built-in plugin 'retry' needs tenacity: pip install 'qtasks-pluggy[retry]'"
             raise ImportError(msg) from error
-        self._wait = wait_exponential_jitter(
-            initial=numbers["delay"],
-            max=numbers["max_delay"],
-            exp_base=numbers["factor"],
-            jitter=numbers["jitter"],
-        )
+        growing = wait_exponential(multiplier=numbers["delay"], exp_base=numbers["factor"])
+        schedule = growing + wait_random(0, numbers["jitter"])
+        most = numbers["max_delay"]
+        self._wait = lambda attempt: min(most, schedule(SimpleNamespace(attempt_number=attempt)))
 
     @hookimpl
     def task_executor_run_task_trigger_error(
@@ -81,7 +79,7 @@ class RetryPlugin:
         """Answer with a retry that waits for as long as the schedule says."""
         if not matches(e, self.errors):
             return None
-        return Retry(self._wait(SimpleNamespace(attempt_number=task_executor.attempt)), self.limit)
+        return Retry(self._wait(task_executor.attempt), self.limit)
 
 
 def _number(key: str, value: Any) -> float:

@@ -1,0 +1,195 @@
+"""The built-in plugins ``fallback`` and ``retry``, by settings alone."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+
+from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
+from qtasks_pluggy.exc import PluginError
+from tests.runs import answering
+
+
+class ShopError(LookupError):
+    """An error of the app's own."""
+
+
+def app_with(name: str, section: dict[str, Any], **options: Any) -> QueueTasks:
+    """Make an app whose settings enable a built-in plugin."""
+    settings = {"enable": [name], "plugin": {name: section}}
+    return QueueTasks("shop", settings=settings, intercept=Exception, discover=False, **options)
+
+
+def raising(error: BaseException) -> Any:
+    """Make a function that fails."""
+
+    def function() -> None:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("rule", "fits"),
+    [
+        ({"task": "price_*"}, True),
+        ({"task": "stock_*"}, False),
+        ({"tag": "slow"}, True),
+        ({"tag": "fast"}, False),
+        ({"error": "LookupError"}, True),
+        ({"error": ["ValueError", f"{__name__}.ShopError"]}, True),
+        ({"error": "ValueError"}, False),
+        ({"error": "other.ShopError"}, False),
+        ({"task": "price_*", "error": "ValueError"}, False),
+    ],
+)
+def test_fallback_answers_with_the_result_of_a_rule_that_fits(rule, fits):
+    """A rule is for a task, a tag and error classes; all that it names must fit."""
+    app = app_with("fallback", {"rules": [{**rule, "result": None}]})
+    task = app.task(name="price_tea", tags=["slow"])(raising(ShopError()))
+
+    with app:
+        if fits:
+            assert task() is None
+        else:
+            with pytest.raises(ShopError):
+                task()
+
+
+def test_fallback_takes_the_first_rule_that_fits():
+    """Rules are looked at in order."""
+    rules = [{"task": "a", "result": 1}, {"task": "*", "result": 2}, {"task": "b", "result": 3}]
+    app = app_with("fallback", {"rules": rules})
+    first, second = (app.task(name=name)(raising(ShopError())) for name in "ab")
+
+    with app:
+        assert (1, 2) == (first(), second())
+
+
+def test_built_ins_come_first_so_that_the_app_has_the_last_word():
+    """A plugin that the app adds overrides a built-in one."""
+    app = app_with("fallback", {"rules": [{"task": "*", "result": 1}]}, plugins=[answering(2)])
+    task = app.task(name="t")(raising(ShopError()))
+
+    with app:
+        assert 2 == task()
+
+
+def test_retry_tries_again_by_error_class_later_and_later(monkeypatch):
+    """Named errors are retried, each time after a longer delay, up to the limit."""
+    slept: list[float] = []
+    monkeypatch.setattr("qtasks_pluggy._waiting.time.sleep", slept.append)
+    section = {
+        "errors": ["LookupError"],
+        "limit": 4,
+        "delay": 0.5,
+        "factor": 3,
+        "max_delay": 10,
+        "jitter": 0,
+    }
+    app = app_with("retry", section)
+    listed, other = (
+        app.task(name=name)(raising(error))
+        for name, error in (("listed", ShopError()), ("other", OSError()))
+    )
+
+    with app:
+        with pytest.raises(ShopError):
+            listed()
+        with pytest.raises(OSError):  # it has no text
+            other()
+
+    assert [0.5, 1.5, 4.5, 10] == slept
+
+
+def test_retry_adds_a_random_part(monkeypatch):
+    """Jitter keeps many runs from trying again at one moment."""
+    slept: list[float] = []
+    monkeypatch.setattr("qtasks_pluggy._waiting.time.sleep", slept.append)
+    app = app_with("retry", {"errors": "LookupError", "delay": 1, "factor": 1, "jitter": 1})
+    task = app.task(name="t")(raising(ShopError()))
+
+    with app, pytest.raises(ShopError):
+        task()
+
+    assert all(1 <= seconds <= 2 for seconds in slept)
+    assert len({*slept}) > 1
+
+
+FALLBACK = [
+    ({"rule": []}, "'rules'"),
+    ({"rules": {"task": "a", "result": 1}}, "list of tables"),
+    ({"rules": [5]}, "rule 1: expected a table"),
+    ({"rules": [{"task": "a"}]}, "needs result"),
+    ({"rules": [{"result": 1}]}, "at least one of"),
+    ({"rules": [{"task": "a", "result": 1}, {"taks": "a", "result": 1}]}, "rule 2.*'task'"),
+    ({"rules": [{"task": 5, "result": 1}]}, "task takes a text"),
+    ({"rules": [{"error": "ValeuError", "result": 1}]}, "'ValueError'"),
+    ({"rules": [{"error": [], "result": 1}]}, "name of an exception"),
+]
+RETRY = [
+    ({}, "needs errors"),
+    ({"errors": "OSErorr"}, "'OSError'"),
+    ({"errors": "OSError", "limt": 1}, "'limit'"),
+    ({"errors": "OSError", "limit": 0}, "limit takes"),
+    ({"errors": "OSError", "limit": True}, "limit takes"),
+    ({"errors": "OSError", "delay": -1}, "delay takes"),
+    ({"errors": "OSError", "delay": "1"}, "delay takes"),
+    ({"errors": "OSError", "factor": 0.5}, "factor takes"),
+    ({"errors": "OSError", "jitter": float("inf")}, "jitter takes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "says"),
+    [("fallback", *one) for one in FALLBACK] + [("retry", *one) for one in RETRY],
+    ids=[str(number) for number in range(len(FALLBACK) + len(RETRY))],
+)
+def test_a_section_that_makes_no_sense_keeps_the_app_from_starting(name, section, says):
+    """The error names the plugin, the rule or key, and what it takes."""
+    with pytest.raises(PluginError, match=says) as raised, app_with(name, section):
+        pass
+
+    assert f"plugin {name!r}" in str(raised.value)
+
+
+def test_retry_without_its_extra_names_it(monkeypatch):
+    """Where tenacity is missing, the error says what to install."""
+    imported = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("tenacity"):
+            raise ImportError(name)
+        return imported(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+
+    with (
+        pytest.raises(PluginError, match=r"qtasks-pluggy\[retry\]"),
+        app_with("retry", {"errors": "OSError"}),
+    ):
+        pass
+
+
+def test_built_ins_are_off_until_they_are_enabled(monkeypatch):
+    """Nothing is loaded without ``enable``; the environment can take an app's choice back."""
+    assert [] == PluginManager().list_plugin_info()
+    app = app_with("fallback", {"rules": [{"task": "*", "result": 1}]})
+    monkeypatch.setenv("QTASKS_PLUGGY_ENABLE", "")
+    task = app.task(name="t")(raising(ShopError()))
+
+    with app, pytest.raises(ShopError):
+        task()
+    (info,) = app.plugins.list_plugin_info()
+    assert ("fallback", False, "not enabled") == (info.name, info.enabled, info.reason)
+
+
+def test_enabled_in_a_bare_manager():
+    """A manager that stands alone takes them from its own settings."""
+    manager = PluginManager(settings={"enable": ["fallback"]})
+
+    assert ["fallback"] == [one.name for one in manager.list_plugin_info()]
+    with pytest.raises(ShopError):
+        TaskExecutor(raising(ShopError()), plugins=manager).execute_sync()

@@ -1,0 +1,206 @@
+"""R12: ``@when`` says which errors a hookimpl is asked about."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qtasks_hookspecs import TaskFunc, hookimpl, when
+from qtasks_pluggy import PluginManager, TaskExecutor
+from qtasks_pluggy.exc import PluginRegistrationError, TaskPluginTriggerError
+from tests.runs import both_ways, failing
+
+TRIGGER = "task_executor_run_task_trigger_error"
+
+
+class ShopError(LookupError):
+    """An error of the app's own."""
+
+
+def filtered(*conditions: Any, inside: bool = True, hook: str = TRIGGER) -> Any:
+    """Make a plugin that answers ``"asked"``, with these filters on one side of the mark."""
+
+    def function() -> str:
+        return "asked"
+
+    for condition in conditions if inside else ():
+        function = condition(function)
+    function = hookimpl(function)
+    for condition in () if inside else conditions:
+        function = condition(function)
+    return SimpleNamespace(name="picky", **{hook: function})
+
+
+def statuses(run: Any, plugin: Any, error: BaseException, **task: Any) -> list[str]:
+    """Run a failing task; return the statuses of its trail."""
+    func = TaskFunc("price_tea", failing("function", error), intercept=Exception, **task)
+    executor = TaskExecutor(func, plugins=[plugin])
+    try:
+        assert "asked" == run(executor)
+    except type(error) as raised:
+        assert raised is error
+    return [record.status for record in executor.trail]
+
+
+ASKED = [
+    (when(error=LookupError), {}),
+    (when(error="LookupError"), {}),
+    (when(error="KeyError"), {"error": KeyError()}),
+    (when(error=(ValueError, "KeyError")), {"error": KeyError()}),
+    (when(error=f"{__name__}.ShopError"), {}),
+    (when(error="Exception"), {}),
+    (when(error=TaskPluginTriggerError), {"error": TaskPluginTriggerError()}),
+    (when(error="qtasks_hookspecs.exc.TaskPluginTriggerError"), {}),
+    (when(task="price_*"), {}),
+    (when(tag="slow"), {"tags": ("slow", "big")}),
+    (when(error=LookupError, task="price_*", tag="slow"), {"tags": ("slow",)}),
+]
+NOT_ASKED = [
+    (when(error=ValueError), {}),
+    (when(error="ValueError"), {}),
+    (when(error="other.ShopError"), {}),
+    (when(task="stock_*"), {}),
+    (when(task="PRICE_*"), {}),
+    (when(tag="slow"), {}),
+    (when(error=LookupError, task="stock_*"), {}),
+    (when(error=LookupError, tag="slow"), {"tags": ("big",)}),
+]
+
+
+@both_ways
+@pytest.mark.parametrize("inside", [True, False], ids=["below", "above"])
+@pytest.mark.parametrize("number", range(len(ASKED)))
+def test_r12_is_asked_where_all_conditions_hold(run, inside, number):
+    """Class, name, glob and tag match the error or its cause; all of one ``@when`` must hold."""
+    condition, options = ASKED[number]
+    error = options.get("error", ShopError())
+    task = {name: value for name, value in options.items() if name != "error"}
+
+    assert ["answered"] == statuses(run, filtered(condition, inside=inside), error, **task)
+
+
+@both_ways
+@pytest.mark.parametrize("number", range(len(NOT_ASKED)))
+def test_r12_is_not_asked_otherwise_and_the_trail_says_so(run, number):
+    """Where a condition fails, the hookimpl is not called, and recorded as filtered."""
+    condition, task = NOT_ASKED[number]
+
+    assert ["filtered"] == statuses(run, filtered(condition), ShopError(), **task)
+
+
+@both_ways
+def test_r12_one_of_several_is_enough(run):
+    """Several ``@when`` are alternatives."""
+    either = filtered(when(error=ValueError), when(task="price_*"))
+    neither = filtered(when(error=ValueError), when(task="stock_*"))
+
+    assert ["answered"] == statuses(run, either, ShopError())
+    assert ["filtered"] == statuses(run, neither, ShopError())
+
+
+@both_ways
+def test_r12_a_trigger_errors_own_cause_counts(run):
+    """The cause of an error that a task raises itself is looked at too."""
+    error = TaskPluginTriggerError("no")
+    error.__cause__ = ShopError()
+
+    assert ["answered"] == statuses(run, filtered(when(error=ShopError)), error)
+
+
+@both_ways
+def test_r12_wrappers_are_filtered_too(run):
+    """A wrapper whose filter does not hold is not there."""
+
+    class Wrapper:
+        name = "wrapper"
+
+        @hookimpl(wrapper=True)
+        @when(error=ValueError)
+        def task_executor_run_task_trigger_error(self) -> Any:
+            yield
+            return "wrapped"
+
+    def result(error: Exception) -> Any:
+        func = TaskFunc("t", failing("function", error), intercept=Exception)
+        return run(TaskExecutor(func, plugins=[filtered(), Wrapper()]))
+
+    assert ("wrapped", "asked") == (result(ValueError()), result(KeyError()))
+
+
+@both_ways
+def test_r12_hooks_without_an_error_filter_by_task_and_tag(run):
+    """args_replace, run_task and task_close can be limited to tasks."""
+    plugin = filtered(when(tag="shout"), hook="task_executor_run_task")
+
+    assert "asked" == run(
+        TaskExecutor(TaskFunc("t", len, tags="shout"), args=("ab",), plugins=[plugin])
+    )
+    assert 2 == run(TaskExecutor(TaskFunc("t", len), args=("ab",), plugins=[plugin]))
+
+
+def test_r12_attempts_are_filtered_anew():
+    """A retry that fails in another way is asked about by others, with the right attempt."""
+    errors = iter([KeyError(), ValueError()])
+
+    def task() -> None:
+        raise next(errors)
+
+    retries = SimpleNamespace(name="retries")
+
+    @hookimpl
+    @when(error=KeyError)
+    def task_executor_run_task_trigger_error() -> Any:
+        from qtasks_hookspecs import Retry
+
+        return Retry()
+
+    retries.task_executor_run_task_trigger_error = task_executor_run_task_trigger_error
+    executor = TaskExecutor(TaskFunc("t", task, intercept=Exception), plugins=[retries])
+    with pytest.raises(ValueError):  # it has no text
+        executor.execute_sync()
+
+    assert [(1, "answered"), (2, "filtered")] == [(r.attempt, r.status) for r in executor.trail]
+
+
+def test_r12_what_is_remembered_of_filters_is_bounded():
+    """Very many tasks made on the fly do not fill the memory."""
+    manager = PluginManager([filtered(when(task="t*"))])
+    for number in range(1100):
+        func = TaskFunc(f"t{number}", failing("function", TaskPluginTriggerError()))
+        assert "asked" == TaskExecutor(func, plugins=manager).execute_sync()
+
+    chain = manager.hook.task_executor_run_task_trigger_error.chain
+    assert len(chain._plans) <= 1024
+
+
+@pytest.mark.parametrize(
+    ("condition", "hook", "says"),
+    [
+        (when(error="ValeuError"), TRIGGER, "'ValueError'"),
+        (when(error="not a name"), TRIGGER, "no dotted name"),
+        (when(error=()), TRIGGER, "names no class"),
+        (when(task=""), TRIGGER, "matches nothing"),
+        (when(tag=""), TRIGGER, "matches nothing"),
+        (when(error=ValueError), "task_executor_run_task", "without an error"),
+        (when(task="t"), "qtasks_start", "not called for a task"),
+    ],
+    ids=["misspelt", "malformed", "none", "task", "tag", "no-error", "start"],
+)
+def test_r12_what_can_never_match_is_refused(condition, hook, says):
+    """A filter that can never hold is a fault at registration that says why."""
+    with pytest.raises(PluginRegistrationError, match=says) as raised:
+        PluginManager([filtered(condition, hook=hook)])
+
+    assert "'picky'" in str(raised.value)
+    assert "QTASKS_PLUGGY_DISABLE=picky" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"error": 5}, {"error": int}, {"error": (ValueError, 5)}, {"task": 5}, {"tag": 5}]
+)
+def test_r12_wrong_arguments_are_refused_where_they_stand(wrong):
+    """``@when`` with nothing or with something odd is an error in the plugin's own line."""
+    with pytest.raises(TypeError, match="@when"):
+        when(**wrong)
