@@ -378,14 +378,10 @@ class TaskExecutor:
     def _next_attempt(self) -> None:
         self._attempt += 1
         self._result = self._yielded = None
-        message = self._message
-        if message is not None:
-            self._message = attrs.evolve(
-                message,
-                uuid=message.uuid,
-                created_at=message.created_at,
-                attempt=self._attempt,
-            )
+        message = self.task_broker
+        self._message = attrs.evolve(
+            message, uuid=message.uuid, created_at=message.created_at, attempt=self._attempt
+        )
 
     def _view(self) -> Any:
         kind = AsyncTask if self._task_func.is_async else SyncTask

@@ -210,7 +210,8 @@ class PluginManager(pluggy.PluginManager):
 
     def _load_builtins(self) -> None:
         """Load the built-in plugins that the settings enable."""
-        wanted = [name for name in self.settings.enable if name not in self._origins]
+        loaded = {name for name, rank in self._ranks.items() if rank[0] == BUILTIN}
+        wanted = [name for name in self.settings.enable if name not in loaded]
         if not any(name in BUILTINS for name in wanted):
             return
         # Imported here: what nobody enables costs nothing.

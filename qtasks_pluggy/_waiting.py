@@ -291,8 +291,6 @@ class _BackgroundLoop:
 
         def end(task: asyncio.Task[Carried]) -> None:
             # Told when the task is over, not by the task: the process may end right after.
-            if task.cancelled() and asyncio.iscoroutine(thing):
-                thing.close()
             future.set_result(
                 [None, asyncio.CancelledError()] if task.cancelled() else task.result()
             )
@@ -327,5 +325,5 @@ class _BackgroundLoop:
 
 
 background: Final = _BackgroundLoop()
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork
     os.register_at_fork(after_in_child=background.forget)

@@ -124,9 +124,6 @@ class _Cause:
         # The bytes that were tried, not the error: else each link of a chain doubles the work.
         return _load_cause, (data,)
 
-    def __copy__(self) -> _Cause:
-        return self
-
     def __deepcopy__(self, memo: dict[int, Any]) -> _Cause:
         return self
 

@@ -70,7 +70,9 @@ class RetryPlugin:
         growing = wait_exponential(multiplier=numbers["delay"], exp_base=numbers["factor"])
         schedule = growing + wait_random(0, numbers["jitter"])
         most = numbers["max_delay"]
-        self._wait = lambda attempt: min(most, schedule(SimpleNamespace(attempt_number=attempt)))
+        # Of a call's state the schedule reads the number of the attempt alone.
+        state: Any = SimpleNamespace
+        self._wait = lambda attempt: min(most, schedule(state(attempt_number=attempt)))
 
     @hookimpl
     def task_executor_run_task_trigger_error(

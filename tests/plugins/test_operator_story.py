@@ -134,3 +134,35 @@ def test_an_operator_finds_and_tames_the_slow_and_the_broken(machine):
     assert "good" in second.stdout
     assert "broken" not in second.stderr
     assert "slow" not in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"disable": "slow"}, "disabled (QTASKS_PLUGGY_DISABLE)"),
+        ({"safe_mode": "yes"}, "safe_mode (QTASKS_PLUGGY_SAFE_MODE)"),
+        ({"allow": "good"}, "not in allow (QTASKS_PLUGGY_ALLOW)"),
+    ],
+    ids=["disable", "safe_mode", "allow"],
+)
+def test_what_is_switched_off_is_not_imported_and_listed_with_the_reason(machine, settings, reason):
+    """A plugin that is disabled, not allowed or kept out by safe mode is not even imported."""
+    listed = json.loads(machine.run("plugins", "--json", **settings).stdout)
+    (slow,) = [one for one in listed if one["name"] == "slow"]
+    assert (False, reason) == (slow["enabled"], slow["reason"])
+
+    code = (
+        "import sys; from qtasks_pluggy import PluginManager; PluginManager(discover=True);"
+        "print('qtasks_slow' in sys.modules)"
+    )
+    variables = {f"QTASKS_PLUGGY_{key.upper()}": value for key, value in settings.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        cwd=machine.folder,
+        env=machine.environment | variables,
+        text=True,
+        timeout=60,
+    )
+    assert "False\n" == done.stdout

@@ -1,0 +1,229 @@
+"""Corners that no rule names: what is refused, and what must not break all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qtasks_hookspecs import Replace, Retry, TaskFunc, hookimpl, hookspec, when
+from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor, Trail
+from qtasks_pluggy._quarantine import Breaker
+from qtasks_pluggy._waiting import _clocked, finish
+from qtasks_pluggy.exc import PluginRegistrationError, TaskPluginTriggerError, TaskTimeoutError
+from tests.runs import answering, both_ways, failing, plugin
+
+TRIGGER = "task_executor_run_task_trigger_error"
+
+
+def test_decisions_cannot_be_subclassed():
+    """A decision is told by its class, so a subclass is refused where it is made."""
+    with pytest.raises(TypeError, match="Later: a decision cannot be subclassed"):
+        type("Later", (Retry,), {})
+
+
+def test_a_hookspec_is_lastresult_or_a_pipeline():
+    """The two ways of a hook exclude each other."""
+    with pytest.raises(ValueError, match="exclude each other"):
+        hookspec(lastresult=True, pipeline="x")
+
+
+def test_hooks_of_a_hosts_own_follow_the_rules():
+    """A host can add hooks; a name that is known, or nothing to add, is refused."""
+
+    @hookspec(lastresult=True)
+    def shop_closes(task_executor: Any, e: Any) -> None: ...
+
+    manager = PluginManager()
+    manager.add_hookspecs(SimpleNamespace(shop_closes=shop_closes))
+    manager.register(plugin("a", shop_closes=lambda: 1))
+    manager.register(plugin("b", shop_closes=lambda: 2))
+
+    assert 2 == manager.hook.shop_closes(task_executor=None, e=ValueError())
+    with pytest.raises(ValueError, match="known already"):
+        manager.add_hookspecs(SimpleNamespace(shop_closes=shop_closes))
+    with pytest.raises(ValueError, match="did not find"):
+        manager.add_hookspecs(SimpleNamespace())
+
+
+def test_an_engine_that_is_none_is_refused():
+    """What the app cannot do is refused when it is made."""
+    with pytest.raises(TypeError, match="no engine is supported"):
+        QueueTasks("shop", engine="memory://")
+
+
+def test_a_trail_shows_its_records():
+    """``repr`` is for debugging."""
+    executor = TaskExecutor(failing("function", TaskPluginTriggerError()), plugins=[answering(1)])
+    executor.execute_sync()
+
+    assert repr(executor.trail).startswith("Trail([TrailRecord(plugin='answering'")
+    assert "Trail([])" == repr(Trail())
+
+
+@both_ways
+def test_an_error_that_refuses_notes_goes_on_all_the_same(run):
+    """A class without room for notes costs the note, not the run."""
+
+    class StiffError(TaskPluginTriggerError):
+        def add_note(self, note: str) -> None:
+            raise TypeError(note)
+
+    own = StiffError("no")
+    with pytest.raises(StiffError) as raised:
+        run(TaskExecutor(failing("function", own), plugins=[answering(None)]))
+
+    assert raised.value is own
+
+
+@both_ways
+def test_a_wrapper_is_closed_when_the_run_is_interrupted(run):
+    """Ctrl-C inside of a wrapper runs the wrapper's own clean-up."""
+    told: list[str] = []
+
+    class Wrapper:
+        name = "wrapper"
+
+        @hookimpl(wrapper=True)
+        def task_executor_run_task_trigger_error(self) -> Any:
+            try:
+                yield
+            finally:
+                told.append("cleaned up")
+
+    def interrupts() -> None:
+        raise KeyboardInterrupt
+
+    func = failing("function", TaskPluginTriggerError())
+    with pytest.raises(KeyboardInterrupt):
+        run(TaskExecutor(func, plugins=[Wrapper(), plugin("p", **{TRIGGER: interrupts})]))
+
+    assert ["cleaned up"] == told
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("answer", "result"), [(Retry(), 5), (Replace(6), 6), (None, None), (7, 7)]
+)
+def test_a_wrapper_of_a_pipeline(run, answer, result):
+    """What a wrapper of run_task returns is the result; a decision is refused."""
+
+    class Wrapper:
+        name = "wrapper"
+
+        @hookimpl(wrapper=True)
+        def task_executor_run_task(self) -> Any:
+            assert 5 == (yield)
+            return answer
+
+    assert result == run(TaskExecutor(lambda: 5, plugins=[Wrapper()]))
+
+
+def test_an_async_task_that_returns_too_late_has_timed_out():
+    """``max_time`` holds although the function caught its own cancellation."""
+
+    async def stubborn() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "too late"
+
+    with pytest.raises(TaskTimeoutError, match="max_time of 0.01 seconds"):
+        TaskExecutor(TaskFunc("stubborn", stubborn, max_time=0.01)).execute_sync()
+
+
+def test_filters_that_were_decided_are_remembered():
+    """The same error of the same task is asked about in the same way again."""
+    picky = answering("picky", "picky")
+    picky.task_executor_run_task_trigger_error = when(task="t")(
+        picky.task_executor_run_task_trigger_error
+    )
+    manager = PluginManager([picky])
+    func = TaskFunc("t", failing("function", TaskPluginTriggerError()))
+
+    assert ["picky"] * 3 == [TaskExecutor(func, plugins=manager).execute_sync() for _ in range(3)]
+
+
+def test_a_hookimpl_whose_parameters_cannot_be_read_is_a_fault():
+    """A function that says nothing of its parameters is refused, not guessed at."""
+
+    def odd() -> None: ...
+
+    odd.__signature__ = "nonsense"
+
+    with pytest.raises(PluginRegistrationError, match="parameters cannot be read"):
+        PluginManager([plugin("odd", **{TRIGGER: odd})])
+
+
+def test_settings_that_cannot_be_used_leave_the_old_ones(monkeypatch):
+    """A built-in whose name the app has taken is a fault, and the settings stay as they were."""
+    app = QueueTasks("shop", plugins=[answering(1, "fallback")], discover=False)
+    monkeypatch.setenv("QTASKS_PLUGGY_ENABLE", "fallback")
+    monkeypatch.setenv("QTASKS_PLUGGY_TIMEOUT", "7")
+
+    with pytest.raises(PluginRegistrationError, match="taken"), app:
+        pass
+
+    assert 5.0 == app.plugins.settings.timeout
+
+
+def test_a_breaker_that_closed_in_the_meantime_admits():
+    """Between two threads: who asks a quarantine that has just ended is let through."""
+    now = [0.0]
+    breaker = Breaker(1, 10.0, lambda: now[0])
+    assert breaker.admits()
+    assert breaker.failed()
+    assert not breaker.failed()  # a call that began before the quarantine
+    assert not breaker.succeeded()  # likewise
+    assert 10.0 == breaker.left
+    now[0] = 10.0
+    assert breaker.admits()
+    assert not breaker.admits()
+    assert breaker.succeeded()
+    assert breaker.left is None
+
+
+def test_plain_code_never_suspends():
+    """A wait that would suspend in plain code is our own mistake, and says so."""
+    with pytest.raises(RuntimeError, match="suspended"):
+        finish(asyncio.sleep(0))
+
+
+def test_a_coroutine_that_nobody_steps_any_more_is_closed():
+    """What is left behind on a loop that ends is closed without a complaint."""
+    told: list[str] = []
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(1)
+        finally:
+            told.append("closed")
+
+    async def main() -> None:
+        steps = _clocked(waits(), [0.0])
+        steps.send(None)
+        steps.close()
+
+    asyncio.run(main())
+    gc.collect()
+
+    assert ["closed"] == told
+
+
+class Iterates:
+    """An awaitable of the old kind, whose iterator takes no values."""
+
+    def __await__(self) -> Any:
+        return iter(())
+
+
+@both_ways
+def test_any_awaitable_answer_is_waited_for(run):
+    """An awaitable that is no coroutine counts as one."""
+    func = failing("function", TaskPluginTriggerError())
+
+    with pytest.raises(TaskPluginTriggerError):
+        run(TaskExecutor(func, plugins=[answering(Iterates())]))
