@@ -11,7 +11,13 @@ from typing import Any
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskTimeoutError
 from qtasks_pluggy import _log
-from qtasks_pluggy._waiting import LimitExceededError, Raised, Waiting, unpack
+from qtasks_pluggy._waiting import (
+    LimitExceededError,
+    Raised,
+    Waiting,
+    raise_as_is,
+    unpack,
+)
 
 
 async def call_function(
@@ -61,18 +67,23 @@ def _out_of_time(name: str, limit: float) -> TaskTimeoutError:
 async def _limited(running: Awaitable[Any], limit: float, name: str) -> Any:
     """Wait for a task's function, at most for its ``max_time``."""
     timeout = asyncio.timeout(limit)
+    error: BaseException | None = None
     try:
         async with timeout:
             result = await running
     except asyncio.CancelledError:
         raise
-    except BaseException as error:
-        if not timeout.expired():
-            raise
-        raise _out_of_time(name, limit) from (None if type(error) is TimeoutError else error)
-    if timeout.expired():
-        # It caught its own cancellation and returned too late.
-        raise _out_of_time(name, limit)
+    except BaseException as caught:  # noqa: BLE001  # raised below, unless the time is over
+        error = caught
+    try:
+        # Over is over, also for a function that caught its own cancellation and returned.
+        if timeout.expired():
+            raise _out_of_time(name, limit) from (None if type(error) is TimeoutError else error)
+        if error is not None:
+            raise_as_is(error)
+    finally:
+        # A traceback holds this frame; this frame must not hold the error.
+        error = None
     return result
 
 

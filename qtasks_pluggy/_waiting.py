@@ -131,11 +131,16 @@ def _clocked(thing: Awaitable[T], longest: list[float]) -> Generator[Any, Any, T
             value, error = (yield waits_for), None
         except GeneratorExit:
             # Nobody steps it any more; ``throw`` would fail on a coroutine that is gone already.
-            if asyncio.iscoroutine(thing):
-                thing.close()
+            _close(thing)
             raise
         except BaseException as thrown:  # noqa: BLE001  # handed on to the awaitable
             value, error = None, thrown
+
+
+def _close(thing: Any) -> None:
+    """Close a coroutine that nobody will await; other awaitables need no closing."""
+    with suppress(AttributeError):
+        thing.close()
 
 
 def carry(function: Callable[[], Any]) -> Carried:
@@ -271,8 +276,7 @@ class _BackgroundLoop:
         """
         loop = self._started()
         if threading.current_thread() is self._thread:
-            if asyncio.iscoroutine(thing):
-                thing.close()
+            _close(thing)
             msg = (
                 "qtasks_pluggy: plain code on the background event loop needs async code to be"
                 " run, and waiting for it there would never end; in an async function use"
