@@ -67,6 +67,7 @@ def _out_of_time(name: str, limit: float) -> TaskTimeoutError:
 async def _limited(running: Awaitable[Any], limit: float, name: str) -> Any:
     """Wait for a task's function, at most for its ``max_time``."""
     timeout = asyncio.timeout(limit)
+    result: Any = None
     error: BaseException | None = None
     try:
         async with timeout:
