@@ -19,6 +19,7 @@ The modules, in the order in which a run meets them:
 ``_executor.py``     START HERE: the life of one run
 ``_function.py``     calling a task's function
 ``_dispatch.py``     the call convention: who is asked, and whose answer wins
+``_answers.py``      which answers count
 ``_outcome.py``      what the plugins' decision comes to
 ``_waiting.py``      how a run waits, in plain code and on an event loop
 ``_plugins.py``      the plugin manager: what is registered, and each hook's chain

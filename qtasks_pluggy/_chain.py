@@ -61,7 +61,6 @@ class Link:
     plain: bool = attrs.field(init=False)
     only: str | None = attrs.field(init=False, default=None)
     overrun: float = attrs.field(init=False)
-    alone: tuple[Callable[..., Any], ...] = attrs.field(init=False)
     pick: Callable[[Mapping[str, Any]], Sequence[Any]] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -69,12 +68,12 @@ class Link:
         names = self.positional
         # With two names, for the sake of itemgetter, which gives no tuple for one.
         pick = itemgetter(*names) if len(names) > 1 else lambda values: [values[n] for n in names]
-        if len(names) == 1 and not (self.keywords or self.blocking):
+        special = self.keywords or self.blocking or self.observed
+        if len(names) == 1 and not special:
             object.__setattr__(self, "only", names[0])
         object.__setattr__(self, "pick", pick)
         object.__setattr__(self, "overrun", math.inf if self.limit is None else self.limit)
-        object.__setattr__(self, "alone", (self.function,))
-        object.__setattr__(self, "plain", not (self.keywords or self.blocking))
+        object.__setattr__(self, "plain", not special)
 
     @property
     def who(self) -> str:
@@ -83,6 +82,9 @@ class Link:
 
     def call(self, values: Mapping[str, Any]) -> Any:
         """Call the function with the parameters that it names."""
+        if self.observed and "kwargs" in values:
+            # What it changes in place must not be seen by anybody else.
+            values = {**values, "kwargs": dict(values["kwargs"])}
         if self.keywords:
             by_keyword = {name: values[name] for name in self.keywords}
             return self.function(*self.pick(values), **by_keyword)

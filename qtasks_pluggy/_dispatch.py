@@ -12,27 +12,29 @@ import contextvars
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
 import pluggy
 
-from qtasks_hookspecs import Raise, Replace, Retry
+from qtasks_hookspecs import Replace
 from qtasks_pluggy import _log
-from qtasks_pluggy._chain import DECISIONS, NO_LINKS, Chain, Entry, Link
-from qtasks_pluggy._report import failed, misuse, settle, tell
+from qtasks_pluggy._answers import accept, left
+from qtasks_pluggy._chain import NO_LINKS, Chain, Entry, Link
+from qtasks_pluggy._report import blame, failed, misuse, settle, tell
 from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish, unpack
 
 if TYPE_CHECKING:
     from qtasks_pluggy._plugins import PluginManager
 
-TRIGGER: Final = "task_executor_run_task_trigger_error"
 
 # The most common answers, which need no second look.
 _PLAIN: Final = frozenset({Replace, bool, int, float, str, bytes, dict, list, tuple})
 
-# The hookimpls that are at work right now, seen from inside of them.
-_at_work: Final[contextvars.ContextVar[tuple[Callable[..., Any], ...]]] = contextvars.ContextVar(
+# The hookimpls that are at work right now, seen from inside of them. Each is alone in a list that
+# is emptied when it has ended: a task that it leaves running has a copy of this variable for ever.
+Work: TypeAlias = list[Callable[..., Any]]
+_at_work: Final[contextvars.ContextVar[tuple[Work, ...]]] = contextvars.ContextVar(
     "qtasks_pluggy_at_work", default=()
 )
 
@@ -155,6 +157,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
     links, wrappers = chain.narrowed(values) if chain.filtered else (chain.links, chain.wrappers)
     went_wrong = bool(wrappers)
     outer = _at_work.get()
+    work: Work = []
     opened: list[_Opened] = []
     try:
         if wrappers:
@@ -170,7 +173,8 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
                 if status is not None:
                     entries.append([link, attempt, status, None, 0.0, False])
                     continue
-            _at_work.set((*outer, link.function) if outer else link.alone)
+            work = [link.function]
+            _at_work.set((*outer, work))
             start = perf_counter()
             try:
                 if link.only is not None:
@@ -188,17 +192,19 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
                     if hasattr(kind, "__await__"):
                         reply = await waiting.awaitable(reply, link.limit)
                         kind = type(reply)
-                    counts = _accept(hook, dict(values) if link.observed else values, reply)
+                    counts = accept(hook, dict(values) if link.observed else values, reply)
             except (Exception, asyncio.CancelledError) as failure:
                 if isinstance(failure, asyncio.CancelledError) and waiting.cancelled():
                     breaker.abandoned()
                     raise
                 went_wrong = True
+                work.clear()
                 failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
                 continue
             except BaseException:
                 breaker.abandoned()
                 raise
+            work.clear()
             seconds = perf_counter() - start
             if counts and not link.observed:
                 answer, winner = reply, len(entries)
@@ -208,13 +214,15 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
                 settle(link, values, seconds)
         _at_work.set(outer)
         if hook.pipeline is not None:
-            answer = _left(hook, values)
+            answer = left(hook, values)
         while opened:
-            answer, winner = _close(hook, opened.pop(), values, entries, attempt, answer, winner)
+            at = (hook, opened.pop(), values, entries, attempt, waiting)
+            answer, winner = await _close(*at, answer, winner)
     finally:
+        work.clear()
         _at_work.set(outer)
-        for left in opened:
-            left.generator.close()
+        while opened:
+            _abandon(opened.pop(), values)
     if winner >= 0:
         entries[winner][-1] = True
     if error is not None and (went_wrong or (lastresult and _log.debug_enabled())):
@@ -222,72 +230,13 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
     return answer if lastresult or hook.pipeline else None
 
 
-def _not_asked(
-    link: Link, outer: tuple[Callable[..., Any], ...], values: Mapping[str, Any]
-) -> str | None:
+def _not_asked(link: Link, outer: tuple[Work, ...], values: Mapping[str, Any]) -> str | None:
     """Say why a link is skipped; None where it is asked."""
-    if "e" in values and link.function in outer:
+    if "e" in values and any(link.function in work for work in outer):
         return "reentered"
     if link.breaker.until is not None and not link.breaker.admits():
         return "quarantined"
     return None
-
-
-def _accept(hook: HookCaller, values: dict[str, Any], reply: Any) -> bool:
-    """Say whether an answer counts; in a pipeline, hand it on to the links that follow."""
-    if reply is None:
-        return False
-    kind = type(reply)
-    if kind not in DECISIONS:
-        if kind is type and reply in DECISIONS:
-            msg = f"answered the class {reply.__name__}; answer an instance, {reply.__name__}(...)"
-            raise TypeError(msg)
-    elif hook.lastresult:
-        if kind is Retry:
-            return _may_retry(values.get("task_executor"), reply)
-        error = values.get("e")
-        return not (
-            kind is Raise
-            and (reply.error is error or reply.error is getattr(error, "__cause__", None))
-        )
-    elif kind is not Replace:
-        msg = (
-            f"answered {kind.__name__}, which is a decision of {TRIGGER} only;"
-            f" {hook.name} takes a plain value or Replace(value)"
-        )
-        raise TypeError(msg)
-    else:
-        reply = reply.value
-    if hook.pipeline == "result":
-        values["result"] = reply
-    elif hook.pipeline is not None:
-        values["args"], values["kwargs"] = _arguments(reply)
-    return True
-
-
-def _may_retry(run: Any, retry: Retry) -> bool:
-    attempt: int = getattr(run, "attempt", 1)
-    most: int | None = getattr(run, "max_attempts", None)
-    return attempt <= retry.limit and (most is None or attempt < most)
-
-
-def _arguments(reply: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    # The arguments themselves are not shown: they may hold secrets.
-    if not (isinstance(reply, (tuple, list)) and len(reply) == 2):  # noqa: PLR2004  # a pair
-        msg = f"answered {type(reply).__name__}; answer a pair (args, kwargs), or None"
-        raise TypeError(msg)
-    args, kwargs = reply
-    if not (isinstance(args, (tuple, list)) and isinstance(kwargs, Mapping)):
-        msg = (
-            f"answered ({type(args).__name__}, {type(kwargs).__name__});"
-            " answer a pair of a tuple and a dict, (args, kwargs)"
-        )
-        raise TypeError(msg)
-    return tuple(args), dict(kwargs)
-
-
-def _left(hook: HookCaller, values: dict[str, Any]) -> Any:
-    return values["result"] if hook.pipeline == "result" else (values["args"], values["kwargs"])
 
 
 @attrs.frozen(eq=False)
@@ -313,7 +262,8 @@ def _open(
     if status is not None:
         entries.append([link, attempt, status, None, 0.0, False])
         return
-    _at_work.set((*outer, link.function))
+    work: Work = [link.function]
+    _at_work.set((*outer, work))
     try:
         generator = link.call(values)
         next(generator)
@@ -322,18 +272,23 @@ def _open(
         failed(hook, link, ended, values, entries, attempt, perf_counter() - start)
     except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # isolated, and loud
         failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+    except BaseException:
+        link.breaker.abandoned()
+        raise
     else:
         opened.append(_Opened(link, generator, perf_counter() - start))
     finally:
+        work.clear()
         _at_work.set(outer)
 
 
-def _close(
+async def _close(  # noqa: PLR0917  # the dispatch, as it stands at that wrapper
     hook: HookCaller,
     wrapper: _Opened,
     values: dict[str, Any],
     entries: list[Entry],
     attempt: int,
+    waiting: Waiting,
     answer: Any,
     winner: int,
 ) -> tuple[Any, int]:
@@ -341,32 +296,53 @@ def _close(
     link = wrapper.link
     start = perf_counter() - wrapper.seconds
     outer = _at_work.get()
-    _at_work.set((*outer, link.function))
+    work: Work = [link.function]
+    _at_work.set((*outer, work))
     try:
-        wrapper.generator.send(answer)
-        wrapper.generator.close()
-        msg = "the wrapper yielded a second time; it needs exactly one yield"
-        raise RuntimeError(msg)  # noqa: TRY301  # fails like any other
-    except StopIteration as end:
-        reply = end.value
-    except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # the inner answer stands
-        failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
-        return answer, winner
-    finally:
-        _at_work.set(outer)
-    settle(link, values, perf_counter() - start)
-    if reply is answer:
-        entries.append([link, attempt, "no_opinion", None, perf_counter() - start, False])
-        return answer, winner
-    try:
+        reply = _sent(wrapper.generator, answer)
+        if hasattr(type(reply), "__await__") and reply is not answer:
+            reply = await waiting.awaitable(reply, link.limit)
         # A wrapper's None is an answer: that the error goes on, that the result is None.
         seen = dict(values) if link.observed else values
-        replaces = _accept(hook, seen, Replace(None) if reply is None else reply)
-    except TypeError as failure:
+        replaces = reply is not answer and accept(
+            hook, seen, Replace(None) if reply is None else reply
+        )
+    except (Exception, asyncio.CancelledError) as failure:
+        if isinstance(failure, asyncio.CancelledError) and waiting.cancelled():
+            link.breaker.abandoned()
+            raise
         failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
         return answer, winner
+    except BaseException:
+        link.breaker.abandoned()
+        raise
+    finally:
+        work.clear()
+        _at_work.set(outer)
+    settle(link, values, perf_counter() - start)
     status = "answered" if replaces else "no_opinion"
-    entries.append([link, attempt, status, type(reply), perf_counter() - start, False])
+    kind = None if reply is answer else type(reply)
+    entries.append([link, attempt, status, kind, perf_counter() - start, False])
     if not replaces or link.observed:
         return answer, winner
-    return (_left(hook, values) if hook.pipeline else reply), len(entries) - 1
+    return (left(hook, values) if hook.pipeline else reply), len(entries) - 1
+
+
+def _sent(generator: Generator[None, Any, Any], answer: Any) -> Any:
+    """Send a wrapper the answer, and return what it returns."""
+    try:
+        generator.send(answer)
+    except StopIteration as end:
+        return end.value
+    generator.close()
+    msg = "the wrapper yielded a second time; it needs exactly one yield"
+    raise RuntimeError(msg)
+
+
+def _abandon(wrapper: _Opened, values: Mapping[str, Any]) -> None:
+    """Close a wrapper whose chain ended in an error, which must not be replaced by its own."""
+    wrapper.link.breaker.abandoned()
+    try:
+        wrapper.generator.close()
+    except Exception as failure:  # noqa: BLE001  # told, and no more: the other error goes on
+        blame(wrapper.link, failure, values)

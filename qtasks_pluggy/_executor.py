@@ -372,7 +372,7 @@ class TaskExecutor:
             self._given = self._args, self._kwargs
         args, kwargs = self._given
         self._args, self._kwargs = await self._call(
-            self._hooks.task_executor_args_replace, args=args, kwargs=kwargs
+            self._hooks.task_executor_args_replace, args=args, kwargs=dict(kwargs)
         )
 
     def _next_attempt(self) -> None:

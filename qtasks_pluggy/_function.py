@@ -51,7 +51,7 @@ async def call_function(
         try:
             carried = await waiting.thread(call, limit)
         except LimitExceededError:
-            _log.logger().warning("task_abandoned", task=func.name, max_time=limit)
+            _log.event("warning", "task_abandoned", task=func.name, max_time=limit)
             raise _out_of_time(func.name, limit) from None
     if isinstance(carried[1], StopIteration):
         return Raised(carried[1])

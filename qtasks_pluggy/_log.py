@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -25,6 +26,19 @@ def logger() -> Any:
     if _stdlib.hasHandlers():
         return _to_logging
     return _to_stderr
+
+
+def event(level: str, name: str, /, **values: Any) -> None:
+    """Log an event, whatever the host's log makes of it: no run is lost for a broken pipe.
+
+    Args:
+        level: ``debug``, ``info``, ``warning`` or ``error``.
+        name: The event's name.
+        **values: What is known.
+    """
+    # Closed streams, and processors of the host's that fail.
+    with suppress(Exception):
+        getattr(logger(), level)(name, **values)
 
 
 def debug_enabled() -> bool:
@@ -55,8 +69,9 @@ class _Stderr:
     """Writes to what ``sys.stderr`` is now, not to what it was at import."""
 
     def msg(self, message: str) -> None:
-        """Write one line."""
-        print(message, file=sys.stderr, flush=True)  # noqa: T201  # the sink of last resort
+        """Write one line, where there is a standard error at all."""
+        if sys.stderr is not None:
+            print(message, file=sys.stderr, flush=True)  # noqa: T201  # the sink of last resort
 
     log = debug = info = warning = warn = error = critical = exception = fatal = msg
 

@@ -82,26 +82,29 @@ async def set_aside(message: TaskMessage, outcome: Outcome, app: Any, waiting: W
         app: The app, whose ``dead_letter`` may be None.
         waiting: How the caller waits.
     """
-    error = outcome.error.__cause__ or outcome.error
+    error = outcome.error if outcome.error.__cause__ is None else outcome.error.__cause__
     hand_over = getattr(app, "dead_letter", None)
-    log = _log.logger().bind(task=message.name, uuid=str(message.uuid), reason=outcome.reason)
+    known = {"task": message.name, "uuid": str(message.uuid), "reason": outcome.reason}
     if hand_over is not None:
         try:
             taken = hand_over(message, error, outcome.reason)
             if hasattr(type(taken), "__await__"):
                 await waiting.awaitable(taken)
-        except Exception as failure:  # the app's own code; the run still has its end
-            log.error("dead_letter_failed", exc_info=failure)  # noqa: TRY400  # structlog's way
+        except Exception as failure:  # noqa: BLE001  # the app's own code; the run has its end
+            _log.event("error", "dead_letter_failed", **known, exc_info=failure)
         else:
             return
-    log.warning("task_dead_lettered", error=type(error).__name__)
+    _log.event("warning", "task_dead_lettered", **known, error=type(error).__name__)
 
 
 def _caused(error: Exception, cause: Exception) -> Exception:
     """Give an error its cause, unless it has one or would be its own."""
-    seen: BaseException | None = cause
-    while seen is not None and seen is not error:
-        seen = seen.__cause__ or seen.__context__
-    if error.__cause__ is None and seen is None:
-        error.__cause__ = cause
+    seen: set[int] = set()
+    behind: BaseException | None = cause
+    while behind is not None and behind is not error and id(behind) not in seen:
+        seen.add(id(behind))
+        behind = behind.__context__ if behind.__cause__ is None else behind.__cause__
+    if error.__cause__ is None and behind is not error:
+        # Past the class's own __setattr__, which a frozen one has.
+        vars(BaseException)["__cause__"].__set__(error, cause)
     return error

@@ -239,7 +239,7 @@ class PluginManager(pluggy.PluginManager):
             self._discovered = True
             known = {*self._origins, *self._skipped, *BUILTINS}
             for unknown in self.loaded.unknown_names(known, BUILTINS):
-                _log.logger().warning("unknown_plugin_name", **unknown)
+                _log.event("warning", "unknown_plugin_name", **unknown)
 
     def list_plugin_info(self) -> list[PluginInfo]:
         """Return what is known of every plugin, those that are switched off included."""

@@ -44,10 +44,11 @@ def failed(
     kind = type(failure) if status == "raised" else None
     entries.append([link, attempt, status, kind, seconds, False])
     task = task_name(values)
+    quarantined = link.breaker.failed()
     traceback = {"exc_info": failure} if shown is failure else {"timeout": link.limit}
-    _log.logger().error(event, **_place(link, task), error=type(shown).__name__, **traceback)
-    if link.breaker.failed():
-        _log.logger().warning("plugin_quarantined", **_place(link, task), **link.breaker.facts)
+    _log.event("error", event, **_place(link, task), error=type(shown).__name__, **traceback)
+    if quarantined:
+        _log.event("warning", "plugin_quarantined", **_place(link, task), **link.breaker.facts)
     starting = hook.name == "qtasks_start"
     if starting or (hook.manager.strict and not link.observed):
         why = (
@@ -57,10 +58,16 @@ def failed(
         )
         where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
         msg = (
-            f"{link.who} failed in {where} with {type(shown).__name__}: {shown};"
+            f"{link.who} failed in {where} with {type(shown).__name__}: {_text(shown)};"
             f" {why} (QTASKS_PLUGGY_DISABLE={link.plugin})"
         )
         raise PluginError(msg, task_error=values.get("e")) from shown
+
+
+def blame(link: Link, failure: BaseException, values: Mapping[str, Any]) -> None:
+    """Log a hookimpl's failure that comes on top of another error."""
+    place = _place(link, task_name(values))
+    _log.event("error", "plugin_failed", **place, error=type(failure).__name__, exc_info=failure)
 
 
 def settle(link: Link, values: Mapping[str, Any], seconds: float) -> None:
@@ -69,11 +76,12 @@ def settle(link: Link, values: Mapping[str, Any], seconds: float) -> None:
     place = _place(link, task_name(values))
     if seconds > link.overrun and not (link.is_async or link.blocking):
         # A plain call cannot be cut: its answer counts, and so does its overrun.
-        _log.logger().warning("plugin_overran", **place, seconds=seconds, timeout=link.limit)
-        if breaker.failed():
-            _log.logger().warning("plugin_quarantined", **place, **breaker.facts)
+        quarantined = breaker.failed()
+        _log.event("warning", "plugin_overran", **place, seconds=seconds, timeout=link.limit)
+        if quarantined:
+            _log.event("warning", "plugin_quarantined", **place, **breaker.facts)
     elif breaker.failures and breaker.succeeded():
-        _log.logger().warning("plugin_released", **place)
+        _log.event("warning", "plugin_released", **place)
 
 
 def _place(link: Link, task: str | None) -> dict[str, Any]:
@@ -113,14 +121,21 @@ def tell(hook: HookCaller, values: Mapping[str, Any], entries: list[Entry], answ
             "task": task_name(values),
             "uuid": str(getattr(values["task_broker"], "uuid", None)),
             "attempt": getattr(run, "attempt", None),
-            "error": type(error.__cause__ or error).__name__,
+            "error": type(error if error.__cause__ is None else error.__cause__).__name__,
             "won": next((record.plugin for record in records if record.won), None),
             "trail": [attrs.asdict(record) for record in records],
         }
         if hook.manager.settings.log_values:
             shown = {"args": run.args, "kwargs": dict(run.kwargs), "answer": answer}
             event |= {name: _shown(value) for name, value in shown.items()}
-        _log.logger().debug("task_error_dispatched", **event)
+        _log.event("debug", "task_error_dispatched", **event)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as another:  # noqa: BLE001  # somebody else's __str__
+        return f"(no text: its __str__ raises {type(another).__name__})"
 
 
 def _shown(value: Any) -> str:

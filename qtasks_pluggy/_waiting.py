@@ -160,7 +160,8 @@ def raise_as_is(error: BaseException) -> NoReturn:
     try:
         raise error
     finally:
-        error.__context__ = context
+        # Past the class's own __setattr__, which a frozen one has.
+        vars(BaseException)["__context__"].__set__(error, context)
         # Else the error's traceback holds this frame, and this frame the error.
         del error, context
 
@@ -181,6 +182,9 @@ def _in_daemon_thread(function: Callable[[], Any]) -> concurrent.futures.Future[
     future: concurrent.futures.Future[Carried] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
     context = contextvars.copy_context()
+    if background.is_here():
+        # Plain code on that loop waits for this thread, so this thread cannot wait for the loop.
+        context.run(_holds_the_loop.set, True)  # noqa: FBT003  # ContextVar's own signature
 
     def body() -> None:
         future.set_result(context.run(carry, function))
@@ -275,7 +279,7 @@ class _BackgroundLoop:
             RuntimeError: The caller is on the loop's own thread, where waiting would never end.
         """
         loop = self._started()
-        if threading.current_thread() is self._thread:
+        if self.is_here() or _holds_the_loop.get():
             _close(thing)
             msg = (
                 "qtasks_pluggy: plain code on the background event loop needs async code to be"
@@ -316,18 +320,32 @@ class _BackgroundLoop:
             raise
         return unpack(carried)  # type: ignore[no-any-return]  # what the awaitable returned
 
+    def is_here(self) -> bool:
+        """Say whether the caller is on the loop's own thread."""
+        return threading.current_thread() is self._thread
+
     def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
-                    target=loop.run_forever, name="qtasks-pluggy-loop", daemon=True
+                    target=_run_for_ever, args=(loop,), name="qtasks-pluggy-loop", daemon=True
                 )
                 self._thread.start()
                 self._loop = loop
             return self._loop
 
 
+def _run_for_ever(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        # A task that ends in one of these stops a loop, though whoever awaits it is told as well.
+        with suppress(KeyboardInterrupt, SystemExit):
+            loop.run_forever()
+
+
+_holds_the_loop: Final[contextvars.ContextVar[bool]] = contextvars.ContextVar(
+    "qtasks_pluggy_holds_the_loop", default=False
+)
 background: Final = _BackgroundLoop()
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork
     os.register_at_fork(after_in_child=background.forget)
