@@ -80,8 +80,8 @@ class QueueTasks:
             msg = f"QueueTasks(dead_letter=...): expected a function, got {dead_letter!r}"
             raise TypeError(msg)
         TaskFunc(name, len, max_retries=max_retries)  # its checks are the same
-        self.name = name
-        self.dead_letter = dead_letter
+        self.name: str = name
+        self.dead_letter: Callable[..., Any] | None = dead_letter
         self._discover = discover
         self._intercept = error_classes(intercept) or ()
         self._max_retries = max_retries
@@ -91,7 +91,7 @@ class QueueTasks:
         self._state = _State.NEW
         self._runnable = False
         self._lock = threading.RLock()
-        self.plugins = PluginManager(plugins, settings=settings)
+        self.plugins: PluginManager = PluginManager(plugins, settings=settings)
 
     @property
     def tasks(self) -> Mapping[str, Any]:

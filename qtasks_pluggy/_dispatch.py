@@ -50,12 +50,12 @@ class HookCaller(pluggy.HookCaller):
         # The chain is None where nobody implements the hook: then no run calls it.
         super().__init__(name, manager.call_hookimpls, namespace, options)  # type: ignore[arg-type]  # our hookspec's options hold pluggy's
         assert self.spec is not None  # noqa: S101  # pluggy sets it where a namespace is given
-        self.manager = manager
+        self.manager: PluginManager = manager
         self.chain: Chain | None = None
         self.lastresult: bool = options.get("lastresult", False)
         self.pipeline: str | None = options.get("pipeline")
-        self.names = frozenset(self.spec.argnames)
-        self.size = len(self.names)
+        self.names: frozenset[str] = frozenset(self.spec.argnames)
+        self.size: int = len(self.names)
 
     def __call__(self, **values: Any) -> Any:
         """Call the hook from plain code; its async hookimpls run on the background loop.

@@ -25,8 +25,8 @@ from qtasks_pluggy._waiting import IN_THREAD, finish
 from qtasks_pluggy.base_plugin import Adapter
 
 BUILTIN, INSTALLED, ADDED = range(3)
-BUILTINS = ("fallback", "retry")
-HOOKABLE = (staticmethod, classmethod, FunctionType, MethodType)
+BUILTINS: Final = ("fallback", "retry")
+HOOKABLE: Final = (staticmethod, classmethod, FunctionType, MethodType)
 
 
 class PluginManager(pluggy.PluginManager):
@@ -97,11 +97,12 @@ class PluginManager(pluggy.PluginManager):
             setattr(self.hook, name, HookCaller(name, self, module_or_class, options))
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        """Read an attribute's mark; properties are not evaluated for it, as pluggy 1.6 would."""
+        """Read an attribute's mark, without evaluating properties, as pluggy 1.6 would."""
         static = inspect.getattr_static(plugin, name, None)
         if hasattr(type(static), "__get__") and not isinstance(static, HOOKABLE):
             return None
-        return super().parse_hookimpl_opts(plugin, name)
+        mark = getattr(static, f"{PROJECT_NAME}_impl", None)  # above @classmethod, 1.6 sees none
+        return mark if isinstance(mark, dict) else super().parse_hookimpl_opts(plugin, name)
 
     def register(
         self,
@@ -204,22 +205,22 @@ class PluginManager(pluggy.PluginManager):
             self._rebuild()
 
     def _use(self, loaded: _settings.Loaded) -> None:
-        self.loaded = loaded
-        self.settings, self.strict = loaded.settings, loaded.settings.strict
+        self.loaded: _settings.Loaded = loaded
+        self.settings: _settings.Settings = loaded.settings
+        self.strict: bool = loaded.settings.strict
         self._links.clear()
 
     def _load_builtins(self) -> None:
         """Load the built-in plugins that the settings enable."""
         loaded = {name for name, rank in self._ranks.items() if rank[0] == BUILTIN}
-        wanted = [name for name in self.settings.enable if name not in loaded]
-        if not any(name in BUILTINS for name in wanted):
+        wanted = [name for name in self.settings.enable if name in {*BUILTINS} - loaded]
+        if not wanted:
             return
         # Imported here: what nobody enables costs nothing.
         from qtasks_pluggy.builtin import Fallback, RetryPlugin  # noqa: PLC0415  # see above
 
         plugins = {one.name: one for one in (Fallback(), RetryPlugin())}
-        found = [Candidate(name, plugins[name]) for name in wanted if name in plugins]
-        self._register_candidates(found, BUILTIN)
+        self._register_candidates([Candidate(name, plugins[name]) for name in wanted], BUILTIN)
 
     def discover(self, faults: list[str] | None = None) -> None:
         """Load the installed plugins that the settings do not switch off, once.
@@ -238,8 +239,8 @@ class PluginManager(pluggy.PluginManager):
             self._load_entry_points(faults)
             self._discovered = True
             known = {*self._origins, *self._skipped, *BUILTINS}
-            for unknown in self.loaded.unknown_names(known, BUILTINS):
-                _log.event("warning", "unknown_plugin_name", **unknown)
+            for one in self.loaded.unknown_names(known, BUILTINS):
+                _log.event("warning", "unknown_plugin_name", **one)
 
     def list_plugin_info(self) -> list[PluginInfo]:
         """Return what is known of every plugin, those that are switched off included."""

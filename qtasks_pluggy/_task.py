@@ -152,7 +152,7 @@ class _Task(Generic[P, R_co]):
     def __init__(
         self, task_func: TaskFunc, host: TaskHost | None = None, run: RunningTask | None = None
     ) -> None:
-        self.task_func = task_func
+        self.task_func: TaskFunc = task_func
         self._host = host
         self._run = run
 

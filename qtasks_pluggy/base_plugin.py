@@ -22,7 +22,7 @@ class BasePlugin:
     """
 
     def __init__(self, name: str | None = None) -> None:
-        self.name = name or type(self).__name__
+        self.name: str = name or type(self).__name__
 
     def start(self, *args: Any, **kwargs: Any) -> Any:
         """Get ready; called when the app starts."""
@@ -44,7 +44,7 @@ class Adapter:
     """
 
     def __init__(self, plugin: BasePlugin, hooks: Iterable[str]) -> None:
-        self.plugin = plugin
+        self.plugin: BasePlugin = plugin
         for hook in hooks:
             setattr(self, hook, hookimpl(self._hookimpl(hook)))
 

@@ -37,7 +37,7 @@ class RetryPlugin:
 
     def __init__(self) -> None:
         self.errors: tuple[str, ...] = ()
-        self.limit = 3
+        self.limit: int = 3
         self._wait: Callable[[int], float] = lambda _: 0.0
 
     @hookimpl

@@ -394,11 +394,3 @@ def test_other_groups_are_other_peoples(distributions):
     distributions.add("qtasks-x", "[qtasks]\nx = mod\n[pytest11]\ny = mod\n", mod="raise OSError")
 
     assert asked(PluginManager(discover=True), distributions) == []
-
-
-def test_other_peoples_broken_files_are_other_peoples(distributions):
-    """An entry_points.txt that cannot be read and does not name our group is not our matter."""
-    distributions.add("qtasks-x", "[other]\nx : mod\n")
-    distributions.answering("good")
-
-    assert ["good"] == [one.name for one in PluginManager(discover=True).list_plugin_info()]

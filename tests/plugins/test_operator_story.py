@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from qtasks_pluggy import PluginManager
+
 PLUGINS = {
     "broken": """
         from qtasks_hookspecs import hookimpl
@@ -166,3 +168,11 @@ def test_what_is_switched_off_is_not_imported_and_listed_with_the_reason(machine
         timeout=60,
     )
     assert "False\n" == done.stdout
+
+
+def test_other_peoples_broken_files_are_other_peoples(distributions):
+    """An entry_points.txt that cannot be read and does not name our group is not our matter."""
+    distributions.add("qtasks-x", "[other]\nx : mod\n")
+    distributions.answering("good")
+
+    assert "good" in [one.name for one in PluginManager(discover=True).list_plugin_info()]
