@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from enum import Enum
@@ -22,7 +21,7 @@ from qtasks_pluggy._executor import TaskExecutor
 from qtasks_pluggy._names import nearest
 from qtasks_pluggy._plugins import PluginManager
 from qtasks_pluggy._task import AsyncTask, Decorator, EchoDecorator, SyncTask
-from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
+from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish, lock_of
 
 P = ParamSpec("P")
 Intercept: TypeAlias = type[BaseException] | Iterable[type[BaseException]] | None
@@ -90,7 +89,7 @@ class QueueTasks:
         self._attempt = 1
         self._state = _State.NEW
         self._runnable = False
-        self._lock = threading.RLock()
+        self._lock = lock_of(self)
         self.plugins: PluginManager = PluginManager(plugins, settings=settings)
 
     @property

@@ -139,7 +139,9 @@ class Chain:
             wrappers = tuple(
                 link for link in self.wrappers if not link.when or passes(link.when, *known)
             )
-            plan = self._plans[known] = links, wrappers
+            left_out = [link for link in self.wrappers if link not in wrappers]
+            filtered = [[link, 1, "filtered", None, 0.0, False] for link in left_out]
+            plan = self._plans[known] = (*filtered, *links), wrappers
         return plan
 
 

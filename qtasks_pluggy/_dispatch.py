@@ -143,7 +143,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
         run = values.get("app")
     entries: list[Entry] | None = getattr(run, "_entries", None)
     attempt: int
-    if run is None or entries is None:
+    if run is None or not isinstance(entries, list):
         entries, attempt = [], getattr(run, "attempt", 1)
     else:
         attempt = run._attempt  # noqa: SLF001  # ours: a private name for both, read in one step

@@ -72,9 +72,7 @@ async def _limited(running: Awaitable[Any], limit: float, name: str) -> Any:
     try:
         async with timeout:
             result = await running
-    except asyncio.CancelledError:
-        raise
-    except BaseException as caught:  # noqa: BLE001  # raised below, unless the time is over
+    except Exception as caught:  # noqa: BLE001  # raised below, unless the time is over
         error = caught
     try:
         # Over is over, also for a function that caught its own cancellation and returned.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -90,7 +91,10 @@ async def set_aside(message: TaskMessage, outcome: Outcome, app: Any, waiting: W
             taken = hand_over(message, error, outcome.reason)
             if hasattr(type(taken), "__await__"):
                 await waiting.awaitable(taken)
-        except Exception as failure:  # noqa: BLE001  # the app's own code; the run has its end
+        except (Exception, asyncio.CancelledError) as failure:
+            # The app's own code: whatever is wrong with it, the run has its end.
+            if isinstance(failure, asyncio.CancelledError) and waiting.cancelled():
+                raise
             _log.event("error", "dead_letter_failed", **known, exc_info=failure)
         else:
             return

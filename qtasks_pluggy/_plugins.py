@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType, MethodType
@@ -21,7 +20,7 @@ from qtasks_pluggy._dispatch import HookCaller, SubsetHookCaller, dispatch
 from qtasks_pluggy._names import who
 from qtasks_pluggy._quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._validation import Candidate, check
-from qtasks_pluggy._waiting import IN_THREAD, finish
+from qtasks_pluggy._waiting import IN_THREAD, finish, lock_of
 from qtasks_pluggy.base_plugin import Adapter
 
 BUILTIN, INSTALLED, ADDED = range(3)
@@ -56,7 +55,7 @@ class PluginManager(pluggy.PluginManager):
     ) -> None:
         super().__init__(PROJECT_NAME)
         self.clock: Final = clock
-        self._lock = threading.RLock()
+        self._lock = lock_of(self)
         self._given = dict(settings or {})
         self._ranks: dict[str, tuple[int, str, int]] = {}
         self._origins: dict[str, Candidate] = {}
@@ -101,8 +100,10 @@ class PluginManager(pluggy.PluginManager):
         static = inspect.getattr_static(plugin, name, None)
         if hasattr(type(static), "__get__") and not isinstance(static, HOOKABLE):
             return None
-        mark = getattr(static, f"{PROJECT_NAME}_impl", None)  # above @classmethod, 1.6 sees none
-        return mark if isinstance(mark, dict) else super().parse_hookimpl_opts(plugin, name)
+        above = (
+            getattr(static, f"{PROJECT_NAME}_impl", None) if type(static) in HOOKABLE[:2] else None
+        )
+        return above or super().parse_hookimpl_opts(plugin, name)
 
     def register(
         self,
@@ -238,17 +239,16 @@ class PluginManager(pluggy.PluginManager):
             self.configure()
             self._load_entry_points(faults)
             self._discovered = True
-            known = {*self._origins, *self._skipped, *BUILTINS}
-            for one in self.loaded.unknown_names(known, BUILTINS):
+            for one in self.loaded.unknown_names({*self._origins, *self._skipped}, BUILTINS):
                 _log.event("warning", "unknown_plugin_name", **one)
 
     def list_plugin_info(self) -> list[PluginInfo]:
         """Return what is known of every plugin, those that are switched off included."""
         with self._lock:
-            ranked = sorted(self._origins, key=lambda name: self._ranks[name])
-            return [self._info(name) for name in ranked] + [
-                self._skipped[name] for name in sorted(self._skipped)
+            known = [
+                self._info(name) for name in sorted(self._origins, key=self._ranks.__getitem__)
             ]
+            return known + [self._skipped[name] for name in sorted(self._skipped)]
 
     def _info(self, name: str) -> PluginInfo:
         origin, asked = self._origins[name], self._asks(name)

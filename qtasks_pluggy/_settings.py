@@ -169,7 +169,7 @@ class Loaded:
             For each the setting, its source, the name, and the nearest name that there is.
         """
         for key in ("enable", "disable", "allow", "order", "observe", "timeouts", "plugin"):
-            known = builtins if key == "enable" else plugins
+            known = builtins if key == "enable" else {*plugins, *builtins}
             for name in getattr(self.settings, key) or ():
                 if name not in known:
                     yield {
@@ -202,7 +202,7 @@ def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Lo
     for source, found in layers:
         for key, value in found.items():
             if key not in KEYS:
-                raise _unknown(key, source)
+                raise _unknown(str(key), source)
             try:
                 Settings(**{key: value})
             except SettingsError as error:
@@ -227,15 +227,26 @@ def _unknown(key: str, source: str) -> SettingsError:
 
 def _file() -> Iterator[tuple[str, dict[str, Any]]]:
     """Read the file of the current folder, or of the nearest parent that has one."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:
+        # The folder is gone, as when a release is swapped under a running program.
+        return
     for folder in (here, *here.parents):
         for name, section in ((OWN_FILE, None), (SHARED_FILE, SHARED_SECTION)):
             path = folder / name
-            if path.is_file():
+            if _is_there(path):
                 found = _read(path, section)
                 if found is not None:
                     yield str(path), found
                     return
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that may not be looked into
+        return False
 
 
 def _read(path: Path, section: str | None) -> dict[str, Any] | None:
@@ -257,29 +268,28 @@ def _read(path: Path, section: str | None) -> dict[str, Any] | None:
 
 
 def _environment() -> Iterator[tuple[str, dict[str, Any]]]:
-    # Imported here: an app that is never started, and a plugin, need no settings library.
-    from typed_settings.converters import TSConverter  # noqa: PLC0415  # see above
+    from typed_settings.converters import to_bool  # noqa: PLC0415  # see above
 
-    converter = TSConverter(
-        strlist_sep=lambda text: [name.strip() for name in text.split(",") if name.strip()]
-    )
-    types: dict[str, Any] = {"strict": bool, "safe_mode": bool, "log_values": bool}
-    types |= {"timeout": float, "quarantine_seconds": float, "quarantine_after": int}
+    def names(text: str) -> list[str]:
+        return [name.strip() for name in text.split(",") if name.strip()]
+
+    converters: dict[str, tuple[str, Callable[[str], Any]]] = {
+        key: ("true or false", lambda text: to_bool(text, bool))
+        for key in ("strict", "safe_mode", "log_values")
+    }
+    converters |= dict.fromkeys(("timeout", "quarantine_seconds"), ("seconds", float))
+    converters |= dict.fromkeys(("timeouts", "plugin"), ("a JSON table", json.loads))
+    converters["quarantine_after"] = ("a whole number", int)
     for variable, text in sorted(os.environ.items()):
         if not variable.startswith(ENVIRONMENT_PREFIX):
             continue
         key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
         if key not in KEYS:
             raise _unknown(key, variable)
+        wanted, convert = converters.get(key, ("names with commas", names))
         try:
-            if key in {"timeouts", "plugin"}:
-                value: Any = json.loads(text)
-            else:
-                value = converter.structure(text, types.get(key, list[str]))
+            value = convert(text)
         except (TypeError, ValueError) as error:
-            kind = (
-                "a JSON table" if key in {"timeouts", "plugin"} else types.get(key, list).__name__
-            )
-            msg = f"{variable}: expected {kind}, got {text!r} ({error})"
+            msg = f"{variable}: expected {wanted}, got {text!r} ({error})"
             raise SettingsError(msg) from None
         yield variable, {key: value}

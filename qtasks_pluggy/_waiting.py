@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import types
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
@@ -178,11 +179,13 @@ def unpack(carried: Carried) -> Any:
         del error, carried
 
 
-def _in_daemon_thread(function: Callable[[], Any]) -> concurrent.futures.Future[Carried]:
+def _in_daemon_thread(
+    function: Callable[[], Any], *, holds_the_loop: bool
+) -> concurrent.futures.Future[Carried]:
     future: concurrent.futures.Future[Carried] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
     context = contextvars.copy_context()
-    if background.is_here():
+    if holds_the_loop and background.is_here():
         # Plain code on that loop waits for this thread, so this thread cannot wait for the loop.
         context.run(_holds_the_loop.set, True)  # noqa: FBT003  # ContextVar's own signature
 
@@ -203,10 +206,14 @@ class _OnLoop:
         return await (thing if limit is None else _bounded(thing, limit))
 
     async def function(self, function: Callable[[], Any]) -> Carried:
+        if background.is_here():
+            # There plain code waits for async code that waits for plain code, and so on: a pool
+            # with an end to it could be full of threads that wait for each other.
+            return await asyncio.wrap_future(_in_daemon_thread(function, holds_the_loop=False))
         return await asyncio.to_thread(carry, function)
 
     async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Carried:
-        future = asyncio.wrap_future(_in_daemon_thread(function))
+        future = asyncio.wrap_future(_in_daemon_thread(function, holds_the_loop=False))
         done, _ = await asyncio.wait({future}, timeout=limit)
         if not done:
             # So that the thread, when it ends, finds nobody to tell, were the loop closed by then.
@@ -233,7 +240,7 @@ class _InThread:
 
     async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Carried:
         try:
-            return _in_daemon_thread(function).result(limit)
+            return _in_daemon_thread(function, holds_the_loop=True).result(limit)
         except concurrent.futures.TimeoutError:
             raise LimitExceededError(_IN_ITS_THREAD) from None
 
@@ -347,5 +354,23 @@ _holds_the_loop: Final[contextvars.ContextVar[bool]] = contextvars.ContextVar(
     "qtasks_pluggy_holds_the_loop", default=False
 )
 background: Final = _BackgroundLoop()
+_lock_owners: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+
+
+def lock_of(owner: Any) -> threading.RLock:
+    """Make the lock that an object keeps as ``_lock``, and make it anew in a forked process.
+
+    There, a thread may hold it that did not come along.
+    """
+    _lock_owners.add(owner)
+    return threading.RLock()
+
+
+def _after_fork() -> None:  # pragma: no cover  # in processes that are not measured
+    background.forget()
+    for owner in _lock_owners:
+        owner._lock = threading.RLock()  # noqa: SLF001  # its owner said so
+
+
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork
-    os.register_at_fork(after_in_child=background.forget)
+    os.register_at_fork(after_in_child=_after_fork)

@@ -116,6 +116,9 @@ class TaskFunc:
     def __attrs_post_init__(self) -> None:
         """Look once at what kind of function it is: no run has to."""
         tags = (self.tags,) if isinstance(self.tags, str) else tuple(self.tags)
+        if not all(isinstance(tag, str) for tag in tags):
+            msg = f"tags=: expected strings, got {tags!r}"
+            raise TypeError(msg)
         object.__setattr__(self, "tags", tags)
         is_async_generator = _any_kind(self.func, inspect.isasyncgenfunction)
         is_async = is_async_generator or _any_kind(self.func, inspect.iscoroutinefunction)

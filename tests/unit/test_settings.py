@@ -222,7 +222,7 @@ def test_a_wrong_value_in_the_environment(monkeypatch):
     """The error names the variable, what it takes, and what it got."""
     monkeypatch.setenv("QTASKS_PLUGGY_STRICT", "perhaps")
 
-    with pytest.raises(SettingsError, match="QTASKS_PLUGGY_STRICT: .*bool.*'perhaps'"):
+    with pytest.raises(SettingsError, match="QTASKS_PLUGGY_STRICT: .*true or false.*'perhaps'"):
         shop().__enter__()
 
 

@@ -146,10 +146,10 @@ def test_nonsense_is_refused_when_the_app_is_made(wrong, says):
 @pytest.mark.parametrize(
     ("variable", "text", "says"),
     [
-        ("TIMEOUT", "soon", "expected float"),
+        ("TIMEOUT", "soon", "expected seconds"),
         ("TIMEOUT", "0", "more than 0 seconds"),
-        ("STRICT", "maybe", "expected bool"),
-        ("QUARANTINE_AFTER", "many", "expected int"),
+        ("STRICT", "maybe", "expected true or false"),
+        ("QUARANTINE_AFTER", "many", "expected a whole number"),
         ("TIMEOUTS", "a=1", "JSON table"),
         ("TIMEOUTS", "[1]", "table"),
         ("ORDER", "a,a", "none twice"),

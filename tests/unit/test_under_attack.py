@@ -17,7 +17,12 @@ import structlog
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Retry, TaskFunc, blocking, hookimpl
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
-from qtasks_pluggy.exc import PluginError, TaskPluginTriggerError
+from qtasks_pluggy.exc import (
+    PluginError,
+    TaskCancelError,
+    TaskDeadLetteredError,
+    TaskPluginTriggerError,
+)
 from tests.runs import answering, both_ways, failing, plugin
 
 TRIGGER = "task_executor_run_task_trigger_error"
@@ -83,7 +88,7 @@ def test_an_error_that_is_its_own_cause(run, decision):
     own = ValueError("own")
     own.__cause__ = own
 
-    with pytest.raises(Exception, match=""):  # that it ends is the claim
+    with pytest.raises((ValueError, TaskCancelError, TaskDeadLetteredError)):
         run(failing_run(answering(decision), error=own))
 
 
@@ -367,34 +372,3 @@ def test_arguments_that_a_plugin_changes_in_place(run, observed):
 
     assert [1 if observed else 2] * 3 == seen
     assert {"n": 1} == mine
-
-
-def test_what_a_hookimpl_leaves_running_is_not_the_hookimpl():
-    """A task that a hookimpl started may fail later, and the plugin is asked about it."""
-
-    async def main() -> Any:
-        over = asyncio.Event()
-        left: list[asyncio.Task[Any]] = []
-
-        async def later() -> Any:
-            await over.wait()
-            return await failing_task()
-
-        async def answers() -> int:
-            if not left:
-                left.append(asyncio.create_task(later()))
-            return 5
-
-        app = QueueTasks(
-            "shop", plugins=[plugin("p", **{TRIGGER: answers})], intercept=Exception, discover=False
-        )
-
-        @app.task
-        async def failing_task() -> float:
-            return 1 / 0
-
-        first = await failing_task()
-        over.set()
-        return first, await left[0]
-
-    assert (5, 5) == asyncio.run(main())

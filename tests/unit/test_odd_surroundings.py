@@ -1,0 +1,211 @@
+"""Odd surroundings: forks, full pools, stopped loops, folders that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+from qtasks_hookspecs import DeadLetter, TaskFunc, hookimpl, when
+from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
+from qtasks_pluggy.exc import TaskDeadLetteredError, TaskPluginTriggerError
+from tests.runs import answering, both_ways, failing, plugin
+
+TRIGGER = "task_executor_run_task_trigger_error"
+
+
+def failing_run(*plugins: Any, error: BaseException | None = None, **settings: Any) -> TaskExecutor:
+    """Make a run that fails, with these plugins."""
+    func = failing("function", error or TaskPluginTriggerError("no"))
+    manager = PluginManager(plugins, settings=settings)
+    return TaskExecutor(TaskFunc("fails", func, intercept=Exception), plugins=manager)
+
+
+def test_a_fork_while_another_thread_holds_the_locks():
+    """A child of a process that was loading its plugins can run its tasks."""
+    code = """
+        import importlib.metadata, os, threading
+        from qtasks_pluggy import QueueTasks
+
+        app = QueueTasks("shop")
+        task = app.task(name="t")(lambda: 7)
+        loading, forked = threading.Event(), threading.Event()
+        original = importlib.metadata.distributions
+
+        def slowly():
+            loading.set()
+            forked.wait(30)
+            return original()
+
+        importlib.metadata.distributions = slowly
+        thread = threading.Thread(target=task)
+        thread.start()
+        loading.wait()
+        child = os.fork()
+        if child == 0:
+            importlib.metadata.distributions = original
+            os._exit(task())
+        forked.set()
+        thread.join()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert "7\n" == done.stdout
+
+
+def test_plain_runs_within_async_runs_within_plain_runs():
+    """However many plain and async runs wait for each other, there is a thread for each."""
+
+    def bottom() -> int:
+        return 7
+
+    async def between() -> Any:
+        return await TaskExecutor(bottom).execute()
+
+    def middle() -> Any:
+        return TaskExecutor(between).execute_sync()
+
+    async def top() -> Any:
+        return await asyncio.gather(*[TaskExecutor(middle).execute() for _ in range(40)])
+
+    assert [7] * 40 == TaskExecutor(top).execute_sync()
+
+
+def test_a_loop_that_is_stopped_goes_on():
+    """An async task that stops the background loop stops nobody else."""
+
+    async def stops() -> str:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0)
+        return "stopped"
+
+    assert ["stopped"] * 2 == [TaskExecutor(stops).execute_sync() for _ in range(2)]
+
+
+def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
+    """Where there is no current folder there is no settings file, and runs go on."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+
+    assert 5 == QueueTasks("shop", discover=False).task(lambda: 5)()
+
+
+def test_a_folder_that_may_not_be_looked_into(monkeypatch):
+    """A parent that refuses the question has no settings file for us."""
+
+    def refuses(_: Any) -> bool:
+        raise PermissionError
+
+    monkeypatch.setattr("pathlib.Path.is_file", refuses)
+
+    assert 5 == QueueTasks("shop", discover=False).task(lambda: 5)()
+
+
+def test_tags_and_keys_of_odd_types():
+    """Tags that are no strings, and keys of settings that are none, are refused at once."""
+    with pytest.raises(TypeError, match="tags=: expected strings"):
+        TaskFunc("t", len, tags=[{"a": 1}])
+    with pytest.raises(Exception, match="unknown key '1'"):
+        QueueTasks("shop", settings={1: 2})
+
+
+@both_ways
+def test_a_dead_letter_office_that_cancels_itself(run):
+    """A CancelledError that nobody asked for does not make the run a cancelled one."""
+
+    async def dead_letter(*_: Any) -> None:
+        raise asyncio.CancelledError
+
+    app = QueueTasks(
+        "shop", plugins=[answering(DeadLetter("why"))], dead_letter=dead_letter, discover=False
+    )
+    task = app.task(name="t")(failing("function", TaskPluginTriggerError("no")))
+
+    with pytest.raises(TaskDeadLetteredError, match="why"):
+        run(TaskExecutor(task))
+
+
+def test_a_run_that_is_cancelled_while_it_is_set_aside():
+    """Cancelling a run while the app takes its dead letter is a cancellation."""
+
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def dead_letter(*_: Any) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        app = QueueTasks(
+            "shop", plugins=[answering(DeadLetter())], dead_letter=dead_letter, discover=False
+        )
+        task = app.task(name="t")(failing("coroutine", TaskPluginTriggerError("no")))
+        running = asyncio.ensure_future(task())
+        await begun.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+
+
+@both_ways
+def test_a_wrapper_that_is_filtered_out_leaves_its_record(run):
+    """The trail tells of a wrapper, too, that it was not asked."""
+
+    class Filtered:
+        name = "filtered"
+
+        @hookimpl(wrapper=True)
+        @when(task="other")
+        def task_executor_run_task_trigger_error(self) -> Any:
+            return (yield)
+
+    executor = failing_run(Filtered(), answering(1))
+
+    assert 1 == run(executor)
+    assert ["filtered", "answered"] == [record.status for record in executor.trail]
+
+
+def test_what_a_hookimpl_leaves_running_is_not_the_hookimpl():
+    """A task that a hookimpl started may fail later, and the plugin is asked about it."""
+
+    async def main() -> Any:
+        over = asyncio.Event()
+        left: list[asyncio.Task[Any]] = []
+
+        async def later() -> Any:
+            await over.wait()
+            return await failing_task()
+
+        async def answers() -> int:
+            if not left:
+                left.append(asyncio.create_task(later()))
+            return 5
+
+        app = QueueTasks(
+            "shop", plugins=[plugin("p", **{TRIGGER: answers})], intercept=Exception, discover=False
+        )
+
+        @app.task
+        async def failing_task() -> float:
+            return 1 / 0
+
+        first = await failing_task()
+        over.set()
+        return first, await left[0]
+
+    assert (5, 5) == asyncio.run(main())
