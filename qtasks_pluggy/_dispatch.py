@@ -175,6 +175,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
                     continue
             work = [link.function]
             _at_work.set((*outer, work))
+            waited = False
             start = perf_counter()
             try:
                 if link.only is not None:
@@ -190,6 +191,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
                     counts = reply is not None
                 else:
                     if hasattr(kind, "__await__"):
+                        waited = True
                         reply = await waiting.awaitable(reply, link.limit)
                         kind = type(reply)
                     counts = accept(hook, dict(values) if link.observed else values, reply)
@@ -211,7 +213,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
             status = "answered" if counts else "no_opinion"
             entries.append([link, attempt, status, kind, seconds, False])
             if seconds > link.overrun or breaker.failures:
-                settle(link, values, seconds)
+                settle(link, values, 0.0 if waited else seconds)
         _at_work.set(outer)
         if hook.pipeline is not None:
             answer = left(hook, values)
@@ -223,7 +225,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
         _at_work.set(outer)
         while opened:
             _abandon(opened.pop(), values)
-    if winner >= 0:
+    if winner >= 0 and (lastresult or hook.pipeline):
         entries[winner][-1] = True
     if error is not None and (went_wrong or (lastresult and _log.debug_enabled())):
         tell(hook, values, entries[begin:], answer)

@@ -93,7 +93,8 @@ class TaskExecutor:
             raise TypeError(msg)
         else:
             self._args = task_broker.args
-            self._kwargs = task_broker.kwargs
+            # A copy: what hookimpls do to the message's must not reach the function.
+            self._kwargs = dict(task_broker.kwargs) if task_broker.kwargs else {}
             self._attempt = task_broker.attempt or 1
         manager: Any = plugins
         if plugins is None:

@@ -56,7 +56,7 @@ class PluginManager(pluggy.PluginManager):
         super().__init__(PROJECT_NAME)
         self.clock: Final = clock
         self._lock = lock_of(self)
-        self._given = dict(settings or {})
+        self._given: Any = dict(settings) if isinstance(settings, Mapping) else settings
         self._ranks: dict[str, tuple[int, str, int]] = {}
         self._origins: dict[str, Candidate] = {}
         self._skipped: dict[str, PluginInfo] = {}
@@ -67,8 +67,8 @@ class PluginManager(pluggy.PluginManager):
         self._use(_settings.load(self._given, outside=False))
         self.add_hookspecs(_hooks)
         self._load_builtins()
-        found = [Candidate(self.get_canonical_name(plugin), plugin) for plugin in plugins]
-        self._register_candidates(found, ADDED)
+        named = [(self.get_canonical_name(plugin), plugin) for plugin in plugins]
+        self._register_candidates([Candidate(*one) for one in named], ADDED)
         if discover:
             self.discover()
 
@@ -172,10 +172,8 @@ class PluginManager(pluggy.PluginManager):
 
     def add_hookcall_monitoring(self, before: Any, after: Any) -> Any:  # noqa: ARG002  # pluggy's
         """Refuse, with a ``TypeError``: pluggy's monitors expect its own way of calling."""
-        msg = (
-            f"{PROJECT_NAME} calls hooks by its own convention, which pluggy's monitors do not"
-            " know; read executor.trail, or log at debug level"
-        )
+        told = "read executor.trail, or log at debug level"
+        msg = f"{PROJECT_NAME} calls hooks by its own convention, no monitor sees that; {told}"
         raise TypeError(msg)
 
     def call_hookimpls(
@@ -186,8 +184,10 @@ class PluginManager(pluggy.PluginManager):
         _: bool,  # noqa: FBT001  # pluggy's firstresult
     ) -> Any:
         """Call some hookimpls of a hook by our convention; pluggy's ``call_extra`` comes here."""
-        hook: HookCaller = getattr(self.hook, hook_name)
-        return finish(dispatch(hook, self._chain(hook, hookimpls), dict(values), IN_THREAD))
+        hook = getattr(self.hook, hook_name)
+        with self._lock:
+            chain = self._chain(hook, hookimpls)
+        return finish(dispatch(hook, chain, dict(values), IN_THREAD))
 
     def configure(self) -> None:
         """Take the settings of this moment's environment.
@@ -217,8 +217,7 @@ class PluginManager(pluggy.PluginManager):
         wanted = [name for name in self.settings.enable if name in {*BUILTINS} - loaded]
         if not wanted:
             return
-        # Imported here: what nobody enables costs nothing.
-        from qtasks_pluggy.builtin import Fallback, RetryPlugin  # noqa: PLC0415  # see above
+        from qtasks_pluggy.builtin import Fallback, RetryPlugin  # noqa: PLC0415  # rarely wanted
 
         plugins = {one.name: one for one in (Fallback(), RetryPlugin())}
         self._register_candidates([Candidate(name, plugins[name]) for name in wanted], BUILTIN)

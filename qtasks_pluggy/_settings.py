@@ -196,6 +196,9 @@ def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Lo
     """
     values: dict[str, Any] = {}
     sources = dict.fromkeys(KEYS, "default")
+    if not isinstance(given or {}, Mapping):
+        msg = f"settings= of the app: takes a mapping of keys and values, got {given!r}"
+        raise SettingsError(msg)
     layers = [("app", dict(given or {}))]
     if outside:
         layers += [*_file(), *_environment()]

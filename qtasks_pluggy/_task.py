@@ -62,7 +62,7 @@ class Context:
         """A structlog logger that names the task, the run and the attempt."""
         return self._run.log
 
-    def plugin_error(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def plugin_error(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         """Ask the plugins what should happen instead of a result.
 
         Args:
@@ -219,7 +219,7 @@ class AsyncTask(_Task[P, R_co]):
             """The context of the run that this is a view of."""
             ...
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Run the task through the executor.
 
         Args:
@@ -253,11 +253,11 @@ class SyncTask(_Task[P, R_co]):
 
     @overload
     def __call__(
-        self: SyncTask[P, Generator[Y, Any, Any]], *args: P.args, **kwargs: P.kwargs
+        self: SyncTask[P, Generator[Y, Any, Any]], /, *args: P.args, **kwargs: P.kwargs
     ) -> list[Y]: ...
     @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the task through the executor.
 
         Args:

@@ -230,7 +230,7 @@ class _InThread:
     on_loop = False
 
     async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)  # noqa: ASYNC251  # this very class never suspends
+        time.sleep(min(seconds, threading.TIMEOUT_MAX))  # noqa: ASYNC251  # this very class never suspends
 
     async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
         return background.run(thing, limit)
@@ -240,7 +240,9 @@ class _InThread:
 
     async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Carried:
         try:
-            return _in_daemon_thread(function, holds_the_loop=True).result(limit)
+            return _in_daemon_thread(function, holds_the_loop=True).result(
+                None if limit is None else min(limit, threading.TIMEOUT_MAX)
+            )
         except concurrent.futures.TimeoutError:
             raise LimitExceededError(_IN_ITS_THREAD) from None
 

@@ -228,7 +228,7 @@ if TYPE_CHECKING:
             """A structlog logger that names the task, the run and the attempt."""
             ...
 
-        def plugin_error(self, *args: Any, **kwargs: Any) -> NoReturn:
+        def plugin_error(self, /, *args: Any, **kwargs: Any) -> NoReturn:
             """Raise ``TaskPluginTriggerError`` with these arguments."""
             ...
 

@@ -58,13 +58,13 @@ class TaskPluginTriggerError(QTasksError):
 
     kwargs: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, /, *args: Any, **kwargs: Any) -> Self:
         """Keep the arguments here: a subclass may forget to hand them to ``__init__``."""
         error = super().__new__(cls, *args)
         error.kwargs = kwargs
         return error
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args)
         self.kwargs = kwargs
 
@@ -155,8 +155,8 @@ def _load_cause(data: bytes) -> _Cause:
 def _restore(
     cls: type[TaskPluginTriggerError], args: tuple[Any, ...], kwargs: dict[str, Any], cause: _Cause
 ) -> TaskPluginTriggerError:
-    # Not cls(*args, **kwargs): a subclass may have a signature of its own.
-    error = cls.__new__(cls, *args)
+    # Not cls(*args, **kwargs), nor its own __new__: a subclass may have a signature of its own.
+    error = TaskPluginTriggerError.__new__(cls, *args)
     error.args = args
     error.kwargs = dict(kwargs)
     error.__cause__ = cause.error

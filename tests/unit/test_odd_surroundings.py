@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from qtasks_hookspecs import DeadLetter, TaskFunc, hookimpl, when
+from qtasks_hookspecs import DeadLetter, Retry, TaskFunc, TaskMessage, blocking, hookimpl, when
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
-from qtasks_pluggy.exc import TaskDeadLetteredError, TaskPluginTriggerError
+from qtasks_pluggy.exc import SettingsError, TaskDeadLetteredError, TaskPluginTriggerError
 from tests.runs import answering, both_ways, failing, plugin
 
 TRIGGER = "task_executor_run_task_trigger_error"
@@ -209,3 +209,70 @@ def test_what_a_hookimpl_leaves_running_is_not_the_hookimpl():
         return first, await left[0]
 
     assert (5, 5) == asyncio.run(main())
+
+
+def test_keywords_may_have_any_name():
+    """``self`` and ``cls`` are names like any other, for an error and for a task."""
+    app = QueueTasks(
+        "shop",
+        plugins=[plugin("p", **{TRIGGER: lambda e: (e.args, e.kwargs)})],
+        discover=False,
+    )
+
+    @app.task(echo=True)
+    def asks(view: Any) -> None:
+        view.ctx.plugin_error("x", cls="Order", self=1)
+
+    @app.task
+    def named(self: int) -> int:
+        return self
+
+    assert (("x",), {"cls": "Order", "self": 1}) == asks()
+    assert 4 == named(self=4)
+
+
+@both_ways
+def test_what_a_plugin_does_to_the_message_stays_there(run):
+    """The function is called with what the message said when the run began."""
+    seen: list[int] = []
+
+    def fails(n: int) -> None:
+        seen.append(n)
+        raise TaskPluginTriggerError("no")
+
+    def spoils(task_broker: Any) -> Any:
+        task_broker.kwargs["n"] = 99
+        return Retry(limit=1)
+
+    message = TaskMessage("t", kwargs={"n": 1})
+    with pytest.raises(TaskPluginTriggerError):
+        run(TaskExecutor(fails, message, plugins=[plugin("spoils", **{TRIGGER: spoils})]))
+
+    assert [1, 1] == seen
+
+
+def test_limits_that_mean_never():
+    """A limit longer than threads can wait is as good as none."""
+
+    @blocking
+    def blocks() -> int:
+        return 7
+
+    run = failing_run(plugin("blocks", **{TRIGGER: blocks}), timeout=1e12)
+
+    assert 7 == run.execute_sync()
+
+
+@both_ways
+def test_where_answers_are_ignored_nobody_wins(run):
+    """A value from task_close is recorded, but it is not what was used."""
+    executor = TaskExecutor(lambda: 5, plugins=[plugin("p", task_executor_task_close=lambda: 1)])
+
+    assert 5 == run(executor)
+    assert [("answered", False)] == [(record.status, record.won) for record in executor.trail]
+
+
+def test_settings_that_are_no_mapping():
+    """A list of settings is refused with a reason."""
+    with pytest.raises(SettingsError, match="takes a mapping"):
+        QueueTasks("shop", settings=["strict"])
