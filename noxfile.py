@@ -202,7 +202,7 @@ def wheel(session: nox.Session) -> None:
     example = "examples/qtasks-census-fallback"
     session.install(f"{wheel}{CORE[1:]}", f"./{example}")
     session.run("python", "-c", CHECK_INSTALLED, log=False)
-    suite = ("tests/contract", "tests/plugins")
+    suite = ("tests/contract", "tests/plugins", "tests/examples/test_census_installed.py")
     session.run("pytest", *suite, "-m", "not engines and not full", *session.posargs)
     # The example's own tests, with what the example asks for: pytest, and none of our plugins.
     session.chdir(example)

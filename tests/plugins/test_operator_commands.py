@@ -1,0 +1,97 @@
+"""What commands and settings do about faulty plugins, and without any plugin package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from qtasks_pluggy.cli._command import command
+
+ROOT = Path(__file__).parents[2]
+BROKEN = sorted((ROOT / "examples/broken_sources").glob("*.py"))
+
+
+def test_doctor_tells_every_fault_and_the_chain_without_them(distributions):
+    """All faults of all installed plugins are told; the plugins without any are in the chain."""
+    distributions.add("qtasks-a", {"a": "mod_a"}, mod_a="raise OSError('no disk')")
+    distributions.add(
+        "qtasks-b",
+        {"b": "mod_b"},
+        mod_b="""
+        from qtasks_hookspecs import hookimpl
+
+        @hookimpl
+        def qtasks_strat():
+            pass
+
+        @hookimpl
+        def task_executor_task_failed(error):
+            pass
+        """,
+    )
+    distributions.answering("good")
+
+    result = CliRunner().invoke(command, ["doctor", "--json"])
+    found = json.loads(result.stdout)
+    faults = "\n".join(found["faults"])
+
+    assert 1 == result.exit_code
+    assert "'a' (qtasks-a 1.0)" in faults
+    assert "no disk" in faults
+    assert "'qtasks_start'" in faults
+    assert "'error'" in faults
+    chain = found["hooks"]["task_executor_run_task_trigger_error"]
+    assert "good" in [link["plugin"] for link in chain]
+    reasons = {one["name"]: one["reason"] for one in found["plugins"]}
+    assert ("faulty", "faulty") == (reasons["a"], reasons["b"])
+    assert "faults" in CliRunner().invoke(command, ["doctor"]).output
+
+
+SECTIONS = {
+    "fallback": {
+        "rules": [
+            {
+                "task": "census*",
+                "error": "qtasks_hookspecs.exc.TaskPluginTriggerError",
+                "result": {"functions": 0},
+            }
+        ]
+    },
+    "retry": {"errors": ["OSError"], "limit": 2, "delay": 0.001, "jitter": 0},
+}
+
+
+@pytest.mark.parametrize("task", ["census", "census_async"])
+def test_the_census_recovers_by_settings_alone(task, tmp_path):
+    """The built-in plugins, enabled in the environment, serve the census without any code."""
+    records = [{"path": str(path)} for path in BROKEN] + [{"path": str(tmp_path / "missing.py")}]
+    settings = {
+        "QTASKS_PLUGGY_ENABLE": "fallback,retry",
+        "QTASKS_PLUGGY_PLUGIN": json.dumps(SECTIONS),
+        "QTASKS_PLUGGY_SAFE_MODE": "true",
+    }
+    app = str(ROOT / "examples/census.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "qtasks_pluggy.cli", "run", app, task, "--each", "-", "--out", "-"],
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | settings,
+        input="\n".join(map(json.dumps, records)),
+        text=True,
+        timeout=60,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+
+    assert len(records) == len(lines), done.stderr
+    saved = [line for line in lines if line["plugin"] == "fallback"]
+    assert len(BROKEN) == len(saved)
+    assert [{"functions": 0}] * len(BROKEN) == [line["result"] for line in saved]
+    (missing,) = [line for line in lines if line["status"] != "succeeded"]
+    assert "missing.py" in missing["error"]
