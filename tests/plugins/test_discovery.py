@@ -259,7 +259,8 @@ def test_a_first_run_that_cannot_load_runs_nothing(distributions):
 @pytest.mark.parametrize("where", ["environment", "constructor"])
 def test_a_disabled_plugin_is_not_imported(where, distributions, monkeypatch):
     """Its module is never looked at, however broken it is; the others are loaded."""
-    distributions.add("qtasks-x", {"x": "mod"}, mod="raise SystemExit('not to be imported')")
+    source = "import imported_by_mod\nraise SystemExit('not to be imported')"
+    distributions.add("qtasks-x", {"x": "mod"}, mod=source, imported_by_mod="")
     distributions.answering("prices")
     settings = {}
     if where == "environment":
@@ -268,7 +269,7 @@ def test_a_disabled_plugin_is_not_imported(where, distributions, monkeypatch):
         settings = {"disable": ["x"]}
 
     assert outcome(QueueTasks("shop", settings=settings)) == "saved"
-    assert "mod" not in sys.modules
+    assert "imported_by_mod" not in sys.modules
 
 
 def test_disable_is_read_when_it_matters(distributions, monkeypatch):
