@@ -223,7 +223,8 @@ def test_r2_what_a_hookimpl_began_may_outlive_it():
                 begun.extend((asyncio.create_task(later(go)), go))
             return "saved"
 
-        manager = PluginManager([plugin("p", task_executor_run_task_trigger_error=decide)])
+        spawns = plugin("spawns", task_executor_run_task_trigger_error=decide)
+        manager = PluginManager([spawns, Listener()])
         first = await TaskExecutor(failing("coroutine", ERROR), plugins=manager).execute()
         task, go = begun
         go.set()
