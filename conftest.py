@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -73,18 +74,21 @@ class PageItem(pytest.Item):
         """Run the blocks; then nothing of them may be left behind."""
         page = parse(self.path)
         name = page.namespace["__name__"]
-        environment, folder, threads = dict(os.environ), Path.cwd(), set(threading.enumerate())
+        environment, before, threads = dict(os.environ), Path.cwd(), set(threading.enumerate())
         sys.modules[name] = page.module
-        try:
-            for example in page:
-                example.evaluate()
-            left = [thread.name for thread in still_running(threads)]
-            changed = dict(os.environ) != environment or Path.cwd() != folder
-        finally:
-            del sys.modules[name]
-            os.environ.clear()
-            os.environ.update(environment)
+        # Files that a page makes are gone with its folder.
+        with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
+            try:
+                for example in page:
+                    example.evaluate()
+                left = [thread.name for thread in still_running(threads)]
+                changed = dict(os.environ) != environment or not Path.cwd().samefile(folder)
+            finally:
+                del sys.modules[name]
+                os.environ.clear()
+                os.environ.update(environment)
+                os.chdir(before)
         if left or changed:
             what = f"threads: {', '.join(left)}" if left else "a changed environment or folder"
             pytest.fail(f"{self.path}: its code blocks leave behind {what}", pytrace=False)
@@ -105,7 +109,10 @@ class PageFile(pytest.File):
     def collect(self) -> Iterable[pytest.Item]:
         """Collect the page as one test."""
         if any(True for _ in parse(self.path)):
-            yield PageItem.from_parent(self, name="code")
+            item = PageItem.from_parent(self, name="code")
+            if "qtasks_pluggy.engines." in self.path.read_text("utf-8"):
+                item.add_marker("engines")  # it needs that engine's package
+            yield item
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

@@ -40,7 +40,7 @@ SAYS: Final = {
     "exc": "The errors, all of them; see below.",
 }
 # Nobody makes these; they are handed out.
-GIVEN: Final = {"AsyncTask", "RunningApp", "RunningTask", "SyncTask"}
+GIVEN: Final = {"AsyncTask", "RunningApp", "RunningTask", "SyncTask", "TaskStatus"}
 
 
 def main() -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from qtasks_hookspecs import Raise, Replace, Retry
+from qtasks_hookspecs import DeadLetter, Raise, Replace, Retry
+from qtasks_hookspecs.exc import CapabilityError
 from qtasks_pluggy._chain import DECISIONS
 
 if TYPE_CHECKING:
     from qtasks_pluggy._dispatch import HookCaller
+    from qtasks_pluggy._engine import Host
 
 TRIGGER: Final = "task_executor_run_task_trigger_error"
+ARGUMENTS: Final = "args, kwargs"
 
 
 def accept(hook: HookCaller, values: dict[str, Any], reply: Any) -> bool:
@@ -24,8 +27,12 @@ def accept(hook: HookCaller, values: dict[str, Any], reply: Any) -> bool:
             msg = f"answered the class {reply.__name__}; answer an instance, {reply.__name__}(...)"
             raise TypeError(msg)
     elif hook.lastresult:
-        if kind is Retry:
-            return _may_retry(values.get("task_executor"), reply)
+        run = values.get("task_executor")
+        if kind is Retry and not _may_retry(run, reply):
+            return False
+        engine = getattr(run, "engine", None)
+        if engine is not None:
+            refuse_what_it_lacks(engine, reply)
         error = values.get("e")
         return not (
             kind is Raise
@@ -39,10 +46,10 @@ def accept(hook: HookCaller, values: dict[str, Any], reply: Any) -> bool:
         raise TypeError(msg)
     else:
         reply = reply.value
-    if hook.pipeline == "result":
-        values["result"] = reply
-    elif hook.pipeline is not None:
+    if hook.pipeline == ARGUMENTS:
         values["args"], values["kwargs"] = _arguments(reply)
+    elif hook.pipeline is not None:
+        values[hook.pipeline] = reply
     return True
 
 
@@ -50,6 +57,24 @@ def _may_retry(run: Any, retry: Retry) -> bool:
     attempt: int = getattr(run, "attempt", 1)
     most: int | None = getattr(run, "max_attempts", None)
     return attempt <= retry.limit and (most is None or attempt < most)
+
+
+def refuse_what_it_lacks(engine: Host, decision: Any) -> None:
+    """Refuse a decision that the run's engine cannot carry out.
+
+    Raises:
+        CapabilityError: It cannot.
+    """
+    can = engine.capabilities
+    if isinstance(decision, Retry) and decision.delay and not can.delay:
+        does = f"answered Retry(delay={decision.delay}), and engine {engine.name!r} cannot delay"
+        msg = f"{does} a run; answer Retry() to retry at once, or give it what it needs to delay"
+    elif isinstance(decision, DeadLetter) and not can.dead_letter:
+        does = f"answered DeadLetter, and engine {engine.name!r} has no place for dead letters"
+        msg = f"{does}; answer Cancel or Raise, or give it such a place"
+    else:
+        return
+    raise CapabilityError(msg)
 
 
 def _arguments(reply: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -67,6 +92,6 @@ def _arguments(reply: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(args), dict(kwargs)
 
 
-def left(hook: HookCaller, values: dict[str, Any]) -> Any:
+def left(pipeline: str, values: dict[str, Any]) -> Any:
     """Return what a pipeline has come to."""
-    return values["result"] if hook.pipeline == "result" else (values["args"], values["kwargs"])
+    return (values["args"], values["kwargs"]) if pipeline == ARGUMENTS else values[pipeline]

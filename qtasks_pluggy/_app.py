@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
-from contextlib import suppress
-from enum import Enum
-from types import MappingProxyType, TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, overload
+from types import MappingProxyType
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
-from qtasks_hookspecs import TaskFunc
+from qtasks_hookspecs import TaskFunc, TaskMessage
 from qtasks_hookspecs._types import error_classes
-from qtasks_hookspecs.exc import (
-    NotRunningError,
-    PluginError,
-    PluginRegistrationError,
-    TaskNameError,
-)
-from qtasks_pluggy._chain import Entry
+from qtasks_hookspecs.exc import PluginRegistrationError, TaskNameError
+from qtasks_pluggy._adapters import engine_of, register_on
+from qtasks_pluggy._engine import Engine
 from qtasks_pluggy._executor import TaskExecutor
+from qtasks_pluggy._handle import TaskHandle
+from qtasks_pluggy._lifecycle import Lifecycle
 from qtasks_pluggy._names import nearest
 from qtasks_pluggy._plugins import PluginManager
+from qtasks_pluggy._submit import Submissions, submit, unknown_task
 from qtasks_pluggy._task import AsyncTask, Decorator, EchoDecorator, SyncTask
-from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish, lock_of
+from qtasks_pluggy._waiting import Waiting
 
 P = ParamSpec("P")
 Intercept: TypeAlias = type[BaseException] | Iterable[type[BaseException]] | None
@@ -29,19 +26,13 @@ R = TypeVar("R")
 Y = TypeVar("Y")
 
 
-class _State(Enum):
-    NEW = "not started"
-    STARTING = "starting"
-    STARTED = "started"
-    STOPPED = "stopped"
-
-
-class QueueTasks:
+class QueueTasks(Lifecycle):
     """An app: tasks by name, and the plugins that are asked about their errors.
 
     Args:
         name: The app's name.
-        engine: What carries submitted runs; None runs tasks in place only.
+        engine: What carries submitted runs: ``"memory://"``, ``"huey+sqlite:///file.db"``, an
+            engine's own object, or an adapter. None runs tasks in place only.
         plugins: Modules or objects with hookimpls; checked at once.
         discover: Whether the installed plugins are loaded, at the start or the first run.
         intercept: Exception classes that plugins are asked about besides
@@ -52,6 +43,7 @@ class QueueTasks:
             plugin sets aside; plain or async. The default logs one event.
 
     Raises:
+        EngineError: No engine has this URL's scheme, or its package is not installed.
         PluginRegistrationError: Faults of ``plugins``, all of them.
         SettingsError: Faults of ``settings``.
         TypeError: An argument is of the wrong type.
@@ -72,25 +64,43 @@ class QueueTasks:
         if not isinstance(name, str):
             msg = f"QueueTasks(name): expected a string, got {name!r}"
             raise TypeError(msg)
-        if engine is not None:
-            msg = f"QueueTasks(engine=...): no engine is supported yet, got {engine!r}"
-            raise TypeError(msg)
         if dead_letter is not None and not callable(dead_letter):
             msg = f"QueueTasks(dead_letter=...): expected a function, got {dead_letter!r}"
             raise TypeError(msg)
         TaskFunc(name, len, max_retries=max_retries)  # its checks are the same
         self.name: str = name
         self.dead_letter: Callable[..., Any] | None = dead_letter
-        self._discover = discover
         self._intercept = error_classes(intercept) or ()
         self._max_retries = max_retries
         self._tasks: dict[str, Any] = {}
-        self._entries: list[Entry] = []
-        self._attempt = 1
-        self._state = _State.NEW
-        self._runnable = False
-        self._lock = lock_of(self)
-        self.plugins: PluginManager = PluginManager(plugins, settings=settings)
+        super().__init__(PluginManager(plugins, settings=settings), discover=discover)
+        if engine is not None:
+            self.set_engine(engine)
+
+    @property
+    def engine(self) -> Engine | None:
+        """The adapter of the app's engine, whose ``native`` is the engine's own object."""
+        return self._engine
+
+    def set_engine(self, engine: Any, workers: int | None = None) -> None:
+        """Give the app another engine, before it starts.
+
+        Args:
+            engine: As for ``QueueTasks``.
+            workers: How many runs at a time this process does itself; None for the engine's own
+                default, which for most engines is none.
+
+        Raises:
+            CapabilityError: A task asks for what the engine cannot do.
+            EngineError: No engine has this URL's scheme, or its package is not installed.
+            RuntimeError: The app is started.
+        """
+        adapter = engine_of(engine)
+        with self._lock:
+            self._refuse_if_started()
+            for task in self._tasks.values() if adapter is not self._engine else ():
+                register_on(adapter, self, task.task_func)
+            self._engine, self._workers = adapter, workers
 
     @property
     def tasks(self) -> Mapping[str, Any]:
@@ -198,6 +208,8 @@ class QueueTasks:
                 raise TaskNameError(msg)
             kind = AsyncTask if task_func.is_async else SyncTask
             task: Any = kind(task_func, self)
+            if self._engine is not None:
+                register_on(self._engine, self, task_func)
             self._tasks[task_func.name] = task
             return task
 
@@ -239,35 +251,6 @@ class QueueTasks:
             msg = f"app {self.name!r}: no plugin is named {name!r}; {hint}"
             raise PluginRegistrationError(msg)
 
-    def __enter__(self) -> Self:
-        """Start: load the installed plugins and call ``qtasks_start``.
-
-        Raises:
-            PluginError: A plugin failed to start; those that had started are stopped again.
-            PluginRegistrationError: Faults of the installed plugins, all of them.
-            RuntimeError: The app is started already.
-            SettingsError: Faults of the settings.
-        """
-        finish(self._start(IN_THREAD))
-        return self
-
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        """Stop: call ``qtasks_stop``, in reverse order."""
-        finish(self._stop(IN_THREAD))
-
-    async def __aenter__(self) -> Self:
-        """Start as ``with`` does, from async code."""
-        await self._start(ON_LOOP)
-        return self
-
-    async def __aexit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        """Stop as ``with`` does, from async code."""
-        await self._stop(ON_LOOP)
-
     def run_async(
         self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
@@ -277,7 +260,7 @@ class QueueTasks:
             NotRunningError: The app was stopped.
         """
         if not self._runnable:
-            self._get_ready()
+            self.get_ready()
         return TaskExecutor(task, None, args=args, kwargs=kwargs, plugins=self.plugins).execute()
 
     def run_sync(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -287,73 +270,57 @@ class QueueTasks:
             NotRunningError: The app was stopped.
         """
         if not self._runnable:
-            self._get_ready()
+            self.get_ready()
         executor = TaskExecutor(task, None, args=args, kwargs=kwargs, plugins=self.plugins)
         return executor.execute_sync()
 
-    def _get_ready(self) -> None:
-        """Load what a first run needs; a stopped app has to be started again instead."""
-        with self._lock:
-            if self._state is _State.STOPPED:
-                msg = (
-                    f"app {self.name!r} was stopped, so its tasks do not run; start it again with"
-                    " 'with app:' or 'async with app:'"
-                )
-                raise NotRunningError(msg)
-            if not self._runnable:
-                self.load_plugins()
-                self._runnable = True
-
-    def load_plugins(self, faults: list[str] | None = None) -> None:
-        """Read the settings and load the installed plugins, as a start or a first run does.
+    def executor_for(self, message: TaskMessage) -> TaskExecutor:
+        """Make the executor for a message that the app's engine handed to a worker.
 
         Args:
-            faults: Takes the faults of installed plugins instead of an error.
+            message: It names the task.
 
         Raises:
-            PluginRegistrationError: Faults of the installed plugins, all of them.
-            SettingsError: Faults of the settings.
+            NotRunningError: The app was stopped.
+            TaskNameError: The app has no such task; the nearest is named.
         """
-        if self._discover:
-            self.plugins.discover(faults)
-        self.plugins.configure()
+        task = self._tasks.get(message.name)
+        if task is None:
+            raise unknown_task(self, message.name)
+        if not self._runnable:
+            self.get_ready()
+        return TaskExecutor(task, message, plugins=self.plugins)
 
-    async def _start(self, waiting: Waiting) -> None:
-        with self._lock:
-            if self._state in {_State.STARTING, _State.STARTED}:
-                msg = f"app {self.name!r} is started already; stop it first"
-                raise RuntimeError(msg)
-            before = self._state, self._runnable
-            self.load_plugins()
-            self._state, self._runnable = _State.STARTING, True
-        self._entries = []
-        hooks = self.plugins.hook
-        try:
-            await self._call(hooks.qtasks_start, waiting, settings={})
-        except BaseException:
-            self._state, self._runnable = before
-            started = [link.plugin for link, _, status, *_ in self._entries if status != "raised"]
-            plugins = self.plugins.list_name_plugin()
-            for name in reversed(started):
-                # One by one: under strict, one that fails to stop must not keep the others running.
-                others = [plugin for other, plugin in plugins if other != name]
-                stop = self.plugins.subset_hook_caller("qtasks_stop", others)
-                with suppress(PluginError):
-                    await self._call(stop, waiting)
-            raise
-        self._state = _State.STARTED
+    def submit_on(
+        self, waiting: Waiting, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, TaskHandle[Any]]:
+        """Hand a run to the engine; what ``task.submit(...)`` does."""
+        if self._engine is not None:
+            self._refuse_unless_started(task.name)
+        return submit(self, waiting, task, args, kwargs)
 
-    async def _stop(self, waiting: Waiting) -> None:
-        try:
-            await self._call(self.plugins.hook.qtasks_stop, waiting)
-        finally:
-            self._state, self._runnable = _State.STOPPED, False
+    def submit_many(self, task: Any, calls: Iterable[Any]) -> Submissions[Any]:
+        """Submit a run for each of many calls, one by one as the handles are asked for.
 
-    async def _call(self, hook: Any, waiting: Waiting, **values: Any) -> None:
-        if waiting.on_loop:
-            await hook.call_async(app=self, **values)
-        else:
-            hook(app=self, **values)
+        Args:
+            task: The task.
+            calls: Read as it goes, never held whole. A tuple is positional arguments, a mapping
+                keywords, and anything else the one argument.
+
+        Returns:
+            The handles, to be iterated over by ``for`` or ``async for``; nothing is submitted
+            before. A full engine is waited for.
+
+        Raises:
+            TypeError: The task is another app's, or no task; or ``calls`` cannot be iterated over.
+        """
+        if getattr(task, "host", None) is not self:
+            msg = (
+                f"app {self.name!r}: submit_many expects one of its own tasks, got {task!r}; its"
+                f" tasks are {', '.join(self._tasks) or 'none'}"
+            )
+            raise TypeError(msg)
+        return Submissions(self, task, calls)
 
     def __repr__(self) -> str:
         """Show the name and how far the app is."""

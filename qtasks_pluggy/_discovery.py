@@ -10,6 +10,7 @@ from typing import TypeAlias
 import attrs
 
 from qtasks_hookspecs._markers import ENTRY_POINT_GROUP
+from qtasks_pluggy._names import text_of
 from qtasks_pluggy._validation import Candidate
 
 
@@ -19,12 +20,14 @@ class PluginInfo:
 
     Attributes:
         name: Its name.
-        distribution: The distribution that installed it; None for one that the app added.
+        distribution: The distribution that installed it; None for one that the app added, and for
+            a built-in one.
         version: That distribution's version.
         hooks: The hooks that it implements; empty where it was not loaded.
         enabled: Whether it is asked.
         reason: Why not, if it is not.
         quarantined: The hooks in which it is skipped for now, for failing too often in a row.
+        builtin: Whether it comes with qtasks-pluggy itself, which no app adds.
     """
 
     name: str
@@ -34,6 +37,19 @@ class PluginInfo:
     enabled: bool
     reason: str | None = None
     quarantined: tuple[str, ...] = ()
+    builtin: bool = False
+
+
+def left_out(candidate: Candidate, reason: str) -> PluginInfo:
+    """Tell of a plugin that is not registered."""
+    return PluginInfo(
+        name=candidate.name,
+        distribution=candidate.distribution,
+        version=candidate.version,
+        hooks=(),
+        enabled=False,
+        reason=reason,
+    )
 
 
 def installed() -> Iterator[tuple[Candidate, importlib.metadata.EntryPoint | None]]:
@@ -71,7 +87,7 @@ def load(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> No
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an import raises
         candidate.fault(
             f"entry point {entry_point.value!r} failed to import with"
-            f" {type(error).__name__}: {error}; mend or uninstall it"
+            f" {type(error).__name__}: {text_of(error)}; mend or uninstall it"
         )
 
 

@@ -19,10 +19,11 @@ import pluggy
 
 from qtasks_hookspecs import Replace
 from qtasks_pluggy import _log
-from qtasks_pluggy._answers import accept, left
+from qtasks_pluggy._answers import ARGUMENTS, accept, left
 from qtasks_pluggy._chain import NO_LINKS, Chain, Entry, Link
 from qtasks_pluggy._report import blame, failed, misuse, settle, tell
 from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish, unpack
+from qtasks_pluggy.base_plugin import given
 
 if TYPE_CHECKING:
     from qtasks_pluggy._plugins import PluginManager
@@ -56,6 +57,20 @@ class HookCaller(pluggy.HookCaller):
         self.pipeline: str | None = options.get("pipeline")
         self.names: frozenset[str] = frozenset(self.spec.argnames)
         self.size: int = len(self.names)
+        refused = [one for one in ("firstresult", "historic") if options.get(one)]
+        if refused:
+            msg = (
+                f"hook {name!r}: {refused[0]}=True is pluggy's own convention, and hooks here are"
+                " called by another; mark it with hookspec from qtasks_hookspecs"
+            )
+            raise ValueError(msg)
+        carries = ("args", "kwargs") if self.pipeline == ARGUMENTS else (self.pipeline,)
+        if self.pipeline is not None and not self.names.issuperset(carries):
+            msg = (
+                f"hook {name!r}: pipeline={self.pipeline!r} is no parameter of it; name one of"
+                f" {', '.join(self.spec.argnames) or 'its own'}"
+            )
+            raise ValueError(msg)
 
     def __call__(self, **values: Any) -> Any:
         """Call the hook from plain code; its async hookimpls run on the background loop.
@@ -98,20 +113,17 @@ class SubsetHookCaller(HookCaller):
         """Return the original's chain of this moment, less the removed plugins."""
 
         def kept(links: tuple[Link, ...]) -> tuple[Link, ...]:
-            return tuple(
-                link for link in links if not any(link.impl.plugin is one for one in self.removed)
-            )
+            return tuple(link for link in links if self._keeps(link.impl.plugin))
 
         whole = self.original.chain or NO_LINKS
         return Chain(kept(whole.links), kept(whole.wrappers))
 
     def get_hookimpls(self) -> list[pluggy.HookImpl]:
         """Return the hookimpls that are left."""
-        return [
-            impl
-            for impl in self.original.get_hookimpls()
-            if not any(impl.plugin is one for one in self.removed)
-        ]
+        return [impl for impl in self.original.get_hookimpls() if self._keeps(impl.plugin)]
+
+    def _keeps(self, plugin: Any) -> bool:
+        return not any(one is plugin or one is given(plugin) for one in self.removed)
 
 
 async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each branch is a rule
@@ -168,14 +180,14 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
                 entries.append(link if attempt == 1 else [link[0], attempt, *link[2:]])
                 continue
             breaker = link.breaker
+            work = [link.function]
             if outer or breaker.until is not None:
-                status = _not_asked(link, outer, values)
+                status = _not_asked(link, work, outer, values)
                 if status is not None:
                     entries.append([link, attempt, status, None, 0.0, False])
                     continue
-            work = [link.function]
             _at_work.set((*outer, work))
-            waited = False
+            met: int | None = None
             start = perf_counter()
             try:
                 if link.only is not None:
@@ -183,6 +195,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
                 elif link.plain:
                     reply = link.function(*link.pick(values))
                 elif link.blocking:
+                    met = waiting.cancellations()
                     reply = unpack(await waiting.thread(partial(link.call, values), link.limit))
                 else:
                     reply = link.call(values)
@@ -191,20 +204,21 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
                     counts = reply is not None
                 else:
                     if hasattr(kind, "__await__"):
-                        waited = True
+                        met = waiting.cancellations()
                         reply = await waiting.awaitable(reply, link.limit)
                         kind = type(reply)
                     counts = accept(hook, dict(values) if link.observed else values, reply)
             except (Exception, asyncio.CancelledError) as failure:
-                if isinstance(failure, asyncio.CancelledError) and waiting.cancelled():
-                    breaker.abandoned()
+                if met is not None and _asked_for(failure, waiting, met):
+                    breaker.abandoned(work)
                     raise
                 went_wrong = True
                 work.clear()
-                failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+                seconds = perf_counter() - start
+                failed(hook, link, failure, values, entries, attempt, seconds, call=work)
                 continue
             except BaseException:
-                breaker.abandoned()
+                breaker.abandoned(work)
                 raise
             work.clear()
             seconds = perf_counter() - start
@@ -213,10 +227,10 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
             status = "answered" if counts else "no_opinion"
             entries.append([link, attempt, status, kind, seconds, False])
             if seconds > link.overrun or breaker.failures:
-                settle(link, values, 0.0 if waited else seconds)
+                settle(link, values, seconds if met is None else 0.0, work)
         _at_work.set(outer)
         if hook.pipeline is not None:
-            answer = left(hook, values)
+            answer = left(hook.pipeline, values)
         while opened:
             at = (hook, opened.pop(), values, entries, attempt, waiting)
             answer, winner = await _close(*at, answer, winner)
@@ -232,11 +246,22 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
     return answer if lastresult or hook.pipeline else None
 
 
-def _not_asked(link: Link, outer: tuple[Work, ...], values: Mapping[str, Any]) -> str | None:
+def _asked_for(failure: BaseException, waiting: Waiting, met: int) -> bool:
+    """Say whether a failure is the run's own cancellation, asked for since the wait began.
+
+    A cancellation comes where something is waited for and nowhere else, and one that the run has
+    met already, because it is being closed, is not met again.
+    """
+    return isinstance(failure, asyncio.CancelledError) and waiting.cancelled(met)
+
+
+def _not_asked(
+    link: Link, work: Work, outer: tuple[Work, ...], values: Mapping[str, Any]
+) -> str | None:
     """Say why a link is skipped; None where it is asked."""
-    if "e" in values and any(link.function in work for work in outer):
+    if "e" in values and any(link.function in one for one in outer):
         return "reentered"
-    if link.breaker.until is not None and not link.breaker.admits():
+    if link.breaker.until is not None and not link.breaker.admits(work):
         return "quarantined"
     return None
 
@@ -248,6 +273,7 @@ class _Opened:
     link: Link
     generator: Generator[None, Any, Any]
     seconds: float
+    call: Work
 
 
 def _open(
@@ -260,25 +286,25 @@ def _open(
 ) -> None:
     start = perf_counter()
     outer = _at_work.get()
-    status = _not_asked(link, outer, values)
+    work: Work = [link.function]
+    status = _not_asked(link, work, outer, values)
     if status is not None:
         entries.append([link, attempt, status, None, 0.0, False])
         return
-    work: Work = [link.function]
     _at_work.set((*outer, work))
     try:
         generator = link.call(values)
         next(generator)
     except StopIteration:
         ended = RuntimeError("the wrapper ended without a yield; it needs exactly one")
-        failed(hook, link, ended, values, entries, attempt, perf_counter() - start)
+        failed(hook, link, ended, values, entries, attempt, perf_counter() - start, call=work)
     except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # isolated, and loud
-        failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+        failed(hook, link, failure, values, entries, attempt, perf_counter() - start, call=work)
     except BaseException:
-        link.breaker.abandoned()
+        link.breaker.abandoned(work)
         raise
     else:
-        opened.append(_Opened(link, generator, perf_counter() - start))
+        opened.append(_Opened(link, generator, perf_counter() - start, work))
     finally:
         work.clear()
         _at_work.set(outer)
@@ -300,9 +326,11 @@ async def _close(  # noqa: PLR0917  # the dispatch, as it stands at that wrapper
     outer = _at_work.get()
     work: Work = [link.function]
     _at_work.set((*outer, work))
+    met: int | None = None
     try:
         reply = _sent(wrapper.generator, answer)
         if hasattr(type(reply), "__await__") and reply is not answer:
+            met = waiting.cancellations()
             reply = await waiting.awaitable(reply, link.limit)
         # A wrapper's None is an answer: that the error goes on, that the result is None.
         seen = dict(values) if link.observed else values
@@ -310,24 +338,25 @@ async def _close(  # noqa: PLR0917  # the dispatch, as it stands at that wrapper
             hook, seen, Replace(None) if reply is None else reply
         )
     except (Exception, asyncio.CancelledError) as failure:
-        if isinstance(failure, asyncio.CancelledError) and waiting.cancelled():
-            link.breaker.abandoned()
+        if met is not None and _asked_for(failure, waiting, met):
+            link.breaker.abandoned(wrapper.call)
             raise
-        failed(hook, link, failure, values, entries, attempt, perf_counter() - start)
+        seconds = perf_counter() - start
+        failed(hook, link, failure, values, entries, attempt, seconds, call=wrapper.call)
         return answer, winner
     except BaseException:
-        link.breaker.abandoned()
+        link.breaker.abandoned(wrapper.call)
         raise
     finally:
         work.clear()
         _at_work.set(outer)
-    settle(link, values, perf_counter() - start)
+    settle(link, values, perf_counter() - start, wrapper.call)
     status = "answered" if replaces else "no_opinion"
     kind = None if reply is answer else type(reply)
     entries.append([link, attempt, status, kind, perf_counter() - start, False])
     if not replaces or link.observed:
         return answer, winner
-    return (left(hook, values) if hook.pipeline else reply), len(entries) - 1
+    return (left(hook.pipeline, values) if hook.pipeline else reply), len(entries) - 1
 
 
 def _sent(generator: Generator[None, Any, Any], answer: Any) -> Any:
@@ -343,7 +372,7 @@ def _sent(generator: Generator[None, Any, Any], answer: Any) -> Any:
 
 def _abandon(wrapper: _Opened, values: Mapping[str, Any]) -> None:
     """Close a wrapper whose chain ended in an error, which must not be replaced by its own."""
-    wrapper.link.breaker.abandoned()
+    wrapper.link.breaker.abandoned(wrapper.call)
     try:
         wrapper.generator.close()
     except Exception as failure:  # noqa: BLE001  # told, and no more: the other error goes on

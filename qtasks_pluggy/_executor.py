@@ -1,8 +1,9 @@
 """START HERE: the life of one run, from its arguments to its result.
 
 ``_life`` is the whole story, once for plain and for async code: attempts, what the plugins say to
-an error, and the end. ``attempt`` is one attempt; whoever hosts the run carries out the
-``Outcome`` that it may end with. In place that is ``_life``; behind an engine it is the engine.
+an error, and the end. ``_attempt_once`` is one attempt; whoever hosts the run carries out the
+``Outcome`` that it may end with. In place that is ``_life``; behind an engine it is the engine,
+which makes one attempt by ``attempt_on``.
 """
 
 from __future__ import annotations
@@ -10,28 +11,37 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
-from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
 
 from qtasks_hookspecs import Replace, TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import PluginError, TaskPluginTriggerError
-from qtasks_pluggy import _log
-from qtasks_pluggy._chain import DECISIONS, Entry, record_of
+from qtasks_pluggy._chain import DECISIONS
 from qtasks_pluggy._function import call_function
 from qtasks_pluggy._outcome import Outcome, intercepted, outcome_of, set_aside
 from qtasks_pluggy._plugins import PluginManager
-from qtasks_pluggy._task import AsyncTask, Context, SyncTask
-from qtasks_pluggy._trail import Trail
-from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Raised, Waiting, finish, raise_as_is
+from qtasks_pluggy._run import Run
+from qtasks_pluggy._task import AsyncTask, SyncTask
+from qtasks_pluggy._waiting import (
+    IN_THREAD,
+    ON_ENGINE_LOOP,
+    ON_LOOP,
+    Raised,
+    Waiting,
+    finish,
+    raise_as_is,
+)
+
+if TYPE_CHECKING:
+    from qtasks_pluggy._engine import Host
 
 Runnable: TypeAlias = "TaskFunc | AsyncTask[..., Any] | SyncTask[..., Any] | Callable[..., Any]"
 
 _NO_PLUGINS: Final = PluginManager()
 
 
-class TaskExecutor:
+class TaskExecutor(Run):
     """The life of one run: one executor, one run.
 
     Args:
@@ -47,20 +57,7 @@ class TaskExecutor:
         PluginRegistrationError: Faults of ``plugins``.
     """
 
-    __slots__ = (
-        "_args",
-        "_attempt",
-        "_entries",
-        "_given",
-        "_hooks",
-        "_kwargs",
-        "_message",
-        "_result",
-        "_task",
-        "_task_func",
-        "_waiting",
-        "_yielded",
-    )
+    __slots__ = ("_engine", "_given", "_hooks", "_task", "_waiting")
 
     def __init__(
         self,
@@ -102,73 +99,10 @@ class TaskExecutor:
         elif not isinstance(plugins, PluginManager):
             manager = PluginManager(plugins)
         self._hooks: Any = manager.hook
-        self._result: Any = None
-        self._yielded: list[Any] | None = None
-        self._entries: list[Entry] = []
+        self._result = self._yielded = None
+        self._entries = []
         self._waiting: Waiting | None = None
-
-    @property
-    def task_func(self) -> TaskFunc:
-        """The task's definition."""
-        return self._task_func
-
-    @property
-    def task_broker(self) -> TaskMessage:
-        """The run's message."""
-        if self._message is None:
-            func = self._task_func
-            self._message = TaskMessage(
-                func.name, self._args, self._kwargs, priority=func.priority, attempt=self._attempt
-            )
-        return self._message
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """The positional arguments of this attempt."""
-        return self._args
-
-    @property
-    def kwargs(self) -> Mapping[str, Any]:
-        """The keyword arguments of this attempt; a view that cannot be written."""
-        return MappingProxyType(self._kwargs)
-
-    @property
-    def result(self) -> Any:
-        """The result so far; None before there is one."""
-        return self._result
-
-    @property
-    def yielded(self) -> list[Any]:
-        """The items that a generator task has yielded in this attempt, in a list of your own."""
-        return list(self._yielded or ())
-
-    @property
-    def attempt(self) -> int:
-        """Which attempt this is, from 1."""
-        return self._attempt
-
-    @property
-    def max_attempts(self) -> int | None:
-        """The most attempts that the task and its app allow; None for no bound."""
-        retries = self._task_func.max_retries
-        return None if retries is None else retries + 1
-
-    @property
-    def trail(self) -> Trail:
-        """Who was asked so far, what each answered, how long it took, and what won."""
-        return Trail(map(record_of, self._entries))
-
-    @property
-    def log(self) -> Any:
-        """A structlog logger that names the task, the run and the attempt."""
-        return _log.logger().bind(
-            task=self._task_func.name, uuid=str(self.task_broker.uuid), attempt=self._attempt
-        )
-
-    @property
-    def ctx(self) -> Context:
-        """What the task itself reaches as ``self.ctx``."""
-        return Context(self)
+        self._engine: Host | None = None
 
     def execute(self) -> Coroutine[Any, Any, Any]:
         """Run the task from async code; a ``def`` task runs in a worker thread.
@@ -201,6 +135,41 @@ class TaskExecutor:
             raise result.error
         return result
 
+    def attempt_on(self, engine: Host) -> Coroutine[Any, Any, Outcome]:
+        """Make one attempt for an engine, from async code; again after a retry.
+
+        Args:
+            engine: Its ``capabilities`` and ``control`` hold; it is to carry out the outcome.
+
+        Returns:
+            What the engine is to do, to be awaited. The plugins have been told of a failure and
+            of the end, unless the run goes on.
+
+        Raises:
+            RuntimeError: This executor has run already.
+        """
+        return self._attempt_for(engine, ON_ENGINE_LOOP)
+
+    def attempt_on_sync(self, engine: Host) -> Outcome:
+        """Make one attempt for an engine, from plain code; again after a retry.
+
+        Args:
+            engine: Its ``capabilities`` and ``control`` hold; it is to carry out the outcome.
+
+        Returns:
+            What the engine is to do. The plugins have been told of a failure and of the end,
+            unless the run goes on.
+
+        Raises:
+            RuntimeError: This executor has run already.
+        """
+        return finish(self._attempt_for(engine, IN_THREAD))
+
+    @property
+    def engine(self) -> Host | None:
+        """What carries this run; None in place."""
+        return self._engine
+
     def __repr__(self) -> str:
         """Show the task and the attempt; no arguments, which may hold secrets."""
         return f"<TaskExecutor of {self._task_func.name!r}, attempt {self._attempt}>"
@@ -212,9 +181,9 @@ class TaskExecutor:
             raise RuntimeError(msg)
         self._waiting = waiting
         try:
-            while (outcome := await self.attempt_once(waiting)) is not None:
+            while (outcome := await self._attempt_once(waiting)) is not None:
                 if outcome.action != "retry":
-                    raise_as_is(await self.final_error(outcome))
+                    raise_as_is(await self._final_error(outcome))
                 if outcome.delay:
                     await waiting.sleep(outcome.delay)
                 self._next_attempt()
@@ -229,7 +198,37 @@ class TaskExecutor:
             await self.close(None)
         return self._result
 
-    async def attempt_once(  # noqa: C901  # one attempt, top to bottom
+    async def _attempt_for(self, engine: Host, waiting: Waiting) -> Outcome:
+        """Attempt once, then close, unless the engine is to make another attempt."""
+        if self._waiting is not None:
+            msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
+            raise RuntimeError(msg)
+        if self._engine is not None:
+            self._next_attempt()
+        self._engine = engine
+        try:
+            outcome = await self._attempt_once(waiting)
+            if outcome is None:
+                outcome = Outcome("succeed", result=self._result)
+            elif outcome.action == "retry" or (
+                outcome.error is not None
+                and outcome.action in {"fail", "pass"}
+                and engine.goes_on(outcome.error)
+            ):
+                self._waiting = None
+                return outcome
+            elif outcome.action != "pass":
+                outcome = attrs.evolve(outcome, error=await self._final_error(outcome))
+        except BaseException as error:
+            await self.close(error)
+            raise
+        try:
+            await self.close(outcome.error)
+        except PluginError as strict:
+            return Outcome("fail", strict)
+        return outcome
+
+    async def _attempt_once(  # noqa: C901, PLR0912  # one attempt, top to bottom
         self, waiting: Waiting
     ) -> Outcome | None:
         """Make one attempt.
@@ -256,6 +255,8 @@ class TaskExecutor:
             except TaskPluginTriggerError as error:
                 asked = failure = error
             except Exception as error:  # noqa: BLE001  # any error of a task can be asked about
+                if self._engine is not None and isinstance(error, self._engine.control):
+                    return Outcome("pass", error)
                 failure = error
                 asked = intercepted(self._task_func, error)
             if failure is None:
@@ -310,7 +311,7 @@ class TaskExecutor:
         call = partial(func.func, *args, **self._kwargs)
         return call_function(func, call, items, waiting or ON_LOOP)
 
-    async def final_error(self, outcome: Outcome) -> Exception:
+    async def _final_error(self, outcome: Outcome) -> Exception:
         """Carry out a final outcome, and tell the plugins of a failure.
 
         Args:
@@ -319,7 +320,7 @@ class TaskExecutor:
         Returns:
             The error that the caller is to see.
         """
-        error = outcome.error
+        error: Any = outcome.error
         if outcome.action == "dead_letter":
             app = getattr(self._task, "host", None)
             await set_aside(self.task_broker, outcome, app, self._waiting or ON_LOOP)
@@ -329,7 +330,7 @@ class TaskExecutor:
                 await self._call(hook, **self._identity(), e=error)
             except PluginError as strict:
                 error = strict
-        return error
+        return error  # type: ignore[no-any-return]  # only a success has none
 
     async def close(self, error: BaseException | None) -> None:
         """Tell the plugins that the run is over.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from functools import partial
 from types import CoroutineType
 from typing import Any
@@ -12,6 +12,7 @@ from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskTimeoutError
 from qtasks_pluggy import _log
 from qtasks_pluggy._waiting import (
+    GRACE,
     LimitExceededError,
     Raised,
     Waiting,
@@ -65,25 +66,61 @@ def _out_of_time(name: str, limit: float) -> TaskTimeoutError:
 
 
 async def _limited(running: Awaitable[Any], limit: float, name: str) -> Any:
-    """Wait for a task's function, at most for its ``max_time``."""
-    timeout = asyncio.timeout(limit)
-    result: Any = None
+    """Wait for a task's function, at most for its ``max_time``.
+
+    It runs in an asyncio task of its own: what swallows its cancellation can be left behind there.
+    """
+    task = asyncio.ensure_future(running)
+    # Looked at, whatever it comes to and whoever is still there, so that asyncio does not complain.
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     error: BaseException | None = None
     try:
-        async with timeout:
-            result = await running
-    except Exception as caught:  # noqa: BLE001  # raised below, unless the time is over
-        error = caught
-    try:
+        cancelled = await _until_over(task, limit)
+        in_time = task.done()
+        if not in_time:
+            await _cut(task, limit, name)
+        if task.done() and not task.cancelled():
+            error = task.exception()
         # Over is over, also for a function that caught its own cancellation and returned.
-        if timeout.expired():
-            raise _out_of_time(name, limit) from (None if type(error) is TimeoutError else error)
+        if not in_time and (error is None or isinstance(error, Exception)):
+            raise asyncio.CancelledError if cancelled else _out_of_time(name, limit) from error
         if error is not None:
             raise_as_is(error)
+        return task.result()
     finally:
-        # A traceback holds this frame; this frame must not hold the error.
-        error = None
-    return result
+        # A traceback holds this frame; this frame must not hold the error, nor the task that does.
+        del task, error
+
+
+async def _until_over(task: asyncio.Task[Any], limit: float) -> int:
+    """Wait until a task or its time is over, and hand it every cancellation of the run.
+
+    Returns:
+        How many cancellations there were.
+    """
+    cancelled = 0
+    clock = asyncio.get_running_loop().time
+    end = clock() + limit
+    while not task.done() and (left := end - clock()) > 0:
+        try:
+            await asyncio.wait({task}, timeout=left)
+        except asyncio.CancelledError:
+            cancelled += 1
+            # A loop that is shut down has cancelled both of them already: the function is told
+            # once, as it would be if it were awaited right here, and can clean up.
+            if task.cancelling() < cancelled:
+                task.cancel()
+    return cancelled
+
+
+async def _cut(task: asyncio.Task[Any], limit: float, name: str) -> None:
+    """Cancel a task whose time is over, and leave it behind if it does not end."""
+    task.cancel()
+    try:
+        await asyncio.wait({task}, timeout=GRACE)
+    finally:
+        if not task.done():
+            _log.event("warning", "task_abandoned", task=name, max_time=limit)
 
 
 def _collect(call: Callable[[], Iterable[Any]], items: list[Any]) -> list[Any]:
@@ -92,10 +129,7 @@ def _collect(call: Callable[[], Iterable[Any]], items: list[Any]) -> list[Any]:
     return items
 
 
-async def _items_of(generator: AsyncGenerator[Any, Any], items: list[Any]) -> list[Any]:
-    try:
-        async for item in generator:
-            items.append(item)  # noqa: PERF401  # a failure must leave those before it
-    finally:
-        await generator.aclose()
+async def _items_of(generator: AsyncIterable[Any], items: list[Any]) -> list[Any]:
+    async for item in generator:
+        items.append(item)  # noqa: PERF401  # a failure must leave those before it
     return items

@@ -1,4 +1,4 @@
-"""How errors and events name a plugin, and what they suggest for a name that nobody has."""
+"""How errors and events name a plugin, quote its error, and correct a name that nobody has."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     by_letters = {one.casefold(): one for one in sorted(names)}
     near = difflib.get_close_matches(name.casefold(), by_letters, n=1, cutoff=0)
     return by_letters[near[0]]
+
+
+def text_of(error: BaseException) -> str:
+    """Return an error's text, whatever its class makes of ``str()``."""
+    try:
+        return str(error)
+    except Exception as another:  # noqa: BLE001  # somebody else's __str__
+        return f"(no text: its __str__ raises {type(another).__name__})"

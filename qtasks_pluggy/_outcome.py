@@ -1,10 +1,11 @@
-"""What an attempt without a result comes to: the plugins' decision, as work for the run's host."""
+"""What an attempt comes to, as work for the run's host, and how a submitted run ends."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any, Final, Literal
 
 import attrs
 
@@ -13,27 +14,58 @@ from qtasks_hookspecs.exc import TaskCancelError, TaskDeadLetteredError, TaskPlu
 from qtasks_pluggy import _log
 from qtasks_pluggy._chain import Entry, record_of
 from qtasks_pluggy._report import note
-from qtasks_pluggy._trail import short
+from qtasks_pluggy._trail import Trail, short
 from qtasks_pluggy._waiting import Waiting
 
 
 @attrs.frozen(eq=False)
 class Outcome:
-    """How an attempt ended that has no result, for the host of the run to carry out.
+    """How an attempt ended, for the host of the run to carry out.
 
     Attributes:
-        action: What is to be done.
-        error: What the caller will see; for a retry, the error that it answers.
+        action: What is to be done. ``pass`` is for an engine's own control exception: it is to be
+            raised as it is.
+        error: What the caller will see; for a retry, the error that it answers; None on success.
         delay: Seconds before the next attempt; None leaves it to the host.
         limit: The most retries that the decision allows.
         reason: Why, for people.
+        result: The result, on success.
     """
 
-    action: Literal["fail", "retry", "cancel", "dead_letter"]
-    error: Exception
+    action: Literal["succeed", "fail", "retry", "cancel", "dead_letter", "pass"]
+    error: Exception | None = None
     delay: float | None = None
     limit: int | None = None
     reason: str = ""
+    result: Any = None
+
+
+class TaskStatus(StrEnum):
+    """How far a submitted run is."""
+
+    queued = "queued"
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+    dead_lettered = "dead_lettered"
+
+
+@attrs.frozen(eq=False)
+class Ended:
+    """How a submitted run ended.
+
+    Attributes:
+        status: One of the four ends.
+        result: The result, on success.
+        error: What the caller is to see, otherwise.
+        trail: Who was asked; None where the engine cannot carry it.
+    """
+
+    status: TaskStatus
+    result: Any = None
+    error: BaseException | None = None
+    trail: Trail | None = None
 
 
 def intercepted(task_func: TaskFunc, error: Exception) -> TaskPluginTriggerError | None:
@@ -83,17 +115,19 @@ async def set_aside(message: TaskMessage, outcome: Outcome, app: Any, waiting: W
         app: The app, whose ``dead_letter`` may be None.
         waiting: How the caller waits.
     """
-    error = outcome.error if outcome.error.__cause__ is None else outcome.error.__cause__
+    ended: Any = outcome.error
+    error = ended if ended.__cause__ is None else ended.__cause__
     hand_over = getattr(app, "dead_letter", None)
     known = {"task": message.name, "uuid": str(message.uuid), "reason": outcome.reason}
     if hand_over is not None:
+        met = waiting.cancellations()
         try:
             taken = hand_over(message, error, outcome.reason)
             if hasattr(type(taken), "__await__"):
                 await waiting.awaitable(taken)
         except (Exception, asyncio.CancelledError) as failure:
             # The app's own code: whatever is wrong with it, the run has its end.
-            if isinstance(failure, asyncio.CancelledError) and waiting.cancelled():
+            if isinstance(failure, asyncio.CancelledError) and waiting.cancelled(met):
                 raise
             _log.event("error", "dead_letter_failed", **known, exc_info=failure)
         else:
@@ -102,13 +136,20 @@ async def set_aside(message: TaskMessage, outcome: Outcome, app: Any, waiting: W
 
 
 def _caused(error: Exception, cause: Exception) -> Exception:
-    """Give an error its cause, unless it has one or would be its own."""
+    """Give an error its cause, unless it brought one or would be its own."""
     seen: set[int] = set()
     behind: BaseException | None = cause
     while behind is not None and behind is not error and id(behind) not in seen:
         seen.add(id(behind))
         behind = behind.__context__ if behind.__cause__ is None else behind.__cause__
-    if error.__cause__ is None and behind is not error:
+    has = error.__cause__
+    # One that a plugin keeps, to raise it again and again, has the cause of the run before.
+    if (has is None or error.__dict__.get(_OURS) == id(has)) and behind is not error:
         # Past the class's own __setattr__, which a frozen one has.
         vars(BaseException)["__cause__"].__set__(error, cause)
+        error.__dict__[_OURS] = id(cause)
     return error
+
+
+# Not the cause itself, which would be pickled with the error, and can be what cannot be.
+_OURS: Final = "__qtasks_pluggy_cause_id__"

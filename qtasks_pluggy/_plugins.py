@@ -15,13 +15,14 @@ from qtasks_hookspecs._markers import PROJECT_NAME
 from qtasks_hookspecs.exc import PluginRegistrationError
 from qtasks_pluggy import _log, _settings
 from qtasks_pluggy._chain import Chain, Link, in_call_order, make_link
-from qtasks_pluggy._discovery import PluginInfo, installed, load
+from qtasks_pluggy._discovery import PluginInfo, installed, left_out, load
 from qtasks_pluggy._dispatch import HookCaller, SubsetHookCaller, dispatch
-from qtasks_pluggy._names import who
+from qtasks_pluggy._locks import lock_of
 from qtasks_pluggy._quarantine import NO_BREAKER, Breaker
-from qtasks_pluggy._validation import Candidate, check
-from qtasks_pluggy._waiting import IN_THREAD, finish, lock_of
-from qtasks_pluggy.base_plugin import Adapter
+from qtasks_pluggy._registry import Table, candidate_of, check_all, name_of, not_registered
+from qtasks_pluggy._validation import Candidate, check_extra
+from qtasks_pluggy._waiting import IN_THREAD, finish
+from qtasks_pluggy.base_plugin import given
 
 BUILTIN, INSTALLED, ADDED = range(3)
 BUILTINS: Final = ("fallback", "retry")
@@ -54,6 +55,7 @@ class PluginManager(pluggy.PluginManager):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(PROJECT_NAME)
+        vars(self)["_name2plugin"] = Table()
         self.clock: Final = clock
         self._lock = lock_of(self)
         self._given: Any = dict(settings) if isinstance(settings, Mapping) else settings
@@ -67,8 +69,9 @@ class PluginManager(pluggy.PluginManager):
         self._use(_settings.load(self._given, outside=False))
         self.add_hookspecs(_hooks)
         self._load_builtins()
-        named = [(self.get_canonical_name(plugin), plugin) for plugin in plugins]
-        self._register_candidates([Candidate(*one) for one in named], ADDED)
+        self._register_candidates(
+            [candidate_of(one, self.get_canonical_name) for one in plugins], ADDED
+        )
         if discover:
             self.discover()
 
@@ -79,7 +82,7 @@ class PluginManager(pluggy.PluginManager):
             module_or_class: Holds functions marked with ``hookspec``.
 
         Raises:
-            ValueError: It holds none, or one of them is known already.
+            ValueError: It holds none, or one is known already or marked for what is not done here.
         """
         found = {
             name: options
@@ -124,7 +127,7 @@ class PluginManager(pluggy.PluginManager):
         Raises:
             PluginRegistrationError: Faults of the plugin, all of them; nothing is registered.
         """
-        candidate = Candidate(name or self.get_canonical_name(plugin), plugin)
+        candidate = candidate_of(plugin, self.get_canonical_name, name)
         return self._register_candidates([candidate], ADDED, trigger_names)[0]
 
     def unregister(self, plugin: Any | None = None, name: str | None = None) -> Any | None:
@@ -136,28 +139,42 @@ class PluginManager(pluggy.PluginManager):
 
         Returns:
             The plugin, or None where none has that name.
+
+        Raises:
+            PluginRegistrationError: This plugin is not registered, or under another name.
+            TypeError: Neither is given.
         """
+        if plugin is None and name is None:
+            msg = "unregister takes a plugin or a name="
+            raise TypeError(msg)
         with self._lock:
             if plugin is not None:
-                plugin = next(
-                    (
-                        one.plugin
-                        for one in self._origins.values()
-                        if getattr(one.plugin, "plugin", None) is plugin
-                    ),
-                    plugin,
-                )
-            if name is None and plugin is not None:
-                name = self.get_name(plugin)
-            gone = super().unregister(plugin=plugin, name=name)
-            if gone is not None and name is not None:
-                self._ranks.pop(name, None)
-                self._origins.pop(name, None)
-                for memory in (self._links, self._breakers):
-                    for impl in [one for one in memory if one.plugin_name == name]:
-                        del memory[impl]
-                self._rebuild()
-            return gone.plugin if isinstance(gone, Adapter) else gone
+                known = self.get_name(plugin)
+                if known is None or name not in {None, known}:
+                    raise not_registered(plugin, name or known, self._origins)
+                name = known
+            gone = self._origins.pop(name or "", None)
+            if gone is None:
+                return None
+            del self._name2plugin[gone.name], self._ranks[gone.name]
+            # Not by pluggy's own unregister, which asks ``==`` who is who, and ``bool()``.
+            for hook in vars(self.hook).values():
+                kept = [one for one in hook.get_hookimpls() if one.plugin_name != gone.name]
+                hook._hookimpls[:] = kept  # noqa: SLF001  # pluggy's own list
+            for memory in (self._links, self._breakers):
+                for impl in [one for one in memory if one.plugin_name == gone.name]:
+                    del memory[impl]
+            self._rebuild()
+            return given(gone.plugin)
+
+    def get_name(self, plugin: Any) -> str | None:
+        """Return the name of a registered plugin, a ``BasePlugin`` too; None if it is none."""
+        with self._lock:
+            return name_of(plugin, self._origins.values())
+
+    def is_registered(self, plugin: Any) -> bool:
+        """Say whether this very plugin is registered, not one that equals it."""
+        return self.get_name(plugin) is not None
 
     def get_canonical_name(self, plugin: Any) -> str:
         """Name a plugin: its ``.name``, else the module's or class's name."""
@@ -183,8 +200,16 @@ class PluginManager(pluggy.PluginManager):
         values: Mapping[str, Any],
         _: bool,  # noqa: FBT001  # pluggy's firstresult
     ) -> Any:
-        """Call some hookimpls of a hook by our convention; pluggy's ``call_extra`` comes here."""
+        """Call some hookimpls of a hook by our convention; pluggy's ``call_extra`` comes here.
+
+        Raises:
+            PluginRegistrationError: Faults of the functions that are to be called with them.
+        """
         hook = getattr(self.hook, hook_name)
+        extra = [one.function for one in hookimpls if one.plugin is None]
+        faults = [text for one in extra for text in check_extra(hook_name, hook.names, one)]
+        if faults:
+            raise PluginRegistrationError(faults)
         with self._lock:
             chain = self._chain(hook, hookimpls)
         return finish(dispatch(hook, chain, dict(values), IN_THREAD))
@@ -208,7 +233,6 @@ class PluginManager(pluggy.PluginManager):
     def _use(self, loaded: _settings.Loaded) -> None:
         self.loaded: _settings.Loaded = loaded
         self.settings: _settings.Settings = loaded.settings
-        self.strict: bool = loaded.settings.strict
         self._links.clear()
 
     def _load_builtins(self) -> None:
@@ -267,6 +291,7 @@ class PluginManager(pluggy.PluginManager):
                 for hook, impls in hooks.items()
                 if any(self._breakers[impl].until for impl in impls if impl in self._breakers)
             ),
+            builtin=self._ranks[name][0] == BUILTIN,
         )
 
     def _register_candidates(
@@ -279,20 +304,21 @@ class PluginManager(pluggy.PluginManager):
         """Register all of them or, where there is a fault and nobody takes it, none."""
         with self._lock:
             wanted = [one for one in candidates if not self.is_blocked(one.name)]
-            self._check(wanted, trigger_names)
+            hooks = {name: caller.names for name, caller in self._callers().items()}
+            check_all(wanted, self._origins, hooks, self.parse_hookimpl_opts, trigger_names)
             if any(one.problems for one in wanted):
                 # The operator's own switch counts here too: it is the remedy that faults name.
                 disable = _settings.load(self._given, outside=True).settings.disable
                 for one in [one for one in wanted if one.problems and one.name in disable]:
                     wanted.remove(one)
-                    self._skip(one, "disabled, and faulty")
+                    self._skipped[one.name] = left_out(one, "disabled, and faulty")
             faulty = [one for one in wanted if one.problems]
             problems = [text for one in faulty for text in one.problems]
             if problems and faults is None:
                 raise PluginRegistrationError(problems)
             for one in faulty:
                 wanted.remove(one)
-                self._skip(one, "faulty")
+                self._skipped[one.name] = left_out(one, "faulty")
             if faults is not None:
                 faults += problems
             for one in wanted:
@@ -301,39 +327,10 @@ class PluginManager(pluggy.PluginManager):
                 order = one.name if tier == INSTALLED else ""
                 self._ranks[one.name] = (tier, order, self._added)
                 self._origins[one.name] = one
+                self._skipped.pop(one.name, None)
             self._rebuild()
             names = {one.name for one in wanted}
             return [one.name if one.name in names else None for one in candidates]
-
-    def _check(self, candidates: Iterable[Candidate], trigger_names: Iterable[str] | None) -> None:
-        hooks = {name: caller.names for name, caller in self._callers().items()}
-        taken = dict(self._origins)
-        names: dict[int, str] = {}
-        for candidate in candidates:
-            if candidate.problems:
-                continue
-            other = taken.get(candidate.name)
-            if other is not None:
-                candidate.fault(
-                    f"its name is taken by {who(other.name, other.distribution, other.version)};"
-                    " give it another name="
-                )
-            taken[candidate.name] = candidate
-            check(candidate, hooks, self.parse_hookimpl_opts, trigger_names)
-            registered = self.get_name(candidate.plugin) or names.get(id(candidate.plugin))
-            if registered is not None and other is None:
-                candidate.fault(f"is registered already, as {registered!r}; add it once")
-            names[id(candidate.plugin)] = candidate.name
-
-    def _skip(self, candidate: Candidate, reason: str) -> None:
-        self._skipped[candidate.name] = PluginInfo(
-            name=candidate.name,
-            distribution=candidate.distribution,
-            version=candidate.version,
-            hooks=(),
-            enabled=False,
-            reason=reason,
-        )
 
     def _load_entry_points(self, faults: list[str] | None) -> None:
         candidates: list[Candidate] = []
@@ -341,7 +338,7 @@ class PluginManager(pluggy.PluginManager):
             reason = "blocked" if self.is_blocked(candidate.name) else None
             reason = reason or self.loaded.keeps_out(candidate.name)
             if reason is not None:
-                self._skip(candidate, reason)
+                self._skipped[candidate.name] = left_out(candidate, reason)
                 continue
             if entry_point is not None:
                 load(candidate, entry_point)

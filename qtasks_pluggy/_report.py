@@ -10,6 +10,7 @@ import attrs
 from qtasks_hookspecs.exc import PluginError
 from qtasks_pluggy import _log
 from qtasks_pluggy._chain import Entry, Link, record_of
+from qtasks_pluggy._names import text_of
 from qtasks_pluggy._trail import short
 from qtasks_pluggy._waiting import LimitExceededError
 
@@ -32,10 +33,13 @@ def failed(
     entries: list[Entry],
     attempt: int,
     seconds: float,
+    *,
+    call: object,
 ) -> None:
     """Take down a hookimpl's failure, tell the log, and under ``strict`` everybody."""
     if frozenset(values) != hook.names:
         # Not the plugin's fault: the hook was called without what it has to hand on.
+        link.breaker.abandoned(call)
         raise misuse(hook, values)
     event, status, shown = "plugin_failed", "raised", failure
     if isinstance(failure, LimitExceededError):
@@ -44,13 +48,13 @@ def failed(
     kind = type(failure) if status == "raised" else None
     entries.append([link, attempt, status, kind, seconds, False])
     task = task_name(values)
-    quarantined = link.breaker.failed()
+    quarantined = link.breaker.failed(call)
     traceback = {"exc_info": failure} if shown is failure else {"timeout": link.limit}
     _log.event("error", event, **_place(link, task), error=type(shown).__name__, **traceback)
     if quarantined:
         _log.event("warning", "plugin_quarantined", **_place(link, task), **link.breaker.facts)
     starting = hook.name == "qtasks_start"
-    if starting or (hook.manager.strict and not link.observed):
+    if starting or (hook.manager.settings.strict and not link.observed):
         why = (
             "the app was not started; mend the plugin, or switch it off"
             if starting
@@ -58,7 +62,7 @@ def failed(
         )
         where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
         msg = (
-            f"{link.who} failed in {where} with {type(shown).__name__}: {_text(shown)};"
+            f"{link.who} failed in {where} with {type(shown).__name__}: {text_of(shown)};"
             f" {why} (QTASKS_PLUGGY_DISABLE={link.plugin})"
         )
         raise PluginError(msg, task_error=values.get("e")) from shown
@@ -70,17 +74,17 @@ def blame(link: Link, failure: BaseException, values: Mapping[str, Any]) -> None
     _log.event("error", "plugin_failed", **place, error=type(failure).__name__, exc_info=failure)
 
 
-def settle(link: Link, values: Mapping[str, Any], seconds: float) -> None:
+def settle(link: Link, values: Mapping[str, Any], seconds: float, call: object) -> None:
     """Hold a call that came back against its time limit, and its quarantine against the call."""
     breaker = link.breaker
     place = _place(link, task_name(values))
     if seconds > link.overrun and not (link.is_async or link.blocking):
         # A plain call cannot be cut: its answer counts, and so does its overrun.
-        quarantined = breaker.failed()
+        quarantined = breaker.failed(call)
         _log.event("warning", "plugin_overran", **place, seconds=seconds, timeout=link.limit)
         if quarantined:
             _log.event("warning", "plugin_quarantined", **place, **breaker.facts)
-    elif breaker.failures and breaker.succeeded():
+    elif breaker.failures and breaker.succeeded(call):
         _log.event("warning", "plugin_released", **place)
 
 
@@ -112,30 +116,25 @@ def note(error: BaseException, text: str) -> None:
 
 def tell(hook: HookCaller, values: Mapping[str, Any], entries: list[Entry], answer: Any) -> None:
     """Note a dispatch that went wrong on the error, and log it where somebody listens."""
-    error, run = values["e"], values["task_executor"]
+    # A host's own hooks have an error perhaps, but no run.
+    error, run = values["e"], values.get("task_executor")
     records = [record_of(entry) for entry in entries]
     if any(record.status in {"raised", "timed_out"} for record in records):
         note(error, f"{hook.name}: {short(records)}")
     if hook.lastresult and _log.debug_enabled():
         event = {
             "task": task_name(values),
-            "uuid": str(getattr(values["task_broker"], "uuid", None)),
+            "uuid": str(getattr(values.get("task_broker"), "uuid", None)),
             "attempt": getattr(run, "attempt", None),
             "error": type(error if error.__cause__ is None else error.__cause__).__name__,
             "won": next((record.plugin for record in records if record.won), None),
             "trail": [attrs.asdict(record) for record in records],
         }
         if hook.manager.settings.log_values:
-            shown = {"args": run.args, "kwargs": dict(run.kwargs), "answer": answer}
+            args, kwargs = getattr(run, "args", None), dict(getattr(run, "kwargs", ()))
+            shown = {"args": args, "kwargs": kwargs, "answer": answer}
             event |= {name: _shown(value) for name, value in shown.items()}
         _log.event("debug", "task_error_dispatched", **event)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as another:  # noqa: BLE001  # somebody else's __str__
-        return f"(no text: its __str__ raises {type(another).__name__})"
 
 
 def _shown(value: Any) -> str:

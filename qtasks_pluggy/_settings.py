@@ -211,6 +211,9 @@ def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Lo
             except SettingsError as error:
                 msg = f"{_of(source)}: {error}"
                 raise SettingsError(msg) from None
+            except RecursionError:
+                msg = f"{_of(source)}: {key} is nested too deeply to be shown; give it plain values"
+                raise SettingsError(msg) from None
             values[key] = value
             sources[key] = source
     return Loaded(Settings(**values), sources)
@@ -259,7 +262,7 @@ def _read(path: Path, section: str | None) -> dict[str, Any] | None:
 
     try:
         found: Any = TomlFormat(section)(path, Settings, ())
-    except (OSError, UnicodeDecodeError, ConfigFileLoadError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, ConfigFileLoadError) as error:
         msg = f"{path}: cannot be read: {error}; mend the file, or move it away"
         raise SettingsError(msg) from error
     except TypeError:
@@ -271,15 +274,17 @@ def _read(path: Path, section: str | None) -> dict[str, Any] | None:
 
 
 def _environment() -> Iterator[tuple[str, dict[str, Any]]]:
-    from typed_settings.converters import to_bool  # noqa: PLC0415  # see above
+    def boolean(text: str) -> bool:
+        from typed_settings.converters import to_bool  # noqa: PLC0415  # see above
+
+        return to_bool(text, bool)
 
     def names(text: str) -> list[str]:
         return [name.strip() for name in text.split(",") if name.strip()]
 
-    converters: dict[str, tuple[str, Callable[[str], Any]]] = {
-        key: ("true or false", lambda text: to_bool(text, bool))
-        for key in ("strict", "safe_mode", "log_values")
-    }
+    converters: dict[str, tuple[str, Callable[[str], Any]]] = {}
+    switches = ("strict", "safe_mode", "log_values")
+    converters |= dict.fromkeys(switches, ("true or false", boolean))
     converters |= dict.fromkeys(("timeout", "quarantine_seconds"), ("seconds", float))
     converters |= dict.fromkeys(("timeouts", "plugin"), ("a JSON table", json.loads))
     converters["quarantine_after"] = ("a whole number", int)
@@ -292,7 +297,7 @@ def _environment() -> Iterator[tuple[str, dict[str, Any]]]:
         wanted, convert = converters.get(key, ("names with commas", names))
         try:
             value = convert(text)
-        except (TypeError, ValueError) as error:
+        except (OSError, TypeError, ValueError, RecursionError) as error:
             msg = f"{variable}: expected {wanted}, got {text!r} ({error})"
             raise SettingsError(msg) from None
         yield variable, {key: value}

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, Protocol, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, Protocol, Self, overload
+
+import attrs
 
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskCancelError, TaskPluginTriggerError
+from qtasks_pluggy._handle import TaskHandle, seconds
+from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
 
 if TYPE_CHECKING:
     # With defaults, so that ``self: AsyncTask`` alone is a whole annotation.
@@ -119,6 +123,16 @@ if TYPE_CHECKING:
 class TaskHost(Protocol):
     """What a task needs of the app behind it."""
 
+    def submit_on(
+        self,
+        waiting: Waiting,
+        task: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Coroutine[Any, Any, TaskHandle[Any]]:
+        """Hand a run of a task to the engine."""
+        ...
+
     def run_async(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
         """Run a task from async code."""
         ...
@@ -147,7 +161,7 @@ class _Task(Generic[P, R_co]):
         run: The run that this is a view of; None for the task itself.
     """
 
-    __slots__ = ("_host", "_run", "task_func")
+    __slots__ = ("_delay", "_host", "_run", "_to_submit", "task_func")
 
     def __init__(
         self, task_func: TaskFunc, host: TaskHost | None = None, run: RunningTask | None = None
@@ -155,6 +169,8 @@ class _Task(Generic[P, R_co]):
         self.task_func: TaskFunc = task_func
         self._host = host
         self._run = run
+        self._delay: float | None = None
+        self._to_submit = False
 
     @property
     def name(self) -> str:
@@ -193,6 +209,65 @@ class _Task(Generic[P, R_co]):
             raise RuntimeError(msg)
         return self._run.ctx  # type: ignore[return-value]  # ours, behind the protocol
 
+    @property
+    def delay(self) -> float | None:
+        """Seconds that a submitted run waits before it may begin."""
+        return self._delay
+
+    def submit_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]:
+        """Hand a run to the app's engine, from plain code.
+
+        Args:
+            *args: The function's arguments.
+            **kwargs: The function's keyword arguments.
+
+        Returns:
+            A handle on the run. Where the engine is full, this waits for room first.
+
+        Raises:
+            EngineError: The app has no engine, or the engine failed.
+            NotRunningError: The app is not started.
+            QueueFullError: The engine is full, and waiting for room would never end.
+        """
+        return finish(self._app().submit_on(IN_THREAD, self, args, kwargs))
+
+    def submit_async(
+        self, /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, TaskHandle[R_co]]:
+        """Hand a run to the app's engine, from async code; as ``submit_sync`` does."""
+        return self._app().submit_on(ON_LOOP, self, args, kwargs)
+
+    def with_options(self, *, delay: float | None = None, priority: int | None = None) -> Self:
+        """Return this task with other options for the runs that are submitted by it.
+
+        Args:
+            delay: Seconds that a run waits before it may begin; None for none.
+            priority: Higher runs first; None for the task's own.
+
+        Returns:
+            A task to submit with: ``task.with_options(delay=60).submit(...)``.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: ``delay`` is negative or not a number of seconds.
+        """
+        if delay is not None:
+            delay = seconds(delay, "with_options(delay=...)")
+        func = self.task_func
+        if priority is not None:
+            func = attrs.evolve(func, priority=priority)
+        other = type(self)(func, self._host)
+        other._delay = delay  # noqa: SLF001  # one of us
+        other._to_submit = True  # noqa: SLF001  # one of us
+        return other
+
+    def _not_here(self) -> RuntimeError:
+        msg = (
+            f"task {self.name!r} with_options() is for submitting, and this is a call here and now,"
+            " which has no options; call the task itself, or submit it"
+        )
+        return RuntimeError(msg)
+
     def _app(self) -> TaskHost:
         if self._host is None:
             msg = f"task {self.name!r} has no app to run it; use TaskExecutor, or call .func"
@@ -206,6 +281,8 @@ class _Task(Generic[P, R_co]):
 
 class AsyncTask(_Task[P, R_co]):
     """A task whose function is an ``async def``; await it to run it here and now.
+
+    ``await task.submit(...)`` hands a run to the app's engine.
 
     With ``echo=True`` the function's first parameter is one of these too: a view of the run.
     """
@@ -233,11 +310,19 @@ class AsyncTask(_Task[P, R_co]):
         Raises:
             NotRunningError: The app was stopped.
         """
+        if self._to_submit:
+            raise self._not_here()
         return await self._app().run_async(self, args, kwargs)  # type: ignore[no-any-return]  # what the function returns
+
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, TaskHandle[R_co]]:
+        """Hand a run to the app's engine; ``submit_async``."""
+        return self.submit_async(*args, **kwargs)
 
 
 class SyncTask(_Task[P, R_co]):
     """A task whose function is a plain ``def``; call it to run it here and now.
+
+    ``task.submit(...)`` hands a run to the app's engine.
 
     With ``echo=True`` the function's first parameter is one of these too: a view of the run.
     """
@@ -271,7 +356,13 @@ class SyncTask(_Task[P, R_co]):
         Raises:
             NotRunningError: The app was stopped.
         """
+        if self._to_submit:
+            raise self._not_here()
         return self._app().run_sync(self, args, kwargs)
+
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]:
+        """Hand a run to the app's engine; ``submit_sync``."""
+        return self.submit_sync(*args, **kwargs)
 
 
 class Decorator(Protocol):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATTRIBUTE
 from qtasks_pluggy._filter import never_matches
-from qtasks_pluggy._names import nearest, who
+from qtasks_pluggy._names import nearest, text_of, who
 from qtasks_pluggy.base_plugin import Adapter, BasePlugin, triggers
 
 _MARK = f"{PROJECT_NAME}_impl"
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Candidate:
     """A plugin that asks to be registered.
 
@@ -65,7 +65,8 @@ def check(
         try:
             plugin = plugin()
         except Exception as error:  # noqa: BLE001  # whatever a plugin's constructor raises
-            candidate.fault(f"{plugin.__name__}() failed with {type(error).__name__}: {error}")
+            told = f"{type(error).__name__}: {text_of(error)}"
+            candidate.fault(f"{plugin.__name__}() failed with {told}")
             return
     if isinstance(plugin, BasePlugin):
         _adapt(candidate, plugin, hooks, trigger_names)
@@ -152,26 +153,45 @@ def _check_hookimpl(
                 " (optionalhook=True lets a hook be unknown)"
             )
         return
+    for fault in _faults_of(function, options, hooks[hook]):
+        candidate.fault(f"hook {hook!r}: {fault}")
+
+
+def check_extra(hook: str, names: frozenset[str], function: Any) -> Iterator[str]:
+    """Find every fault of a function that ``call_extra`` is to ask beside the plugins.
+
+    Args:
+        hook: The hook's name.
+        names: The hook's parameters.
+        function: The function.
+
+    Yields:
+        A text for each.
+    """
+    shown = getattr(function, "__qualname__", type(function).__name__)
+    for fault in _faults_of(function, {}, names):
+        yield f"call_extra of hook {hook!r}: {shown!r}: {fault}"
+
+
+def _faults_of(function: Any, options: Mapping[str, Any], names: frozenset[str]) -> Iterator[str]:
+    """Say what is wrong with a function as a hookimpl of a hook with these parameters."""
     fault = _shape(function, options)
     if fault:
-        candidate.fault(f"hook {hook!r}: {fault}")
+        yield fault
     try:
-        faults = parameters(function, hooks[hook])[2]
+        faults = parameters(function, names)[2]
     except (TypeError, ValueError) as error:
-        candidate.fault(f"hook {hook!r}: its parameters cannot be read ({error}); use a function")
+        yield f"its parameters cannot be read ({error}); use a function"
         return
     for name, problem in faults:
         # Only where one is near: for a short name like e, the least far one would mislead.
-        near = difflib.get_close_matches(name, hooks[hook], n=1)
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f", the nearest is {near[0]!r}" if near else ""
-        candidate.fault(
-            f"hook {hook!r}: {problem} {name!r}; the hook has {', '.join(sorted(hooks[hook]))}"
-            f"{hint}"
-        )
+        yield f"{problem} {name!r}; the hook has {', '.join(sorted(names))}{hint}"
     for condition in conditions(function):
-        fault = never_matches(condition, hooks[hook])
+        fault = never_matches(condition, names)
         if fault:
-            candidate.fault(f"hook {hook!r}: {fault}")
+            yield fault
 
 
 def _shape(function: Any, options: Mapping[str, Any]) -> str | None:
@@ -219,7 +239,33 @@ def parameters(
             keywords.append(name)
         else:
             positional.append(name)
+    if not faults and hasattr(function, "__wrapped__"):
+        # What functools.wraps shows are the parameters of the function inside; what is called is
+        # the one outside.
+        outside = inspect.signature(function, follow_wrapped=False)
+        if not _takes(outside, positional, keywords):
+            by_name = (*positional, *keywords)
+            if _takes(outside, (), by_name):
+                return (), by_name, faults
+            names = ", ".join(by_name) or "nothing"
+            faults.append((str(outside), f"it names {names}, but what is wrapped around it takes"))
     return tuple(positional), tuple(keywords), faults
+
+
+def _takes(
+    signature: inspect.Signature, positional: Sequence[str], keywords: Iterable[str]
+) -> bool:
+    """Say whether a function can be called so, with nothing under another parameter's name."""
+    try:
+        bound = signature.bind(*positional, **{name: name for name in keywords})
+    except TypeError:
+        return False
+    names = {*positional, *keywords}
+    stars = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return all(
+        value == name or name not in names or signature.parameters[name].kind in stars
+        for name, value in bound.arguments.items()
+    )
 
 
 def is_blocking(function: Any) -> bool:

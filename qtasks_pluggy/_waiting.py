@@ -14,7 +14,6 @@ import os
 import threading
 import time
 import types
-import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
@@ -64,8 +63,12 @@ class Waiting(Protocol):
         """
         ...
 
-    def cancelled(self) -> bool:
-        """Whether somebody asked for the cancellation of whoever waits here."""
+    def cancellations(self) -> int:
+        """Count the cancellations that whoever waits here has met already."""
+        ...
+
+    def cancelled(self, met: int) -> bool:
+        """Whether somebody asked for another cancellation than those that were ``met``."""
         ...
 
 
@@ -85,7 +88,7 @@ _IN_ITS_THREAD: Final = "; it was left behind in its thread"
 _ON_THE_LOOP: Final = "; it held up the event loop without yielding"
 _SWALLOWED: Final = "; it swallowed its cancellation and was left behind"
 # Time for a cancelled coroutine to clean up; one that takes longer is left behind.
-_GRACE: Final = 0.1
+GRACE: Final = 0.1
 
 
 async def _bounded(thing: Awaitable[T], limit: float) -> T:
@@ -98,12 +101,12 @@ async def _bounded(thing: Awaitable[T], limit: float) -> T:
         done = task.done() or (await asyncio.wait({task}, timeout=limit))[0]
     except asyncio.CancelledError:
         task.cancel()
-        await asyncio.wait({task}, timeout=_GRACE)
+        await asyncio.wait({task}, timeout=GRACE)
         raise
     if done and longest[0] <= limit:
         return task.result()
     task.cancel()
-    await asyncio.wait({task}, timeout=_GRACE)
+    await asyncio.wait({task}, timeout=GRACE)
     # Looked at, whatever it comes to, so that asyncio does not complain.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     if task.done():
@@ -221,9 +224,25 @@ class _OnLoop:
             raise LimitExceededError(_IN_ITS_THREAD)
         return future.result()
 
-    def cancelled(self) -> bool:
+    def cancellations(self) -> int:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # a run that is stepped without a loop, for the last time
+            return 0
+        asked_for = 0 if task is None else task.cancelling()
+        # One that was asked for since the last suspension has not been met: the next one raises it.
+        return asked_for and asked_for - getattr(task, "_must_cancel", False)
+
+    def cancelled(self, met: int) -> bool:
         task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
+        return task is not None and task.cancelling() > met
+
+
+class _OnEngineLoop(_OnLoop):
+    """On an event loop, for an engine's runs, whose plain functions may wait for each other."""
+
+    async def function(self, function: Callable[[], Any]) -> Carried:
+        return await asyncio.wrap_future(_in_daemon_thread(function, holds_the_loop=False))
 
 
 class _InThread:
@@ -246,11 +265,15 @@ class _InThread:
         except concurrent.futures.TimeoutError:
             raise LimitExceededError(_IN_ITS_THREAD) from None
 
-    def cancelled(self) -> bool:
+    def cancellations(self) -> int:
+        return 0
+
+    def cancelled(self, met: int) -> bool:  # noqa: ARG002  # nobody cancels plain code
         return False
 
 
 ON_LOOP: Final[Waiting] = _OnLoop()
+ON_ENGINE_LOOP: Final[Waiting] = _OnEngineLoop()
 IN_THREAD: Final[Waiting] = _InThread()
 
 
@@ -325,7 +348,7 @@ class _BackgroundLoop:
             # Ctrl-C in the waiting thread: what it waited for must not go on unseen.
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
             with suppress(Exception):
-                future.result(_GRACE)
+                future.result(GRACE)
             raise
         return unpack(carried)  # type: ignore[no-any-return]  # what the awaitable returned
 
@@ -356,22 +379,10 @@ _holds_the_loop: Final[contextvars.ContextVar[bool]] = contextvars.ContextVar(
     "qtasks_pluggy_holds_the_loop", default=False
 )
 background: Final = _BackgroundLoop()
-_lock_owners: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
-
-
-def lock_of(owner: Any) -> threading.RLock:
-    """Make the lock that an object keeps as ``_lock``, and make it anew in a forked process.
-
-    There, a thread may hold it that did not come along.
-    """
-    _lock_owners.add(owner)
-    return threading.RLock()
 
 
 def _after_fork() -> None:  # pragma: no cover  # in processes that are not measured
     background.forget()
-    for owner in _lock_owners:
-        owner._lock = threading.RLock()  # noqa: SLF001  # its owner said so
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork

@@ -61,6 +61,11 @@ class Adapter:
         return adapted
 
 
+def given(plugin: Any) -> Any:
+    """Return a registered plugin as the app gave it: without the adapter, if it has one."""
+    return plugin.plugin if type(plugin) is Adapter else plugin
+
+
 def triggers(plugin: BasePlugin, limit: Iterable[str] | None, hooks: Iterable[str]) -> list[str]:
     """Say which triggers a plugin wants, known or not.
 

@@ -46,6 +46,12 @@ def _positive_seconds(_: object, attribute: attrs.Attribute[Any], value: object)
         raise ValueError(msg)
 
 
+def _whole_number(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{attribute.name}=: expected a whole number, got {value!r}"
+        raise TypeError(msg)
+
+
 def retry_count(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Refuse what is no number of retries; None is one.
 
@@ -101,7 +107,7 @@ class TaskFunc:
     name: str = attrs.field(validator=attrs.validators.instance_of(str))
     func: Callable[..., Any] = attrs.field(validator=_callable)
     echo: bool = attrs.field(default=False, kw_only=True)
-    priority: int = attrs.field(default=0, kw_only=True)
+    priority: int = attrs.field(default=0, kw_only=True, validator=_whole_number)
     intercept: tuple[type[BaseException], ...] | None = attrs.field(
         default=None, kw_only=True, converter=error_classes
     )
@@ -152,9 +158,11 @@ class TaskMessage:
     name: str
     args: tuple[Any, ...] = attrs.field(default=(), converter=tuple, repr=False)
     kwargs: dict[str, Any] = attrs.field(factory=dict, converter=dict, repr=False)
-    _uuid: UUID | str | None = attrs.field(default=None, kw_only=True, repr=False)
+    _uuid: UUID | str | None = attrs.field(default=None, kw_only=True, repr=False, alias="uuid")
     priority: int | None = attrs.field(default=0, kw_only=True)
-    _created_at: float | None = attrs.field(default=None, kw_only=True, repr=False)
+    _created_at: float | None = attrs.field(
+        default=None, kw_only=True, repr=False, alias="created_at"
+    )
     attempt: int | None = attrs.field(default=1, kw_only=True)
     queue: str | None = attrs.field(default=None, kw_only=True)
     engine: str | None = attrs.field(default=None, kw_only=True)

@@ -37,7 +37,7 @@ __all__ = [
 
 
 class QTasksError(Exception):
-    """The base of every error that qtasks-pluggy raises."""
+    """The base of the errors of qtasks-pluggy; wrong arguments are Python's own errors."""
 
 
 class TaskPluginTriggerError(QTasksError):

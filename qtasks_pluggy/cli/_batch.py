@@ -72,6 +72,7 @@ class Batch:
         size: How many runs at a time.
         output: Where to write how each ended.
         watcher: Who is told how far it is.
+        by_engine: Whether the app's engine does the runs.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Batch:
         size: int,
         output: Output | None,
         watcher: Watcher,
+        by_engine: bool = False,
     ) -> None:
         self.tally = Tally()
         self.trouble: str | None = None
@@ -93,7 +95,7 @@ class Batch:
         self._output_error: OSError | None = None
         self._watcher = watcher
         self._heard: queue.SimpleQueue[_Heard] = queue.SimpleQueue()
-        self._work = Work(app, task, size, self._heard.put)
+        self._work = Work(app, task, size, self._heard.put, by_engine)
         self._crew: Crew = (EventLoop if task.task_func.is_async else Threads)(self._work)
         # As many again as run, so that no run waits for a record to be read.
         self._room = threading.Semaphore(2 * size)
@@ -112,6 +114,7 @@ class Batch:
         any more.
 
         Raises:
+            EngineError: The app does not start, because of its engine.
             PluginError: The app does not start or does not stop, because of a plugin.
             SettingsError: The app does not start, because of its settings.
         """
@@ -174,11 +177,12 @@ class Batch:
                 return
             else:
                 settled += 1
-                self._room.release()
                 if isinstance(heard, Ended):
                     self._take_down(heard)
-                    if time.monotonic() - self._last_shown >= SHOW_SECONDS:
-                        self._show()
+                # Only a run that is written down no longer takes room.
+                self._room.release()
+                if isinstance(heard, Ended) and time.monotonic() - self._last_shown >= SHOW_SECONDS:
+                    self._show()
         self._show()
 
     def _patience(self) -> float | None:

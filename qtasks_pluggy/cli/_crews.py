@@ -13,12 +13,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeAlias
+from typing import Any, Final, Protocol, Self, TypeAlias
 
 import attrs
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.cli._ended import Ended, run, run_async
+from qtasks_pluggy.cli._ended import Ended, run, run_async, submit, submit_async
 from qtasks_pluggy.cli._load import Task
 from qtasks_pluggy.cli._records import Record
 
@@ -52,6 +52,7 @@ class Work:
         task: Its task.
         size: How many runs at a time.
         tell: Told what became of each record.
+        by_engine: Whether the app's engine does the runs.
         stopping: Set when no further run is to begin.
         running: The ids of the runs that have begun and not ended, by line.
     """
@@ -60,8 +61,14 @@ class Work:
     task: Task
     size: int
     tell: Callable[[Event], None]
+    by_engine: bool = False
     stopping: threading.Event = attrs.field(factory=threading.Event)
     running: dict[int, str] = attrs.field(factory=dict)
+
+    @property
+    def life(self) -> Any:
+        """The app as a context manager; without its engine, where that has nothing to do."""
+        return self.app if self.by_engine else self.app.in_worker
 
     def begin(self, record: Record, uuid: str) -> None:
         """Take down that a run has begun."""
@@ -105,7 +112,8 @@ class Threads:
 
     def __enter__(self) -> Self:
         """Start the app."""
-        self._work.app.__enter__()
+        self._life = self._work.life
+        self._life.__enter__()
         return self
 
     def __exit__(
@@ -117,7 +125,7 @@ class Threads:
         """Stop the app; runs that have not ended are left behind."""
         for _ in range(self._threads):
             self._records.put(None)
-        self._work.app.__exit__(kind, error, trace)
+        self._life.__exit__(kind, error, trace)
 
     def submit(self, record: Record) -> None:
         """Take on one more record."""
@@ -133,7 +141,8 @@ class Threads:
             if work.stopping.is_set():
                 work.tell(Skipped(record))
                 continue
-            work.end(run(work.app, work.task, record, partial(work.begin, record)))
+            do = submit if work.by_engine else run
+            work.end(do(work.app, work.task, record, partial(work.begin, record)))
 
 
 class EventLoop:
@@ -192,7 +201,7 @@ class EventLoop:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        async with self._work.app:
+        async with self._work.life:
             self._started.set_result(None)
             await self._done.wait()
             self._leaving = True
@@ -213,4 +222,5 @@ class EventLoop:
                 work.tell(Skipped(record))
                 return
             begun = partial(work.begin, record)
-            work.end(await run_async(work.app, work.task, record, begun))
+            do = submit_async if work.by_engine else run_async
+            work.end(await do(work.app, work.task, record, begun))

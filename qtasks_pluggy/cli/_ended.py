@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 
-from qtasks_pluggy import QueueTasks, TaskExecutor, Trail, TrailRecord
+from qtasks_pluggy import QueueTasks, TaskExecutor, TaskHandle, Trail, TrailRecord
 from qtasks_pluggy.cli._load import Task
 from qtasks_pluggy.cli._records import Record
 from qtasks_pluggy.exc import TaskCancelError, TaskDeadLetteredError
@@ -102,6 +102,50 @@ async def run_async(
     return _ended(executor, record, uuid, result=result)
 
 
+def submit(_: QueueTasks, task: Task, record: Record, begun: Callable[[str], None]) -> Ended:
+    """Submit a run to the app's engine and wait for it, whatever comes of it.
+
+    Args:
+        task: The app's task.
+        record: The arguments.
+        begun: Told the run's id once it is submitted.
+
+    Returns:
+        How it ended.
+    """
+    handle: TaskHandle[Any] | None = None
+    try:
+        handle = task.submit_sync(*record.args, **record.kwargs)
+        begun(str(handle.uuid))
+        result = handle.result()
+    except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
+        return _ended_elsewhere(handle, record, error=error)
+    return _ended_elsewhere(handle, record, result=result)
+
+
+async def submit_async(
+    _: QueueTasks, task: Task, record: Record, begun: Callable[[str], None]
+) -> Ended:
+    """Submit a run to the app's engine and wait for it on this event loop.
+
+    Args:
+        task: The app's task.
+        record: The arguments.
+        begun: Told the run's id once it is submitted.
+
+    Returns:
+        How it ended.
+    """
+    handle: TaskHandle[Any] | None = None
+    try:
+        handle = await task.submit_async(*record.args, **record.kwargs)
+        begun(str(handle.uuid))
+        result = await handle
+    except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
+        return _ended_elsewhere(handle, record, error=error)
+    return _ended_elsewhere(handle, record, result=result)
+
+
 def not_a_call(record: Record) -> Ended:
     """Say how a record ends that is no call.
 
@@ -122,19 +166,30 @@ def text_of(error: object) -> str:
         return f"(no text: its __str__ raised {type(another).__name__})"
 
 
-def _ended(
-    executor: TaskExecutor,
+def _ended(executor: TaskExecutor, record: Record, uuid: str, **end: Any) -> Ended:
+    return _told(executor.trail, executor.attempt, record, uuid, **end)
+
+
+def _ended_elsewhere(handle: TaskHandle[Any] | None, record: Record, **end: Any) -> Ended:
+    # No run was begun without a handle; and not every engine carries the trail.
+    trail = Trail() if handle is None else handle.trail or Trail()
+    attempt = max((one.attempt for one in trail if one.hook == _TRIGGER), default=1)
+    return _told(trail, attempt, record, None if handle is None else str(handle.uuid), **end)
+
+
+def _told(
+    trail: Trail,
+    last_attempt: int,
     record: Record,
-    uuid: str,
+    uuid: str | None,
     *,
     result: Any = None,
     error: BaseException | None = None,
 ) -> Ended:
-    trail = executor.trail
     decided = next((one for one in reversed(trail) if one.won and one.hook == _TRIGGER), None)
     if error is None:
         return Ended(record.line, uuid, "succeeded", result, decided, None, trail)
-    if decided is not None and decided.attempt != executor.attempt:
+    if decided is not None and decided.attempt != last_attempt:
         # It was retried, and then nobody had an answer.
         decided = None
     status: Status = "failed"

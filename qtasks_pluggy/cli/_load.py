@@ -9,14 +9,14 @@ import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import click
 
 from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask
 from qtasks_pluggy._names import nearest
 from qtasks_pluggy.cli._traceback import own_traceback
-from qtasks_pluggy.exc import PluginError, SettingsError
+from qtasks_pluggy.exc import EngineError, PluginError, QTasksError, SettingsError
 
 Task: TypeAlias = AsyncTask[..., Any] | SyncTask[..., Any]
 
@@ -90,7 +90,29 @@ def load_task(app: QueueTasks, name: str) -> Task:
     raise Trouble(msg)
 
 
-def cannot_start(app: QueueTasks, error: PluginError | SettingsError) -> Trouble:
+def give_engine(app: QueueTasks, url: str, workers: int) -> None:
+    """Give an app the engine that ``--engine`` names.
+
+    Args:
+        app: The app.
+        url: The engine's URL.
+        workers: How many runs at a time this process does itself.
+
+    Raises:
+        Trouble: There is no such engine, or it cannot do what a task asks for.
+    """
+    try:
+        app.set_engine(url, workers)
+    except EngineError as error:
+        msg = f"--engine: {error}"
+        raise Trouble(msg) from None
+
+
+# What can be wrong with an app that does not start.
+Faults: Final = (EngineError, PluginError, SettingsError)
+
+
+def cannot_start(app: QueueTasks, error: QTasksError) -> Trouble:
     """Say that an app does not start, because of its plugins or its settings.
 
     Args:

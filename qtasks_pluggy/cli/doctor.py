@@ -79,7 +79,9 @@ def _chain(manager: PluginManager, hook: str) -> list[dict[str, Any]]:
     if chain is None:
         return []
     order = manager.settings.order
-    return [_link(link, order) for link in (*reversed(chain.wrappers), *chain.links)]
+    builtins = {one.name for one in manager.list_plugin_info() if one.builtin}
+    links = (*reversed(chain.wrappers), *chain.links)
+    return [_link(link, order) | {"builtin": link.plugin in builtins} for link in links]
 
 
 def _link(link: Link, order: tuple[str, ...]) -> dict[str, Any]:
@@ -148,5 +150,5 @@ def _row(number: int, link: Mapping[str, Any]) -> list[str]:
 
 def _from(one: Mapping[str, Any]) -> str:
     if one["distribution"] is None:
-        return "-"
+        return "built in" if one["builtin"] else "-"
     return f"{one['distribution']} {one['version']}"

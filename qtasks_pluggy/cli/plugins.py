@@ -40,6 +40,7 @@ def plugins(app_spec: str | None, *, as_json: bool) -> None:
             "name": one.name,
             "distribution": one.distribution,
             "version": one.version,
+            "builtin": one.builtin,
             "hooks": list(one.hooks),
             "enabled": one.enabled,
             "reason": one.reason,
@@ -73,7 +74,7 @@ def _show(rows: Iterable[dict[str, Any]]) -> None:
         [
             [
                 row["name"],
-                row["distribution"] or "-",
+                row["distribution"] or ("built in" if row["builtin"] else "-"),
                 row["version"] or "",
                 "yes" if row["enabled"] else f"no: {row['reason']}",
                 ", ".join(row["hooks"]),

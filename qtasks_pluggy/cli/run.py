@@ -8,20 +8,28 @@ import os
 import sys
 import time
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.cli._batch import Batch
-from qtasks_pluggy.cli._ended import Ended, run_async
+from qtasks_pluggy.cli._ended import Ended, run_async, submit, submit_async
 from qtasks_pluggy.cli._ended import run as run_here
-from qtasks_pluggy.cli._load import Task, Trouble, cannot_start, load_app, load_task
+from qtasks_pluggy.cli._load import (
+    Faults,
+    Task,
+    Trouble,
+    cannot_start,
+    give_engine,
+    load_app,
+    load_task,
+)
 from qtasks_pluggy.cli._output import STDOUT, Output, UnwritableResultError, as_line, to_json
 from qtasks_pluggy.cli._records import Record, Records, from_arguments
 from qtasks_pluggy.cli._screen import show_summary, watcher
 from qtasks_pluggy.cli._traceback import own_traceback
-from qtasks_pluggy.exc import PluginError, QTasksError, SettingsError
+from qtasks_pluggy.exc import QTasksError
 
 CONCURRENCY: Final = 8
 
@@ -43,6 +51,11 @@ CONCURRENCY: Final = 8
     help=f"With --each: how many runs at a time.  [default: {CONCURRENCY}]",
 )
 @click.option(
+    "--engine",
+    metavar="URL",
+    help="Submit the runs to this engine, memory:// or huey+sqlite:///FILE.db, and do them here.",
+)
+@click.option(
     "--out",
     metavar="FILE",
     help="With --each: write how each run ended to FILE, one JSON line a run, as they end; - for"
@@ -57,6 +70,7 @@ def run(
     words: tuple[str, ...],
     each: str | None,
     concurrency: int | None,
+    engine: str | None,
     out: str | None,
     *,
     as_json: bool,
@@ -82,10 +96,14 @@ def run(
         raise click.UsageError(msg)
     app = load_app(app_spec)
     task = load_task(app, task_name)
+    size = 1 if each is None else concurrency or CONCURRENCY
+    if engine is not None:
+        give_engine(app, engine, size)
+    by = engine is not None
     if each is None:
-        code = _run_once(app, task, from_arguments(words), as_json=as_json)
+        code = _run_once(app, task, from_arguments(words), by_engine=by, as_json=as_json)
     else:
-        code = _run_each(app, task, each, concurrency or CONCURRENCY, out, as_json=as_json)
+        code = _run_each(app, task, each, size, out, by_engine=by, as_json=as_json)
     click.get_current_context().exit(code)
 
 
@@ -98,16 +116,21 @@ def _refuse_without_each(concurrency: int | None, out: str | None) -> None:
         raise click.UsageError(msg)
 
 
-def _run_once(app: QueueTasks, task: Task, record: Record, *, as_json: bool) -> int:
+def _run_once(
+    app: QueueTasks, task: Task, record: Record, *, by_engine: bool, as_json: bool
+) -> int:
     ended: list[Ended] = []
     fault: QTasksError | None = None
     try:
         if task.task_func.is_async:
-            asyncio.run(_within(app, task, record, ended))
-        else:
+            asyncio.run(_within(app, task, record, ended, by_engine=by_engine))
+        elif by_engine:
             with app:
+                ended.append(submit(app, task, record, _nobody))
+        else:
+            with app.in_worker:
                 ended.append(run_here(app, task, record, _nobody))
-    except (PluginError, SettingsError) as error:
+    except Faults as error:
         if not ended:
             raise cannot_start(app, error) from None
         fault = error
@@ -126,9 +149,12 @@ def _run_once(app: QueueTasks, task: Task, record: Record, *, as_json: bool) -> 
     return 1 if one.error is not None or unwritable is not None or fault is not None else 0
 
 
-async def _within(app: QueueTasks, task: Task, record: Record, ended: list[Ended]) -> None:
-    async with app:
-        one = await run_async(app, task, record, _nobody)
+async def _within(
+    app: QueueTasks, task: Task, record: Record, ended: list[Ended], *, by_engine: bool
+) -> None:
+    life: Any = app if by_engine else app.in_worker
+    async with life:
+        one = await (submit_async if by_engine else run_async)(app, task, record, _nobody)
         me = asyncio.current_task()
         if isinstance(one.error, asyncio.CancelledError) and me is not None and me.cancelling():
             # Ctrl-C, which asyncio.run makes a KeyboardInterrupt again.
@@ -168,7 +194,14 @@ def _say_error(text: str) -> None:
 
 
 def _run_each(
-    app: QueueTasks, task: Task, each: str, size: int, out: str | None, *, as_json: bool
+    app: QueueTasks,
+    task: Task,
+    each: str,
+    size: int,
+    out: str | None,
+    *,
+    by_engine: bool,
+    as_json: bool,
 ) -> int:
     with Records(each) as records:
         if out is not None and out != STDOUT and records.is_file(out):
@@ -177,9 +210,11 @@ def _run_each(
         if records.is_terminal():
             click.echo("Type one JSON record a line; Ctrl-D ends the input.", err=True)
         if out is None:
-            return _run_batch(app, task, records, size, None, as_json=as_json)
+            return _run_batch(app, task, records, size, None, by_engine=by_engine, as_json=as_json)
         with Output(out) as output:
-            return _run_batch(app, task, records, size, output, as_json=as_json)
+            return _run_batch(
+                app, task, records, size, output, by_engine=by_engine, as_json=as_json
+            )
 
 
 def _run_batch(
@@ -189,6 +224,7 @@ def _run_batch(
     size: int,
     output: Output | None,
     *,
+    by_engine: bool,
     as_json: bool,
 ) -> int:
     to_stdout = output is not None and output.is_stdout
@@ -196,10 +232,12 @@ def _run_batch(
     begin = time.monotonic()
     fault: QTasksError | None = None
     with watcher(task.name, records, bar=not typed) as watching:
-        batch = Batch(app, task, records, size=size, output=output, watcher=watching)
+        batch = Batch(
+            app, task, records, size=size, output=output, watcher=watching, by_engine=by_engine
+        )
         try:
             batch.run()
-        except (PluginError, SettingsError) as error:
+        except Faults as error:
             if not batch.started:
                 raise cannot_start(app, error) from None
             fault = error

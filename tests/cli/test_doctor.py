@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,23 @@ def test_doctor_sees_the_settings_change_the_chain(monkeypatch):
     assert found["settings"]["disable"]["source"].endswith("qtasks_pluggy.toml")
     (off,) = [one for one in found["plugins"] if not one["enabled"]]
     assert ("wrapper", True) == (off["name"], off["reason"].startswith("disabled"))
+
+
+@pytest.mark.parametrize("disable", ["", "fallback"])
+def test_doctor_says_what_is_built_in(disable, monkeypatch):
+    """A built-in plugin is not taken for one that the app adds, asked or not."""
+    monkeypatch.setenv("QTASKS_PLUGGY_ENABLE", "fallback")
+    monkeypatch.setenv("QTASKS_PLUGGY_DISABLE", disable)
+
+    found = examined()
+    links = found["hooks"]["task_executor_run_task_trigger_error"]
+    rows = re.findall(r"^.*fallback  .*$", run("doctor", "shop_for_doctor.py").output, re.MULTILINE)
+
+    assert {"fallback"} == {one["name"] for one in found["plugins"] if one["builtin"]}
+    expected = set() if disable else {"fallback"}
+    assert expected == {one["plugin"] for one in links if one["builtin"]}
+    assert rows
+    assert all("fallback  built in  " in row for row in rows)
 
 
 def test_doctor_shows_no_values_of_sections():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -69,6 +70,7 @@ def test_an_installed_plugin_is_listed_with_all_that_is_known(workplace, install
         "name": "good",
         "distribution": "qtasks-good",
         "version": "1.5",
+        "builtin": False,
         "hooks": ["qtasks_start", "task_executor_run_task_trigger_error"],
         "enabled": True,
         "reason": None,
@@ -132,6 +134,22 @@ def test_the_plugins_of_an_app_come_after_the_installed_ones(workplace, install)
         found["own"]["version"],
         found["own"]["hooks"],
     )
+
+
+def test_a_built_in_plugin_is_listed_as_such(workplace, monkeypatch):
+    """Neither the table nor the JSON takes it for one that the app adds."""
+    workplace.write("shop.py", APP)
+    monkeypatch.setenv("QTASKS_PLUGGY_ENABLE", "fallback")
+
+    _, found, _ = listed(workplace, "shop")
+    table = workplace.run("plugins", "shop").stdout
+
+    assert (True, None) == (found["fallback"]["builtin"], found["fallback"]["distribution"])
+    assert found["own"]["builtin"] is False
+    assert {"fallback": "built in", "own": "-"} == {
+        name: re.search(rf"^{name} +(built in|-) ", table, re.MULTILINE)[1]
+        for name in ("fallback", "own")
+    }
 
 
 def test_an_app_that_does_not_discover_has_its_own_plugins_alone(workplace, install):

@@ -94,6 +94,10 @@ APP = """
         alone.release()
 """
 both_kinds = pytest.mark.parametrize("task", ["price", "price_async"])
+on_huey = pytest.param(("--engine", "huey+sqlite:///runs.db"), marks=pytest.mark.engines)
+every_engine = pytest.mark.parametrize(
+    "engine", [(), ("--engine", "memory://"), on_huey], ids=["in place", "memory", "huey"]
+)
 
 RECORDS = [
     {"what": "good"},
@@ -126,12 +130,14 @@ def _app(workplace):
     workplace.write("shop.py", APP)
 
 
+@every_engine
 @both_kinds
-def test_every_run_is_a_line_that_says_how_it_ended(workplace, task):
+def test_every_run_is_a_line_that_says_how_it_ended(workplace, task, engine):
     """Line, uuid, status, result, plugin and error; retries and dead letters are as in the app."""
     workplace.records(RECORDS)
 
-    result = workplace.run("run", "shop", task, "--each", "in.jsonl", "--out", "out.jsonl")
+    each = ("--each", "in.jsonl", "--out", "out.jsonl", *engine)
+    result = workplace.run("run", "shop", task, *each)
     lines = {line["line"]: line for line in workplace.lines()}
 
     assert result.exit_code == 1, result.output

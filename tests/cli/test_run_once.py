@@ -330,3 +330,35 @@ def test_ctrl_c_in_a_single_run_is_exit_code_130(workplace, task, monkeypatch):
     result = workplace.run("run", "shop", task)
 
     assert (130, "", "Interrupted.\n") == (result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.mark.parametrize("task", ["later", "echo_async"])
+def test_an_engine_does_a_single_run_too(workplace, task):
+    """``--engine`` submits the run, and does it in this process."""
+    result = workplace.run("run", "shop", task, "--engine", "memory://", "--json")
+
+    told = json.loads(result.stdout)
+    assert 0 == result.exit_code
+    assert {"later": 2, "echo_async": [[], {}]}[task] == told["result"]
+    assert {"later": "helper", "echo_async": None}[task] == told["plugin"]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("memry://", "did you mean 'memory'?"), ("memory://?size=0", "expected a whole number")],
+)
+def test_an_engine_that_is_none_is_exit_code_2(workplace, url, said):
+    """A wrong URL runs nothing, and says what is meant."""
+    result = workplace.run("run", "shop", "echo", "--engine", url)
+
+    assert 2 == result.exit_code
+    assert said in result.stderr
+
+
+def test_without_the_option_an_app_s_own_engine_stays_out_of_it(workplace):
+    """A run in place needs no engine, so none is started."""
+    workplace.write("shop.py", APP.replace("discover=False", "discover=False, engine='memory://'"))
+    result = workplace.run("run", "shop", "echo", "1")
+
+    assert 0 == result.exit_code
+    assert "memory_engine" not in result.stderr

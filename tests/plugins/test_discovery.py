@@ -293,6 +293,7 @@ def test_disabling_a_plugin_of_a_running_program(distributions, monkeypatch):
             outcomes.append(outcome(app))
 
     assert outcomes == ["saved", "no", "saved"]
+    assert 1 == [one.name for one in app.plugins.list_plugin_info()].count("prices")
 
 
 def test_a_removed_plugin_stays_away(distributions):

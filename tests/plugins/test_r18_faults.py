@@ -256,6 +256,41 @@ def test_r18_an_entry_point_that_fails_to_import(error, distributions):
     assert "QTASKS_PLUGGY_DISABLE=x" in message
 
 
+BAD_TEXT = """
+class Unspeakable(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "source"),
+    [
+        ("mod", "raise Unspeakable"),
+        (
+            "mod:Plugin",
+            """
+            from qtasks_pluggy import BasePlugin
+
+            class Plugin(BasePlugin):
+                def __init__(self):
+                    raise Unspeakable
+            """,
+        ),
+    ],
+    ids=["import", "constructor"],
+)
+def test_r18_an_error_that_has_no_text(target, source, distributions):
+    """A plugin whose own error cannot even be shown is told of like the others."""
+    distributions.add("qtasks-x", {"x": target}, mod=BAD_TEXT + dedent(source), version="1.2.3")
+
+    message = str(registration_error(QueueTasks("shop").__enter__))
+
+    for part in ("plugin 'x'", "qtasks-x 1.2.3", "Unspeakable", "__str__", "ZeroDivisionError"):
+        assert part in message
+
+
 @pytest.mark.parametrize(
     ("target", "says"),
     [

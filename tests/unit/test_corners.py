@@ -7,6 +7,7 @@ import gc
 from types import SimpleNamespace
 from typing import Any
 
+import pluggy
 import pytest
 
 from qtasks_hookspecs import Replace, Retry, TaskFunc, hookimpl, hookspec, when
@@ -49,10 +50,72 @@ def test_hooks_of_a_hosts_own_follow_the_rules():
         manager.add_hookspecs(SimpleNamespace())
 
 
+def test_a_pipeline_of_a_hosts_own_is_of_any_parameter():
+    """Each answer replaces the parameter that the pipeline names, whatever it is called."""
+
+    @hookspec(pipeline="total")
+    def shop_adds_up(total: int, customer: str) -> Any: ...
+
+    manager = PluginManager()
+    manager.add_hookspecs(SimpleNamespace(shop_adds_up=shop_adds_up))
+    manager.register(plugin("taxes", shop_adds_up=lambda total: total * 2))
+    manager.register(plugin("ships", shop_adds_up=lambda total: total + 5))
+
+    assert 25 == manager.hook.shop_adds_up(total=10, customer="c")
+    assert 25 == asyncio.run(manager.hook.shop_adds_up.call_async(total=10, customer="c"))
+
+
+@pytest.mark.parametrize("pipeline", ["sum", "", "total, tax", "args, kwargs"])
+def test_a_pipeline_of_no_parameter_is_refused(pipeline):
+    """A pipeline that names what its hook does not have is an error where it is added."""
+
+    @hookspec(pipeline=pipeline)
+    def shop_adds_up(total: int, tax: int) -> Any: ...
+
+    with pytest.raises(ValueError, match="is no parameter of it; name one of total, tax"):
+        PluginManager().add_hookspecs(SimpleNamespace(shop_adds_up=shop_adds_up))
+
+
+@pytest.mark.parametrize("option", ["firstresult", "historic"])
+def test_pluggys_own_conventions_are_refused(option):
+    """A specification that asks for what is not done here is no hook that quietly ignores it."""
+    mark = pluggy.HookspecMarker("qtasks_pluggy")
+
+    @mark(**{option: True})
+    def shop_opens(door: Any) -> None: ...
+
+    with pytest.raises(ValueError, match=f"hook 'shop_opens': {option}=True is pluggy's own"):
+        PluginManager().add_hookspecs(SimpleNamespace(shop_opens=shop_opens))
+
+
+@pytest.mark.parametrize("lastresult", [True, False])
+def test_a_hook_of_a_hosts_own_needs_no_run(lastresult, caplog):
+    """A hook with an error and no run isolates its hookimpls, and notes and logs them, as well."""
+
+    @hookspec(lastresult=lastresult)
+    def shop_burns(e: Any) -> Any: ...
+
+    def broken() -> None:
+        raise OSError("plugin")
+
+    manager = PluginManager(settings={"log_values": True})
+    manager.add_hookspecs(SimpleNamespace(shop_burns=shop_burns))
+    manager.register(plugin("calls", shop_burns=lambda: "fire brigade"))
+    manager.register(plugin("panics", shop_burns=broken))
+    error = ValueError("smoke")
+
+    with caplog.at_level("DEBUG", "qtasks_pluggy"):
+        answer = manager.hook.shop_burns(e=error)
+
+    assert ("fire brigade" if lastresult else None) == answer
+    assert "plugin 'panics' raised OSError" in error.__notes__[0]
+    assert ("task_error_dispatched" in caplog.text) is lastresult
+
+
 def test_an_engine_that_is_none_is_refused():
-    """What the app cannot do is refused when it is made."""
-    with pytest.raises(TypeError, match="no engine is supported"):
-        QueueTasks("shop", engine="memory://")
+    """What is no engine is refused when the app is made."""
+    with pytest.raises(TypeError, match=r"expected a URL, an adapter, .* got builtins\.int"):
+        QueueTasks("shop", engine=1)
 
 
 def test_a_trail_shows_its_records():
@@ -174,15 +237,16 @@ def test_a_breaker_that_closed_in_the_meantime_admits():
     """Between two threads: who asks a quarantine that has just ended is let through."""
     now = [0.0]
     breaker = Breaker(1, 10.0, lambda: now[0])
-    assert breaker.admits()
-    assert breaker.failed()
-    assert not breaker.failed()  # a call that began before the quarantine
-    assert not breaker.succeeded()  # likewise
+    early, trial, late = object(), object(), object()
+    assert breaker.admits(early)
+    assert breaker.failed(object())
+    assert not breaker.failed(early)
+    assert not breaker.succeeded(early)
     assert 10.0 == breaker.left
     now[0] = 10.0
-    assert breaker.admits()
-    assert not breaker.admits()
-    assert breaker.succeeded()
+    assert breaker.admits(trial)
+    assert not breaker.admits(late)
+    assert breaker.succeeded(trial)
     assert breaker.left is None
 
 

@@ -211,7 +211,7 @@ def test_max_time_abandons_a_plain_task(kind, run, caplog):
 @both_ways
 @pytest.mark.parametrize("kind", ["coroutine", "async generator"])
 def test_max_time_does_not_call_a_cancelled_task_abandoned(kind, run, caplog):
-    """An async task is over when its run is, and the log says nothing of it."""
+    """An async task that gives in is over when its run is, and the log says nothing of it."""
     with endless(kind, max_time=0.02) as func, pytest.raises(TaskTimeoutError):
         run(TaskExecutor(func))
 

@@ -65,6 +65,60 @@ def test_a_fork_while_another_thread_holds_the_locks():
     assert "7\n" == done.stdout
 
 
+def test_a_fork_while_another_thread_counts_a_failure():
+    """A child that was forked while a quarantine's clock was read counts failures of its own."""
+    code = """
+        import os, signal, threading
+        from qtasks_hookspecs import hookimpl
+        from qtasks_pluggy import PluginManager, TaskExecutor
+        from qtasks_pluggy.exc import TaskPluginTriggerError
+
+        class Broken:
+            @hookimpl
+            def task_executor_run_task_trigger_error(self):
+                raise OSError("plugin")
+
+        def fails():
+            raise TaskPluginTriggerError
+
+        def run():
+            try:
+                TaskExecutor(fails, plugins=manager).execute_sync()
+            except TaskPluginTriggerError:
+                return 7
+
+        reading, forked = threading.Event(), threading.Event()
+
+        def clock():
+            reading.set()
+            forked.wait(30)
+            return 0.0
+
+        manager = PluginManager([Broken()], settings={"quarantine_after": 1}, clock=clock)
+        thread = threading.Thread(target=run)
+        thread.start()
+        reading.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(15)  # were it to hang, its own end
+            forked.set()
+            os._exit(run())
+        forked.set()
+        thread.join()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert "7\n" == done.stdout
+
+
 def test_plain_runs_within_async_runs_within_plain_runs():
     """However many plain and async runs wait for each other, there is a thread for each."""
 

@@ -289,3 +289,89 @@ def test_r11_a_trial_whose_run_is_cancelled_is_no_trial():
         return [record.status for record in executor.trail]
 
     assert ["raised"] == asyncio.run(main())
+
+
+class Slow:
+    """A plugin each of whose calls waits until it is told how to end."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.bad = False
+        self.begun: list[threading.Event] = []
+        self.ends: list[Callable[[], str]] = []
+
+    @hookimpl
+    @blocking
+    def task_executor_run_task_trigger_error(self) -> str:
+        if self.bad:
+            raise ValueError("in a bad mood")
+        ended = threading.Event()
+        verdicts: list[bool] = []
+
+        def end(*, well: bool) -> None:
+            verdicts.append(well)
+            ended.set()
+
+        self.ends.append(end)
+        assert ended.wait(30)
+        if not verdicts[0]:
+            raise ValueError("too late")
+        return "fine"
+
+    def begin(self, manager: PluginManager, found: dict[str, str], name: str) -> Callable[..., str]:
+        """Begin a call in a thread of its own; return how to end it."""
+        many = len(self.ends)
+
+        def run() -> None:
+            found[name] = status(manager)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while len(self.ends) == many:
+            thread.join(0.001)
+            assert thread.is_alive()
+        tell = self.ends[many]
+
+        def end(*, well: bool) -> str:
+            tell(well=well)
+            thread.join(30)
+            return found[name]
+
+        return end
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_r11_a_call_from_before_the_quarantine_has_no_say_in_its_trial(well):
+    """Ending while the trial is on, well or not, it leaves the verdict to the trial."""
+    slow, found = Slow(), {}
+    manager, clock = make(slow, timeout=60)
+    early = slow.begin(manager, found, "early")
+    slow.bad = True
+    for _ in range(AFTER):
+        assert "raised" == status(manager)
+    slow.bad = False
+    clock.now += SECONDS
+    trial = slow.begin(manager, found, "trial")
+
+    assert ("answered" if well else "raised") == early(well=well)
+    assert "quarantined" == status(manager)
+    assert "answered" == trial(well=True)
+
+    assert () == manager.list_plugin_info()[0].quarantined
+
+
+def test_r11_a_trial_that_its_caller_spoils_is_no_trial():
+    """A hook that is called without its parameters on trial is tried again, by the next call."""
+    moody = Moody()
+    manager, clock = make(moody)
+    for _ in range(AFTER):
+        status(manager)
+    clock.now += SECONDS
+    hook = manager.hook.task_executor_run_task_trigger_error
+
+    with pytest.raises(TypeError, match="takes"):
+        hook(task_executor=None, task_func=None, task_broker=None, error=None)
+    moody.bad = False
+
+    assert "answered" == status(manager)

@@ -11,7 +11,17 @@ import pytest
 from qtasks_hookspecs import Replace, Retry, TaskFunc, hookimpl
 from qtasks_pluggy import QueueTasks, TaskExecutor
 from qtasks_pluggy.exc import TaskPluginTriggerError, TaskTimeoutError
-from tests.runs import answering, both_ways, endless, failing, function_of, plugin, run_sync
+from tests.runs import (
+    Listener,
+    answering,
+    both_ways,
+    endless,
+    every_kind,
+    failing,
+    function_of,
+    plugin,
+    run_sync,
+)
 
 both_kinds = pytest.mark.parametrize("kind", ["generator", "async generator"])
 TRIGGER = "task_executor_run_task_trigger_error"
@@ -290,3 +300,20 @@ def test_r17_a_plain_generator_runs_in_one_worker_thread():
     assert asyncio.run(main()) == [0, 1, 2]
     assert len(set(threads)) == 1
     assert threads[0] is not threading.main_thread()
+
+
+@every_kind
+@pytest.mark.parametrize("max_time", [None, 60])
+def test_r17_an_abandoned_run_is_no_error_of_its_task(kind, max_time):
+    """Closing a run half-way asks nobody: no error is made up of a generator that cannot close."""
+    listener = Listener()
+
+    async def main():
+        with endless(kind, intercept=Exception, max_time=max_time) as func:
+            running = TaskExecutor(func, plugins=[listener]).execute()
+            running.send(None)
+            running.close()
+
+    asyncio.run(main())
+
+    assert ["closed"] == [when for when, _ in listener.heard]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from qtasks_hookspecs import Replace, TaskFunc, TaskMessage, _hooks, hookimpl
 from qtasks_pluggy import PluginManager, TaskExecutor
 from qtasks_pluggy.exc import TaskPluginTriggerError
-from tests.runs import answering, both_ways, failing, plugin
+from tests.runs import answering, both_ways, failing, plugin, registration_error
 
 ERROR = TaskPluginTriggerError("asked")
 VALUES: dict[str, Any] = {
@@ -129,6 +130,31 @@ def test_r1_call_extra_keeps_the_rules():
 
     assert ("extra", ERROR) == trigger.call_extra([extra, broken], VALUES)
     assert 1 == trigger.call_extra([lambda: None], VALUES)
+
+
+def test_r1_call_extra_refuses_what_registration_would():
+    """A function that is no hookimpl is no answer either: all faults are told, nobody is asked."""
+    asked = []
+
+    def yields(e: Any) -> Any:
+        yield e
+
+    async def awaits_and_yields() -> Any:
+        yield 1
+
+    def misspells(error: Any) -> Any:
+        return error
+
+    trigger = hook(plugin("p", task_executor_run_task_trigger_error=lambda: asked.append(1)))
+    extra = [yields, awaits_and_yields, misspells, lambda: 1]
+
+    problems = registration_error(trigger.call_extra, extra, VALUES).problems
+
+    assert ["yields'", "awaits_and_yields'", "misspells'"] == [
+        re.search(r"\.(\w+'): ", problem)[1] for problem in problems
+    ]
+    assert all("hook 'task_executor_run_task_trigger_error'" in problem for problem in problems)
+    assert not asked
 
 
 def test_r1_monitoring_that_would_miss_the_rules_is_refused():

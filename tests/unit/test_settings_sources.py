@@ -246,3 +246,33 @@ def test_a_bare_manager_reads_neither_file_nor_environment(monkeypatch):
 
     assert 1 == executor.execute_sync()
     assert PluginManager([answering(1, "one")]).list_plugin_info()[0].enabled
+
+
+DEEP = 100_000
+
+
+@pytest.mark.parametrize("key", ["plugin", "timeouts"])
+def test_a_table_of_the_environment_that_is_nested_too_deeply(key, monkeypatch):
+    """No parser takes it: an error of the settings, which names the variable."""
+    monkeypatch.setenv(f"QTASKS_PLUGGY_{key.upper()}", "[" * DEEP + "]" * DEEP)
+
+    with pytest.raises(SettingsError, match=f"QTASKS_PLUGGY_{key.upper()}: expected a JSON table"):
+        load(outside=True)
+
+
+def test_a_file_that_is_nested_too_deeply():
+    """The error names the file."""
+    Path("qtasks_pluggy.toml").write_text(f"order = {'[' * DEEP}{']' * DEEP}", "utf-8")
+
+    with pytest.raises(SettingsError, match=r"qtasks_pluggy\.toml: cannot be read"):
+        load(outside=True)
+
+
+def test_a_value_that_is_nested_too_deeply_to_be_shown():
+    """What the app gives is no parser's business; the error names the key without the value."""
+    value: list[Any] = []
+    for _ in range(DEEP):
+        value = [value]
+
+    with pytest.raises(SettingsError, match="settings= of the app: order is nested too deeply"):
+        load({"order": value})

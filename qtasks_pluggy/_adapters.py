@@ -1,0 +1,119 @@
+"""Finding the adapter for what an app was given as its engine."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from inspect import getmro
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
+
+from qtasks_hookspecs import TaskFunc
+from qtasks_hookspecs.exc import CapabilityError, EngineError
+from qtasks_pluggy._engine import Engine
+from qtasks_pluggy._names import nearest
+
+if TYPE_CHECKING:
+    from qtasks_pluggy._app import QueueTasks
+
+GROUP: Final = "qtasks_pluggy.engines"
+
+
+def engine_of(given: Any) -> Engine:
+    """Find the adapter for what an app was given as its engine.
+
+    Args:
+        given: A URL, an engine's own object, or an adapter.
+
+    Raises:
+        EngineError: No adapter knows it, or its package is not installed.
+    """
+    if isinstance(given, Engine) and not isinstance(given, type):
+        return given
+    known = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if isinstance(given, str):
+        scheme, separator, _ = given.partition("://")
+        if scheme in known and separator:
+            return _load(known[scheme], given)
+        # Not the rest of it, which may hold a password.
+        near = nearest(scheme, ["memory", *known])
+        msg = (
+            f"QueueTasks(engine='{scheme}{separator}...'): no engine has this scheme; did you mean"
+            f" {near!r}? {_URLS}, and the others take their own object"
+        )
+        raise EngineError(msg)
+    for kind in getmro(type(given)):
+        package = kind.__module__.partition(".")[0]
+        if package in known:
+            return _load(known[package], given)
+    msg = (
+        "QueueTasks(engine=...): expected a URL, an adapter, or the own object of one of"
+        f" {', '.join(sorted(known))}; got {type(given).__module__}.{type(given).__qualname__}"
+    )
+    raise TypeError(msg)
+
+
+def register_on(engine: Engine, app: QueueTasks, task_func: TaskFunc) -> None:
+    """Make a task known to an engine.
+
+    Raises:
+        CapabilityError: The engine cannot do what the task's declaration asks for.
+    """
+    if task_func.priority and not engine.capabilities.priority:
+        msg = (
+            f"engine {engine.name!r} has no priorities, and task {task_func.name!r} of app"
+            f" {app.name!r} is declared with priority={task_func.priority}; leave it out"
+        )
+        raise CapabilityError(msg)
+    engine.register(app, task_func)
+
+
+_URLS: Final = "memory:// and huey+sqlite:///file.db are URLs"
+
+
+def url_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Read the options behind a URL's question mark.
+
+    Args:
+        url: The URL.
+        options: Each option's name and default, whose type, a number or a bool, is the option's.
+
+    Raises:
+        EngineError: An option is unknown, the nearest is named; or has a wrong value.
+    """
+    engine, _, query = url.partition("?")
+    found = dict(options)
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in options:
+            near = nearest(name, options)
+            msg = f"engine {engine!r} has no option {name!r}; did you mean {near!r}?"
+            raise EngineError(msg)
+        kind = type(options[name])
+        if kind is bool:
+            if value not in {"0", "1"}:
+                msg = f"engine {engine!r}: option {name!r} is {value!r}; expected 0 or 1"
+                raise EngineError(msg)
+            found[name] = value == "1"
+            continue
+        try:
+            found[name] = kind(value)
+        except ValueError:
+            found[name] = 0
+        if not 0 < found[name] < float("inf"):
+            what = "a whole number from 1" if kind is int else "a number above 0"
+            msg = f"engine {engine!r}: option {name!r} is {value!r}; expected {what}"
+            raise EngineError(msg)
+    return found
+
+
+def _load(entry: EntryPoint, given: Any) -> Engine:
+    try:
+        adapter = entry.load()
+    except ImportError as error:
+        package = entry.name.partition("+")[0]
+        msg = (
+            f"engine {entry.name!r} cannot be imported: {error}; install it with"
+            f" pip install 'qtasks-pluggy[{package}]'"
+        )
+        raise EngineError(msg) from error
+    engine: Engine = adapter(given)
+    return engine

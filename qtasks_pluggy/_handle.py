@@ -1,0 +1,156 @@
+"""What ``submit`` gives back: a run that is elsewhere, and how it ended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from qtasks_hookspecs import TaskMessage
+from qtasks_pluggy._engine import Engine, has_to_be_waited_for, reach, settle
+from qtasks_pluggy._outcome import Ended, TaskStatus
+from qtasks_pluggy._trail import Trail
+from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Raised, Waiting, finish, raise_as_is
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class TaskHandle(Generic[R_co]):
+    """A run that was submitted.
+
+    Args:
+        engine: What carries it.
+        message: What was submitted.
+        ticket: What the engine knows the run by.
+    """
+
+    __slots__ = ("__weakref__", "_ended", "_engine", "_message", "_ticket")
+
+    def __init__(self, engine: Engine, message: TaskMessage, ticket: Any) -> None:
+        self._engine = engine
+        self._message = message
+        self._ticket = ticket
+        self._ended: Ended | None = None
+
+    @property
+    def uuid(self) -> UUID | str:
+        """The run's id."""
+        return self._message.uuid
+
+    @property
+    def task_name(self) -> str:
+        """The task's name."""
+        return self._message.name
+
+    @property
+    def ticket(self) -> Any:
+        """What the engine knows the run by: the native result or message, where it has one."""
+        return self._ticket
+
+    @property
+    def status(self) -> TaskStatus | None:
+        """How far the run is; None where the engine cannot tell."""
+        if self._ended is not None:
+            return self._ended.status
+        return self._engine.status(self._ticket)
+
+    @property
+    def trail(self) -> Trail | None:
+        """Who was asked about the run's errors; None where the engine cannot carry it."""
+        if self._ended is not None and self._ended.trail is not None:
+            return self._ended.trail
+        return self._engine.trail(self._ticket)
+
+    def result(self, timeout: float | None = None) -> R_co:
+        """Wait, blocking, for the run's end.
+
+        Args:
+            timeout: The most seconds to wait; None for no limit.
+
+        Returns:
+            The function's result, or what the plugins made of its error.
+
+        Raises:
+            CapabilityError: The engine keeps no results.
+            EngineError: The engine failed.
+            RuntimeError: This is the thread of the event loop that the run, or its result, needs.
+            TypeError: ``timeout`` is no number.
+            ValueError: ``timeout`` is negative, or no number of seconds.
+            TimeoutError: The time is over; the run goes on.
+        """
+        limit = None if timeout is None else seconds(timeout, "result(timeout=...)")
+        result = finish(self._wait(IN_THREAD, limit))
+        if type(result) is Raised:
+            raise result.error
+        return result  # type: ignore[no-any-return]  # the function's
+
+    def __await__(self) -> Generator[Any, Any, R_co]:
+        """Wait for the run's end, as ``result()`` does, without blocking."""
+        return self._wait(ON_LOOP, None).__await__()
+
+    def cancel(self, reason: str = "") -> bool:
+        """Ask for the run's cancellation; blocking where the engine is elsewhere.
+
+        Args:
+            reason: Why; the text of the ``TaskCancelError`` that the run ends in.
+
+        Returns:
+            Whether it was asked; not for a run that has ended, or that cannot be cut any more.
+
+        Raises:
+            CapabilityError: The engine cannot cancel.
+        """
+        return self._ended is None and self._engine.cancel(self._ticket, reason)
+
+    async def _wait(self, waiting: Waiting, limit: float | None) -> Any:
+        if self._ended is None:
+            engine = self._engine
+            if engine.blocking:
+                self._ended = await reach(engine, waiting, "result", self._ticket, limit)
+            else:
+                ended = engine.result(self._ticket, limit)
+                if has_to_be_waited_for(ended):
+                    ended = await settle(ended, engine, waiting, "result", limit)
+                self._ended = ended
+        ended = self._ended
+        if ended is None:
+            msg = (
+                f"run {self.uuid} of task {self.task_name!r} has no end after {limit} seconds;"
+                " it goes on"
+            )
+            raise TimeoutError(msg)
+        if isinstance(ended.error, StopIteration) and not waiting.on_loop:
+            return Raised(ended.error)
+        if ended.error is not None:
+            raise_as_is(ended.error)
+        return ended.result
+
+    def __repr__(self) -> str:
+        """Show the task and the run's id; no result, which may be a secret."""
+        return f"<TaskHandle of {self.task_name!r}, run {self.uuid}>"
+
+
+def seconds(given: Any, what: str) -> float:
+    """Check a number of seconds that somebody gave.
+
+    Args:
+        given: The number.
+        what: What it was given as, for the error.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative, not a number, or longer than a system can wait.
+    """
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        msg = f"{what}: expected a number of seconds, got {type(given).__name__}"
+        raise TypeError(msg)
+    if not 0 <= given <= threading.TIMEOUT_MAX:
+        shown = repr(given) if isinstance(given, float) else "a number with too many digits"
+        if isinstance(given, int) and given < 0:
+            shown = "a negative number"
+        msg = f"{what}: expected seconds from 0 to {threading.TIMEOUT_MAX:.0f}, got {shown}"
+        raise ValueError(msg)
+    return given

@@ -1,0 +1,217 @@
+"""When an app is ready: its plugins and its engine, started and stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from enum import Enum
+from types import TracebackType
+from typing import Any, Self
+
+from qtasks_hookspecs.exc import NotRunningError, PluginError
+from qtasks_pluggy._chain import Entry
+from qtasks_pluggy._engine import Engine, reach
+from qtasks_pluggy._locks import lock_of
+from qtasks_pluggy._plugins import PluginManager
+from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
+
+
+class _State(Enum):
+    NEW = "not started"
+    STARTING = "starting"
+    STARTED = "started"
+    STOPPED = "stopped"
+
+
+class Lifecycle:
+    """What an app does at its start and at its end.
+
+    Args:
+        plugins: Its plugins.
+        discover: Whether the installed plugins are loaded too.
+    """
+
+    name: str
+
+    def __init__(self, plugins: PluginManager, *, discover: bool) -> None:
+        self.plugins: PluginManager = plugins
+        self._discover = discover
+        self._engine: Engine | None = None
+        self._workers: int | None = None
+        # Where a dispatch of the app's own hooks writes what it did, as in a run.
+        self._entries: list[Entry] = []
+        self._attempt = 1
+        self._state = _State.NEW
+        self._runnable = False
+        self._lock = lock_of(self)
+
+    def __enter__(self) -> Self:
+        """Start: load the installed plugins and call ``qtasks_start``.
+
+        Raises:
+            PluginError: A plugin failed to start; those that had started are stopped again.
+            PluginRegistrationError: Faults of the installed plugins, all of them.
+            RuntimeError: The app is started already.
+            SettingsError: Faults of the settings.
+        """
+        finish(self._start(IN_THREAD))
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        """Stop: call ``qtasks_stop``, in reverse order."""
+        finish(self._stop(IN_THREAD))
+
+    async def __aenter__(self) -> Self:
+        """Start as ``with`` does, from async code."""
+        await self._start(ON_LOOP)
+        return self
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        """Stop as ``with`` does, from async code."""
+        await self._stop(ON_LOOP)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the app is started, or starting."""
+        return self._state in {_State.STARTING, _State.STARTED}
+
+    @property
+    def in_worker(self) -> Worker:
+        """The app's life in a worker process of its engine, for ``with`` and ``async with``.
+
+        As ``with app:``, except that the engine, which began the process, is not started.
+        """
+        return Worker(self._start, self._stop)
+
+    def _refuse_if_started(self) -> None:
+        if self.is_started:
+            msg = f"app {self.name!r} is started already; stop it first"
+            raise RuntimeError(msg)
+
+    def _refuse_unless_started(self, task: str) -> None:
+        if self._state is not _State.STARTED:
+            msg = (
+                f"app {self.name!r} is {self._state.value}, so task {task!r} cannot be submitted;"
+                " do it inside of 'with app:' or 'async with app:'"
+            )
+            raise NotRunningError(msg)
+
+    def get_ready(self) -> None:
+        """Load what a first run needs, if that has not been done.
+
+        Raises:
+            NotRunningError: The app was stopped; it has to be started again instead.
+            PluginRegistrationError: Faults of the installed plugins, all of them.
+            SettingsError: Faults of the settings.
+        """
+        if self._runnable:
+            return
+        with self._lock:
+            if self._state is _State.STOPPED:
+                msg = (
+                    f"app {self.name!r} was stopped, so its tasks do not run; start it again with"
+                    " 'with app:' or 'async with app:'"
+                )
+                raise NotRunningError(msg)
+            if not self._runnable:
+                self.load_plugins()
+                self._runnable = True
+
+    def load_plugins(self, faults: list[str] | None = None) -> None:
+        """Read the settings and load the installed plugins, as a start or a first run does.
+
+        Args:
+            faults: Takes the faults of installed plugins instead of an error.
+
+        Raises:
+            PluginRegistrationError: Faults of the installed plugins, all of them.
+            SettingsError: Faults of the settings.
+        """
+        if self._discover:
+            self.plugins.discover(faults)
+        self.plugins.configure()
+
+    async def _start(self, waiting: Waiting, *, in_worker: bool = False) -> None:
+        with self._lock:
+            self._refuse_if_started()
+            before = self._state, self._runnable
+            self.load_plugins()
+            self._state, self._runnable = _State.STARTING, True
+        self._entries = []
+        hooks = self.plugins.hook
+        try:
+            await self._call(hooks.qtasks_start, waiting, settings={})
+            if self._engine is not None and not in_worker:
+                await reach(self._engine, waiting, "start", self, self._workers)
+        except BaseException:
+            self._state, self._runnable = before
+            started = [link.plugin for link, _, status, *_ in self._entries if status != "raised"]
+            plugins = self.plugins.list_name_plugin()
+            for name in reversed(started):
+                # One by one: under strict, one that fails to stop must not keep the others running.
+                others = [plugin for other, plugin in plugins if other != name]
+                stop = self.plugins.subset_hook_caller("qtasks_stop", others)
+                with suppress(PluginError):
+                    await self._call(stop, waiting)
+            raise
+        self._state = _State.STARTED
+
+    async def _stop(self, waiting: Waiting, *, in_worker: bool = False) -> None:
+        try:
+            if self._engine is not None and not in_worker:
+                await reach(self._engine, waiting, "stop")
+        finally:
+            await self._stop_plugins(waiting)
+
+    async def _stop_plugins(self, waiting: Waiting) -> None:
+        try:
+            await self._call(self.plugins.hook.qtasks_stop, waiting)
+        finally:
+            self._state, self._runnable = _State.STOPPED, False
+
+    async def _call(self, hook: Any, waiting: Waiting, **values: Any) -> None:
+        if waiting.on_loop:
+            await hook.call_async(app=self, **values)
+        else:
+            hook(app=self, **values)
+
+
+class Worker:
+    """An app's life in a worker process of its engine.
+
+    Args:
+        start: Starts the app.
+        stop: Stops it.
+    """
+
+    def __init__(
+        self,
+        start: Callable[..., Coroutine[Any, Any, None]],
+        stop: Callable[..., Coroutine[Any, Any, None]],
+    ) -> None:
+        self._start = start
+        self._stop = stop
+
+    def __enter__(self) -> None:
+        """Start the plugins."""
+        finish(self._start(IN_THREAD, in_worker=True))
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        """Stop the plugins."""
+        finish(self._stop(IN_THREAD, in_worker=True))
+
+    async def __aenter__(self) -> None:
+        """Start the plugins, from async code."""
+        await self._start(ON_LOOP, in_worker=True)
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        """Stop the plugins, from async code."""
+        await self._stop(ON_LOOP, in_worker=True)

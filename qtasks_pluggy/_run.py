@@ -1,0 +1,99 @@
+"""What hookimpls may read of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from qtasks_hookspecs import TaskFunc, TaskMessage
+from qtasks_pluggy import _log
+from qtasks_pluggy._chain import Entry, record_of
+from qtasks_pluggy._task import Context
+from qtasks_pluggy._trail import Trail
+
+
+class Run:
+    """One run as its plugins see it, none of it to be written by accident."""
+
+    __slots__ = (
+        "_args",
+        "_attempt",
+        "_entries",
+        "_kwargs",
+        "_message",
+        "_result",
+        "_task_func",
+        "_yielded",
+    )
+    _args: tuple[Any, ...]
+    _attempt: int
+    _entries: list[Entry]
+    _kwargs: Mapping[str, Any]
+    _message: TaskMessage | None
+    _result: Any
+    _task_func: TaskFunc
+    _yielded: list[Any] | None
+
+    @property
+    def task_func(self) -> TaskFunc:
+        """The task's definition."""
+        return self._task_func
+
+    @property
+    def task_broker(self) -> TaskMessage:
+        """The run's message."""
+        if self._message is None:
+            func = self._task_func
+            self._message = TaskMessage(
+                func.name, self._args, self._kwargs, priority=func.priority, attempt=self._attempt
+            )
+        return self._message
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments of this attempt."""
+        return self._args
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        """The keyword arguments of this attempt; a view that cannot be written."""
+        return MappingProxyType(self._kwargs)
+
+    @property
+    def result(self) -> Any:
+        """The result so far; None before there is one."""
+        return self._result
+
+    @property
+    def yielded(self) -> list[Any]:
+        """The items that a generator task has yielded in this attempt, in a list of your own."""
+        return list(self._yielded or ())
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        return self._attempt
+
+    @property
+    def max_attempts(self) -> int | None:
+        """The most attempts that the task and its app allow; None for no bound."""
+        retries = self._task_func.max_retries
+        return None if retries is None else retries + 1
+
+    @property
+    def trail(self) -> Trail:
+        """Who was asked so far, what each answered, how long it took, and what won."""
+        return Trail(map(record_of, self._entries))
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger that names the task, the run and the attempt."""
+        return _log.logger().bind(
+            task=self._task_func.name, uuid=str(self.task_broker.uuid), attempt=self._attempt
+        )
+
+    @property
+    def ctx(self) -> Context:
+        """What the task itself reaches as ``self.ctx``."""
+        return Context(self)

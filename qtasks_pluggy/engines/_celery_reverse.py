@@ -1,0 +1,344 @@
+"""Plugins for the tasks of a Celery app that is there already."""
+
+# Celery has no types, and its private registry is the only one that counts an app's own tasks.
+# pyright: reportMissingTypeStubs=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pkgutil import resolve_name
+from traceback import format_exception
+from types import ModuleType
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import attrs
+from billiard import get_start_method
+from celery import Celery, Task, states
+from celery.app.task import get_actual_ignore_result
+from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.functional import lazy
+
+from qtasks_pluggy import TaskMessage
+from qtasks_pluggy.engines import Capabilities, Outcome
+from qtasks_pluggy.engines._celery_worker import WorkerLife
+from qtasks_pluggy.engines.reverse import Plugged
+from qtasks_pluggy.exc import EngineError, PluginRegistrationError
+
+CONTROL: Final = (Ignore, Reject, Retry)
+# By which our own native tasks are known.
+OURS: Final = "qtasks_pluggy_task"
+
+# What ``task_annotations`` names: importable, because spawned children get the setting alone.
+_NAME: Final = "qtasks_pluggy.engines.celery:Plugins"
+_CONF: Final = "qtasks_pluggy"
+# What the request of a run has that plugins see to.
+_TAKEN: Final = "qtasks_pluggy_taken"
+
+
+def install(
+    native: Celery,
+    plugins: Iterable[Any] = (),
+    *,
+    discover: bool = True,
+    intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
+) -> int:
+    """Let plugins decide about the errors of a Celery app's own tasks, those declared later too.
+
+    Args:
+        native: The Celery app.
+        plugins: As for ``QueueTasks``, or names, ``"module"`` or ``"module:attribute"``.
+        discover: As for ``QueueTasks``.
+        intercept: The exception classes that plugins are asked about, after ``autoretry_for``.
+
+    Returns:
+        How many tasks are covered now.
+
+    Raises:
+        PluginRegistrationError: Faults of ``plugins``.
+    """
+    one = _natives.get(native)
+    if one is None:
+        one = _natives[native] = _Native(native)
+    one.take_plugins(tuple(plugins), discover=discover, intercept=intercept)
+    conf = native.conf
+    given = conf.task_annotations or ()
+    given = list(given) if isinstance(given, (list, tuple)) else [given]
+    if _NAME not in given:
+        conf.task_annotations = (_NAME, *given)
+        # What Celery has made of the setting.
+        vars(native).pop("annotations", None)
+        for task in _own_tasks(native):
+            if task.app is native:
+                task.annotate()
+    return one.covered
+
+
+class Plugins:
+    """What Celery's setting ``task_annotations`` names to give plugins to every task.
+
+    The setting alone, ``task_annotations = ["qtasks_pluggy.engines.celery:Plugins"]``, is as good
+    as ``install(app)``; set it where the app is made.
+    """
+
+    def annotate(self, task: Any) -> dict[str, Any] | None:
+        """Name what is to be changed of a task."""
+        native = task.app
+        if task.name.startswith("celery.") or getattr(task, OURS, False):
+            return None
+        one = _natives.get(native)
+        if one is None:
+            one = _natives[native] = _Native.of_settings(native)
+        changes: dict[str, Any] = {}
+        # Celery asks no other annotation about a task once one has answered.
+        for given in native.annotations:
+            # Those that the setting names are made when they are first needed.
+            other = given.evaluate() if isinstance(given, lazy) else given
+            if not isinstance(other, Plugins) and (found := other.annotate(task)):
+                changes.update(found)
+                break
+        return {**changes, "@__call__": one.around}
+
+    def annotate_any(self) -> None:
+        """Say nothing about all tasks at once."""
+
+
+class _Native:
+    """A Celery app with plugins for its own tasks."""
+
+    def __init__(self, native: Celery) -> None:
+        self._native = native
+        self._life = WorkerLife(native, lambda: self._plugged.app, self._check)
+
+    def take_plugins(self, plugins: tuple[Any, ...], **options: Any) -> None:
+        """Have these from now on, for all tasks."""
+        native = self._native
+        self._plugged = Plugged(native.main or "celery", map(_resolved, plugins), **options)
+        self._names = [_name_of(plugin) for plugin in plugins]
+        self._given = plugins
+        # Spawned children get it with the other settings.
+        native.conf[_CONF] = {
+            "plugins": [name for name in self._names if name is not None],
+            **options,
+        }
+
+    @classmethod
+    def of_settings(cls, native: Celery) -> _Native:
+        """Make it in a process that has the settings alone."""
+        given: dict[str, Any] = {"plugins": (), "discover": True, "intercept": Exception}
+        given |= native.conf.get(_CONF) or {}
+        one = cls(native)
+        one.take_plugins(tuple(given.pop("plugins")), **given)
+        return one
+
+    @property
+    def covered(self) -> int:
+        """How many tasks are the app's own."""
+        native: Any = self._native
+        waiting = 0 if native.finalized else len(native._pending)  # noqa: SLF001  # no public way
+        return waiting + sum(1 for _ in _own_tasks(native))
+
+    def around(self, native_call: Callable[..., Any]) -> Callable[..., Any]:
+        """Give a task another ``__call__``."""
+
+        def __call__(task: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  # Celery's
+            request = task.request
+            # A task that calls itself finds the request of its own run there.
+            if request.called_directly or _TAKEN in vars(request):
+                return native_call(task, *args, **kwargs)
+            vars(request)[_TAKEN] = True
+            call = task.run if native_call is Task.__call__ else partial(native_call, task)
+            return self._work(task, call, args, kwargs)
+
+        return __call__
+
+    def _work(self, task: Any, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._life.begin()
+        request = task.request
+        message = attrs.evolve(message_of(request, args, kwargs), attempt=request.retries + 1)
+        executor = self._plugged.executor_for(message, call)
+        return carry_out(executor.attempt_on_sync(_Attempt(task)), task)
+
+    def _check(self, worker: Any) -> None:
+        """Refuse a worker that would do without plugins."""
+        native = self._native
+        native.finalize()
+        who = f"engine 'celery', {native.main}"
+        if _NAME not in (native.conf.task_annotations or ()):
+            msg = (
+                f"{who}: the settings were replaced behind install(), so no task asks plugins; call"
+                " it after config_from_object()"
+            )
+            raise EngineError(msg)
+        if not self.covered:
+            msg = (
+                f"{who}: install() covers no task; name the modules that declare them in the"
+                " setting 'imports', or import them where the app is"
+            )
+            raise EngineError(msg)
+        start = getattr(worker, "pool_start_method", None) or get_start_method()
+        is_prefork = "prefork" in getattr(worker.pool_cls, "__module__", worker.pool_cls)
+        if is_prefork and start != "fork" and None in self._names:
+            nameless = self._given[self._names.index(None)]
+            msg = (
+                f"{who}: this worker's children are made by {start!r}, and plugin"
+                f" {nameless!r} cannot be imported there by name; give install() a module, a class,"
+                " or a name, 'module:attribute'"
+            )
+            raise EngineError(msg)
+
+
+class _Attempt:
+    """Celery as the executor of one attempt sees it."""
+
+    name = "celery"
+    control = CONTROL
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    def goes_on(self, error: BaseException) -> bool:
+        """Say whether the task has asked Celery for another attempt."""
+        return isinstance(error, Retry)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What Celery can do for this task."""
+        return Capabilities(
+            delay=True,
+            results=True,
+            at_least_once=bool(self._task.acks_late),
+            dead_letter=has_dead_letters(self._task),
+        )
+
+
+def message_of(request: Any, args: Any, kwargs: Any) -> TaskMessage:
+    """Make a message of what Celery knows of a run; what it does not know is None."""
+    info = request.delivery_info or {}
+    return TaskMessage(
+        request.task,
+        tuple(args or ()),
+        kwargs or {},
+        uuid=request.id,
+        priority=info.get("priority") or 0,
+        created_at=None,
+        attempt=None,
+        queue=info.get("routing_key"),
+        engine="celery",
+        redelivered=None if request.is_eager else bool(info.get("redelivered")),
+    )
+
+
+def carry_out(outcome: Outcome, task: Any, **options: Any) -> Any:
+    """Return what Celery is to store, or raise what makes it do what the plugins decided.
+
+    Args:
+        outcome: The attempt's outcome.
+        task: The native task that is at work.
+        options: Celery's own, for another attempt.
+    """
+    if outcome.action == "succeed":
+        return outcome.result
+    error, request = outcome.error, task.request
+    if outcome.action == "retry":
+        # The limit was looked at already; Celery's own would end the run in another error.
+        most = request.retries + 1
+        if not request.is_eager:
+            _store_retry(task, error)
+        try:
+            again = task.retry(
+                exc=error,
+                countdown=outcome.delay or 0,
+                max_retries=most,
+                throw=False,
+                **options,
+            )
+        except Reject as unsent:
+            msg = (
+                f"engine 'celery', task {request.task!r}: a retry was decided, and the broker did"
+                f" not take it: {unsent.reason}; look whether it runs, and has room"
+            )
+            raise EngineError(msg) from error
+        finally:
+            # Where Celery would keep it for the task's next run.
+            vars(task).pop("override_max_retries", None)
+        if not request.is_eager:
+            # Celery would store the retry now, and the next attempt may have stored the end.
+            request.ignore_result = True
+        raise again
+    if outcome.action == "cancel" and not request.is_eager:
+        _store(task, error, states.REVOKED)
+        raise Ignore
+    if outcome.action == "dead_letter" and has_dead_letters(task) and not request.is_eager:
+        _store(task, error, states.FAILURE)
+        raise Reject(error, requeue=False)
+    raise error or Ignore
+
+
+def _store_retry(task: Any, error: Exception | None) -> None:
+    """Store that there will be another attempt, before there can be."""
+    if get_actual_ignore_result(task, task.request):
+        return
+    # It tells how far the run is, and nothing depends on it.
+    with suppress(Exception):
+        told = "".join(format_exception(error))
+        task.backend.mark_as_retry(task.request.id, error, told, request=task.request)
+
+
+def _store(task: Any, error: Exception | None, state: str) -> None:
+    """Store an end that Celery would store in another way, or not at all; for chords too."""
+    request = task.request
+    task.backend.mark_as_failure(
+        request.id,
+        error,
+        request=request,
+        store_result=not get_actual_ignore_result(task, request),
+        call_errbacks=state == states.FAILURE,
+        state=state,
+    )
+
+
+def has_dead_letters(task: Any) -> bool:
+    """Say whether the broker sets a rejected message of this task aside."""
+    if not task.acks_late:
+        return False
+    info = task.request.delivery_info or {}
+    queue = task.app.amqp.queues.get(info.get("routing_key"))
+    arguments = getattr(queue, "queue_arguments", None) or {}
+    return "x-dead-letter-exchange" in arguments
+
+
+def _own_tasks(native: Celery) -> Iterator[Any]:
+    for name, task in list(vars(native)["_tasks"].items()):
+        if not name.startswith("celery.") and not getattr(task, OURS, False):
+            yield task
+
+
+def _resolved(plugin: Any) -> Any:
+    if not isinstance(plugin, str):
+        return plugin
+    try:
+        return resolve_name(plugin)
+    except (ImportError, AttributeError, ValueError) as error:
+        msg = f"install(): plugin {plugin!r} cannot be imported: {error}; name 'module:attribute'"
+        raise PluginRegistrationError(msg) from error
+
+
+def _name_of(plugin: Any) -> str | None:
+    """Name a plugin so that another process can import it."""
+    if isinstance(plugin, str):
+        return plugin
+    name = (
+        plugin.__name__
+        if isinstance(plugin, ModuleType)
+        else f"{getattr(plugin, '__module__', '')}:{getattr(plugin, '__qualname__', '')}"
+    )
+    try:
+        return name if resolve_name(name) is plugin else None
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+_natives: Final[WeakKeyDictionary[Celery, _Native]] = WeakKeyDictionary()

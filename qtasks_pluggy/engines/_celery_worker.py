@@ -1,0 +1,91 @@
+"""The plugins' life in the processes of a Celery worker: in each that does runs, once."""
+
+# Celery has no types.
+# pyright: reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, Final
+
+from billiard.process import current_process
+from celery import Celery, current_app, signals
+
+from qtasks_pluggy import QueueTasks
+from qtasks_pluggy.engines import lock_of, log_event
+
+# What Celery sets in children that are no forks, and that import everything anew.
+_SPAWNED: Final = "FORKED_BY_MULTIPROCESSING"
+
+
+class WorkerLife:
+    """Starts an app's plugins in a process that does runs, and stops them at its end.
+
+    Args:
+        native: The Celery app whose workers these are.
+        app: Gives the app of this process.
+        check: Called with the worker before it begins; an error of it refuses the worker.
+    """
+
+    def __init__(
+        self, native: Celery, app: Callable[[], QueueTasks], check: Callable[[Any], None]
+    ) -> None:
+        self._native = native
+        self._app = app
+        self._check = check
+        self._lock = lock_of(self)
+        self._pid = 0
+        self._life: Any = None
+        # Celery holds these weakly: they live as long as this object.
+        signals.worker_init.connect(self._worker_begins)
+        signals.worker_process_init.connect(self._process_begins)
+        signals.worker_process_shutdown.connect(self._ends)
+        signals.worker_shutdown.connect(self._ends)
+
+    def begin(self) -> None:
+        """Start the plugins, unless this process has done so; before each run."""
+        if self._pid == os.getpid():
+            return
+        with self._lock:
+            app = self._app()
+            # In the process that submits it is started already, and is not ours to stop.
+            if self._pid != os.getpid() and not app.is_started:
+                self._life = app.in_worker
+                self._life.__enter__()
+                self._pid = os.getpid()
+
+    def _worker_begins(self, sender: Any, **_: Any) -> None:
+        """Refuse, in a worker's main process, what would fail in all of its children."""
+        if sender.app is not self._native:
+            return
+        try:
+            self._check(sender)
+            self._app().load_plugins()
+        except Exception as error:
+            raise self._refusal(error) from error
+
+    def _process_begins(self, **_: Any) -> None:
+        spawned = _SPAWNED in os.environ and current_app.main == self._native.main
+        # Equal is the same: this one is a proxy.
+        if current_app != self._native and not spawned:
+            return
+        try:
+            self.begin()
+        except Exception as error:
+            if current_process().name != "MainProcess":
+                # The pool would replace this child for ever.
+                os.kill(os.getppid(), signal.SIGTERM)
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: Exception) -> SystemExit:
+        log_event("error", "worker_cannot_start", app=self._native.main, exc_info=error)
+        # Not an Exception, which Celery would log, and go on to take runs.
+        return SystemExit(str(error))
+
+    def _ends(self, **_: Any) -> None:
+        with self._lock:
+            if self._pid == os.getpid():
+                self._pid = 0
+                self._life.__exit__(None, None, None)

@@ -1,0 +1,328 @@
+"""Plugins for the actors of a Dramatiq app that is there already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from dramatiq import Broker, Middleware
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import RateLimitExceeded, Retry
+from dramatiq.middleware import Retries, SkipMessage
+from dramatiq.results import Results
+
+from qtasks_pluggy import QueueTasks, TaskMessage
+from qtasks_pluggy.engines import Capabilities, Outcome, lock_of, log_event
+from qtasks_pluggy.engines.reverse import Plugged
+from qtasks_pluggy.exc import CapabilityError, EngineError
+
+CONTROL: Final = (Retry, RateLimitExceeded, SkipMessage)
+# Where a message has what is ours, and by which our own actors are known.
+HEADER: Final = "qtasks_pluggy"
+# A plain result of these types can be serialized for certain.
+PLAIN: Final = frozenset({type(None), bool, int, float, str})
+
+# How often in a million commands Redis looks for what killed workers had, and after how many
+# milliseconds without a sign of life a worker is taken for dead: Dramatiq's own, and ours, with
+# which it takes seconds instead of minutes.
+_MAINTENANCE: Final = (1_000, 100_000)
+_HEARTBEAT: Final = (60_000, 30_000)
+
+
+def install(
+    broker: Broker,
+    plugins: Iterable[Any] = (),
+    *,
+    discover: bool = True,
+    intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
+) -> int:
+    """Let plugins decide about the errors of a broker's own actors, those declared later too.
+
+    Args:
+        broker: The broker.
+        plugins: As for ``QueueTasks``.
+        discover: As for ``QueueTasks``.
+        intercept: The exception classes that plugins are asked about, at every attempt.
+
+    Returns:
+        How many actors are covered now.
+
+    Raises:
+        PluginRegistrationError: Faults of ``plugins``.
+    """
+    plugged = Plugged("dramatiq", plugins, discover=discover, intercept=intercept)
+    one = _natives.get(broker)
+    if one is None:
+        one = _natives[broker] = _Native(broker, plugged)
+        broker.add_middleware(one)
+    one.plugged = plugged
+    return one.covered
+
+
+def at_least_once(broker: Broker) -> None:
+    """Let messages survive the death of their worker, and soon; settings of one's own stay.
+
+    Args:
+        broker: On Redis or RabbitMQ; call this where it is made, in clients and workers alike.
+
+    Raises:
+        CapabilityError: It is in memory.
+    """
+    if isinstance(broker, StubBroker):
+        msg = "engine 'dramatiq': StubBroker is in memory, and loses all with its process"
+        raise CapabilityError(msg)
+    given: Any = broker
+    for name, (default, ours) in (
+        ("maintenance_chance", _MAINTENANCE),
+        ("heartbeat_timeout", _HEARTBEAT),
+    ):
+        if getattr(given, name, None) == default:
+            setattr(given, name, ours)
+    if getattr(given, "confirm_delivery", None) is False:
+        # So that whoever submits hears of a message that was not taken.
+        given.confirm_delivery = True
+
+
+class WorkerLife(Middleware):
+    """Starts an app's plugins when a worker process begins, and stops them at its end.
+
+    Args:
+        app: Gives the app. An error of it refuses the worker.
+    """
+
+    def __init__(self, app: Callable[[], QueueTasks]) -> None:
+        self._app = app
+        self._lock = lock_of(self)
+        self._pid = 0
+        self._life: Any = None
+
+    def before_worker_boot(self, broker: Broker, worker: Any) -> None:  # noqa: ARG002  # Dramatiq's
+        """Start the plugins."""
+        with self._lock:
+            try:
+                app = self._app()
+                # In the process that submits it is started already, and is not ours to stop.
+                if self._pid != os.getpid() and not app.is_started:
+                    self._life = app.in_worker
+                    self._life.__enter__()
+                    self._pid = os.getpid()
+            except Exception as error:
+                log_event("error", "worker_cannot_start", app="dramatiq", exc_info=error)
+                # Not an Exception, which Dramatiq would log, and go on to take messages.
+                raise SystemExit(str(error)) from error
+
+    def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:  # noqa: ARG002  # Dramatiq's
+        """Stop the plugins."""
+        with self._lock:
+            if self._pid == os.getpid():
+                self._pid = 0
+                self._life.__exit__(None, None, None)
+
+    def before_process_message(self, broker: Broker, message: Any) -> None:  # noqa: ARG002  # Dramatiq's
+        """Remember what this thread is about to do: Dramatiq gives an actor its arguments only."""
+        current.set(message)
+
+    def after_process_message(
+        self,
+        broker: Broker,  # noqa: ARG002  # Dramatiq's
+        message: Any,  # noqa: ARG002  # Dramatiq's
+        *,
+        result: Any = None,  # noqa: ARG002  # Dramatiq's
+        exception: BaseException | None = None,  # noqa: ARG002  # Dramatiq's
+    ) -> None:
+        """Forget it."""
+        current.set(None)
+
+    def after_skip_message(self, broker: Broker, message: Any) -> None:  # noqa: ARG002  # Dramatiq's
+        """Forget it."""
+        current.set(None)
+
+
+class _Native(WorkerLife):
+    """A broker with plugins for its own actors."""
+
+    def __init__(self, broker: Broker, plugged: Plugged) -> None:
+        super().__init__(self._checked_app)
+        self._broker = broker
+        self.plugged = plugged
+
+    @property
+    def covered(self) -> int:
+        """How many actors are the broker's own."""
+        every: Any = self._broker.actors.values()
+        owners = (getattr(actor.fn, HEADER, self) for actor in every)
+        return sum(owner is self for owner in owners)
+
+    def _checked_app(self) -> QueueTasks:
+        """Give the app behind it; refuse a worker that would do without plugins."""
+        if not self.covered:
+            msg = (
+                "engine 'dramatiq': install() covers no actor; name the modules that declare them"
+                " on the worker's command line"
+            )
+            raise EngineError(msg)
+        return self.plugged.app
+
+    def after_declare_actor(self, broker: Broker, actor: Any) -> None:  # noqa: ARG002  # Dramatiq's
+        """Let the executor run the actor's function, where a worker does."""
+        fn = actor.fn
+        if hasattr(fn, HEADER):
+            return
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            message = current.get()
+            if message is None or message.actor_name != actor.actor_name:
+                return fn(*args, **kwargs)
+            # Calls of this actor by itself are as native as any other.
+            token = current.set(None)
+            try:
+                return self._work(message, fn, args, kwargs)
+            finally:
+                current.reset(token)
+
+        call.__wrapped__ = fn  # type: ignore[attr-defined]  # as functools does
+        call.qtasks_pluggy = self  # type: ignore[attr-defined]  # by which it is known
+        actor.fn = call
+
+    def _work(self, message: Any, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        header = message.options.get(HEADER) or {}
+        seen = message_of(message, args, kwargs, header.get("attempt") or 1)
+        executor = self.plugged.executor_for(seen, fn)
+        outcome = executor.attempt_on_sync(_Attempt(self._broker, message))
+        if executor.attempt and outcome.action in {"fail", "pass"}:
+            # The next attempt is Dramatiq's own, and counts on.
+            message.options[HEADER] = {**header, "attempt": executor.attempt + 1}
+        if outcome.action == "succeed" and executor.trail:
+            try:
+                check_result(self._broker, message.actor_name, outcome.result)
+            except EngineError:
+                # Another attempt would come to the same, and this one has been closed.
+                message.options["throws"] = EngineError
+                raise
+        return carry_out(self._broker, outcome, message, store_error)
+
+
+class _Attempt:
+    """Dramatiq as the executor of one attempt sees it."""
+
+    name = "dramatiq"
+    control = CONTROL
+    capabilities = Capabilities(delay=True, results=True, dead_letter=True)
+
+    def __init__(self, broker: Broker, message: Any) -> None:
+        self._broker = broker
+        self._message = message
+
+    def goes_on(self, error: BaseException) -> bool:
+        """Say whether Dramatiq's own retries, if it has them, run the actor again."""
+        actor, options = self._broker.get_actor(self._message.actor_name), self._message.options
+        throws = options.get("throws") or actor.options.get("throws")
+        if isinstance(error, SkipMessage) or (throws and isinstance(error, throws)):
+            return False
+        for one in self._broker.middleware:
+            if isinstance(one, Retries):
+                retries = options.get("retries", 0)
+                wanted = actor.options.get("retry_when", one.retry_when)
+                if wanted is not None:
+                    return bool(wanted(retries, error))
+                most = actor.options.get("max_retries", one.max_retries)
+                most = options.get("max_retries", most)
+                return most is None or retries < most
+        return False
+
+
+def message_of(
+    message: Any, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int | None
+) -> TaskMessage:
+    """Make a message of what Dramatiq knows of a run; what it does not know is None."""
+    header = message.options.get(HEADER) or {}
+    return TaskMessage(
+        message.actor_name,
+        args,
+        kwargs,
+        uuid=message.message_id,
+        priority=header.get("priority", 0),
+        created_at=message.message_timestamp / 1000,
+        attempt=attempt,
+        queue=message.queue_name,
+        engine="dramatiq",
+        redelivered=getattr(getattr(message, "_method", None), "redelivered", None),
+        metadata=header.get("metadata", {}),
+    )
+
+
+def carry_out(
+    broker: Broker,
+    outcome: Outcome,
+    message: Any,
+    store: Callable[[Broker, Any, Outcome], None],
+) -> Any:
+    """Return what Dramatiq is to store, or raise what makes it do what the plugins decided.
+
+    Args:
+        broker: The broker.
+        outcome: The attempt's outcome.
+        message: The message that a worker is at.
+        store: Stores an end that Dramatiq would store in another way, or not at all.
+    """
+    if outcome.action == "succeed":
+        return outcome.result
+    if outcome.action == "retry":
+        # By ourselves: Dramatiq counts, and ends, its own retries, and theirs in an error of its.
+        header = message.options.get(HEADER) or {}
+        ours = {**header, "attempt": (header.get("attempt") or 1) + 1}
+        again = message._message.copy(options={HEADER: ours})  # noqa: SLF001  # Dramatiq's own way
+        delay = None if not outcome.delay else max(1, round(outcome.delay * 1000))
+        broker.enqueue(again, delay=delay)
+        message.options["store_results"] = False
+        msg = f"retried as attempt {ours['attempt']}"
+        raise SkipMessage(msg)
+    if outcome.action == "cancel":
+        store(broker, message, outcome)
+        message.options["store_results"] = False
+        msg = f"cancelled: {outcome.reason}"
+        raise SkipMessage(msg)
+    error = outcome.error or SkipMessage(outcome.reason)
+    if outcome.action == "dead_letter":
+        # Not to be retried; its place is the queue of what failed.
+        message.options["throws"] = type(error)
+        message.fail()
+    raise error
+
+
+def store_error(broker: Broker, message: Any, outcome: Outcome) -> None:
+    """Store an end as Dramatiq stores errors."""
+    for one in broker.middleware:
+        if isinstance(one, Results) and outcome.error is not None:
+            rules: Any = one
+            stores, ttl = rules._lookup_options(broker, message)  # noqa: SLF001  # its own
+            if stores:
+                one.backend.store_exception(message, outcome.error, ttl)
+
+
+def check_result(broker: Broker, task: str, result: Any) -> None:
+    """Look whether a result can be stored; Dramatiq would log it, and leave the caller waiting.
+
+    Raises:
+        EngineError: It cannot.
+    """
+    if type(result) in PLAIN:
+        return
+    for one in broker.middleware:
+        if isinstance(one, Results):
+            try:
+                one.backend.encoder.encode(result)
+            except Exception as error:
+                msg = (
+                    f"engine 'dramatiq', task {task!r}: its result, a {type(result).__name__},"
+                    f" cannot be serialized ({type(error).__name__}: {error}); return something"
+                    " that can"
+                )
+                raise EngineError(msg) from error
+
+
+current: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_dramatiq_message", default=None)
+_natives: Final[WeakKeyDictionary[Broker, _Native]] = WeakKeyDictionary()

@@ -1,0 +1,180 @@
+"""Plugins for the tasks of a Huey app that is there already."""
+
+# Huey has no types, and its tasks carry what is ours.
+# pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import Any, Final
+
+from huey import CancelExecution, Huey
+from huey.api import Task
+from huey.exceptions import RateLimitExceeded, RetryTask, TaskLockedException, TaskTimeout
+from huey.storage import SqliteStorage
+
+from qtasks_pluggy import QueueTasks, TaskMessage
+from qtasks_pluggy.engines import Capabilities
+from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
+from qtasks_pluggy.engines._huey_worker import WorkerLife
+from qtasks_pluggy.engines.reverse import Plugged
+from qtasks_pluggy.exc import CapabilityError, EngineError
+
+CONTROL: Final = (
+    RetryTask,
+    CancelExecution,
+    TaskLockedException,
+    RateLimitExceeded,
+    TaskTimeout,
+)
+# The module of our own native tasks, under which Huey knows them.
+MODULE: Final = "qtasks_pluggy"
+
+
+def install(
+    huey: Huey,
+    plugins: Iterable[Any] = (),
+    *,
+    discover: bool = True,
+    intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
+) -> int:
+    """Let plugins decide about the errors of a Huey app's own tasks, those declared later too.
+
+    Args:
+        huey: The app's Huey.
+        plugins: As for ``QueueTasks``.
+        discover: As for ``QueueTasks``.
+        intercept: The exception classes that plugins are asked about, at every attempt.
+
+    Returns:
+        How many tasks are covered now.
+
+    Raises:
+        PluginRegistrationError: Faults of ``plugins``.
+    """
+    adapter = _Native(huey, Plugged(huey.name, plugins, discover=discover, intercept=intercept))
+    huey.pre_execute(name=f"{MODULE}-install")(adapter.wrap)
+    return adapter.covered
+
+
+def at_least_once(huey: Huey) -> None:
+    """Let runs survive the death of their worker, also those of a Huey app's own tasks.
+
+    Args:
+        huey: One on SQLite; call this where it is made, in clients and workers alike.
+
+    Raises:
+        CapabilityError: It is not on SQLite.
+    """
+    if not isinstance(huey.storage, SqliteStorage) or huey.immediate:
+        kind = type(huey.storage).__name__
+        msg = f"engine 'huey': the ledger is for SqliteHuey, and this Huey is on {kind}"
+        raise CapabilityError(msg)
+    ledger_of(huey)
+
+
+_current: Final[ContextVar[Task]] = ContextVar("qtasks_pluggy_huey_task")
+
+
+class _Native:
+    """Huey as the executors of its own tasks see it."""
+
+    name = "huey"
+    control = CONTROL
+    capabilities = Capabilities(delay=True, results=True)
+
+    def __init__(self, huey: Huey, plugged: Plugged) -> None:
+        self.native = huey
+        self._plugged = plugged
+        self._functions: dict[type[Task], Callable[..., Any]] = {}
+        WorkerLife(huey, self._app, f"{MODULE}-install")
+
+    def goes_on(self, error: BaseException) -> bool:
+        """Say whether Huey runs the task at work again."""
+        return goes_on(error, _current.get().retries)
+
+    @property
+    def covered(self) -> int:
+        """How many tasks are the app's own."""
+        registry: Any = vars(self.native)["_registry"]  # its tasks are listed nowhere else
+        every = vars(registry)["_registry"].values()
+        return sum(kind.__module__ != MODULE for kind in every)
+
+    def _app(self) -> QueueTasks:
+        """Give the app behind it; refuse a worker that would do without plugins."""
+        if not self.covered:
+            msg = (
+                f"engine 'huey', {self.native.name}: install() covers no task; import the modules"
+                " that declare them before the worker starts"
+            )
+            raise EngineError(msg)
+        return self._plugged.app
+
+    def wrap(self, task: Task) -> None:
+        """Let the executor run a native task that is about to be run."""
+        if type(task).__module__ == MODULE:
+            return
+        kind = type(task)
+        if kind not in self._functions:
+            self._functions[kind] = _function_of(kind)
+        function = self._functions[kind]
+        task.execute = lambda: self._work(task, function)
+
+    def _work(self, task: Task, function: Callable[..., Any]) -> Any:
+        kwargs = dict(task.kwargs)
+        header = kwargs.pop(HEADER, {})
+        message = TaskMessage(
+            task.name,
+            task.args,
+            kwargs,
+            uuid=task.id,
+            priority=task.priority,
+            attempt=header.get("attempt") or 1,
+            queue=self.native.name,
+            engine=self.name,
+            redelivered=getattr(task, "redelivered", None),
+        )
+        token = _current.set(task)
+        try:
+            executor = self._plugged.executor_for(message, function)
+            outcome = executor.attempt_on_sync(self)
+            counts_on = outcome.action == "retry" or (
+                outcome.error is not None
+                and outcome.action in {"fail", "pass"}
+                and self.goes_on(outcome.error)
+            )
+        finally:
+            _current.reset(token)
+        # What the task was given, for Huey and for the next attempt, which counts on.
+        task.args, task.kwargs = message.args, dict(message.kwargs)
+        if counts_on:
+            task.kwargs[HEADER] = {"attempt": executor.attempt + 1}
+        if outcome.action == "succeed":
+            return outcome.result
+        if outcome.action == "retry":
+            raise RetryTask(delay=outcome.delay or None)
+        if outcome.action == "cancel":
+            raise CancelExecution(str(outcome.error), retry=False)
+        raise outcome.error or CancelExecution(retry=False)
+
+
+def goes_on(error: BaseException, retries: int) -> bool:
+    """Say whether Huey runs a task again, by the rules of its own, after this error."""
+    if isinstance(error, CancelExecution):
+        return bool(retries if error.retry is None else error.retry)
+    if isinstance(error, RateLimitExceeded):
+        return bool(error.retry or retries)
+    return isinstance(error, RetryTask) or bool(retries)
+
+
+def _function_of(kind: type[Task]) -> Callable[..., Any]:
+    """Make the function of a task's class, which runs the task that is at work here."""
+    native_execute = kind.execute
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        task = _current.get()
+        task.args, task.kwargs = args, kwargs
+        return native_execute(task)
+
+    return function

@@ -1,0 +1,177 @@
+"""The queue of ``memory://``: what waits, for room, for its time or for its turn."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from heapq import heapify, heappop, heappush
+from typing import Final, TypeAlias
+
+from qtasks_pluggy import TaskExecutor, TaskMessage, TaskStatus
+from qtasks_pluggy.engines import Ended, Outcome, log_event
+from qtasks_pluggy.exc import EngineError, NotRunningError, TaskCancelError
+
+STATUS: Final = {
+    "succeed": TaskStatus.succeeded,
+    "fail": TaskStatus.failed,
+    "cancel": TaskStatus.cancelled,
+    "dead_letter": TaskStatus.dead_lettered,
+}
+
+
+class MemoryRun:
+    """One submitted run; what ``MemoryEngine`` knows it by.
+
+    Args:
+        message: What was submitted.
+    """
+
+    __slots__ = (
+        "cancelling",
+        "ended",
+        "executor",
+        "future",
+        "in_thread",
+        "message",
+        "seen",
+        "status",
+        "task",
+    )
+
+    def __init__(self, message: TaskMessage) -> None:
+        self.message: TaskMessage = message
+        self.in_thread: bool = False  # where nothing can cut it
+        self.status: TaskStatus = TaskStatus.queued
+        self.executor: TaskExecutor | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.cancelling: str | None = None  # why it was asked to end
+        self.ended: Ended | None = None
+        self.future: Future[Ended] | None = None  # made when somebody waits
+        self.seen: bool = False
+
+    def __del__(self) -> None:
+        """Tell of an error that nobody has looked at, as asyncio does."""
+        if self.status is TaskStatus.failed and not self.seen and self.ended is not None:
+            known = {"task": self.message.name, "uuid": str(self.message.uuid)}
+            log_event("error", "task_error_never_seen", **known, exc_info=self.ended.error)
+
+
+# Runs that were cancelled while they waited, and whose entries are still in the queue.
+_MOST_DROPPED: Final = 100
+
+Outside: TypeAlias = "tuple[MemoryRun, float, Future[MemoryRun]]"
+
+
+class MemoryQueue:
+    """Runs in order: higher priority first, then as they came; not thread-safe.
+
+    Times are seconds of any one clock; 0 is for a run that waits for its turn alone.
+
+    Args:
+        size: How many runs it takes; more wait outside.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.queued = 0
+        self.outside: deque[Outside] = deque()
+        self._numbers = itertools.count()
+        self._ready: list[tuple[float, int, MemoryRun]] = []
+        self._later: list[tuple[float, int, MemoryRun]] = []
+        self._dropped = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a run has to wait outside; also when others do."""
+        return self.queued >= self.size or bool(self.outside)
+
+    @property
+    def due(self) -> float | None:
+        """When the next run's time has come; None where none waits for it."""
+        return self._later[0][0] if self._later else None
+
+    def put(self, run: MemoryRun, due: float) -> None:
+        """Take a run in, whether there is room or not."""
+        run.status = TaskStatus.queued
+        self.queued += 1
+        number = next(self._numbers)
+        if due:
+            heappush(self._later, (due, number, run))
+        else:
+            heappush(self._ready, (-(run.message.priority or 0), number, run))
+
+    def take(self) -> MemoryRun | None:
+        """Take out the run whose turn it is, if there is one."""
+        while self._ready:
+            run = heappop(self._ready)[2]
+            if run.status is TaskStatus.queued:  # else it was dropped
+                self._leave(run)
+                return run
+        return None
+
+    def drop(self, run: MemoryRun) -> None:
+        """Take a run out whose turn it is not."""
+        self._leave(run)
+        self._dropped += 1
+        # Its entry stays until its turn, which may be a year off; so sometimes all such are swept.
+        if self._dropped > _MOST_DROPPED and self._dropped > self.queued:
+            self._dropped = 0
+            for heap in (self._ready, self._later):
+                heap[:] = [one for one in heap if one[2].status is TaskStatus.queued]
+                heapify(heap)
+
+    def _leave(self, run: MemoryRun) -> None:
+        run.status = TaskStatus.running
+        self.queued -= 1
+        while self.outside and self.queued < self.size:
+            other, due, room = self.outside.popleft()
+            if room.set_running_or_notify_cancel():
+                self.put(other, due)
+                room.set_result(other)
+
+    def ripen(self, now: float) -> None:
+        """Let the runs whose time has come wait for their turn."""
+        while self._later and self._later[0][0] <= now:
+            _, number, run = heappop(self._later)
+            heappush(self._ready, (-(run.message.priority or 0), number, run))
+
+    def runs(self, due_after: float = 0.0) -> Iterable[MemoryRun]:
+        """Find the runs that are queued.
+
+        Args:
+            due_after: Only those whose time comes after this; 0 for all.
+        """
+        ready = [] if due_after else self._ready
+        runs = [run for _, _, run in ready]
+        runs += [run for due, _, run in self._later if due > due_after]
+        return [run for run in runs if run.status is TaskStatus.queued]
+
+
+def outcome_of(error: BaseException, run: MemoryRun) -> Outcome:
+    """Say what an exception that left an attempt comes to."""
+    if isinstance(error, asyncio.CancelledError):
+        return Outcome("cancel", TaskCancelError(run.cancelling or "the task was cancelled"))
+    return Outcome("fail", error)  # type: ignore[arg-type]  # SystemExit and such end a run too
+
+
+def due_after(delay: float | None) -> float:
+    """Say when a delay is over; 0 for none."""
+    return time.monotonic() + delay if delay else 0.0
+
+
+def not_running(message: TaskMessage) -> NotRunningError:
+    """Say that the engine takes no runs."""
+    msg = f"engine 'memory' has stopped or is stopping, so task {message.name!r} is not submitted"
+    return NotRunningError(msg)
+
+
+def refuse_in_a_fork(pid: int) -> None:
+    """Refuse where nobody does runs, because this process was forked from the one that does."""
+    if pid != os.getpid():
+        msg = "engine 'memory' is in the process that this was forked from; start the app here"
+        raise EngineError(msg)

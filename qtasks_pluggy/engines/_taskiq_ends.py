@@ -1,0 +1,108 @@
+"""How ends of runs travel through Taskiq's results: what those cannot say is in a label."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from collections.abc import Iterator
+from typing import Any, Final
+
+import attrs
+from pydantic import TypeAdapter
+from taskiq import AsyncBroker, AsyncResultBackend, TaskiqMessage, TaskiqResult
+from taskiq.serializers import PickleSerializer
+
+from qtasks_pluggy import TaskMessage, TaskStatus, Trail, TrailRecord
+from qtasks_pluggy.engines import Ended
+from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskDeadLetteredError
+
+# The label of a message, and that of a result, which have what is ours.
+HEADER: Final = "qtasks_pluggy"
+END: Final = "qtasks_pluggy_end"
+
+# Results of these types travel as they are.
+_PLAIN: Final = frozenset({type(None), bool, int, float, str})
+_ANY: Final[TypeAdapter[Any]] = TypeAdapter(Any)
+
+
+def unserializable(broker: AsyncBroker, message: TaskMessage) -> str | None:
+    """Name the first argument that does not travel, by its place and type, not its value."""
+    for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
+        try:
+            broker.formatter.dumps(
+                TaskiqMessage(task_id="", task_name="", labels={}, args=[value], kwargs={})
+            )
+        except Exception:  # noqa: BLE001  # whatever a value's own methods raise
+            return f"argument {place!r}, a {type(value).__name__},"
+    return None
+
+
+def refuse_unserializable(result: Any, task: str) -> None:
+    """Refuse a result that Taskiq would drop, which leaves whoever waits for it waiting.
+
+    Raises:
+        EngineError: It has no form in JSON, the one that results have.
+    """
+    if type(result) in _PLAIN:
+        return
+    try:
+        if isinstance(result, Iterator):
+            msg = "it can be read once only"
+            raise TypeError(msg)  # noqa: TRY301  # the same end as that of whatever has no form
+        _ANY.dump_python(result, mode="json")
+    except Exception as error:
+        msg = (
+            f"engine 'taskiq', task {task!r}: its result, a {type(result).__name__}, cannot be"
+            f" serialized ({type(error).__name__}: {error}); return something that JSON can say"
+        )
+        raise EngineError(msg) from error
+
+
+def packed(ended: Ended, backend: AsyncResultBackend[Any]) -> str:
+    """Make a label of what Taskiq's result does not say of an end."""
+    end: dict[str, Any] = {"status": ended.status.value, "trail": records_of(ended.trail or ())}
+    # Read as pickle only where all of a result is pickle.
+    if ended.error is not None and isinstance(
+        getattr(backend, "serializer", None), PickleSerializer
+    ):
+        try:
+            data = pickle.dumps(ended.error)
+            pickle.loads(data)  # noqa: S301  # our own bytes, made one line up
+        except Exception:  # noqa: BLE001  # whatever a foreign error's pickling raises
+            data = b""
+        end["error"] = base64.b64encode(data).decode()
+    return json.dumps(end)
+
+
+def ended_of(result: TaskiqResult[Any], backend: AsyncResultBackend[Any]) -> Ended:
+    """Make an end of what Taskiq has stored."""
+    label = result.labels.get(END)
+    error = result.error
+    if label is None:
+        if error is None:
+            return Ended(TaskStatus.succeeded, result.return_value, trail=Trail())
+        return Ended(_status_by(error), error=error)
+    end = json.loads(label)
+    if end.get("error") and isinstance(getattr(backend, "serializer", None), PickleSerializer):
+        try:
+            error = pickle.loads(base64.b64decode(end["error"]))  # noqa: S301  # as the whole of it
+        except Exception as unread:  # noqa: BLE001  # whatever reading what others wrote raises
+            said = EngineError(
+                f"engine 'taskiq': the run's error cannot be read here: {type(unread).__name__}:"
+                f" {unread}; import what it is made of. Taskiq says: {error!r}"
+            )
+            error = said
+    trail = Trail(TrailRecord(**record) for record in end["trail"])
+    return Ended(TaskStatus(end["status"]), result.return_value, error, trail)
+
+
+def records_of(trail: Any) -> list[dict[str, Any]]:
+    """Make JSON of a trail's records."""
+    return [attrs.asdict(record) for record in trail]
+
+
+def _status_by(error: BaseException) -> TaskStatus:
+    if isinstance(error, TaskDeadLetteredError):
+        return TaskStatus.dead_lettered
+    return TaskStatus.cancelled if isinstance(error, TaskCancelError) else TaskStatus.failed

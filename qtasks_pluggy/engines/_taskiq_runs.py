@@ -1,0 +1,258 @@
+"""The runs at work in a process that Taskiq's receivers do, and the plugins' life there."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import signal
+import sys
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from multiprocessing import current_process, parent_process
+from typing import Any, Final
+
+import attrs
+from taskiq import (
+    AsyncBroker,
+    AsyncTaskiqTask,
+    InMemoryBroker,
+    NoResultError,
+    TaskiqEvents,
+    TaskiqMessage,
+    TaskiqMiddleware,
+    TaskiqResult,
+)
+from taskiq.decor import AsyncTaskiqDecoratedTask
+from taskiq.labels import prepare_label
+
+from qtasks_pluggy import QueueTasks, TaskMessage, TaskStatus
+from qtasks_pluggy.engines import Ended, log_event
+from qtasks_pluggy.engines._taskiq_brokers import queue_of
+from qtasks_pluggy.engines._taskiq_ends import END, ended_of, packed
+from qtasks_pluggy.exc import EngineError
+
+# By which our own functions are known among those of native tasks.
+OURS: Final = "qtasks_pluggy_task"
+
+
+@attrs.define(eq=False)
+class Run:
+    """One attempt that a receiver makes.
+
+    Attributes:
+        message: What Taskiq handed over.
+        outer: The run in whose midst this one is done, by a broker that does it in place.
+        host: The asyncio task that makes the attempt.
+        taken: Whether its function has been called.
+        ended: What Taskiq cannot say of its end.
+    """
+
+    message: TaskiqMessage
+    outer: Run | None = None
+    host: int = 0
+    taken: bool = False
+    ended: Ended | None = None
+
+
+class Ticket(AsyncTaskiqTask[Any]):
+    """A run that was submitted; Taskiq's own kind of object.
+
+    Args:
+        task_id: The run's id.
+        task_name: The task's name.
+        broker: What it is submitted to.
+    """
+
+    def __init__(self, task_id: str, task_name: str, broker: AsyncBroker) -> None:
+        super().__init__(task_id, broker.result_backend)
+        self.task_name = task_name
+        self.ended: Ended | None = None
+        # Set by a broker that does the run in this process.
+        self.native: TaskiqResult[Any] | None = None
+        self.is_over: asyncio.Event = asyncio.Event()
+
+    async def read(self) -> None:
+        """Read the stored end."""
+        self.ended = ended_of(await self.get_result(), self.result_backend)
+
+
+class Runs(TaskiqMiddleware):
+    """Knows which run a function is called for, and hears of its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of runs that this process does itself and somebody here may ask about.
+        self.tickets: weakref.WeakValueDictionary[str, Ticket] = weakref.WeakValueDictionary()
+        # Whether native tasks too are acknowledged only when they are over.
+        self.keeps_all = False
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        """Remember the run; called in the context in which its function will be called."""
+        if self.keeps_all:
+            message.labels.setdefault("ack_type", "when_saved")
+        host, outer = id(asyncio.current_task()), _current.get()
+        if outer is not None and outer.host != host:
+            # It belongs to whoever sent this one, and would hold on to all that came before.
+            outer = None
+        _current.set(Run(message, outer, host))
+        return message
+
+    def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        """Put what is ours of the end where Taskiq's goes."""
+        run = _current.get()
+        while run is not None and run.message.task_id != message.task_id:
+            run = run.outer
+        _current.set(None if run is None else run.outer)
+        if run is not None and run.ended is not None:
+            backend = self.broker.result_backend
+            result.labels = {**result.labels, END: packed(run.ended, backend)}
+        ticket = self.tickets.get(message.task_id)
+        if ticket is not None and not isinstance(result.error, NoResultError):
+            ticket.native = result
+            ticket.is_over.set()
+
+
+def runs_of(broker: AsyncBroker) -> Runs:
+    """Give the one middleware of ours that a broker has."""
+    for middleware in broker.middlewares:
+        if isinstance(middleware, Runs):
+            return middleware
+    runs = Runs()
+    broker.add_middlewares(runs)
+    return runs
+
+
+def take(task_name: str) -> Run | None:
+    """Give the run for which a receiver calls this task's function now; None for other calls."""
+    run = _current.get()
+    if run is None or run.taken or run.message.task_name != task_name:
+        return None
+    run.taken = True
+    return run
+
+
+def awaited(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have receivers await what a plain function returns, as they do an ``async def``'s."""
+    mark: Callable[[Any], Any] | None = getattr(inspect, "markcoroutinefunction", None)
+    if mark is not None:
+        return mark(function)  # type: ignore[no-any-return]  # its own argument
+    # What Python 3.11 has in its place.
+    vars(function)["_is_coroutine"] = vars(asyncio.coroutines)["_is_coroutine"]
+    return function
+
+
+def message_of(broker: AsyncBroker, native: TaskiqMessage, **known: Any) -> TaskMessage:
+    """Make a message of what Taskiq knows of a run; what it does not know is None."""
+    return TaskMessage(
+        native.task_name,
+        tuple(native.args),
+        native.kwargs,
+        uuid=native.task_id,
+        queue=queue_of(broker, native.labels),
+        engine="taskiq",
+        redelivered=None,
+        **known,
+    )
+
+
+async def send_again(
+    broker: AsyncBroker, message: TaskiqMessage, delay: float | None, **labels: Any
+) -> None:
+    """Send a run's next attempt, under its own id and with its labels.
+
+    Args:
+        broker: Where it came from.
+        message: What Taskiq handed over.
+        delay: Seconds before it; where the broker can.
+        labels: What changes.
+    """
+    labels = {**message.labels, **labels}
+    prepared = {name: prepare_label(value) for name, value in labels.items()}
+    again = message.model_copy(
+        update={
+            "labels": {name: text for name, (text, _) in prepared.items()},
+            "labels_types": {name: kind for name, (_, kind) in prepared.items()},
+        }
+    )
+    native = broker.formatter.dumps(again)
+    # For the broker alone: what the task's own label says is for its first attempt.
+    native.labels = {name: value for name, value in again.labels.items() if name != "delay"}
+    if delay:
+        native.labels["delay"] = str(delay)
+    await broker.kick(native)
+
+
+class WorkerLife:
+    """Starts an app's plugins before a worker's process takes a run, and stops them at its end.
+
+    Args:
+        broker: Its workers say when they begin and end.
+        app: Gives the app; an error of it refuses the worker.
+        name: Whose worker it is.
+    """
+
+    def __init__(self, broker: AsyncBroker, app: Callable[[], QueueTasks], name: str) -> None:
+        self._broker = broker
+        self._app = app
+        self._name = name
+        self._life: Any = None
+        # The event loop of this process's runs.
+        self.loop: asyncio.AbstractEventLoop | None = None
+        broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, self._begin)
+        broker.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, self._end)
+
+    async def _begin(self, _: Any) -> None:
+        try:
+            if "--use-process-pool" in sys.argv and self._broker.is_worker_process:
+                msg = (
+                    f"engine 'taskiq', {self._name}: plugins decide in the worker's process, so"
+                    " plain functions cannot be sent to a pool of others; start it without"
+                    " --use-process-pool, and with more --workers"
+                )
+                raise EngineError(msg)  # noqa: TRY301  # refused as whatever is wrong with the app
+            app = self._app()
+            # In the process that submits it is started already, and is not ours to stop.
+            if not app.is_started:
+                life = app.in_worker
+                await life.__aenter__()
+                self._life = life
+        except Exception as error:
+            log_event("error", "worker_cannot_start", app=self._name, exc_info=error)
+            if isinstance(self._broker, InMemoryBroker):
+                raise
+            parent = parent_process()
+            if parent is not None and current_process().name.startswith("worker-"):
+                # The command would replace this process for ever.
+                os.kill(parent.pid or os.getppid(), signal.SIGTERM)
+            # Not an Exception, which a receiver logs, and begins again.
+            raise SystemExit(str(error)) from error
+        if not isinstance(self._broker, InMemoryBroker):
+            self.loop = asyncio.get_running_loop()
+
+    async def _end(self, _: Any) -> None:
+        life, self._life, self.loop = self._life, None, None
+        if life is not None:
+            await life.__aexit__(None, None, None)
+
+
+_current: Final[ContextVar[Run | None]] = ContextVar("qtasks_pluggy_taskiq_run", default=None)
+
+
+def unknown(broker: AsyncBroker, name: str) -> AsyncTaskiqDecoratedTask[Any, Any]:
+    """Make a task that says that there is none."""
+
+    async def body(*_: Any, **__: Any) -> None:
+        """End the run in an error."""
+        error = EngineError(
+            f"engine 'taskiq', task {name!r}: the worker has no such task. It must import every"
+            " module that declares tasks, and run the same code as those who submit"
+        )
+        run = take(name)
+        if run is not None:
+            run.message.labels["retry_on_error"] = False
+            run.ended = Ended(TaskStatus.failed, error=error)
+        raise error
+
+    return AsyncTaskiqDecoratedTask(broker, name, body, {})

@@ -1,0 +1,391 @@
+"""Celery: an app's runs on an app that is Celery's own, or plugins for that one's own tasks.
+
+The worker is Celery's own command, ``celery -A module worker``. Runs survive a killed worker on
+RabbitMQ and on Redis.
+"""
+
+# Celery has no types.
+# pyright: reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+import attrs
+from celery import Celery, states
+from celery.exceptions import NotRegistered, Retry, WorkerShutdown, WorkerTerminate
+from celery.result import EagerResult
+from kombu import serialization
+from kombu.exceptions import EncodeError
+
+from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
+from qtasks_pluggy.engines import Capabilities, Ended, Outcome
+from qtasks_pluggy.engines._celery_reverse import (
+    CONTROL,
+    OURS,
+    Plugins,
+    carry_out,
+    install,
+    message_of,
+)
+from qtasks_pluggy.engines._celery_settings import (
+    VISIBILITY,
+    at_least_once,
+    broker_of,
+    complete,
+    has_results,
+    is_safe,
+    most_priority,
+    native_priority,
+    reach,
+    told,
+)
+from qtasks_pluggy.engines._celery_worker import WorkerLife
+from qtasks_pluggy.exc import (
+    CapabilityError,
+    EngineError,
+    TaskCancelError,
+    TaskDeadLetteredError,
+    TaskPluginTriggerError,
+)
+
+__all__ = ["CeleryEngine", "Plugins", "at_least_once", "install"]
+
+# The header of a message that has what is ours.
+HEADER: Final = "qtasks_pluggy"
+# Seconds, the least and the most, between two looks whether a run has ended.
+_POLL: Final = (0.001, 0.02)
+# Seconds before a run is done again whose worker was lost, and how often, besides its retries.
+_AFTER_LOSS: Final = 1
+_LOSSES: Final = 10
+_STATUS: Final = {
+    states.STARTED: TaskStatus.running,
+    states.RETRY: TaskStatus.queued,
+    states.SUCCESS: TaskStatus.succeeded,
+    states.REVOKED: TaskStatus.cancelled,
+}
+
+
+class CeleryEngine:
+    """Celery behind an app.
+
+    Args:
+        native: The Celery app.
+    """
+
+    name = "celery"
+    blocking = True
+
+    def __init__(self, native: Celery) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.control: tuple[type[Exception], ...] = CONTROL
+        self.native: Any = native
+        self._app: QueueTasks | None = None
+        self._capabilities: Capabilities | None = None
+        self._tasks: dict[str, Any] = {}
+        # One at a time, so that a killed worker holds up nothing that it has not begun.
+        native.add_defaults({"worker_prefetch_multiplier": 1})
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do with this broker and these results."""
+        # Not before it is asked for: settings can come behind the app.
+        if self._capabilities is not None:
+            return self._capabilities
+        native = self.native
+        self._capabilities = Capabilities(
+            delay=not native.conf.task_always_eager,
+            dead_letter=True,
+            cancel_queued=not native.conf.task_always_eager,
+            results=has_results(native),
+            at_least_once=is_safe(native),
+            priority=most_priority(native) is not None,
+            metadata=True,
+        )
+        return self._capabilities
+
+    def goes_on(self, error: BaseException) -> bool:
+        """Say whether the task has asked Celery for another attempt."""
+        return isinstance(error, Retry)
+
+    def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
+        """Make the task known to Celery, under its own name.
+
+        Raises:
+            EngineError: Celery has a task of this name, or this is behind another app.
+        """
+        if self._app is None:
+            self._app = app
+            self._life = WorkerLife(self.native, lambda: app, self._check)
+        if self._app is not app:
+            msg = f"engine 'celery' is behind app {self._app.name!r} already; make one for each app"
+            raise EngineError(msg)
+        name, most = task_func.name, task_func.max_retries
+        if name in vars(self.native)["_tasks"]:
+            raise self._taken(name)
+
+        def body(task: Any, *_: Any, **__: Any) -> Any:
+            return self._work(app, task)
+
+        body.__module__ = HEADER
+        task = self.native.task(
+            name=name,
+            bind=True,
+            # Every Celery app of a process has those that are shared.
+            shared=False,
+            acks_late=True,
+            # Counted, unlike a rejection: a run that kills its workers has an end.
+            retry_on_worker_lost=True,
+            default_retry_delay=_AFTER_LOSS,
+            max_retries=None if most is None else most + _LOSSES,
+            **{OURS: True},
+        )(body)
+        self._tasks[name] = task
+
+    def start(self, app: QueueTasks, workers: int | None) -> None:
+        """Look whether broker and results can be used."""
+        if workers:
+            msg = (
+                f"engine 'celery': app {app.name!r} is to do runs in this process, and Celery's own"
+                " command does them: celery -A MODULE worker"
+            )
+            raise EngineError(msg)
+        if self.native.conf.task_always_eager:
+            return
+        self._check()
+        reach(self.native)
+
+    def stop(self) -> None:
+        """Do nothing: the connections are Celery's."""
+
+    def submit(self, message: TaskMessage, delay: float | None) -> Any:
+        """Send a native message."""
+        native = self.native
+        header: dict[str, Any] = {"created_at": message.created_at, "attempt": 1}
+        if message.metadata:
+            header["metadata"] = message.metadata
+        if message.priority:
+            header["priority"] = message.priority
+        if delay and delay > self._visibility:
+            msg = (
+                f"engine 'celery', task {message.name!r}: delay={delay} is longer than Redis lets a"
+                f" worker keep a message, {self._visibility} seconds; raise 'visibility_timeout' in"
+                " broker_transport_options"
+            )
+            raise EngineError(msg)
+        priority = native_priority(native, message.priority or 0, message.name)
+        if broker_of(native) == "redis":
+            # It would subscribe to every run's end, also of those that nobody waits for.
+            vars(native.backend)["on_task_call"] = _say_nothing
+        try:
+            ticket = told(
+                message.name,
+                self._tasks[message.name].apply_async,
+                message.args,
+                message.kwargs,
+                task_id=str(message.uuid),
+                countdown=delay or None,
+                priority=priority,
+                headers={HEADER: header},
+            )
+        except (EncodeError, TypeError, OverflowError) as error:
+            msg = (
+                f"engine 'celery' cannot take task {message.name!r}:"
+                f" {self._unserializable(message)} is no {native.conf.task_serializer}"
+                f" ({type(error).__name__}: {error}); give it something that is, an id or a path"
+            )
+            raise EngineError(msg) from error
+        vars(ticket)["our_task"] = message.name
+        return ticket
+
+    def result(self, ticket: Any, timeout: float | None) -> Ended | None:
+        """Wait for the stored end."""
+        if not self.capabilities.results and not isinstance(ticket, EagerResult):
+            msg = (
+                f"engine 'celery', {self.native.main}: {self.native.backend.as_uri()} does not give"
+                " a result to whoever asks; give Celery another backend=, as redis://"
+            )
+            raise CapabilityError(msg)
+        end = None if timeout is None else time.monotonic() + timeout
+        pause, most = _POLL
+        while (ended := self._ended(ticket)) is None:
+            left = most if end is None else end - time.monotonic()
+            if left <= 0:
+                return None
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, most)
+        return ended
+
+    def status(self, ticket: Any) -> TaskStatus | None:
+        """Tell how far a run is; nothing of one that waits, or that does not say when it begins."""
+        if not self.capabilities.results and not isinstance(ticket, EagerResult):
+            return None
+        state, error = self._state(ticket)
+        if state == states.FAILURE:
+            return _ended_by(error)
+        return _STATUS.get(state)
+
+    def trail(self, ticket: Any) -> Trail | None:  # noqa: ARG002  # the seam's name
+        """Say nothing: Celery keeps results, and no more."""
+        return None
+
+    def cancel(self, ticket: Any, reason: str) -> bool:
+        """Have the workers drop a run that waits; nobody can be asked while none of them lives."""
+        if isinstance(ticket, EagerResult):
+            return False
+        control = self.native.control
+        name = ticket.our_task
+        answers = told(name, control.inspect(timeout=1).query_task, ticket.id)
+        if not answers or any(
+            state == "active" for one in answers.values() for state, _ in one.values()
+        ):
+            return False
+        if self.capabilities.results and self._state(ticket)[0] in states.READY_STATES:
+            return False
+        vars(ticket)["our_reason"] = reason
+        return bool(told(name, control.revoke, ticket.id, reply=True, timeout=1, limit=1))
+
+    def message(self, native: Any) -> TaskMessage:
+        """Make a message of a native task at work."""
+        request = native.request
+        header = (request.headers or {}).get(HEADER) or {}
+        message = message_of(request, request.args, request.kwargs)
+        attempt = header.get("attempt")
+        lost = attempt is not None and request.retries >= attempt
+        return attrs.evolve(
+            message,
+            priority=header.get("priority", 0),
+            created_at=header.get("created_at"),
+            attempt=attempt,
+            redelivered=message.redelivered or lost,
+            metadata=header.get("metadata", {}),
+        )
+
+    def carry_out(self, outcome: Outcome, native: Any) -> Any:
+        """Return what Celery is to store, or raise what makes it do what the plugins decided."""
+        if outcome.action != "retry":
+            error = outcome.error
+            if isinstance(error, TaskPluginTriggerError) and error.kwargs and not error.args:
+                # Celery keeps arguments alone, and the text would be lost.
+                error.args = (str(error),)
+            return carry_out(outcome, native)
+        headers = dict(native.request.headers or {})
+        header = headers.get(HEADER) or {}
+        headers[HEADER] = {**header, "attempt": (header.get("attempt") or 1) + 1}
+        return carry_out(outcome, native, headers=headers)
+
+    def _work(self, app: QueueTasks, task: Any) -> Any:
+        self._life.begin()
+        executor = app.executor_for(self.message(task))
+        try:
+            outcome = executor.attempt_on_sync(self)
+        except (WorkerShutdown, WorkerTerminate, KeyboardInterrupt):
+            # How Celery ends a worker in the middle of a run.
+            raise
+        except asyncio.CancelledError:
+            outcome = Outcome("cancel", TaskCancelError("the task was cancelled"))
+        except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
+            # It would end the process with the run.
+            failure = RuntimeError(f"task {task.name!r}: {error!r}")
+            failure.__cause__ = error
+            outcome = Outcome("fail", failure)
+        return self.carry_out(outcome, task)
+
+    def _check(self, _: Any = None) -> None:
+        """Refuse, in clients and workers, what would be done twice as a matter of course."""
+        complete(self.native)
+        every: Iterable[Any] = () if self._app is None else self._app.tasks.values()
+        for task in every:
+            if not getattr(self.native.tasks[task.name], OURS, False):
+                # It came after, but was there first when Celery looked.
+                raise self._taken(task.name)
+            limit = task.task_func.max_time
+            native_priority(self.native, task.task_func.priority, task.name)
+            if limit is not None and limit >= self._visibility:
+                msg = (
+                    f"engine 'celery', task {task.name!r}: with max_time={limit} it would be done"
+                    f" twice: Redis gives a message to another worker after {self._visibility}"
+                    " seconds; raise 'visibility_timeout' in broker_transport_options"
+                )
+                raise EngineError(msg)
+
+    def _taken(self, name: str) -> EngineError:
+        msg = (
+            f"engine 'celery': the Celery app {self.native.main!r} has a task {name!r} of its own;"
+            " give ours another name="
+        )
+        return EngineError(msg)
+
+    @property
+    def _visibility(self) -> float:
+        """Seconds for which a worker may keep a message."""
+        if self.native.conf.task_always_eager or broker_of(self.native) != "redis":
+            return float("inf")
+        options = self.native.conf.broker_transport_options or {}
+        return float(options.get("visibility_timeout", VISIBILITY))
+
+    def _state(self, ticket: Any) -> tuple[str, Any]:
+        if isinstance(ticket, EagerResult):
+            return ticket.state, ticket.result
+        # This thread's own; some of them must not be shared.
+        name = ticket.our_task
+        meta = told(name, self.native.backend.get_task_meta, ticket.id)
+        return meta["status"], meta["result"]
+
+    def _ended(self, ticket: Any) -> Ended | None:
+        try:
+            state, result = self._state(ticket)
+        except EngineError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever reading what others wrote raises
+            msg = (
+                f"engine 'celery', task {ticket.our_task!r}: its end cannot be read here:"
+                f" {type(error).__name__}: {error}; import what the worker's result is made of"
+            )
+            return Ended(TaskStatus.failed, error=EngineError(msg))
+        if state == states.SUCCESS:
+            return Ended(TaskStatus.succeeded, result)
+        if state == states.REVOKED:
+            if not isinstance(result, TaskCancelError):
+                result = TaskCancelError(vars(ticket).get("our_reason") or str(result))
+            return Ended(TaskStatus.cancelled, error=result)
+        if state != states.FAILURE:
+            return None
+        return Ended(_ended_by(result), error=_error_of(ticket, result))
+
+    def _unserializable(self, message: TaskMessage) -> str:
+        """Name the first argument that does not travel, by its place and type, not its value."""
+        for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
+            try:
+                serialization.dumps(value, self.native.conf.task_serializer)  # type: ignore[no-untyped-call]  # kombu's
+            except Exception:  # noqa: BLE001  # whatever a value's own methods raise
+                return f"argument {place!r}, a {type(value).__name__},"
+        return "an argument"
+
+
+def _ended_by(error: Any) -> TaskStatus:
+    if isinstance(error, TaskDeadLetteredError):
+        return TaskStatus.dead_lettered
+    return TaskStatus.cancelled if isinstance(error, TaskCancelError) else TaskStatus.failed
+
+
+def _error_of(ticket: Any, error: Any) -> BaseException:
+    """Say in our own words what Celery says of a run that it could not do."""
+    who = f"engine 'celery', task {ticket.our_task!r}"
+    if isinstance(error, NotRegistered):
+        msg = (
+            f"{who}: the worker has no such task. It must import every module that declares"
+            " tasks, and run the same code as those who submit"
+        )
+        return EngineError(msg)
+    if isinstance(error, EncodeError):
+        msg = f"{who}: its result cannot be serialized ({error}); return something that can"
+        return EngineError(msg)
+    return error if isinstance(error, BaseException) else EngineError(f"{who}: {error!r}")
+
+
+def _say_nothing(*_: Any, **__: Any) -> None:
+    """Stand in for what a result backend does when a task is submitted."""

@@ -1,0 +1,358 @@
+"""Dramatiq: an app's runs on a Dramatiq broker, or plugins for that one's own actors.
+
+The worker is Dramatiq's own command, ``dramatiq module``. Runs survive a killed worker on
+RabbitMQ and on Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import dramatiq
+from dramatiq import Broker, Worker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import BrokerError
+from dramatiq.middleware import Interrupt, TimeLimit
+from dramatiq.results import ResultFailure, ResultMissing, Results
+
+from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
+from qtasks_pluggy.engines import Capabilities, Ended, Outcome
+from qtasks_pluggy.engines._dramatiq_ends import packed, unpacked
+from qtasks_pluggy.engines._dramatiq_reverse import (
+    CONTROL,
+    HEADER,
+    WorkerLife,
+    at_least_once,
+    carry_out,
+    check_result,
+    current,
+    install,
+    message_of,
+)
+from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
+
+__all__ = ["DramatiqEngine", "at_least_once", "install"]
+
+# Seconds, the least and the most, between two looks whether a run has ended.
+_POLL: Final = (0.001, 0.02)
+# Seconds for a server to answer, when an app starts.
+_PATIENCE: Final = 8
+# Milliseconds for which a result is kept: a day, instead of Dramatiq's ten minutes.
+_KEPT: Final = 86_400_000
+# Seconds, after a task's own ``max_time``, for the plugins that are asked about its end.
+_MARGIN: Final = 60
+_STATUS: Final = {
+    "cancel": TaskStatus.cancelled,
+    "dead_letter": TaskStatus.dead_lettered,
+}
+
+
+class DramatiqEngine:
+    """A Dramatiq broker behind an app.
+
+    Args:
+        native: The broker.
+        queue_name: The queue of tasks that are declared without one.
+    """
+
+    name = "dramatiq"
+    blocking = True
+
+    def __init__(self, native: Broker, queue_name: str = "default") -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.control: tuple[type[Exception], ...] = CONTROL
+        self.native: Any = native
+        self._queue = queue_name
+        self._app: QueueTasks | None = None
+        self._worker: Worker | None = None
+        is_safe = not isinstance(native, StubBroker)
+        if is_safe:
+            at_least_once(native)
+        self._most = getattr(native, "max_priority", None)
+        self.capabilities: Capabilities = Capabilities(
+            delay=True,
+            dead_letter=True,
+            results=self._results is not None,
+            at_least_once=is_safe,
+            priority=self._most is not None,
+            metadata=True,
+        )
+
+    @property
+    def _results(self) -> Any:
+        """The backend of results; None where there is none."""
+        every = (one.backend for one in self.native.middleware if isinstance(one, Results))
+        return next(every, None)
+
+    def goes_on(self, error: BaseException) -> bool:  # noqa: ARG002  # the seam's name
+        """Say no: whoever retries is a plugin."""
+        return False
+
+    def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
+        """Make the task known to Dramatiq, under its own name.
+
+        Raises:
+            EngineError: The broker has an actor of this name, or this is behind another app.
+        """
+        if self._app is None:
+            self._app = app
+            self.native.add_middleware(_Forward(lambda: app, self))
+        if self._app is not app:
+            msg = (
+                f"engine 'dramatiq' is behind app {self._app.name!r} already; make one for each app"
+            )
+            raise EngineError(msg)
+
+        def body(*args: Any, **kwargs: Any) -> Any:
+            message = current.get()
+            if message is None:
+                return task_func.func(*args, **kwargs)
+            return self._work(app, message)
+
+        # By which it is known that no ``install`` is to cover it.
+        body.qtasks_pluggy = None  # type: ignore[attr-defined]  # a function's own attribute
+        given = {"max_retries": 0, "store_results": True, "result_ttl": _KEPT}
+        options: Any = {k: v for k, v in given.items() if k in self.native.actor_options}
+        for one in self.native.middleware:
+            if isinstance(one, TimeLimit) and task_func.max_time is not None:
+                # Whose end is one that no plugin hears of; ours comes first.
+                options["time_limit"] = max(
+                    one.time_limit, round((task_func.max_time + _MARGIN) * 1000)
+                )
+        options["queue_name"] = task_func.extra.get("queue_name", self._queue)
+        try:
+            dramatiq.actor(actor_name=task_func.name, broker=self.native, **options)(body)
+        except ValueError as error:
+            msg = f"engine 'dramatiq': task {task_func.name!r} of app {app.name!r}: {error}"
+            raise EngineError(msg) from error
+
+    def start(self, app: QueueTasks, workers: int | None) -> None:
+        """Look whether the servers can be used; do runs in this process, if asked to."""
+        for task in app.tasks.values():
+            self._native_priority(task.name, task.task_func.priority)
+        for what, owner in (("broker", self.native), ("result backend", self._results)):
+            _reach(app.name, what, owner)
+        if workers:
+            self._worker = Worker(self.native, worker_threads=workers, worker_timeout=100)
+            self._worker.start()
+
+    def stop(self) -> None:
+        """Finish the runs that this process is doing; those that wait stay with the broker."""
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+    def submit(self, message: TaskMessage, delay: float | None) -> Any:
+        """Enqueue a native message."""
+        header: dict[str, Any] = {"attempt": 1}
+        if message.metadata:
+            header["metadata"] = dict(message.metadata)
+        if message.priority:
+            header["priority"] = message.priority
+        options: dict[str, Any] = {HEADER: header}
+        priority = self._native_priority(message.name, message.priority or 0)
+        if priority is not None:
+            options["broker_priority"] = priority
+        native = self.native.get_actor(message.name).message_with_options(
+            args=message.args, kwargs=dict(message.kwargs), **options
+        )
+        native = native.copy(message_id=str(message.uuid))
+        try:
+            native.encode()
+        except Exception as error:
+            msg = (
+                f"engine 'dramatiq' cannot take task {message.name!r}: {_unserializable(message)}"
+                f" cannot be serialized ({type(error).__name__}: {error}); give it something that"
+                " can, an id or a path"
+            )
+            raise EngineError(msg) from error
+        wait = max(1, round(delay * 1000)) if delay else None
+        _told(message.name, self.native.enqueue, native, delay=wait)
+        return native
+
+    def result(self, ticket: Any, timeout: float | None) -> Ended | None:
+        """Wait for the stored end."""
+        if self._results is None:
+            msg = (
+                "engine 'dramatiq': this broker keeps no results; give it one, "
+                "broker.add_middleware(Results(backend=...))"
+            )
+            raise CapabilityError(msg)
+        end = None if timeout is None else time.monotonic() + timeout
+        pause, most = _POLL
+        while (ended := self._ended(ticket)) is None:
+            left = most if end is None else end - time.monotonic()
+            if left <= 0:
+                return None
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, most)
+        return ended
+
+    def status(self, ticket: Any) -> TaskStatus | None:
+        """Tell how a run ended; nothing of one that has not."""
+        ended = None if self._results is None else self._ended(ticket)
+        return None if ended is None else ended.status
+
+    def trail(self, ticket: Any) -> Trail | None:  # noqa: ARG002  # the seam's name
+        """Say nothing: Dramatiq keeps results, and no more."""
+        return None
+
+    def cancel(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # the seam's name
+        """Refuse: Dramatiq takes no message back."""
+        msg = f"engine 'dramatiq' cannot cancel a run, so {ticket.message_id} goes on"
+        raise CapabilityError(msg)
+
+    def message(self, native: Any) -> TaskMessage:
+        """Make a message of a native one."""
+        header = native.options.get(HEADER) or {}
+        return message_of(native, tuple(native.args), dict(native.kwargs), header.get("attempt"))
+
+    def carry_out(self, outcome: Outcome, native: Any) -> Any:
+        """Return what Dramatiq is to store, or raise what makes it do what the plugins decided."""
+        if outcome.action == "succeed" and self._results is not None:
+            try:
+                check_result(self.native, native.actor_name, outcome.result)
+            except EngineError as error:
+                outcome = Outcome("fail", error)
+        if outcome.action in {"fail", "dead_letter"}:
+            # With the error's class, of which Dramatiq would keep the name.
+            self._store(self.native, native, outcome)
+            native.options["store_results"] = False
+        return carry_out(self.native, outcome, native, self._store)
+
+    def _store(self, _: Broker, native: Any, outcome: Outcome) -> None:
+        if self._results is not None:
+            status = _STATUS.get(outcome.action, TaskStatus.failed)
+            end = packed(Ended(status, error=outcome.error))
+            self._results.store_result(native, end, _KEPT)
+
+    def _work(self, app: QueueTasks, native: Any) -> Any:
+        # A task that is called within this one is called as a function.
+        token = current.set(None)
+        try:
+            executor = app.executor_for(self.message(native))
+            outcome = executor.attempt_on_sync(self)
+        except asyncio.CancelledError:
+            outcome = Outcome("cancel", TaskCancelError("the task was cancelled"))
+        except (Interrupt, KeyboardInterrupt):
+            # How Dramatiq ends a run, or its worker.
+            raise
+        except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
+            failure = error
+            if not isinstance(error, Exception):
+                failure = RuntimeError(f"task {native.actor_name!r}: {error!r}")
+                failure.__cause__ = error
+            outcome = Outcome("fail", failure)  # type: ignore[arg-type]  # an Exception by now
+        finally:
+            current.reset(token)
+        return self.carry_out(outcome, native)
+
+    def end_unknown(self, native: Any) -> None:
+        """Give an end to a run whose task this worker does not have, and which it sets aside."""
+        msg = (
+            f"engine 'dramatiq', task {native.actor_name!r}: the worker has no such task. It must"
+            " import every module that declares tasks, and run the same code as those who submit"
+        )
+        self._store(self.native, native, Outcome("fail", EngineError(msg)))
+
+    def _ended(self, ticket: Any) -> Ended | None:
+        who = f"engine 'dramatiq', task {ticket.actor_name!r}"
+        try:
+            result = _told(ticket.actor_name, self._results.get_result, ticket, block=False)
+        except ResultMissing:
+            return None
+        except ResultFailure as error:
+            return Ended(TaskStatus.failed, error=EngineError(f"{who}: {error}"))
+        return unpacked(result, who)
+
+    def _native_priority(self, task: str, priority: int) -> int | None:
+        """Translate a priority, of which higher ones run first, and 0 is in the middle."""
+        if self._most is None:
+            return None
+        middle: int = (self._most + 1) // 2
+        if not 0 <= middle + priority <= self._most:
+            msg = (
+                f"engine 'dramatiq', task {task!r}: priority={priority}; this broker takes those"
+                f" from {-middle} to {self._most - middle}"
+            )
+            raise CapabilityError(msg)
+        return middle + priority
+
+
+class _Forward(WorkerLife):
+    """The plugins' life in workers, and an end for runs of tasks that they do not have."""
+
+    def __init__(self, app: Callable[[], QueueTasks], engine: DramatiqEngine) -> None:
+        super().__init__(app)
+        self._engine = engine
+
+    def before_nack(self, broker: Broker, message: Any) -> None:
+        """Tell who waits for a run whose task is not there."""
+        if message.actor_name not in broker.actors and HEADER in message.options:
+            self._engine.end_unknown(message)
+
+
+def _reach(app: str, what: str, owner: Any) -> None:
+    """Look whether a server answers.
+
+    Raises:
+        EngineError: It does not, within 8 seconds.
+    """
+    trouble: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            if (client := getattr(owner, "client", None)) is not None:
+                client.ping()
+            elif hasattr(owner, "parameters"):
+                import pika  # noqa: PLC0415  # only who has RabbitMQ has it
+
+                pika.BlockingConnection(parameters=owner.parameters).close()
+        except BaseException as error:  # noqa: BLE001  # told to whoever started the thread
+            trouble.append(error)
+
+    # A thread, because some clients wait without end for a server that says nothing.
+    thread = threading.Thread(target=ask, name="qtasks-pluggy-dramatiq", daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    if not thread.is_alive() and not trouble:
+        return
+    why = f"no answer within {_PATIENCE} seconds"
+    if trouble:
+        # pika's own errors have no text, but show what they hold.
+        why = f"{type(trouble[0]).__name__}: {str(trouble[0]) or repr(trouble[0])}"
+    msg = (
+        f"engine 'dramatiq', app {app!r}: {what} {type(owner).__name__} cannot be used: {why};"
+        " start its server, or give it another address"
+    )
+    raise EngineError(msg) from (trouble[0] if trouble else None)
+
+
+def _told(task: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return call(*args, **kwargs)
+    except (BrokerError, OSError) as error:
+        failed = error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in {"redis", "pika"}:
+            raise
+        failed = error  # type: ignore[assignment]  # a client's own kind
+    msg = (
+        f"engine 'dramatiq', task {task!r}: the server failed: {type(failed).__name__}: {failed};"
+        " look whether it runs"
+    )
+    raise EngineError(msg) from failed
+
+
+def _unserializable(message: TaskMessage) -> str:
+    """Name the first argument that does not travel, by its place and type, not its value."""
+    for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
+        try:
+            dramatiq.get_encoder().encode({"value": value})
+        except Exception:  # noqa: BLE001  # whatever a value's own methods raise
+            return f"argument {place!r}, a {type(value).__name__},"
+    return "an argument"

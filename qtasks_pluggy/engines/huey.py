@@ -1,0 +1,375 @@
+"""Huey: ``huey+sqlite:///file.db``, the durable engine with no server, or a Huey object.
+
+The worker is Huey's own command, ``huey_consumer module.huey``, where ``huey`` is the app's
+``app.engine.native``. A ledger in Huey's storage keeps what a killed worker was doing.
+"""
+
+# Huey has no types, and its tasks carry what is ours.
+# pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from huey import CancelExecution, Huey
+from huey.api import Result, Task
+from huey.constants import EmptyData
+from huey.exceptions import HueyException, ResultTimeout, RetryTask
+from huey.storage import MemoryStorage, SqliteStorage
+from huey.utils import normalize_time
+
+from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
+from qtasks_pluggy.engines import Capabilities, Ended, Outcome, log_event
+from qtasks_pluggy.engines._huey_ends import PLAIN, ended_of, portable, unreadable, unserializable
+from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
+from qtasks_pluggy.engines._huey_reverse import (
+    CONTROL,
+    MODULE,
+    at_least_once,
+    goes_on,
+    install,
+)
+from qtasks_pluggy.engines._huey_storage import reach, sqlite_huey, told
+from qtasks_pluggy.engines._huey_worker import WorkerLife
+from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
+
+if TYPE_CHECKING:
+    from huey.consumer import Consumer
+
+_STATUS: Final = {
+    "succeed": TaskStatus.succeeded,
+    "cancel": TaskStatus.cancelled,
+    "dead_letter": TaskStatus.dead_lettered,
+}
+# Seconds, the most, between two looks whether a run has ended.
+_POLL: Final = 0.02
+# Seconds between two looks whether somebody else has read its end by this handle.
+_SLICE: Final = 0.2
+
+__all__ = ["HueyEngine", "at_least_once", "install"]
+
+
+class HueyEngine:
+    """Huey behind an app.
+
+    Args:
+        given: ``huey+sqlite:///file.db``, four slashes for an absolute path, with ``?ledger=0``
+            to go without the ledger; or a ``Huey`` object.
+
+    Raises:
+        EngineError: The URL is wrong, or the database cannot be used.
+    """
+
+    name = "huey"
+    blocking = True
+
+    def __init__(self, given: str | Huey) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.control: tuple[type[Exception], ...] = CONTROL
+        self.native: Any = given
+        keep = True
+        if isinstance(given, str):
+            self.native, keep = sqlite_huey(given, MODULE)
+        huey = self.native
+        durable = isinstance(huey.storage, SqliteStorage) and not huey.immediate
+        self._ledger = ledger_of(huey) if keep and durable else None
+        self.capabilities: Capabilities = Capabilities(
+            delay=not huey.immediate,
+            dead_letter=True,
+            cancel_queued=True,
+            results=bool(huey.results),
+            at_least_once=self._ledger is not None,
+            priority=isinstance(huey.storage, SqliteStorage | MemoryStorage)
+            or getattr(huey.storage, "priority", False),
+            metadata=True,
+        )
+        # Without one, nobody who waits would hear of a None.
+        self._bare = PLAIN if huey.store_none else PLAIN - {type(None)}
+        self._wrappers: dict[str, Any] = {}
+        self._app: QueueTasks | None = None
+        self._consumer: Consumer | None = None
+        self._taking = threading.local()
+        self._serialize = huey.serialize_task
+        huey.serialize_task = lambda task: getattr(task, "our_data", None) or self._serialize(task)
+        huey.deserialize_task = self._or_end(huey.deserialize_task)
+        for method in ("dequeue", "read_schedule"):
+            setattr(huey, method, self._for_good(getattr(huey, method)))
+        huey.build_error_result = self._with_our_end(huey.build_error_result)
+        huey.signal("revoked", "expired", "canceled")(self._ended_without_us)
+        WorkerLife(huey, lambda: self._app)
+
+    def goes_on(self, error: BaseException) -> bool:
+        """Say whether the task has asked Huey for another attempt."""
+        return goes_on(error, 0)
+
+    def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
+        """Make the task known to Huey, under its own name.
+
+        Raises:
+            EngineError: Huey has a task of this name, or this is behind another app.
+        """
+        if self._app is not None and self._app is not app:
+            msg = f"engine 'huey' is behind app {self._app.name!r} already; make one for each app"
+            raise EngineError(msg)
+        self._app = app
+
+        def body(*_: Any, task: Task, **__: Any) -> Any:
+            return self._work(app, task)
+
+        body.__module__ = MODULE
+        try:
+            wrapper = self.native.task(name=task_func.name, context=True)(body)
+        except ValueError as error:
+            msg = f"engine 'huey': task {task_func.name!r} of app {app.name!r}: {error}"
+            raise EngineError(msg) from error
+        self._wrappers[task_func.name] = wrapper
+
+    def start(self, app: QueueTasks, workers: int | None) -> None:
+        """Look whether the storage can be used; do runs in this process, if asked to."""
+        reach(self.native, app.name)
+        if not workers:
+            return
+        if self._ledger is not None:
+            told(self.native, app.name, self._ledger.recover_once)
+        consumer = self.native.create_consumer(
+            workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
+        )
+        # The process's signals are the app's.
+        consumer._set_signal_handlers = lambda: None  # noqa: SLF001  # no public switch
+        consumer.start()
+        self._consumer = consumer
+
+    def stop(self) -> None:
+        """Finish the runs that this process is doing; those that wait stay in the storage."""
+        if self._consumer is not None:
+            self._consumer.stop(graceful=True)
+            self._consumer = None
+
+    def submit(self, message: TaskMessage, delay: float | None) -> Result:
+        """Enqueue a native task; in the ledger first, so that no crash can lose it."""
+        header: dict[str, Any] = {"created_at": message.created_at, "attempt": 1}
+        if message.metadata:
+            header["metadata"] = message.metadata
+        huey = self.native
+        task = self._wrappers[message.name].task_class(
+            message.args,
+            {**message.kwargs, HEADER: header},
+            id=str(message.uuid),
+            eta=normalize_time(None, delay, huey.utc) if delay else None,
+            priority=message.priority or None,
+            retries=0,
+        )
+        try:
+            # Serialized once: what is enqueued is what the ledger has.
+            task.our_data = self._serialize(task)
+        except Exception as error:
+            what = unserializable(huey.serializer, message)
+            msg = (
+                f"engine 'huey' cannot take task {message.name!r}: {what} does not pickle"
+                f" ({type(error).__name__}: {error}); give it something that does, an id or a path"
+            )
+            raise EngineError(msg) from error
+        try:
+            if self._ledger is not None:
+                told(huey, message.name, self._ledger.put, task, task.our_data)
+            told(huey, message.name, huey.enqueue, task)
+        except BaseException as error:
+            if self._ledger is not None:
+                # Whoever is told that it is not submitted may submit it again.
+                with suppress(Exception):
+                    self._ledger.delete(task.id)
+            if isinstance(error, OverflowError):
+                msg = (
+                    f"engine 'huey', task {message.name!r}: the storage does not take its priority,"
+                    f" {message.priority}, or its delay, {delay}: {error}; give it smaller ones"
+                )
+                raise EngineError(msg) from error
+            raise
+        return Result(huey, task)
+
+    def result(self, ticket: Result, timeout: float | None) -> Ended | None:
+        """Wait for the stored end."""
+        if not self.native.results:
+            msg = "engine 'huey': this Huey keeps no results; make it with results=True"
+            raise CapabilityError(msg)
+
+        end = None if timeout is None else time.monotonic() + timeout
+
+        def wait() -> Any:
+            left = _SLICE if end is None else max(_POLL, min(_SLICE, end - time.monotonic()))
+            return ticket.get_raw_result(blocking=True, timeout=left, max_delay=_POLL)
+
+        try:
+            while True:
+                # In slices, because the first of several who wait takes it out of the storage.
+                with suppress(ResultTimeout):
+                    return ended_of(told(self.native, ticket.task.name, wait))
+                if end is not None and time.monotonic() >= end:
+                    return None
+        except EngineError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever reading what others wrote raises
+            return unreadable(ticket, error)
+
+    def status(self, ticket: Result) -> TaskStatus | None:
+        """Tell how far a run is; without a ledger only whether it has ended."""
+        return told(self.native, ticket.task.name, self._status, ticket)  # type: ignore[no-any-return]  # _status's
+
+    def _status(self, ticket: Result) -> TaskStatus | None:
+        raw = self.native.get_raw(ticket.id, peek=True)
+        if raw is not EmptyData:
+            try:
+                return ended_of(self.native.serializer.deserialize(raw)).status
+            except Exception as error:  # noqa: BLE001  # whatever reading what others wrote raises
+                return unreadable(ticket, error).status
+        entry = None if self._ledger is None else self._ledger.get(ticket.id)
+        if entry is None:
+            return None
+        return TaskStatus.queued if entry.owner is None else TaskStatus.running
+
+    def trail(self, ticket: Result) -> Trail | None:  # noqa: ARG002  # the seam's name
+        """Say nothing: the trail comes with the end."""
+        return None
+
+    def cancel(self, ticket: Result, reason: str) -> bool:
+        """Revoke a run that waits; it ends at once for those who wait for it."""
+        return told(self.native, ticket.task.name, self._cancel, ticket, reason)  # type: ignore[no-any-return]  # _cancel's
+
+    def _cancel(self, ticket: Result, reason: str) -> bool:
+        huey = self.native
+        status = self._status(ticket)
+        if status is None:
+            # No ledger says where it is, so Huey is asked.
+            waits = any(task.id == ticket.id for task in (*huey.pending(), *huey.scheduled()))
+            status = TaskStatus.queued if waits else TaskStatus.running
+        if status is not TaskStatus.queued:
+            return False
+        huey.revoke_by_id(ticket.id, revoke_once=True)
+        ended = Ended(TaskStatus.cancelled, error=TaskCancelError(reason))
+        # Unless it came to its end meanwhile, which then stands.
+        return bool(huey.put_if_empty(ticket.id, ended))
+
+    def message(self, native: Task) -> TaskMessage:
+        """Make a message of a native task."""
+        kwargs = dict(native.kwargs)
+        header = kwargs.pop(HEADER, {})
+        return TaskMessage(
+            native.name,
+            native.args,
+            kwargs,
+            uuid=native.id,
+            priority=native.priority or 0,
+            created_at=header.get("created_at"),
+            attempt=header.get("attempt"),
+            queue=self.native.name,
+            engine=self.name,
+            redelivered=getattr(native, "redelivered", None),
+            metadata=header.get("metadata", {}),
+        )
+
+    def carry_out(self, outcome: Outcome, native: Task) -> Any:
+        """Return what Huey is to store, an end or a bare result, or raise what makes Huey do it."""
+        if outcome.action == "pass":
+            raise outcome.error or RetryTask()
+        header = native.kwargs.get(HEADER, {})
+        trail = [*header.get("trail", ()), *native.our_trail]
+        if outcome.action == "succeed" and not trail and type(outcome.result) in self._bare:
+            return outcome.result
+        if outcome.action == "retry":
+            header = {**header, "attempt": (header.get("attempt") or 1) + 1, "trail": trail}
+            native.kwargs = {**native.kwargs, HEADER: header}
+            raise RetryTask(delay=outcome.delay or None)
+        status = _STATUS.get(outcome.action, TaskStatus.failed)
+        ended = Ended(status, outcome.result, outcome.error, Trail(trail))
+        ended = portable(ended, native, self.native.serializer)
+        if ended.error is None:
+            return ended
+        # Read by ``build_error_result``, which Huey asks about the error that is raised here.
+        native.our_end = ended
+        if status is TaskStatus.failed:
+            if isinstance(ended.error, Exception):
+                raise ended.error
+            # It would end the worker with the run.
+            msg = f"task {native.name!r}: {ended.error!r}"
+            raise RuntimeError(msg) from ended.error
+        raise CancelExecution(str(ended.error), retry=False)
+
+    def _work(self, app: QueueTasks, task: Task) -> Any:
+        executor = app.executor_for(self.message(task))
+        try:
+            outcome = executor.attempt_on_sync(self)
+        except KeyboardInterrupt:
+            # How Huey ends a worker in the middle of a run.
+            raise
+        except asyncio.CancelledError:
+            outcome = Outcome("cancel", TaskCancelError("the task was cancelled"))
+        except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
+            outcome = Outcome("fail", error)  # type: ignore[arg-type]  # an end like any other
+        task.our_trail = executor.trail
+        return self.carry_out(outcome, task)
+
+    def _with_our_end(self, native: Callable[[Task, Any], Any]) -> Callable[[Task, Any], Any]:
+        def build_error_result(task: Task, exception: Any) -> Any:
+            metadata = native(task, exception)
+            ended = getattr(task, "our_end", None)
+            return metadata if ended is None else {**metadata, HEADER: ended}
+
+        return build_error_result
+
+    def _for_good(self, native: Callable[..., Any]) -> Callable[..., Any]:
+        """Mark calls by which Huey takes messages out of its storage."""
+
+        def take(*args: Any) -> Any:
+            self._taking.now = True
+            try:
+                return native(*args)
+            finally:
+                self._taking.now = False
+
+        return take
+
+    def _or_end(self, native: Callable[[bytes], Task]) -> Callable[[bytes], Task]:
+        """End a run whose message cannot be read, where Huey has deleted it by then."""
+
+        def deserialize_task(data: bytes) -> Task:
+            try:
+                return native(data)
+            except Exception as error:
+                if getattr(self._taking, "now", False):
+                    self._end_unread(data, error)
+                raise
+
+        return deserialize_task
+
+    def _end_unread(self, data: bytes, error: Exception) -> None:
+        uuid = task = None
+        with suppress(Exception):
+            sent = self.native.serializer.deserialize(data)
+            uuid, task = sent.id, sent.name.removeprefix(f"{MODULE}.")
+        if uuid is None and self._ledger is not None:
+            uuid = self._ledger.find(data)
+        known = ", ".join(self._wrappers) or "none"
+        why = f"{type(error).__name__}: {error}"
+        if isinstance(error, HueyException):
+            why = f"this worker has no task {task!r}; its tasks are {known}"
+        msg = (
+            f"engine 'huey', task {task or '?'!r}: the message cannot be read: {why}. A worker must"
+            " import every module that declares tasks, and run the same code as those who submit"
+        )
+        log_event("error", "task_unreadable", task=task, uuid=uuid, why=msg)
+        if uuid is not None:
+            self.native.put_result(uuid, Ended(TaskStatus.failed, error=EngineError(msg)))
+            if self._ledger is not None:
+                self._ledger.delete(uuid)
+
+    def _ended_without_us(self, signal: str, task: Task, *_: Any) -> None:
+        """Give an end to a run that Huey did not begin."""
+        if task.name not in self._wrappers or getattr(task, "our_end", None) is not None:
+            return
+        ended = Ended(TaskStatus.cancelled, error=TaskCancelError(f"Huey: {signal}"))
+        self.native.put_if_empty(task.id, ended)

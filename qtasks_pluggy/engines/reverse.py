@@ -1,0 +1,68 @@
+"""What every ``install`` shares: plugins for the tasks of an app that is the engine's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from qtasks_pluggy import QueueTasks, TaskExecutor, TaskFunc, TaskMessage
+from qtasks_pluggy.engines import lock_of
+
+
+class Plugged:
+    """The plugins behind an engine's own app, made anew in every process that runs its tasks.
+
+    Args:
+        name: The app's name.
+        plugins: As for ``QueueTasks``.
+        discover: As for ``QueueTasks``.
+        intercept: Exception classes that plugins are asked about.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        plugins: Iterable[Any],
+        *,
+        discover: bool,
+        intercept: type[BaseException] | Iterable[type[BaseException]],
+    ) -> None:
+        self.name = name
+        self.plugins: tuple[Any, ...] = tuple(plugins)
+        self.discover = discover
+        self.intercept = intercept
+        self._lock = lock_of(self)
+        self._pid = 0
+        self._funcs: dict[tuple[str, Any], TaskFunc] = {}
+        # Made here once, so that faults of the arguments are told where they were given.
+        self._app = self._make_app()
+
+    @property
+    def app(self) -> QueueTasks:
+        """The app behind it, this process's own; ``app.in_worker`` starts its plugins."""
+        if self._pid != os.getpid():
+            with self._lock:
+                if self._pid != os.getpid():
+                    self._app, self._pid = self._make_app(), os.getpid()
+        return self._app
+
+    def executor_for(self, message: TaskMessage, func: Callable[..., Any]) -> TaskExecutor:
+        """Make the executor of one attempt.
+
+        Args:
+            message: It names the task.
+            func: The engine's own task function.
+        """
+        app = self.app
+        app.get_ready()
+        task = self._funcs.get((message.name, func))
+        if task is None:
+            task = TaskFunc(message.name, func, intercept=self.intercept, max_retries=None)
+            self._funcs[message.name, func] = task
+        return TaskExecutor(task, message, plugins=app.plugins)
+
+    def _make_app(self) -> QueueTasks:
+        return QueueTasks(
+            self.name, plugins=self.plugins, discover=self.discover, intercept=self.intercept
+        )

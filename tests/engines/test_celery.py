@@ -1,0 +1,285 @@
+"""Celery behind an app: what is its own, besides what every engine does."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from celery import Celery, Task
+from celery.exceptions import DuplicateTaskNameWarning
+
+from qtasks_hookspecs import Retry
+from qtasks_pluggy import QueueTasks, TaskStatus
+from qtasks_pluggy.engines.celery import CeleryEngine
+from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
+from tests.engines.celery_apps import celery_app, working
+from tests.engines.huey_apps import LONG, Keeps
+from tests.engines.processes import wait_until
+
+pytestmark = pytest.mark.engines
+
+
+def app_on(native, *plugins, **options):
+    """An app with no plugins but these."""
+    return QueueTasks("shop", engine=native, plugins=plugins, discover=False, **options)
+
+
+def test_tasks_are_celery_s_own():
+    """A task is known to Celery under its own name, and the message says what the engine knows."""
+    native = celery_app()
+    keeps = Keeps("taken")
+    app = app_on(native, keeps)
+
+    @app.task(echo=True)
+    def ask(self, text, *, other):
+        self.ctx.plugin_error(text)
+
+    with app, working(native):
+        assert isinstance(native.tasks["ask"], Task)
+        handle = ask.submit("one", other=2)
+        assert "taken" == handle.result(timeout=LONG)
+        assert handle.ticket.id == str(handle.uuid)
+        assert "taken" == handle.ticket.get(timeout=LONG)
+    (message,) = keeps.messages
+    assert ("ask", ("one",), {"other": 2}, 1) == (
+        message.name,
+        message.args,
+        dict(message.kwargs),
+        message.attempt,
+    )
+    assert ("celery", "celery", False) == (message.engine, message.queue, message.redelivered)
+    assert abs(time.time() - message.created_at) < LONG
+
+
+def test_a_quick_next_attempt_keeps_the_end_that_it_stores(monkeypatch):
+    """An end stored while the attempt before is not over is not overwritten by its retry."""
+    native = celery_app()
+    app = app_on(native, Keeps(Retry(), None))
+
+    @app.task(intercept=LookupError)
+    def fail():
+        raise LookupError("broken")
+
+    task = native.tasks["fail"]
+    retry = task.retry
+
+    def retry_and_dawdle(**options):
+        again = retry(**options)
+        assert wait_until(lambda: native.AsyncResult(task.request.id).state == "FAILURE", LONG)
+        return again
+
+    monkeypatch.setattr(task, "retry", retry_and_dawdle)
+    with app, working(native):
+        handle = fail.submit()
+        with pytest.raises(LookupError, match="broken"):
+            handle.result(timeout=LONG)
+        # The worker has ended what it was at.
+    assert "FAILURE" == native.AsyncResult(handle.ticket.id).state
+    assert handle.status is TaskStatus.failed
+
+
+@pytest.mark.parametrize(
+    ("broker", "backend", "can"),
+    [
+        ("memory://", "cache+memory://", {"delay", "results", "cancel_queued"}),
+        ("memory://", "rpc://", {"delay", "cancel_queued"}),
+        ("memory://", None, {"delay", "cancel_queued"}),
+        ("redis://h", "redis://h", {"delay", "results", "cancel_queued", "at_least_once"}),
+        ("amqp://h", "redis://h", {"delay", "results", "cancel_queued", "at_least_once"}),
+    ],
+)
+def test_capabilities_are_the_broker_s(broker, backend, can):
+    """What an app on Celery can do is what its broker and its results can."""
+    native = Celery("shop", broker=broker, backend=backend, set_as_current=False)
+    capabilities = CeleryEngine(native).capabilities
+    for name in ("delay", "results", "cancel_queued", "at_least_once"):
+        assert (name in can) is getattr(capabilities, name), name
+    assert capabilities.priority is broker.startswith("redis")
+    assert capabilities.metadata
+    assert capabilities.dead_letter
+
+
+def test_results_that_celery_keeps_from_others_are_refused():
+    """Without a backend that anybody can ask, the handle says which setting is missing."""
+    native = Celery("shop", broker="memory://", set_as_current=False)
+    app = app_on(native)
+    task = app.task(name="one")(lambda: 1)
+    with app:
+        handle = task.submit()
+        assert handle.status is None
+        with pytest.raises(CapabilityError, match="backend="):
+            handle.result()
+
+
+@pytest.mark.parametrize(("broker", "most"), [("redis", 9), ("amqp", 10), ("amqp", 5)])
+def test_priorities_are_translated(broker, most):
+    """Higher first: on Redis Celery's lower ones run first; what is out of range is refused."""
+    from qtasks_pluggy.engines._celery_settings import native_priority
+
+    native = Celery("shop", broker=f"{broker}://h", set_as_current=False)
+    if broker == "amqp":
+        native.conf.task_queue_max_priority = most
+    middle = (most + 1) // 2
+    told = [native_priority(native, one, "t") for one in range(-middle, most - middle + 1)]
+    assert list(range(most + 1)) == (told[::-1] if broker == "redis" else told)
+    for one in (-middle - 1, most - middle + 1):
+        with pytest.raises(CapabilityError, match=f"from -{middle} to {most - middle}"):
+            native_priority(native, one, "t")
+
+
+def test_a_name_that_celery_has_is_refused():
+    """Celery would give back its own task under the name, and ours would never run."""
+    native = celery_app()
+    native.task(name="price", shared=False)(_missing)
+    native.finalize()
+    app = app_on(native)
+    with pytest.raises(EngineError, match="'price' of its own"):
+        app.task(name="price")(len)
+    native = celery_app()
+    app = app_on(native)
+    native.task(name="late", shared=False)(_missing)
+    app.task(name="late")(len)
+    with (
+        pytest.warns(DuplicateTaskNameWarning),
+        pytest.raises(EngineError, match="'late' of its own"),
+        app,
+    ):
+        pass
+
+
+def test_an_adapter_is_behind_one_app():
+    """A second app on the same adapter is refused, as its runs would be the first's."""
+    app = app_on(celery_app())
+    app.task(name="one")(len)
+    with pytest.raises(EngineError, match="behind app 'shop'"):
+        QueueTasks("other", engine=app.engine).task(name="two")(len)
+
+
+def test_runs_in_this_process_are_refused():
+    """The runs are done by Celery's command, which the text names."""
+    app = app_on(celery_app())
+    app.set_engine(app.engine, workers=2)
+    with pytest.raises(EngineError, match="celery -A"), app:
+        pass
+
+
+def test_an_unknown_task_ends_in_an_error():
+    """A worker that lacks the task says so to whoever waits."""
+    native, other = celery_app(), celery_app()
+    app = app_on(native)
+    task = app.task(name="one")(lambda: 1)
+    with app, working(other), pytest.raises(EngineError, match="no such task"):
+        task.submit().result(timeout=LONG)
+
+
+def test_a_task_that_exits_ends_itself_alone():
+    """``sys.exit()`` in a task fails its run, and the worker goes on."""
+    native = celery_app()
+    app = app_on(native)
+
+    @app.task
+    def leave(number):
+        raise SystemExit(number)
+
+    one = app.task(name="one")(lambda: 1)
+    with app, working(native):
+        with pytest.raises(RuntimeError, match="SystemExit"):
+            leave.submit(3).result(timeout=LONG)
+        assert 1 == one.submit().result(timeout=LONG)
+
+
+def test_a_waiting_run_can_be_cancelled():
+    """A worker that lives drops the run; one that is done is not cancelled any more."""
+    native = celery_app()
+    app = app_on(native)
+    begun, gate = threading.Semaphore(0), threading.Event()
+    seen = []
+
+    @app.task
+    def hold(number):
+        seen.append(number)
+        begun.release()
+        assert gate.wait(LONG)
+
+    with app:
+        first = hold.submit(1)
+        assert not first.cancel("nobody is there to be asked")
+        with working(native, concurrency=1):
+            assert begun.acquire(timeout=LONG)
+            assert not first.cancel("it runs")
+            waits = hold.submit(2)
+            assert wait_until(lambda: waits.cancel("sold out"), LONG)
+            gate.set()
+            with pytest.raises(TaskCancelError, match="sold out"):
+                waits.result(timeout=LONG)
+            assert waits.status is TaskStatus.cancelled
+            assert first.result(timeout=LONG) is None
+            assert not first.cancel("too late")
+    assert [1] == seen
+
+
+def test_eager_runs_are_done_in_place():
+    """``task_always_eager``, for tests: plugins are asked, and the handle has the end at once."""
+    native = celery_app(task_always_eager=True)
+    app = app_on(native, Keeps("taken"), intercept=LookupError)
+    ask = app.task(name="ask")(_missing)
+    with app:
+        first = ask.submit()
+        assert "taken" == first.result()
+        assert not first.cancel()
+        assert first.status is TaskStatus.succeeded
+
+
+def _missing():
+    raise LookupError
+
+
+def test_a_delay_beyond_what_redis_keeps_is_refused():
+    """Redis would give the message to a second worker meanwhile; the setting is named."""
+    native = Celery("shop", broker="redis://127.0.0.1:1", set_as_current=False)
+    engine = CeleryEngine(native)
+    app = app_on(engine)
+    app.task(name="slow", max_time=4000)(len)
+    with pytest.raises(EngineError, match="visibility_timeout"):
+        engine._check()
+    from qtasks_hookspecs import TaskMessage
+
+    with pytest.raises(EngineError, match="visibility_timeout"):
+        engine.submit(TaskMessage("slow"), 4000)
+
+
+@pytest.mark.parametrize(
+    ("broker", "backend", "what"),
+    [
+        ("amqp://me:secret@127.0.0.1:1//", "cache+memory://", "broker amqp://me"),
+        ("redis://me:secret@127.0.0.1:1/0", "cache+memory://", "broker redis://me"),
+        ("memory://", "redis://:secret@127.0.0.1:1/0", "result backend redis://"),
+        ("nonsense://127.0.0.1", "cache+memory://", "nonsense"),
+    ],
+)
+def test_a_server_that_is_not_there_is_told_of(broker, backend, what):
+    """Within ten seconds, with its address, and without the password."""
+    begin = time.monotonic()
+    app = app_on(Celery("shop", broker=broker, backend=backend, set_as_current=False))
+    with pytest.raises(EngineError, match=what) as caught, app:
+        pass
+    assert "secret" not in str(caught.value)
+    assert time.monotonic() - begin < 10
+
+
+def test_retries_count_on_in_the_header():
+    """Attempts of the plugins' retries are counted in a header of ours, with metadata kept."""
+    native = celery_app()
+    keeps = Keeps(Retry(), Retry(delay=0.01), "third")
+    app = app_on(native, keeps)
+
+    @app.task(echo=True)
+    def ask(self):
+        self.ctx.plugin_error()
+
+    with app, working(native):
+        assert "third" == ask.submit().result(timeout=LONG)
+    assert [1, 2, 3] == [message.attempt for message in keeps.messages]
+    assert 1 == len({message.created_at for message in keeps.messages})
+    assert ["start", "close", "stop"] == keeps.heard

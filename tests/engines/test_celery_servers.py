@@ -1,0 +1,286 @@
+"""Celery's own worker command over real servers: our apps, and apps that are there already."""
+
+from __future__ import annotations
+
+import collections
+import importlib.util
+import os
+import signal
+import sys
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+from celery import Celery
+from celery.result import AsyncResult
+
+from qtasks_pluggy.exc import EngineError, TaskCancelError
+from tests.engines.celery_apps import forget_connections
+from tests.engines.processes import children, wait_until
+
+pytestmark = pytest.mark.engines
+
+LONG = 60
+WORKER = (sys.executable, "-m", "celery", "-A", "shop:celery", "worker", "--loglevel", "INFO")
+READY = "ready."
+PLUGIN = """
+    from qtasks_hookspecs import Retry, hookimpl
+
+    @hookimpl
+    def task_executor_run_task_trigger_error(task_broker, e):
+        if task_broker.kwargs.get("again") and task_broker.attempt < 3:
+            return Retry(delay=0.1)
+        return f"recovered from {e.cause or e} at {task_broker.attempt}"
+"""
+OURS = """
+    import os, time
+    from pathlib import Path
+    from celery import Celery
+    import fallback
+    from qtasks_pluggy import QueueTasks
+
+    HERE = Path(__file__).parent
+    celery = Celery("shop", broker=os.environ["BROKER"], backend=os.environ["RESULTS"])
+    celery.conf.task_default_queue = celery.conf.control_exchange = os.environ["QUEUE"]
+    if "VISIBILITY" in os.environ:
+        seconds = float(os.environ["VISIBILITY"])
+        celery.conf.broker_transport_options = {"visibility_timeout": seconds}
+    app = QueueTasks("shop", engine=celery, plugins=[fallback], discover=False)
+
+    def tell(what, uuid):
+        with (HERE / what).open("a") as file:
+            file.write(f"{uuid} {os.getpid()}\\n")
+
+    @app.task
+    def double(number):
+        return 2 * number
+
+    @app.task
+    async def double_async(number):
+        return 2 * number
+
+    @app.task(intercept=OSError)
+    def fail(text, *, again=False):
+        raise OSError(text)
+
+    @app.task
+    def lock():
+        import threading
+        return threading.Lock()
+
+    @app.task(echo=True)
+    def work(self, number, seconds=0.02):
+        tell("began", self.ctx.uuid)
+        time.sleep(seconds)
+        tell("done", self.ctx.uuid)
+        return number * 2
+
+    @app.task(echo=True)
+    def wait(self):
+        tell("began", self.ctx.uuid)
+        while not (HERE / "go").exists():
+            time.sleep(0.01)
+        return "waited"
+
+    if os.environ.get("ROLE") != "worker":
+        app.task(name="unknown")(lambda: 1)
+"""
+THEIRS = """
+    import os
+    from celery import Celery
+    from qtasks_pluggy.engines.celery import install
+
+    celery = Celery("shop", broker=os.environ["BROKER"], backend=os.environ["RESULTS"])
+    celery.conf.task_default_queue = celery.conf.control_exchange = os.environ["QUEUE"]
+    celery.conf.imports = ["more"]
+
+    @celery.task(name="fail")
+    def fail(text, *, again=False):
+        raise OSError(text)
+
+    install(celery, ["fallback"], discover=False)
+"""
+MORE = """
+    from celery import shared_task
+
+    @shared_task(name="late")
+    def late():
+        raise LookupError("late")
+"""
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def place(request, project, worker, monkeypatch):
+    """Servers, a project on them, and a way to start its workers."""
+    results = request.getfixturevalue("redis_url")
+    broker = request.getfixturevalue(f"{request.param}_url")
+    where = {"BROKER": broker, "RESULTS": results, "QUEUE": f"celery-{uuid4().hex[:8]}"}
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    return _Place(project, worker, where)
+
+
+class _Place:
+    def __init__(self, project, worker, where):
+        self._project, self._worker, self.where = project, worker, where
+
+    def ours(self, monkeypatch):
+        """Write an app of ours, and import it."""
+        self.folder = self._project({"shop.py": OURS, "fallback.py": PLUGIN})
+        monkeypatch.syspath_prepend(self.folder)
+        spec = importlib.util.spec_from_file_location("shop", self.folder / "shop.py")
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.modules.pop("fallback", None)
+        return module
+
+    def start(self, *options, **env):
+        """Start a worker, and wait until it takes runs."""
+        environment = {**self.where, "ROLE": "worker", **env}
+        # Of the same name there can be one, also for a while after it was killed.
+        name = ("-n", f"{uuid4().hex}@%h")
+        return self._worker(*WORKER, *name, *options, cwd=self.folder, env=environment, ready=READY)
+
+    def told(self, what):
+        """Read what runs took down."""
+        path = self.folder / what
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line.split() for line in lines]
+
+
+@pytest.fixture
+def ours(place, monkeypatch):
+    """An app of ours on Celery, and its place."""
+    # Redis gives a killed worker's runs to another one after so many seconds.
+    monkeypatch.setitem(place.where, "VISIBILITY", "3")
+    monkeypatch.setenv("VISIBILITY", "3")
+    module = place.ours(monkeypatch)
+    yield SimpleNamespace(app=module.app, place=place, **module.app.tasks)
+    # Or else its sockets are closed when nobody looks.
+    del module
+    forget_connections()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_the_worker_command_does_our_runs(ours, pool):
+    """Results, answers, retries, bad results and unknown tasks, in each of Celery's pools."""
+    ours.place.start("-P", pool, "-c", "2")
+    with ours.app:
+        good = list(ours.app.submit_many(ours.double, range(10)))
+        assert [2 * n for n in range(10)] == [one.result(timeout=LONG) for one in good]
+        assert 42 == ours.double_async.submit_sync(21).result(timeout=LONG)
+        assert "recovered from no at 1" == ours.fail.submit("no").result(timeout=LONG)
+        again = ours.fail.submit("no", again=True)
+        assert "recovered from no at 3" == again.result(timeout=LONG)
+        with pytest.raises(EngineError, match="cannot be serialized"):
+            ours.lock.submit().result(timeout=LONG)
+        with pytest.raises(EngineError, match="no such task"):
+            ours.unknown.submit().result(timeout=LONG)
+        assert 2 == ours.double.submit(1).result(timeout=LONG)
+
+
+def test_a_waiting_run_is_cancelled_over_a_server(ours):
+    """A run that waits behind another is dropped by the worker, with the reason."""
+    ours.place.start("-c", "1")
+    with ours.app:
+        first = ours.wait.submit()
+        assert wait_until(lambda: ours.place.told("began"), LONG)
+        second = ours.double.submit(1)
+        assert wait_until(lambda: second.cancel("sold out"), LONG)
+        (ours.place.folder / "go").touch()
+        with pytest.raises(TaskCancelError, match="sold out"):
+            second.result(timeout=LONG)
+        assert "waited" == first.result(timeout=LONG)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_an_app_that_is_there_gets_plugins_by_one_line(place, project, method):
+    """After one line and a restart a failing task returns what the plugin says; spawned, too."""
+    place.folder = project({"shop.py": THEIRS, "fallback.py": PLUGIN, "more.py": MORE})
+    native = Celery("shop", broker=place.where["BROKER"], backend=place.where["RESULTS"])
+    native.conf.task_default_queue = place.where["QUEUE"]
+    settings = place.folder / "shop.py"
+    settings.write_text(
+        settings.read_text().replace(
+            'celery.conf.imports = ["more"]',
+            f'celery.conf.update(imports=["more"], worker_pool_start_method={method!r})',
+        )
+    )
+    place.start("-c", "2")
+    for name, args, kwargs, answer in [
+        ("fail", ["no"], {}, "recovered from no at 1"),
+        ("fail", ["no"], {"again": True}, "recovered from no at 3"),
+        ("late", [], {}, "recovered from late at 1"),
+    ]:
+        result = native.send_task(name, args, kwargs)
+        assert isinstance(result, AsyncResult)
+        assert answer == result.get(timeout=LONG, disable_sync_subtasks=False)
+    forget_connections()
+
+
+def kill_in_the_midst(ours, runs, every, whom, *options):
+    """Submit so many runs, kill whenever so many have begun; count the kills and the repeats."""
+    place, kills = ours.place, 0
+    with ours.app:
+        handles = list(ours.app.submit_many(ours.work, range(runs)))
+        one = None
+
+        def is_done():
+            return len({uuid for uuid, _ in place.told("done")}) == runs
+
+        def begun():
+            return len(place.told("began"))
+
+        while not is_done():
+            one = place.start(*options) if one is None else one
+            goal = begun() + every
+            assert wait_until(lambda goal=goal: begun() >= goal or is_done(), LONG)
+            if is_done():
+                break
+            kills += 1
+            if whom == "worker":
+                one.kill()
+                one = None
+            else:
+                os.kill(children(one.pid)[-1], signal.SIGKILL)
+        assert [2 * n for n in range(runs)] == [run.result(timeout=LONG) for run in handles]
+    times = collections.Counter(uuid for uuid, _ in place.told("done"))
+    assert {str(handle.uuid) for handle in handles} == set(times)
+    return kills, sum(times.values()) - runs
+
+
+@pytest.mark.parametrize("whom", ["worker", "child"])
+def test_runs_outlive_what_is_killed(ours, whom):
+    """All of 16 runs finish though the worker, or a child of it, is killed in their midst."""
+    kills, twice = kill_in_the_midst(ours, 16, 6, whom, "-c", "2")
+    assert kills >= 1
+    assert twice <= 2 * kills
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("whom", ["worker", "child"])
+def test_two_hundred_runs_outlive_many_kills(ours, whom, record_testsuite_property):
+    """All of 200 runs finish though the worker is killed again and again."""
+    kills, twice = kill_in_the_midst(ours, 200, 40, whom, "-c", "3")
+    broker = ours.place.where["BROKER"].partition(":")[0]
+    record_testsuite_property(f"celery {broker} {whom}: kills, done twice", f"{kills}, {twice}")
+    assert kills >= 3
+    assert twice <= 3 * kills
+
+
+def test_a_worker_that_is_told_to_stop_finishes_its_run(ours):
+    """SIGTERM lets what runs finish, and leaves what waits to the next worker."""
+    first = ours.place.start("-c", "1")
+    with ours.app:
+        runs = ours.wait.submit()
+        assert wait_until(lambda: ours.place.told("began"), LONG)
+        waits = ours.double.submit(4)
+        os.kill(first.pid, signal.SIGTERM)
+        (ours.place.folder / "go").touch()
+        assert "waited" == runs.result(timeout=LONG)
+        first.wait(LONG)
+        ours.place.start("-c", "1")
+        assert 8 == waits.result(timeout=LONG)
+    assert 1 == len(ours.place.told("began"))

@@ -1,0 +1,245 @@
+"""Dramatiq behind an app: what is its own, besides what every engine does."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import dramatiq
+import pytest
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.results import Results
+from dramatiq.results.backends import RedisBackend
+
+from qtasks_hookspecs import DeadLetter, Retry, TaskMessage
+from qtasks_pluggy import QueueTasks, TaskStatus
+from qtasks_pluggy.engines import Ended
+from qtasks_pluggy.engines._dramatiq_ends import packed, unpacked
+from qtasks_pluggy.engines.dramatiq import DramatiqEngine
+from qtasks_pluggy.exc import CapabilityError, EngineError, TaskDeadLetteredError
+from tests.engines.dramatiq_apps import stub_broker, working
+from tests.engines.huey_apps import LONG, Keeps
+
+pytestmark = pytest.mark.engines
+
+
+def app_on(native, *plugins, workers=2, **options):
+    """An app with no plugins but these, and workers in this process."""
+    app = QueueTasks("shop", plugins=plugins, discover=False, **options)
+    app.set_engine(native, workers=workers)
+    return app
+
+
+def test_tasks_are_dramatiq_s_own():
+    """A task is an actor under its own name, and the message says what the engine knows."""
+    native = stub_broker()
+    keeps = Keeps(Retry(), Retry(delay=0.01), "taken")
+    app = app_on(native, keeps)
+
+    @app.task(echo=True)
+    def ask(self, text, *, other):
+        self.ctx.plugin_error(text)
+
+    with app:
+        assert "ask" in native.actors
+        handle = ask.submit("one", other=2)
+        assert "taken" == handle.result(timeout=LONG)
+        assert handle.status is TaskStatus.succeeded
+        assert handle.ticket.message_id == str(handle.uuid)
+        backend = native.get_results_backend()
+        assert "taken" == handle.ticket.get_result(backend=backend)
+    assert [1, 2, 3] == [message.attempt for message in keeps.messages]
+    message = keeps.messages[-1]
+    assert ("ask", ("one",), {"other": 2}) == (message.name, message.args, dict(message.kwargs))
+    assert ("dramatiq", "default") == (message.engine, message.queue)
+    assert abs(time.time() - message.created_at) < LONG
+    assert ["start", "close", "stop"] == keeps.heard
+
+
+def test_a_native_call_of_the_actor_runs_the_function():
+    """Who calls our actor as a function gets what the function returns."""
+    native = stub_broker()
+    app = app_on(native)
+    app.task(name="length")(len)
+    assert 3 == native.get_actor("length")("tea")
+
+
+def test_capabilities_are_the_broker_s():
+    """What an app on Dramatiq can do is what its broker and its middleware can."""
+    redis = DramatiqEngine(RedisBroker(url="redis://127.0.0.1:1"))
+    rabbit = DramatiqEngine(RabbitmqBroker(url="amqp://127.0.0.1:1", max_priority=10))
+    stub = DramatiqEngine(stub_broker())
+    assert [False, False, True] == [one.capabilities.results for one in (redis, rabbit, stub)]
+    assert [True, True, False] == [one.capabilities.at_least_once for one in (redis, rabbit, stub)]
+    assert [False, True, False] == [one.capabilities.priority for one in (redis, rabbit, stub)]
+    assert 100_000 == redis.native.maintenance_chance
+    assert rabbit.native.confirm_delivery
+
+
+def test_a_task_s_own_limit_comes_before_dramatiq_s():
+    """``TimeLimit``, of which no plugin hears, leaves a task its ``max_time`` and a minute."""
+    native = stub_broker()
+    app = app_on(native)
+    for seconds in (None, 5, 3600):
+        app.task(name=f"for {seconds}", max_time=seconds)(len)
+    limits = [native.get_actor(f"for {n}").options.get("time_limit") for n in (None, 5, 3600)]
+    assert [None, 600_000, 3_660_000] == limits
+
+
+def test_results_that_nobody_keeps_are_refused():
+    """Without the Results middleware the handle says what is missing."""
+    app = app_on(StubBroker())
+    task = app.task(name="one")(lambda: 1)
+    with app:
+        handle = task.submit()
+        assert handle.status is None
+        with pytest.raises(CapabilityError, match="Results"):
+            handle.result()
+
+
+def test_a_run_is_not_taken_back():
+    """Dramatiq cannot cancel, and says so."""
+    app = app_on(stub_broker())
+    task = app.task(name="one")(lambda: 1)
+    with app:
+        handle = task.submit()
+        with pytest.raises(CapabilityError, match="cannot cancel"):
+            handle.cancel()
+
+
+def test_priorities_are_translated():
+    """Higher first, with 0 in the middle; what the queue does not have is refused."""
+    engine = DramatiqEngine(RabbitmqBroker(url="amqp://127.0.0.1:1", max_priority=4))
+    assert [0, 2, 4] == [engine._native_priority("t", one) for one in (-2, 0, 2)]
+    with pytest.raises(CapabilityError, match="from -2 to 2"):
+        engine._native_priority("t", 3)
+    assert DramatiqEngine(stub_broker())._native_priority("t", 9) is None
+
+
+def test_a_name_that_dramatiq_has_is_refused():
+    """Two actors of one name are refused when they are declared."""
+    native = stub_broker()
+    dramatiq.actor(len, actor_name="price", broker=native)
+    app = app_on(native)
+    with pytest.raises(EngineError, match="'price'"):
+        app.task(name="price")(len)
+
+
+def test_an_adapter_is_behind_one_app():
+    """A second app on the same adapter is refused, as its runs would be the first's."""
+    app = app_on(stub_broker())
+    app.task(name="one")(len)
+    with pytest.raises(EngineError, match="behind app 'shop'"):
+        QueueTasks("other", engine=app.engine).task(name="two")(len)
+
+
+def test_an_unknown_task_ends_in_an_error():
+    """A worker that lacks the task says so to whoever waits, and keeps the message."""
+    native = stub_broker()
+    app = app_on(native, workers=None)
+    task = app.task(name="one")(lambda: 1)
+    with app:
+        handle = task.submit()
+        del native.actors["one"]
+        with working(native), pytest.raises(EngineError, match="no such task"):
+            handle.result(timeout=LONG)
+    assert ["one"] == [message.actor_name for message in native.dead_letters]
+
+
+def test_a_task_that_exits_ends_itself_alone():
+    """``sys.exit()`` in a task fails its run, and the worker goes on."""
+    app = app_on(stub_broker(), workers=1)
+    leave = app.task(name="leave")(sys.exit)
+    one = app.task(name="one")(lambda: 1)
+    with app:
+        with pytest.raises(RuntimeError, match="SystemExit"):
+            leave.submit(3).result(timeout=LONG)
+        assert 1 == one.submit().result(timeout=LONG)
+
+
+def test_dead_letters_are_dramatiq_s_too():
+    """A run that is set aside is in Dramatiq's own place for what failed."""
+    native = stub_broker()
+    app = app_on(native, Keeps(DeadLetter("poison")))
+
+    @app.task(echo=True)
+    def ask(self):
+        self.ctx.plugin_error()
+
+    with app:
+        with pytest.raises(TaskDeadLetteredError, match="poison"):
+            ask.submit().result(timeout=LONG)
+        native.join("default", timeout=LONG * 1000)
+    assert ["ask"] == [message.actor_name for message in native.dead_letters]
+
+
+class OddError(Exception):
+    """An error that is made in another way than its arguments say."""
+
+    def __init__(self, code, *, text):
+        super().__init__(code)
+        self.text = text
+
+
+@pytest.mark.parametrize(
+    ("error", "same"),
+    [
+        (LookupError("a", 1), True),
+        (LookupError(object), False),
+        (OddError(1, text="x"), False),
+        (type("Gone", (Exception,), {"__module__": "gone"})("text"), False),
+    ],
+    ids=["plain", "unserializable", "odd", "gone"],
+)
+def test_errors_travel_by_their_class(error, same):
+    """The caller gets an error of the class and text of the task's, or one that names both."""
+    ended = unpacked(packed(Ended(TaskStatus.failed, error=error)), "engine 'x', task 't'")
+    assert ended.status is TaskStatus.failed
+    if same:
+        assert (type(error), error.args) == (type(ended.error), ended.error.args)
+    else:
+        assert type(error).__name__ in f"{type(ended.error).__name__} {ended.error}"
+        assert str(error) in str(ended.error)
+    assert 3 == unpacked(3, "").result
+
+
+@pytest.mark.parametrize(
+    ("broker", "results", "what"),
+    [
+        (lambda: RedisBroker(url="redis://:secret@127.0.0.1:1"), None, "broker RedisBroker"),
+        (
+            lambda: RabbitmqBroker(url="amqp://me:secret@127.0.0.1:1"),
+            None,
+            "broker RabbitmqBroker",
+        ),
+        (
+            stub_broker,
+            lambda: RedisBackend(url="redis://:secret@127.0.0.1:1"),
+            "result backend RedisBackend",
+        ),
+    ],
+    ids=["redis", "rabbitmq", "results"],
+)
+def test_a_server_that_is_not_there_is_told_of(broker, results, what):
+    """Within ten seconds, with what it is, and without the password."""
+    begin = time.monotonic()
+    native = broker()
+    if results is not None:
+        native.middleware[-1].backend = results()
+    assert results is None or isinstance(native.middleware[-1], Results)
+    app = app_on(native, workers=None)
+    with pytest.raises(EngineError, match=what) as caught, app:
+        pass
+    assert "secret" not in str(caught.value)
+    assert time.monotonic() - begin < 10
+
+
+def test_a_server_that_goes_away_is_told_of():
+    """A submission to a server that is gone is an error that names the task."""
+    engine = DramatiqEngine(RedisBroker(url="redis://127.0.0.1:1"))
+    app = QueueTasks("shop", engine=engine, discover=False)
+    app.task(name="one")(lambda: 1)
+    with pytest.raises(EngineError, match="task 'one': the server failed"):
+        engine.submit(TaskMessage("one"), None)

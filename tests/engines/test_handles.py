@@ -1,0 +1,227 @@
+"""Handles and submissions: what they pass on, whoever asks, on whatever loop or thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from qtasks_pluggy import QueueTasks, TaskExecutor, TaskStatus
+from qtasks_pluggy.engines import Ended, NoRoomError
+from qtasks_pluggy.engines.memory import MemoryEngine
+from tests.engines.harness import Blocking, Pool
+
+LONG = 30.0
+
+
+def test_a_handle_passes_on_what_the_engine_knows():
+    """``ticket``, ``trail`` and ``status`` are the engine's, until the run has ended."""
+    app = QueueTasks("shop", engine=Pool().engine(), discover=False)
+    gate = threading.Event()
+    task = app.task(name="price")(lambda: gate.wait(LONG))
+    with app:
+        handle = task.submit()
+        assert handle.status is TaskStatus.queued
+        gate.set()
+        assert handle.result(timeout=LONG)
+        assert (handle.ticket.done(), handle.trail) == (True, None)
+        assert not handle.cancel()
+
+
+async def test_an_async_engine_is_reached_from_any_loop_and_thread():
+    """``async def`` methods run on the loop that the engine names, whoever calls them."""
+
+    class Homesick(MemoryEngine):
+        async def submit(self, message, delay):
+            assert asyncio.get_running_loop() is self.loop
+            return MemoryEngine.submit(self, message, delay)
+
+    app = QueueTasks("shop", engine=Homesick("memory://"), discover=False)
+    task = app.task(name="price")(lambda: 7)
+
+    def elsewhere() -> list[Any]:
+        async def main() -> Any:
+            return await (await task.submit_async())
+
+        return [asyncio.run(main()), task.submit_sync().result(timeout=LONG)]
+
+    async with app:
+        assert [7, 7] == await asyncio.to_thread(elsewhere)
+        assert 7 == await (await task.submit_async())
+        with pytest.raises(RuntimeError, match="never end"):
+            task.submit_sync()
+
+
+async def test_handles_that_are_awaited_hold_no_thread():
+    """However many wait on a loop, its few threads stay free for what else there is to do."""
+    engine, limits = Blocking().engine(), []
+
+    def result(ticket, timeout, native=engine.result):
+        limits.append(timeout)
+        return native(ticket, timeout)
+
+    engine.result = result
+    app = QueueTasks("shop", engine=engine, discover=False)
+    gate = threading.Event()
+    task = app.task(name="wait")(lambda: gate.wait(LONG))
+    async with app:
+        handles = [await task.submit_async() for _ in range(20)]
+        waiting = asyncio.gather(*handles)
+        while len(limits) < 40:
+            await asyncio.sleep(0.01)
+        gate.set()
+        assert [True] * 20 == await waiting
+    assert {0} == set(limits)
+
+
+async def test_async_code_submits_many():
+    """``async for`` over ``submit_many`` submits as the handles are asked for."""
+    app = QueueTasks("shop", engine="memory://", discover=False)
+    task = app.task(name="double")(lambda number: 2 * number)
+    async with app:
+        handles = [handle async for handle in app.submit_many(task, range(5))]
+        assert [0, 2, 4, 6, 8] == [await handle for handle in handles]
+
+
+async def test_options_of_an_async_task_are_for_submitting_too():
+    """Awaiting ``task.with_options(...)`` is refused, as calling it is."""
+    app = QueueTasks("shop", engine="memory://", discover=False)
+
+    @app.task
+    async def price():
+        return 1
+
+    with pytest.raises(RuntimeError, match="with_options"):
+        await price.with_options(priority=1)()
+
+
+def test_an_end_can_bring_its_trail():
+    """A trail that came with the end, from another process, is the handle's."""
+    trail = TaskExecutor(lambda: 1).trail
+
+    class Carrying(MemoryEngine):
+        def result(self, ticket, timeout):
+            return Ended(TaskStatus.succeeded, 1, trail=trail)
+
+    app = QueueTasks("shop", engine=Carrying("memory://"), discover=False)
+    task = app.task(name="one")(lambda: 1)
+    with app:
+        handle = task.submit()
+        assert 1 == handle.result()
+        assert handle.trail is trail
+
+
+class Interrupted(Future):
+    """Something to wait for, and whoever waits for it presses Ctrl-C."""
+
+    def result(self, timeout=None):
+        """Wait."""
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_wait_for_a_result_leaves_it_to_others():
+    """Ctrl-C while one waits for a run: the others who wait for it still hear of its end."""
+    end = Interrupted()
+
+    class Waiting(MemoryEngine):
+        def result(self, ticket, timeout):
+            return end
+
+    app = QueueTasks("shop", engine=Waiting("memory://"), discover=False)
+    task = app.task(name="one")(lambda: 1)
+    with app:
+        handle = task.submit()
+        with pytest.raises(KeyboardInterrupt):
+            handle.result()
+    assert not end.cancelled()
+
+
+def test_async_code_waits_for_a_blocking_engine_in_slices():
+    """Awaiting a handle goes on after a slice of the wait in which the run did not end."""
+    ends = [None, None, Ended(TaskStatus.succeeded, 7)]
+
+    class Slow(MemoryEngine):
+        blocking = True
+
+        def result(self, ticket, timeout):
+            return ends.pop(0)
+
+    app = QueueTasks("shop", engine=Slow("memory://"), discover=False)
+    task = app.task(name="one")(lambda: 1)
+
+    async def main():
+        async with app:
+            return await (await task.submit_async())
+
+    assert 7 == asyncio.run(main())
+    assert [] == ends
+
+
+def test_an_interrupted_wait_for_room_gives_it_up():
+    """Ctrl-C while a submission waits for room: it is not submitted later."""
+
+    class Full(MemoryEngine):
+        def submit(self, message, delay):
+            raise NoRoomError(room)
+
+    room = Interrupted()
+    app = QueueTasks("shop", engine=Full("memory://"), discover=False)
+    task = app.task(name="one")(lambda: 1)
+    with app, pytest.raises(KeyboardInterrupt):
+        task.submit()
+    assert room.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (float("nan"), ValueError),
+        (-1, ValueError),
+        (1e300, ValueError),
+        (10**400, ValueError),
+        (float("inf"), ValueError),
+        ("5", TypeError),
+        (True, TypeError),
+    ],
+    ids=["nan", "negative", "long", "huge", "inf", "text", "bool"],
+)
+def test_odd_numbers_of_seconds_are_refused(given, error):
+    """A delay and a timeout are seconds that a system can wait."""
+    app = QueueTasks("shop", engine="memory://", discover=False)
+    task = app.task(name="one")(lambda: 1)
+    with pytest.raises(error, match="seconds"):
+        task.with_options(delay=given)
+    with app, pytest.raises(error, match="seconds"):
+        task.submit().result(timeout=given)
+
+
+def test_many_are_submitted_of_an_app_s_own_tasks_alone():
+    """Another app's task of the same name, or what is no task, is refused at once."""
+    app = QueueTasks("shop", engine="memory://", discover=False)
+    app.task(name="price")(lambda: 1)
+    other = QueueTasks("other", discover=False).task(name="price")(lambda: 2)
+    for task in (other, len, None):
+        with pytest.raises(TypeError, match="one of its own tasks.*its tasks are price"):
+            app.submit_many(task, [()])
+    with pytest.raises(TypeError, match="iterable"):
+        app.submit_many(app.tasks["price"], None)
+
+
+def test_a_wait_that_is_given_up_gives_its_thread_back():
+    """A cancelled ``await handle`` of a blocking engine holds up neither loop nor exit."""
+    app = QueueTasks("shop", engine=Blocking().engine(), discover=False)
+    gate = threading.Event()
+    task = app.task(name="wait")(lambda: gate.wait(LONG))
+
+    async def main():
+        handle = await task.submit_async()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(handle, 0.05)
+
+    with app:
+        asyncio.run(main())
+        assert not gate.is_set()
+        gate.set()

@@ -1,0 +1,196 @@
+"""Huey on SQLite loses no run, whatever happens to the processes that do them."""
+
+from __future__ import annotations
+
+import collections
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.engines.processes import wait_until
+
+pytestmark = pytest.mark.engines
+
+LONG = 60
+CONSUMER = (sys.executable, "-m", "huey.bin.huey_consumer", "app.huey", "-d", "0.01", "-m", "0.05")
+APP = """
+    import os, time
+    from pathlib import Path
+    from qtasks_pluggy import QueueTasks
+
+    HERE = Path(__file__).parent
+    app = QueueTasks("shop", engine=f"huey+sqlite:///{HERE}/runs.db", discover=False)
+    huey = app.engine.native
+
+    def tell(what, uuid):
+        with (HERE / what).open("a") as file:
+            file.write(f"{uuid} {os.getpid()}\\n")
+
+    @app.task(echo=True)
+    def work(self, number, seconds=0.02):
+        tell("began", self.ctx.uuid)
+        time.sleep(seconds)
+        tell("done", self.ctx.uuid)
+        return number * 2
+
+    @app.task(echo=True)
+    def wait(self):
+        tell("began", self.ctx.uuid)
+        while not (HERE / "go").exists():
+            time.sleep(0.01)
+        return "waited"
+"""
+
+
+@pytest.fixture
+def shop(project, worker):
+    """An app in a file, imported here, and a way to start consumers of it."""
+    folder = project({"app.py": APP})
+    spec = importlib.util.spec_from_file_location("app", folder / "app.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def told(what):
+        path = folder / what
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line.split() for line in lines]
+
+    def consumer(*options, ready="Huey consumer started"):
+        return worker(*CONSUMER, *options, cwd=folder, ready=ready)
+
+    return SimpleNamespace(app=module.app, told=told, consumer=consumer, folder=folder)
+
+
+def kill_again_and_again(shop, runs, every, *options):
+    """Submit so many runs, kill the consumer whenever so many have begun; count the kills."""
+    kills = 0
+    with shop.app:
+        work = shop.app.tasks["work"]
+        handles = list(shop.app.submit_many(work, range(runs)))
+
+        def is_done():
+            return len({uuid for uuid, _ in shop.told("done")}) == runs
+
+        def begun():
+            return len(shop.told("began"))
+
+        while not is_done():
+            goal = begun() + every
+            consumer = shop.consumer(*options)
+            assert wait_until(lambda goal=goal: begun() >= goal or is_done(), LONG)
+            if not is_done():
+                consumer.kill()
+                kills += 1
+        assert [2 * n for n in range(runs)] == [one.result(timeout=LONG) for one in handles]
+        consumer.terminate()
+        assert [] == shop.app.engine.native.pending()
+    times = collections.Counter(uuid for uuid, _ in shop.told("done"))
+
+    assert {str(handle.uuid) for handle in handles} == set(times)
+    return kills, sum(times.values()) - runs
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_runs_outlive_their_killed_workers(shop, kind):
+    """All of 30 runs finish though the consumer is killed in their midst; a few run twice."""
+    kills, twice = kill_again_and_again(shop, 30, 12, "-w", "2", "-k", kind)
+
+    assert kills >= 2
+    assert twice <= 2 * kills
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_two_hundred_runs_outlive_many_kills(shop, kind, record_testsuite_property):
+    """All of 200 runs finish though the consumer is killed again and again."""
+    kills, twice = kill_again_and_again(shop, 200, 14, "-w", "3", "-k", kind)
+    record_testsuite_property(f"huey {kind}: kills, done twice", f"{kills}, {twice}")
+
+    assert kills >= 10
+    assert twice <= 3 * kills
+
+
+def test_a_killed_child_is_replaced_and_its_run_with_it(shop):
+    """When one of a consumer's processes is killed, the one in its place does the run again."""
+    with shop.app:
+        handle = shop.app.tasks["wait"].submit()
+        shop.consumer("-w", "2", "-k", "process", "-c", "1")
+        assert wait_until(lambda: shop.told("began"), LONG)
+        os.kill(int(shop.told("began")[0][1]), signal.SIGKILL)
+        assert wait_until(lambda: len(shop.told("began")) == 2, LONG)
+        (shop.folder / "go").touch()
+
+        assert "waited" == handle.result(timeout=LONG)
+
+
+def test_consumers_side_by_side_leave_each_other_s_runs_alone(shop):
+    """A consumer that starts beside another takes nothing that the other one is doing."""
+    with shop.app:
+        handle = shop.app.tasks["wait"].submit()
+        shop.consumer()
+        assert wait_until(lambda: shop.told("began"), LONG)
+        shop.consumer("-w", "2")
+        others = list(shop.app.submit_many(shop.app.tasks["work"], range(10)))
+        assert [one.result(timeout=LONG) for one in others] == [2 * n for n in range(10)]
+        (shop.folder / "go").touch()
+
+        assert "waited" == handle.result(timeout=LONG)
+    times = collections.Counter(uuid for uuid, _ in shop.told("began"))
+    assert {1} == set(times.values())
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_consumer_that_is_stopped_leaves_no_run_behind(shop, how):
+    """SIGINT lets a run finish, SIGTERM cuts it, and the next consumer does it again."""
+    with shop.app:
+        handle = shop.app.tasks["wait"].submit()
+        first = shop.consumer()
+        assert wait_until(lambda: shop.told("began"), LONG)
+        os.kill(first.pid, how)
+        if how == signal.SIGINT:
+            (shop.folder / "go").touch()
+            assert "waited" == handle.result(timeout=LONG)
+        first.wait(LONG)
+        (shop.folder / "go").touch()
+        if how == signal.SIGTERM:
+            shop.consumer()
+            assert "waited" == handle.result(timeout=LONG)
+    assert (1 if how == signal.SIGINT else 2) == len(shop.told("began"))
+
+
+def test_a_delayed_run_outlives_a_killed_consumer(shop):
+    """A run that waits for its time, or for its next attempt, is kept as well."""
+    with shop.app:
+        handle = shop.app.tasks["work"].with_options(delay=2).submit(21)
+        first = shop.consumer()
+        scheduled = shop.app.engine.native.scheduled_count
+        assert wait_until(lambda: scheduled() == 1, LONG)
+        first.kill()
+        shop.consumer()
+
+        assert 42 == handle.result(timeout=LONG)
+    assert 1 == len(shop.told("began"))
+
+
+def test_without_the_ledger_a_killed_worker_takes_its_run_along(shop, project, worker):
+    """What ``?ledger=0`` gives up: the run that was being done is not done again."""
+    folder = project({"app.py": APP.replace("runs.db", "runs.db?ledger=0")})
+    spec = importlib.util.spec_from_file_location("app", folder / "app.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.app:
+        assert not module.app.engine.capabilities.at_least_once
+        lost = module.app.tasks["wait"].submit()
+        first = worker(*CONSUMER, cwd=folder)
+        assert wait_until(lambda: shop.told("began"), LONG)
+        first.kill()
+        Path(folder / "go").touch()
+        worker(*CONSUMER, cwd=folder)
+        assert 42 == module.app.tasks["work"].submit(21).result(timeout=LONG)
+        with pytest.raises(TimeoutError):
+            lost.result(timeout=0)

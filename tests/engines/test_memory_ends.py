@@ -1,0 +1,369 @@
+"""``memory://``: cancellation, stops, forks, wrong URLs, and what is left when all is over."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import tracemalloc
+
+import pytest
+from structlog.testing import capture_logs
+
+from qtasks_hookspecs import Retry
+from qtasks_pluggy import QueueTasks, TaskStatus
+from qtasks_pluggy.exc import (
+    EngineError,
+    NotRunningError,
+    TaskCancelError,
+    TaskPluginTriggerError,
+)
+from tests.engines.shops import LONG, Closing, Gate, app_of
+
+
+@pytest.fixture
+def log_output():
+    """The events that are logged."""
+    with capture_logs() as entries:
+        yield entries
+
+
+def test_a_running_async_run_is_cancelled():
+    """A run on the event loop is cut by ``cancel``, and its plugins are told of its end."""
+    closing = Closing()
+    app = app_of("?workers=1", plugins=[closing])
+    entered = threading.Event()
+
+    @app.task
+    async def wait():
+        entered.set()
+        await asyncio.Event().wait()
+
+    with app:
+        handle = wait.submit_sync()
+        assert entered.wait(LONG)
+        assert handle.cancel("enough")
+        with pytest.raises(TaskCancelError, match="enough"):
+            handle.result(timeout=LONG)
+    assert ["wait"] == closing.closed
+
+
+def test_a_run_in_a_thread_cannot_be_cut():
+    """``cancel`` says that it did not: a thread cannot be stopped from outside."""
+    app = app_of()
+    gate = Gate(app)
+    with app:
+        handle = gate.occupy()
+        assert not handle.cancel()
+        gate.open.set()
+        assert handle.result(timeout=LONG) is None
+        assert not handle.cancel()
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_run_that_waits_for_its_retry_is_cancelled(kind):
+    """R16: a run that is cancelled between two attempts is over, and closed once."""
+    closing = Closing(Retry(delay=60))
+    app = app_of(plugins=[closing])
+
+    @app.task(echo=True)
+    def plain(self):
+        self.ctx.plugin_error()
+
+    @app.task(echo=True, name="async")
+    async def on_loop(self):
+        self.ctx.plugin_error()
+
+    with app:
+        handle = app.tasks[kind].submit_sync()
+        assert closing.asked.acquire(timeout=LONG)
+        while handle.status is not TaskStatus.queued:
+            threading.Event().wait(0.001)
+        assert handle.cancel("enough")
+        with pytest.raises(TaskCancelError, match="enough"):
+            handle.result(timeout=LONG)
+    assert [kind] == closing.closed
+
+
+def test_a_stop_finishes_what_was_submitted():
+    """``with app:`` ends when every run has, queued ones and retries too."""
+    app = app_of("?workers=1", plugins=[Closing(Retry(delay=0.05, limit=2))])
+    gate = Gate(app)
+    attempts = []
+
+    @app.task(echo=True)
+    def fail(self):
+        attempts.append(self.ctx.attempt)
+        self.ctx.plugin_error()
+
+    with app:
+        for what in range(50):
+            gate.mark.submit(what)
+        handle = fail.submit()
+    assert list(range(50)) == gate.done
+    assert [1, 2, 3] == attempts
+    assert handle.status is TaskStatus.failed
+    with pytest.raises(TaskPluginTriggerError):
+        handle.result()
+
+
+def test_a_stop_lists_what_it_gives_up(log_output):
+    """Past its deadline a stop names each run that it gives up, and each of them ends."""
+    app = app_of("?workers=2&grace=0.1")
+    gate = Gate(app)
+    entered = threading.Event()
+
+    @app.task
+    async def wait():
+        entered.set()
+        await asyncio.Event().wait()
+
+    with app:
+        running = [gate.occupy(), wait.submit_sync()]
+        assert entered.wait(LONG)
+        queued = gate.mark.submit("never")
+        far = gate.mark.with_options(delay=3600).submit("never")
+    for handle in (*running, queued, far):
+        with pytest.raises(TaskCancelError, match="the app stopped"):
+            handle.result(timeout=LONG)
+    gate.open.set()
+    for thread in threading.enumerate():
+        if thread.name == "qtasks-pluggy-memory":
+            thread.join(LONG)
+    assert running[0].status is TaskStatus.cancelled
+    given_up = [entry for entry in log_output if entry["event"] == "memory_engine_gave_up"]
+    told = " ".join(run for entry in given_up for run in entry["runs"])
+    assert all(str(handle.uuid) in told for handle in (*running, queued, far))
+    assert [] == gate.done
+
+
+def test_a_stop_does_not_wait_for_what_is_due_after_its_deadline():
+    """A run whose time comes after the deadline is given up at once."""
+    app = app_of("?grace=1000")
+    gate = Gate(app)
+    with app:
+        handle = gate.mark.with_options(delay=3600).submit("never")
+    with pytest.raises(TaskCancelError, match="the app stopped"):
+        handle.result(timeout=LONG)
+
+
+def test_a_run_that_turns_its_cancellation_into_an_error_is_not_retried():
+    """A cancelled run makes no further attempt, whatever its plugins answer to its error."""
+    closing = Closing(Retry())
+    app = app_of(plugins=[closing])
+    entered = threading.Semaphore(0)
+
+    @app.task(echo=True)
+    async def wait(self):
+        entered.release()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.ctx.plugin_error()
+
+    with app:
+        handle = wait.submit_sync()
+        assert entered.acquire(timeout=LONG)
+        assert handle.cancel("enough")
+        with pytest.raises(TaskCancelError, match="enough"):
+            handle.result(timeout=LONG)
+        assert not entered.acquire(blocking=False)
+    assert ["wait"] == closing.closed
+
+
+async def test_a_stop_leaves_behind_what_swallows_its_cancellation():
+    """A run that cannot be cancelled does not hold up the stop."""
+    app = app_of("?grace=0.1")
+    release = asyncio.Event()
+
+    @app.task
+    async def stubborn():
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async with app:
+        handle = await stubborn.submit()
+        await asyncio.sleep(0)
+    with pytest.raises(TaskCancelError, match="the app stopped"):
+        await handle
+    release.set()
+
+
+async def test_whoever_waits_for_room_hears_of_the_stop():
+    """A submission that waits for room when the app stops fails, instead of waiting for ever."""
+    app = app_of("?workers=1&size=1")
+    start = asyncio.Event()
+
+    @app.task
+    async def one():
+        await start.wait()
+
+    async with app:
+        for _ in range(2):
+            await one.submit()
+        waiting = asyncio.create_task(one.submit())
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.05, start.set)
+    with pytest.raises(NotRunningError, match="stopping"):
+        await waiting
+
+
+def test_work_that_dies_with_the_process_is_said_once(log_output):
+    """The engine warns that it keeps nothing, once however often the app starts."""
+    app = app_of()
+    for _ in range(2):
+        with app:
+            pass
+    assert 1 == [entry["event"] for entry in log_output].count("memory_engine_keeps_nothing")
+
+
+def test_an_error_that_nobody_looks_at_is_logged(log_output):
+    """A failed run whose handle is dropped tells of its error, once."""
+    app = app_of()
+
+    @app.task
+    def fail():
+        raise ZeroDivisionError
+
+    with app:
+        fail.submit()
+        looked_at = fail.submit()
+    with pytest.raises(ZeroDivisionError):
+        looked_at.result()
+    gc.collect()
+    seen = [entry for entry in log_output if entry["event"] == "task_error_never_seen"]
+    assert 1 == len(seen)
+    assert isinstance(seen[0]["exc_info"], ZeroDivisionError)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()], ids=repr)
+def test_a_task_that_ends_itself_ends_alone(error):
+    """``sys.exit()`` in a run, or a cancellation of its own, leaves the workers alive."""
+    app = app_of("?workers=1")
+    gate = Gate(app)
+
+    @app.task
+    def plain():
+        raise error
+
+    @app.task
+    async def on_loop():
+        raise error
+
+    expected = TaskCancelError if isinstance(error, asyncio.CancelledError) else SystemExit
+    with app:
+        for task in (plain, on_loop):
+            with pytest.raises(expected):
+                task.submit_sync().result(timeout=LONG)
+        assert 1 == gate.mark.submit(1).result(timeout=LONG)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_fork_is_told_that_it_has_no_workers():
+    """A forked process cannot submit: those who do the runs did not come along."""
+    app = app_of()
+    gate = Gate(app)
+    with app:
+        gate.mark.submit(1).result(timeout=LONG)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                gate.mark.submit(2)
+            except EngineError as error:
+                os.write(writing, str(error).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        os.close(writing)
+        assert b"forked from" in os.read(reading, 1000)
+        os.close(reading)
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("memory://?sise=1", "did you mean 'size'"),
+        ("memory://?workers=0", "a whole number from 1"),
+        ("memory://?workers=2.5", "a whole number from 1"),
+        ("memory://?grace=soon", "a number above 0"),
+        ("memory://?grace=inf", "a number above 0"),
+        ("memroy://", "did you mean 'memory'"),
+        ("memory", "did you mean 'memory'"),
+        ("", "no engine has this scheme"),
+    ],
+)
+def test_a_wrong_url_is_refused(url, text):
+    """A URL that no engine takes, or an option that it does not have, is one clear error."""
+    with pytest.raises(EngineError, match=text):
+        QueueTasks("shop", engine=url)
+
+
+def test_a_password_is_not_shown():
+    """What is behind an unknown scheme, which may hold a password, is not told."""
+    with pytest.raises(EngineError) as caught:
+        QueueTasks("shop", engine="redis://user:secret@127.0.0.1/0")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_started_app_keeps_its_engine():
+    """``set_engine`` is for apps that are not started."""
+    app = app_of()
+    with app, pytest.raises(RuntimeError, match="started already"):
+        app.set_engine("memory://")
+
+
+def test_an_app_without_an_engine_cannot_submit():
+    """The error names the app and the task, and what to do."""
+    app = QueueTasks("shop", discover=False)
+    gate = Gate(app)
+    with app, pytest.raises(EngineError, match=r"app 'shop' has no engine.*'mark'.*memory://"):
+        gate.mark.submit(1)
+
+
+def test_100_000_pending_runs_stay_within_their_memory():
+    """A queued run costs less than 1.5 kB, handle and message included."""
+    app = app_of("?workers=1&size=100000")
+    gate = Gate(app)
+    with app:
+        gate.occupy()
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            handles = list(app.submit_many(gate.mark, range(100_000)))
+            used = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        assert used < 150_000_000
+        for handle in handles:
+            assert handle.cancel()
+        gate.open.set()
+
+
+def test_threads_come_and_go():
+    """No thread is left once an app has stopped."""
+    app = app_of("?workers=4")
+    gate = Gate(app)
+    with app:
+        for handle in [gate.mark.submit(n) for n in range(100)]:
+            handle.result(timeout=LONG)
+    left = [one for one in threading.enumerate() if one.name == "qtasks-pluggy-memory"]
+    for thread in left:
+        thread.join(LONG)
+    assert not any(thread.is_alive() for thread in left)
+
+
+def test_handles_show_no_values():
+    """R14: neither the arguments nor the result are in a handle's text."""
+    app = app_of()
+    gate = Gate(app)
+    with app:
+        handle = gate.mark.submit("secret")
+        handle.result(timeout=LONG)
+    assert "secret" not in repr(handle)
+    assert str(handle.uuid) in repr(handle)
+    assert "mark" == handle.task_name
