@@ -112,7 +112,7 @@ class TaskHandle(Generic[R_co]):
                 self._ended = await reach(engine, waiting, "result", self._ticket, limit)
             else:
                 ended = engine.result(self._ticket, limit)
-                if has_to_be_waited_for(ended):
+                if type(ended) is not Ended and has_to_be_waited_for(ended):
                     ended = await settle(ended, engine, waiting, "result", limit)
                 self._ended = ended
         ended = self._ended

@@ -13,7 +13,6 @@ import contextvars
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
@@ -255,9 +254,11 @@ class MemoryEngine:
                 self._begin(self.carry_out(Outcome("cancel", TaskCancelError(_GAVE_UP)), run))
 
     def _let_go_if_empty(self) -> None:
+        if self._stopped is None:
+            return
         # With the lock: a run on its way from one place to the next is in neither.
         with self._lock:
-            if self._stopped is not None and not self._queue.queued and not self._running:
+            if not self._queue.queued and not self._running:
                 self._let_go(self._stopped)
 
     def _let_go(self, stopped: Future[None]) -> None:
@@ -305,17 +306,15 @@ class MemoryEngine:
             begun = self._take()
         self._begin(begun)
 
-    def _begin(self, runs: Iterable[MemoryRun]) -> None:
-        todo = deque(runs)
-        while todo:
-            run = todo.popleft()
+    def _begin(self, runs: list[MemoryRun]) -> None:
+        for run in runs:
             if not run.in_thread or run.cancelling is not None:
                 self._on_loop(self._make_task, run)
                 continue
             try:
                 self._threads.give(run)
             except RuntimeError as error:
-                todo += self.carry_out(Outcome("fail", error), run)
+                runs += self.carry_out(Outcome("fail", error), run)  # gone through in this loop
 
     def _on_loop(self, call: Callable[..., Any], *args: Any) -> None:
         loop = self.loop
@@ -362,7 +361,7 @@ class MemoryEngine:
             outcome = outcome_of(error, run)
         begun = self.carry_out(outcome, run)
         after = next((one for one in begun if one.in_thread and one.cancelling is None), None)
-        self._begin(one for one in begun if one is not after)
+        self._begin([one for one in begun if one is not after])
         return after
 
     def _attempt_here(self, run: MemoryRun) -> Outcome:
