@@ -33,6 +33,9 @@ GRACE_SECONDS: Final = 10.0
 SHOW_SECONDS: Final = 0.1
 """How often the watcher is told."""
 
+HEAR_SECONDS: Final = 0.5
+"""How long a wait may be: Python notes a signal that comes just before one, and lets it wait."""
+
 
 class Watcher(Protocol):
     """Who is told how far the batch is."""
@@ -185,11 +188,11 @@ class Batch:
                     self._show()
         self._show()
 
-    def _patience(self) -> float | None:
+    def _patience(self) -> float:
         if self._deadline is not None:
             return max(0.0, min(SHOW_SECONDS, self._deadline - time.monotonic()))
         # What has been counted is shown soon, even if nothing more happens.
-        return None if self._shown == self.tally.runs else SHOW_SECONDS
+        return HEAR_SECONDS if self._shown == self.tally.runs else SHOW_SECONDS
 
     def _show(self) -> None:
         self._last_shown = time.monotonic()

@@ -184,6 +184,34 @@ def test_ctrl_c_while_nothing_runs_ends_the_command(workplace):
     assert [1] == [line["result"] for line in workplace.lines()]
 
 
+def test_ctrl_c_that_wakes_nobody_is_heard(workplace):
+    """A signal that comes just before the wait cuts no wait short, and ends the command too."""
+    workplace.write(
+        "marks.py",
+        """
+        import pathlib, threading, _thread
+        from qtasks_pluggy import QueueTasks
+
+        app = QueueTasks("marks", discover=False)
+
+        def mark_the_signal():
+            while not pathlib.Path("out.jsonl").read_text():
+                pass
+            # As the system does it, but for the wait of the main thread that it cuts short.
+            _thread.interrupt_main()
+
+        @app.task
+        def quick():
+            threading.Thread(target=mark_the_signal, daemon=True).start()
+        """,
+    )
+    process = workplace.spawn("run", "marks", "quick", "--each", "-", "--out", "out.jsonl")
+    process.stdin.write(b"[]\n")
+    process.stdin.flush()
+
+    assert 130 == process.wait(60)
+
+
 @both_kinds
 def test_ctrl_c_in_a_single_run_ends_it(workplace, task):
     """Exit code 130, one word, no traceback; the app is stopped."""
