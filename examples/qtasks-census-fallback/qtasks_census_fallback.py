@@ -3,6 +3,9 @@
 Where the task ``census`` gives up on a file, this plugin counts what looks like a function or a
 class in whatever text the file holds, and that becomes the result of the run. The count is marked
 as approximate.
+
+The task may ask by ``ctx.plugin_error(path=...)``, or just let the parser's error out, as tasks do
+that were there before any plugin; then the path is the run's own argument.
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ import tokenize
 from pathlib import Path
 from typing import Any
 
-from qtasks_hookspecs import Replace, TaskFunc, blocking, hookimpl
+from qtasks_hookspecs import Replace, TaskFunc, TaskMessage, blocking, hookimpl
 from qtasks_hookspecs.exc import TaskPluginTriggerError
 
 TASKS = frozenset({"census", "census_async"})
+
+# What decoding and parsing raise; a UnicodeDecodeError is a ValueError.
+UNREADABLE = (SyntaxError, ValueError, MemoryError, RecursionError)
 
 # What may hold the words "def" and "class" without being one: comments and strings. One that never
 # ends goes on to the end of its line, or of the file. Nothing here backtracks (``*+``, ``?+``), so
@@ -38,11 +44,15 @@ _CLASS = re.compile(r"^[ \t]*class[ \t]+\w+[ \t]*[(:\[]", re.MULTILINE)
 @hookimpl
 @blocking  # it reads a file, which an event loop should not wait for
 def task_executor_run_task_trigger_error(
-    task_func: TaskFunc, e: TaskPluginTriggerError
+    task_func: TaskFunc, task_broker: TaskMessage, e: TaskPluginTriggerError
 ) -> Replace | None:
     """Answer the census with approximate counts, and nobody else."""
     path = e.kwargs.get("path")
-    if task_func.name not in TASKS or not isinstance(path, str):
+    if isinstance(e.cause, UNREADABLE):
+        (first, *_) = (*task_broker.args, None)
+        path = task_broker.kwargs.get("path", first)
+    # Celery and Taskiq put the module's name in front of the function's.
+    if re.split("[.:]", task_func.name)[-1] not in TASKS or not isinstance(path, str):
         return None
     try:
         source = Path(path).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib.metadata
 from pathlib import Path
@@ -50,6 +51,26 @@ def test_the_async_task_of_the_census_is_answered_too(tmp_path: Path) -> None:
         self.ctx.plugin_error(path=path)
 
     assert asyncio.run(census_async(str(file)))["functions"] == 1
+
+
+@pytest.mark.parametrize("name", ["census", "shop.tasks.census", "shop.tasks:census"])
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_a_task_that_never_heard_of_plugins_is_answered(
+    tmp_path: Path, name: str, *, by_keyword: bool
+) -> None:
+    """The parser's own error is enough, where the app intercepts it: the path is the argument."""
+    file = tmp_path / "one.py"
+    file.write_text("def one(:\n")
+    app = QueueTasks("app", plugins=[fallback], discover=False, intercept=Exception)
+
+    @app.task(name=name)
+    def census(path: str, lines: int = 0) -> dict[str, Any]:
+        return {"body": len(ast.parse(Path(path).read_text()).body), "lines": lines}
+
+    found = census(path=str(file)) if by_keyword else census(str(file), 1)
+    assert (found["functions"], found["approximate"]) == (1, True)
+    with pytest.raises(FileNotFoundError):
+        census(str(tmp_path / "gone.py"))
 
 
 @pytest.mark.parametrize(
