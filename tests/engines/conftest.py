@@ -7,7 +7,7 @@ import gc
 import os
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
@@ -19,6 +19,8 @@ import qtasks_pluggy
 from tests.engines.keeper import shared
 from tests.engines.processes import Guard, Process
 from tests.engines.servers import NotInstalledError, RabbitMQ, Redis
+
+FORGETS = pytest.StashKey[bool]()
 
 # The core suite runs without the engines.
 ENGINES = ("celery", "dramatiq", "huey", "taskiq")
@@ -184,12 +186,21 @@ def shared_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def forget() -> Iterator[None]:
-    """Find now what clients of RabbitMQ leave behind, which warns of itself when it is found."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
+def forget(request: pytest.FixtureRequest) -> None:
+    """Find after the test what clients of servers leave behind, which warns when it is found."""
+    request.node.stash[FORGETS] = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Forget, not before pytest has let go of the values of the test's fixtures."""
+    try:
+        return (yield)
+    finally:
+        if FORGETS in item.stash:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                gc.collect()
 
 
 @pytest.fixture
