@@ -45,7 +45,7 @@ The modules, in the order in which a run meets them:
 ``base_plugin.py``   plugins of QTasks' own shape, for migration
 ``exc.py``           the errors
 ``builtin/``         two plugins of our own, off until they are enabled
-``engines/``         adapters: memory, Huey
+``engines/``         adapters: memory, Celery, Dramatiq, Huey, Taskiq
 ``cli/``             the command ``qtasks-pluggy``
 ===================  ===========================================================================
 """

@@ -85,7 +85,8 @@ def test_a_quick_next_attempt_keeps_the_end_that_it_stores(monkeypatch):
         ("memory://", "cache+memory://", {"delay", "results", "cancel_queued"}),
         ("memory://", "rpc://", {"delay", "cancel_queued"}),
         ("memory://", None, {"delay", "cancel_queued"}),
-        ("redis://h", "redis://h", {"delay", "results", "cancel_queued", "at_least_once"}),
+        # A message that a worker has just taken is nowhere for a moment.
+        ("redis://h", "redis://h", {"delay", "results", "cancel_queued"}),
         ("amqp://h", "redis://h", {"delay", "results", "cancel_queued", "at_least_once"}),
     ],
 )
