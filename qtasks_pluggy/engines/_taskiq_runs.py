@@ -97,6 +97,9 @@ class Runs(TaskiqMiddleware):
             # It belongs to whoever sent this one, and would hold on to all that came before.
             outer = None
         _current.set(Run(message, outer, host))
+        if not isinstance(self.broker.middlewares[-1], _Last):
+            # Behind those that were added since, which can give the run another message.
+            self.broker.add_middlewares(_Last())
         return message
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
@@ -112,6 +115,17 @@ class Runs(TaskiqMiddleware):
         if ticket is not None and not isinstance(result.error, NoResultError):
             ticket.native = result
             ticket.is_over.set()
+
+
+class _Last(TaskiqMiddleware):
+    """Hears which message a run has in the end: a middleware may replace it."""
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        """Correct what was remembered of the run."""
+        run = _current.get()
+        if run is not None and run.message.task_id == message.task_id:
+            run.message = message
+        return message
 
 
 def runs_of(broker: AsyncBroker) -> Runs:
