@@ -26,6 +26,7 @@ from taskiq import (
 )
 from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.labels import prepare_label
+from taskiq.utils import maybe_awaitable
 
 from qtasks_pluggy import QueueTasks, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Ended, log_event
@@ -174,7 +175,7 @@ def message_of(broker: AsyncBroker, native: TaskiqMessage, **known: Any) -> Task
 async def send_again(
     broker: AsyncBroker, message: TaskiqMessage, delay: float | None, **labels: Any
 ) -> None:
-    """Send a run's next attempt, under its own id and with its labels.
+    """Send a run's next attempt, under its own id and with its labels, as Taskiq sends a first.
 
     Args:
         broker: Where it came from.
@@ -188,14 +189,26 @@ async def send_again(
         update={
             "labels": {name: text for name, (text, _) in prepared.items()},
             "labels_types": {name: kind for name, (_, kind) in prepared.items()},
+            # Middlewares may write to them, and this attempt is not over.
+            "args": list(message.args),
+            "kwargs": dict(message.kwargs),
         }
     )
+    for middleware in broker.middlewares:
+        if type(middleware).pre_send is not TaskiqMiddleware.pre_send:
+            again = await maybe_awaitable(middleware.pre_send(again))
     native = broker.formatter.dumps(again)
     # For the broker alone: what the task's own label says is for its first attempt.
     native.labels = {name: value for name, value in again.labels.items() if name != "delay"}
     if delay:
         native.labels["delay"] = str(delay)
     await broker.kick(native)
+    for middleware in reversed(broker.middlewares):
+        if type(middleware).post_send is not TaskiqMiddleware.post_send:
+            try:
+                await maybe_awaitable(middleware.post_send(again))
+            except Exception as error:  # noqa: BLE001  # it is sent, whatever they make of it
+                log_event("error", "task_post_send_failed", task=message.task_name, exc_info=error)
 
 
 class WorkerLife:

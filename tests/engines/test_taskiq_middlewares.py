@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import structlog
 from taskiq import TaskiqMiddleware
 
-from qtasks_hookspecs import Replace
+from qtasks_hookspecs import Replace, Retry
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines.taskiq import install
 from tests.engines.huey_apps import Keeps
@@ -60,3 +61,58 @@ async def test_an_app_s_runs_have_the_replaced_message_too(native):
 
     async with app:
         assert "one" == await (await echo.submit("packed one"))
+
+
+class Packs(Unpacks):
+    """Packs what is sent, in place, and unpacks what is received."""
+
+    def __init__(self, fails_after=False):
+        super().__init__()
+        self.sent, self.fails_after = [], fails_after
+
+    async def pre_send(self, message):
+        message.args[:] = [f"packed {arg}" for arg in message.args]
+        return message
+
+    def pre_execute(self, message):
+        assert all(arg.startswith("packed ") for arg in message.args)
+        return super().pre_execute(message)
+
+    def post_send(self, message):
+        self.sent.append(message.args)
+        if self.fails_after and "qtasks_pluggy_retries" in message.labels:
+            raise OSError
+
+
+@pytest.mark.parametrize("fails_after", [False, True])
+async def test_plugins_retries_are_sent_through_the_middlewares(native, fails_after):
+    """What middlewares do to a message that is sent they do to a plugin's retry as well."""
+    packs, plugin, seen = Packs(fails_after), Keeps(Retry(), "answer"), []
+    native.add_middlewares(packs)
+
+    @native.task(task_name="fail")
+    async def fail(text):
+        seen.append(text)
+        raise OSError(text)
+
+    install(native, [plugin], discover=False)
+    async with working(native):
+        with structlog.testing.capture_logs() as logs:
+            result = await ended(await fail.kiq("one"))
+    assert (False, "answer") == (result.is_err, result.return_value)
+    assert ["one", "one"] == seen
+    assert [["packed one"]] * 2 == packs.sent
+    assert fails_after is ("task_post_send_failed" in {one["event"] for one in logs})
+
+
+async def test_an_app_s_retries_are_sent_through_the_middlewares(native):
+    """What middlewares do to a message that is sent they do to an app's retry as well."""
+    app: QueueTasks = app_on(native, Keeps(Retry(), "answer"), intercept=OSError)
+    native.add_middlewares(Packs())
+
+    @app.task
+    async def fail(text):
+        raise OSError(text)
+
+    async with app:
+        assert "answer" == await (await fail.submit("one"))
