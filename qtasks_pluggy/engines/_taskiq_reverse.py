@@ -103,9 +103,11 @@ class _Native:
         self.plugged = plugged
         runs_of(broker)
         WorkerLife(broker, self._app, "install()")
-        wrap, native_class = self._wrapped, broker.decorator_class
+        wrap = self._wrapped
+        # Of which a project may have its own, not generic any more.
+        native_class: Any = broker.decorator_class
 
-        class Covered(native_class[Any, Any]):  # type: ignore[valid-type,misc]  # its own subclass
+        class Covered(native_class):  # type: ignore[misc]  # known at run time only
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
                 task: AsyncTaskiqDecoratedTask[Any, Any] = self

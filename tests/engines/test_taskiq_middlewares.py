@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import structlog
 from taskiq import TaskiqMiddleware
+from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from qtasks_hookspecs import Replace, Retry
 from qtasks_pluggy import QueueTasks
@@ -116,3 +117,21 @@ async def test_an_app_s_retries_are_sent_through_the_middlewares(native):
 
     async with app:
         assert "answer" == await (await fail.submit("one"))
+
+
+async def test_a_project_s_own_class_of_tasks_is_kept(native):
+    """Tasks declared later are of the class that the project gave its broker, generic or not."""
+
+    class Own(AsyncTaskiqDecoratedTask):
+        queue = "own"
+
+    native.decorator_class = Own
+    install(native, [Keeps("answer")], discover=False)
+
+    @native.task(task_name="fail")
+    async def fail():
+        raise OSError
+
+    assert "own" == fail.queue
+    async with working(native):
+        assert "answer" == (await ended(await fail.kiq())).return_value
