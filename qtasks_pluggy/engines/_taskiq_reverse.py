@@ -10,6 +10,7 @@ from copy import copy
 from typing import Any, Final
 
 from taskiq import AsyncBroker, NoResultError, SimpleRetryMiddleware, SmartRetryMiddleware
+from taskiq.brokers.shared_broker import AsyncSharedBroker
 from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.exceptions import TaskRejectedError
 
@@ -72,8 +73,15 @@ def install(
         How many tasks are covered now.
 
     Raises:
+        EngineError: It is the shared broker, which runs nothing.
         PluginRegistrationError: Faults of ``plugins``.
     """
+    if isinstance(broker, AsyncSharedBroker):
+        msg = (
+            f"engine 'taskiq': install() got the shared broker, a {type(broker).__name__}, which"
+            " runs nothing; call it with every broker that runs the shared tasks: it covers them"
+        )
+        raise EngineError(msg)
     plugged = Plugged("taskiq", plugins, discover=discover, intercept=intercept)
     native: _Native | None = vars(broker).get(_INSTALLED)
     if native is None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import structlog
-from taskiq import TaskiqMiddleware
+from taskiq import TaskiqMiddleware, async_shared_broker
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from qtasks_hookspecs import Replace, Retry
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines.taskiq import install
+from qtasks_pluggy.exc import EngineError
 from tests.engines.huey_apps import Keeps
 from tests.engines.taskiq_apps import app_on, broker_of, ended, working
 
@@ -135,3 +136,11 @@ async def test_a_project_s_own_class_of_tasks_is_kept(native):
     assert "own" == fail.queue
     async with working(native):
         assert "answer" == (await ended(await fail.kiq())).return_value
+
+
+def test_the_shared_broker_is_refused():
+    """``install`` on a broker that runs nothing would ask nobody, and says where to call it."""
+    before = async_shared_broker.decorator_class
+    with pytest.raises(EngineError, match="AsyncSharedBroker, which runs nothing; call it with"):
+        install(async_shared_broker, [Keeps()], discover=False)
+    assert async_shared_broker.decorator_class is before
