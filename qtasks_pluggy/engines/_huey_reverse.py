@@ -82,13 +82,17 @@ class _Native:
 
     name = "huey"
     control = CONTROL
-    capabilities = Capabilities(delay=True, results=True)
 
     def __init__(self, huey: Huey, plugged: Plugged) -> None:
         self.native = huey
         self._plugged = plugged
         self._functions: dict[type[Task], Callable[..., Any]] = {}
         WorkerLife(huey, self._app, f"{MODULE}-install")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What Huey can do; in immediate mode, which can begin later, nobody reads its schedule."""
+        return Capabilities(delay=not self.native.immediate, results=True)
 
     def goes_on(self, error: BaseException) -> bool:
         """Say whether Huey runs the task at work again."""

@@ -230,6 +230,20 @@ def test_the_ledger_is_one_call_away(native):
         at_least_once(huey.MemoryHuey())
 
 
+def test_a_delay_in_immediate_mode_is_refused():
+    """R7: ``Retry(delay=5)`` in immediate mode, whose schedule nobody reads, ends the run now."""
+    native = huey.MemoryHuey("shop")
+    task, seen = failing(native)
+    plugin = Keeps(Retry(delay=5), Retry(), "answer")
+    install(native, [plugin], discover=False)
+    native.immediate = True
+    with pytest.raises(TaskException, match="broken"):
+        task("broken").get()
+    assert 0 == native.scheduled_count()
+    assert "answer" == task("again").get()
+    assert ["broken", "again", "again"] == seen
+
+
 def test_the_ledger_knows_native_ends(native):
     """Revoked, expired, cancelled, failed and retried native tasks leave nothing in the ledger."""
     at_least_once(native)
