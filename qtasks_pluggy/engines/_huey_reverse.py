@@ -10,12 +10,13 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from huey import CancelExecution, Huey
-from huey.api import Task
+from huey.api import PeriodicTask, Task
 from huey.exceptions import RateLimitExceeded, RetryTask, TaskLockedException, TaskTimeout
 from huey.storage import SqliteStorage
 
 from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import Capabilities
+from qtasks_pluggy.engines._huey_ends import PLAIN
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
 from qtasks_pluggy.engines._huey_worker import WorkerLife
 from qtasks_pluggy.engines.reverse import Plugged
@@ -155,12 +156,38 @@ class _Native:
         if counts_on:
             task.kwargs[HEADER] = {"attempt": executor.attempt + 1}
         if outcome.action == "succeed":
+            if any(record.won for record in executor.trail):
+                self._see_that_it_is_stored(task, outcome.result)
             return outcome.result
         if outcome.action == "retry":
             raise RetryTask(delay=outcome.delay or None)
         if outcome.action == "cancel":
             raise CancelExecution(str(outcome.error), retry=False)
         raise outcome.error or CancelExecution(retry=False)
+
+    def _see_that_it_is_stored(self, task: Task, result: Any) -> None:
+        """Let no plugin's answer be one that Huey drops: whoever waits would wait for ever.
+
+        Raises:
+            EngineError: It cannot be serialized.
+        """
+        huey = self.native
+        if not huey.results or isinstance(task, PeriodicTask):
+            return
+        if result is None and not huey.store_none:
+            huey.put_result(task.id, None)
+        if type(result) in PLAIN:
+            return
+        try:
+            huey.serializer.serialize(result)
+        except Exception as error:
+            # Another attempt would come to the same, and this one has been closed.
+            task.retries = 0
+            msg = (
+                f"engine 'huey', task {task.name!r}: its result, a {type(result).__name__}, does"
+                f" not pickle ({type(error).__name__}: {error}); answer with something that does"
+            )
+            raise EngineError(msg) from error
 
 
 def goes_on(error: BaseException, retries: int) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import structlog
 from huey.exceptions import TaskException
 
-from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry
+from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines.huey import at_least_once, install
 from qtasks_pluggy.exc import CapabilityError
@@ -228,6 +228,31 @@ def test_the_ledger_is_one_call_away(native):
     assert [1] == [one["count"] for one in logs if one["event"] == "huey_runs_recovered"]
     with pytest.raises(CapabilityError, match="MemoryStorage"):
         at_least_once(huey.MemoryHuey())
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_an_answer_that_huey_would_drop_is_told(tmp_path, retries):
+    """A plugin's None is stored, also where Huey stores none; what does not pickle is an error."""
+    native = huey.SqliteHuey("shop", filename=tmp_path / "runs.db")
+    at_least_once(native)
+    task, seen = failing(native, retries=retries)
+    plugin = Keeps(Replace(None), threading.Lock())
+
+    class Looks:
+        @hookimpl
+        def task_executor_run_task(self, result):
+            return None
+
+    install(native, [plugin, Looks()], discover=False)
+    with consuming(native):
+        native.task()(lambda: None)()
+        assert task("none").get(blocking=True, timeout=LONG) is None
+        with pytest.raises(TaskException, match="task 'fail': its result, a lock, does not pickle"):
+            task("lock").get(blocking=True, timeout=LONG)
+    assert ["none", "lock"] == seen
+    # Of the run that no plugin answered for nothing is stored, as before.
+    assert {} == native.all_results()
+    assert ["start", "close", "close", "close", "stop"] == plugin.heard
 
 
 def test_a_delay_in_immediate_mode_is_refused():
