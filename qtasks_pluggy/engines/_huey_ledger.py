@@ -201,11 +201,22 @@ class Ledger:
                 self._wait_for_room(task)
                 _insist(self._put_back, task)
                 raise
+            except Exception as error:
+                if hasattr(task, "redelivered"):
+                    self._end_by(task, error)
+                raise
             if getattr(task, "over", False):
                 _insist(self.delete, task.id)
             return value
 
         return execute_and_strike_out
+
+    def _end_by(self, task: Task, error: Exception) -> None:
+        """End a run that was done and whose end does not pickle: another time comes to the same."""
+        huey = self._huey
+        if huey.results:
+            _insist(huey.put_if_empty, task.id, Error(huey.build_error_result(task, error)))
+        _insist(self.delete, task.id)
 
     def _wait_for_room(self, task: Task) -> None:
         """Give the disk some time before what was done in vain is done again."""
@@ -278,7 +289,7 @@ def _entry_of(raw: Any) -> Entry:
     return Entry(*pickle.loads(raw))  # noqa: S301  # as Huey reads its own messages
 
 
-def _insist(write: Callable[..., None], *args: Any) -> None:
+def _insist(write: Callable[..., Any], *args: Any) -> None:
     """Write, though the storage may be of no use for a while; else the next start sees to it."""
     for pause in _PAUSES:
         try:

@@ -269,6 +269,16 @@ def test_a_delay_in_immediate_mode_is_refused():
     assert ["broken", "again", "again"] == seen
 
 
+def test_the_ledger_ends_a_native_run_whose_result_does_not_pickle(native):
+    """A native run that Huey cannot store ends in that error, and is not done at every start."""
+    at_least_once(native)
+    task = native.task(name="lock")(threading.Lock)
+    with consuming(native):
+        with pytest.raises(TaskException, match="cannot pickle"):
+            task().get(blocking=True, timeout=LONG)
+        assert wait_until(lambda: {} == native.all_results(), LONG)
+
+
 def test_the_ledger_knows_native_ends(native):
     """Revoked, expired, cancelled, failed and retried native tasks leave nothing in the ledger."""
     at_least_once(native)
