@@ -160,7 +160,11 @@ class _Native:
                 self._see_that_it_is_stored(task, outcome.result)
             return outcome.result
         if outcome.action == "retry":
-            raise RetryTask(delay=outcome.delay or None)
+            if self.native.immediate:
+                # Nobody reads its schedule, in which the task's own delay would put it.
+                task.retry_delay = 0
+            # None is the task's own delay, of which a plugin's 0 is none.
+            raise RetryTask(delay=outcome.delay if task.retry_delay else outcome.delay or None)
         if outcome.action == "cancel":
             raise CancelExecution(str(outcome.error), retry=False)
         raise outcome.error or CancelExecution(retry=False)

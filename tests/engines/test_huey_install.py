@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 
@@ -253,6 +254,17 @@ def test_an_answer_that_huey_would_drop_is_told(tmp_path, retries):
     # Of the run that no plugin answered for nothing is stored, as before.
     assert {} == native.all_results()
     assert ["start", "close", "close", "close", "stop"] == plugin.heard
+
+
+@pytest.mark.parametrize(("immediate", "answer"), [(False, Retry(delay=0)), (True, Retry())])
+def test_a_retry_at_once_is_at_once(immediate, answer):
+    """``Retry(delay=0)`` waits for no ``retry_delay`` of the task; in immediate mode none does."""
+    native = huey.MemoryHuey("shop", immediate=immediate)
+    task, seen = failing(native, retry_delay=1_000)
+    install(native, [Keeps(answer, "answer")], discover=False)
+    with contextlib.nullcontext() if immediate else consuming(native):
+        assert "answer" == task("broken").get(blocking=True, timeout=LONG)
+    assert ["broken"] * 2 == seen
 
 
 def test_a_delay_in_immediate_mode_is_refused():
