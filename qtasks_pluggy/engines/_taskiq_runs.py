@@ -9,6 +9,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from multiprocessing import current_process, parent_process
 from typing import Any, Final
@@ -30,7 +31,7 @@ from taskiq.utils import maybe_awaitable
 
 from qtasks_pluggy import QueueTasks, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Ended, log_event
-from qtasks_pluggy.engines._taskiq_brokers import queue_of
+from qtasks_pluggy.engines._taskiq_brokers import PATIENCE, open_up, queue_of
 from qtasks_pluggy.engines._taskiq_ends import END, ended_of, packed
 from qtasks_pluggy.exc import EngineError
 
@@ -88,6 +89,32 @@ class Runs(TaskiqMiddleware):
         self.tickets: weakref.WeakValueDictionary[str, Ticket] = weakref.WeakValueDictionary()
         # Whether native tasks too are acknowledged only when they are over.
         self.keeps_all = False
+        # Whether an app opens the broker now, and the event loops of those that did.
+        self.is_opening = False
+        self._opened: list[asyncio.AbstractEventLoop | None] = []
+
+    async def open(self, app: str) -> None:
+        """Connect the broker for an app, unless another one on this loop has.
+
+        Raises:
+            EngineError: The broker, or its results, does not answer.
+        """
+        here = asyncio.get_running_loop()
+        if here not in self._opened:
+            self.is_opening = True
+            try:
+                await open_up(self.broker, app)
+            finally:
+                self.is_opening = False
+        self._opened.append(here)
+
+    async def close(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Disconnect the broker when the last of its apps on a loop stops."""
+        if loop in self._opened:
+            self._opened.remove(loop)
+        if loop not in self._opened:
+            with suppress(Exception):
+                await asyncio.wait_for(self.broker.shutdown(), PATIENCE)
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         """Remember the run; called in the context in which its function will be called."""
@@ -218,9 +245,18 @@ class WorkerLife:
         broker: Its workers say when they begin and end.
         app: Gives the app; an error of it refuses the worker.
         name: Whose worker it is.
+        submits: Whether the app is started by those who submit, too.
     """
 
-    def __init__(self, broker: AsyncBroker, app: Callable[[], QueueTasks], name: str) -> None:
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        app: Callable[[], QueueTasks],
+        name: str,
+        *,
+        submits: bool = False,
+    ) -> None:
+        self._submits = submits
         self._broker = broker
         self._app = app
         self._name = name
@@ -240,8 +276,9 @@ class WorkerLife:
                 )
                 raise EngineError(msg)  # noqa: TRY301  # refused as whatever is wrong with the app
             app = self._app()
-            # In the process that submits it is started already, and is not ours to stop.
-            if not app.is_started:
+            # In the process that submits it is started already, or will be when it submits, and is
+            # not ours to stop.
+            if not app.is_started and not (self._submits and runs_of(self._broker).is_opening):
                 life = app.in_worker
                 await life.__aenter__()
                 self._life = life

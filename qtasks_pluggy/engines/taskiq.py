@@ -28,7 +28,6 @@ from qtasks_pluggy.engines._taskiq_brokers import (
     make_safe,
     most_priority,
     native_priority,
-    open_up,
     routing,
     why,
 )
@@ -135,7 +134,7 @@ class TaskiqEngine:
             raise EngineError(msg)
         if self._app is None:
             self._app = app
-            self._life = WorkerLife(native, lambda: self._checked(app), app.name)
+            self._life = WorkerLife(native, lambda: self._checked(app), app.name, submits=True)
             native.find_task = self._or_say_so(native.find_task)
 
         async def body(*args: Any, **kwargs: Any) -> Any:
@@ -160,7 +159,7 @@ class TaskiqEngine:
             raise EngineError(msg)
         self._checked(app)
         self._looks = asyncio.Semaphore(_LOOKS)
-        await open_up(self.native, app.name)
+        await self._runs.open(app.name)
         self._loop = asyncio.get_running_loop()
 
     async def stop(self) -> None:
@@ -169,8 +168,7 @@ class TaskiqEngine:
             if self._here:
                 with suppress(Exception):
                     await self.native.wait_all()
-            with suppress(Exception):
-                await asyncio.wait_for(self.native.shutdown(), PATIENCE)
+            await self._runs.close(self._loop)
         finally:
             self._loop = None
 

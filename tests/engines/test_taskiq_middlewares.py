@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import structlog
-from taskiq import TaskiqMiddleware, async_shared_broker
+from taskiq import TaskiqEvents, TaskiqMiddleware, async_shared_broker
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from qtasks_hookspecs import Replace, Retry
@@ -144,3 +144,31 @@ def test_the_shared_broker_is_refused():
     with pytest.raises(EngineError, match="AsyncSharedBroker, which runs nothing; call it with"):
         install(async_shared_broker, [Keeps()], discover=False)
     assert async_shared_broker.decorator_class is before
+
+
+async def test_apps_on_one_broker_start_and_stop_by_themselves(native):
+    """Of two apps on one broker each is started once, and one's stop leaves the other's runs."""
+    native.events = []
+    native.on_event(*TaskiqEvents)(lambda _: native.events.append("event"))
+    plugins = [Keeps("answer"), Keeps("another")]
+    apps = [
+        QueueTasks(name, engine=native, plugins=[plugin], discover=False, intercept=OSError)
+        for name, plugin in zip(("one", "two"), plugins, strict=True)
+    ]
+
+    @apps[0].task
+    async def one():
+        raise OSError
+
+    @apps[1].task
+    async def two():
+        raise OSError
+
+    async with apps[0]:
+        async with apps[1]:
+            assert "another" == await (await two.submit())
+        assert "answer" == await (await one.submit())
+        assert ["start", "close", "stop"] == plugins[1].heard
+    assert ["start", "close", "stop"] == plugins[0].heard
+    # Begun and ended, for the client and for the worker.
+    assert 4 == len(native.events)
