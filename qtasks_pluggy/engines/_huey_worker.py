@@ -1,17 +1,19 @@
 """The plugins' life in a process that does runs: begun by its first thread, ended by its last."""
 
-# Huey has no types.
-# pyright: reportMissingTypeStubs=false
+# Huey has no types, and carries what is ours.
+# pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false
 
 from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 from huey import Huey
+from huey.consumer import Consumer
 
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import lock_of, log_event
@@ -34,6 +36,7 @@ class WorkerLife:
         self._lock = lock_of(self)
         self._pid = 0
         self._threads: set[int] = set()
+        self._consumers = _consumers_of(huey)
         name = name or f"qtasks_pluggy-{next(_numbers)}"
         huey.on_startup(name=name)(self._begin)
         huey.on_shutdown(name=name)(self._end)
@@ -50,6 +53,9 @@ class WorkerLife:
                     self._pid = os.getpid()
             except Exception as error:
                 log_event("error", "worker_cannot_start", app=self._huey.name, exc_info=error)
+                for consumer in self._consumers:
+                    # It would put another in this one's place, again and again, and do nothing.
+                    consumer.stop_flag.set()
                 # Not an Exception, which Huey would log, and go on to take runs.
                 raise SystemExit(str(error)) from error
             self._threads.add(threading.get_ident())
@@ -60,6 +66,23 @@ class WorkerLife:
             if not self._threads and self._pid == os.getpid():
                 self._pid = 0
                 self._life.__exit__(None, None, None)
+
+
+def _consumers_of(huey: Huey) -> weakref.WeakSet[Consumer]:
+    """Give the consumers that a Huey has made, and will make, in this process."""
+    found: weakref.WeakSet[Consumer] | None = getattr(huey, "qtasks_pluggy_consumers", None)
+    if found is not None:
+        return found
+    made = huey.qtasks_pluggy_consumers = weakref.WeakSet[Consumer]()
+    native = huey.create_consumer
+
+    def create_consumer(**options: Any) -> Consumer:
+        consumer = native(**options)
+        made.add(consumer)
+        return consumer
+
+    huey.create_consumer = create_consumer
+    return made
 
 
 _numbers: Final = count()

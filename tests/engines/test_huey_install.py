@@ -358,3 +358,32 @@ def test_the_worker_command_runs_them(project, worker, kind):
     worker(*command, "-d", "0.01", cwd=folder)
     for text in ("one", "two", "three"):
         assert f"recovered from {text}" == fail(text).get(blocking=True, timeout=LONG)
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_the_worker_command_ends_where_a_plugin_cannot_start(project, worker, kind):
+    """The command ends, instead of replacing its workers for ever, and its log says why."""
+    folder = project(
+        {
+            "own.py": """
+                import sys
+                from huey import SqliteHuey
+                from qtasks_hookspecs import hookimpl
+                from qtasks_pluggy.engines.huey import install
+
+                huey = SqliteHuey("own", filename="own.db")
+                huey.task(name="work")(lambda: 1)
+
+                @hookimpl
+                def qtasks_start():
+                    raise LookupError("no licence")
+
+                install(huey, [sys.modules[__name__]], discover=False)
+            """
+        }
+    )
+    command = (sys.executable, "-m", "huey.bin.huey_consumer", "own.huey", "-k", kind)
+    process = worker(*command, cwd=folder)
+    assert 0 == process.wait(LONG)
+    assert 1 == process.log().count("worker_cannot_start")
+    assert "LookupError: no licence; the app was not started" in process.log()
