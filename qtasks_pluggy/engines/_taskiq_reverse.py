@@ -191,7 +191,7 @@ class _Native:
         if outcome.action == "retry":
             retries = _count(native.labels, _RETRIES) + 1
             try:
-                await send_again(self.broker, native, outcome.delay, **{_RETRIES: retries})
+                await send_again(self.broker, run, outcome.delay, **{_RETRIES: retries})
             except Exception as failure:  # noqa: BLE001  # the run has its own error, which is told
                 log_event("error", "task_retry_not_sent", task=message.name, exc_info=failure)
             else:

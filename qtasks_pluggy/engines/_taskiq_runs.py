@@ -45,6 +45,8 @@ class Run:
 
     Attributes:
         message: What Taskiq handed over.
+        args: The arguments of it as they travel, which Taskiq makes the function's types of.
+        kwargs: Likewise, by keyword.
         outer: The run in whose midst this one is done, by a broker that does it in place.
         host: The asyncio task that makes the attempt.
         taken: Whether its function has been called.
@@ -56,6 +58,8 @@ class Run:
     host: int = 0
     taken: bool = False
     ended: Ended | None = None
+    args: list[Any] = attrs.Factory(list)
+    kwargs: dict[str, Any] = attrs.Factory(dict)
 
 
 class Ticket(AsyncTaskiqTask[Any]):
@@ -153,6 +157,7 @@ class _Last(TaskiqMiddleware):
         run = _current.get()
         if run is not None and run.message.task_id == message.task_id:
             run.message = message
+            run.args, run.kwargs = list(message.args), dict(message.kwargs)
         return message
 
 
@@ -199,26 +204,26 @@ def message_of(broker: AsyncBroker, native: TaskiqMessage, **known: Any) -> Task
     )
 
 
-async def send_again(
-    broker: AsyncBroker, message: TaskiqMessage, delay: float | None, **labels: Any
-) -> None:
+async def send_again(broker: AsyncBroker, run: Run, delay: float | None, **labels: Any) -> None:
     """Send a run's next attempt, under its own id and with its labels, as Taskiq sends a first.
 
     Args:
         broker: Where it came from.
-        message: What Taskiq handed over.
+        run: Which run.
         delay: Seconds before it; where the broker can.
         labels: What changes.
     """
+    message = run.message
     labels = {**message.labels, **labels}
     prepared = {name: prepare_label(value) for name, value in labels.items()}
     again = message.model_copy(
         update={
             "labels": {name: text for name, (text, _) in prepared.items()},
             "labels_types": {name: kind for name, (_, kind) in prepared.items()},
-            # Middlewares may write to them, and this attempt is not over.
-            "args": list(message.args),
-            "kwargs": dict(message.kwargs),
+            # Not what was made of them, of which not all can be made again. Middlewares may write
+            # to them, and this attempt is not over.
+            "args": list(run.args),
+            "kwargs": dict(run.kwargs),
         }
     )
     for middleware in broker.middlewares:

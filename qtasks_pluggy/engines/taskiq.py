@@ -305,7 +305,7 @@ class TaskiqEngine:
         native.ended = None
         try:
             labels = {HEADER: json.dumps(header)}
-            await send_again(self.native, native.message, outcome.delay, **labels)
+            await send_again(self.native, native, outcome.delay, **labels)
         except Exception as failure:  # noqa: BLE001  # the cause is the task's own error
             error = EngineError(
                 f"engine 'taskiq', task {native.message.task_name!r}: attempt {attempt} cannot be"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydantic
 import pytest
 import structlog
 from taskiq import TaskiqEvents, TaskiqMiddleware, async_shared_broker
@@ -172,3 +173,25 @@ async def test_apps_on_one_broker_start_and_stop_by_themselves(native):
     assert ["start", "close", "stop"] == plugins[0].heard
     # Begun and ended, for the client and for the worker.
     assert 4 == len(native.events)
+
+
+class Order(pydantic.BaseModel):
+    """What travels under other names than those that a dump of it has."""
+
+    number: int = pydantic.Field(alias="orderNumber")
+
+
+async def test_a_retry_has_the_arguments_that_travelled(native):
+    """A plugin's retry sends what came, not what Taskiq made of it for the function."""
+    seen = []
+
+    @native.task(task_name="ship")
+    async def ship(order: Order, *, other: Order):
+        seen.append((order.number, other.number))
+        raise OSError
+
+    install(native, [Keeps(Retry(), "answer")], discover=False)
+    async with working(native):
+        result = await ended(await ship.kiq({"orderNumber": 1}, other={"orderNumber": 2}))
+    assert "answer" == result.return_value
+    assert [(1, 2)] * 2 == seen
