@@ -5,7 +5,7 @@ A plugin returns one; only the host of the run carries it out, once.
 
 from __future__ import annotations
 
-import math
+import threading
 from typing import Any
 
 import attrs
@@ -19,8 +19,11 @@ def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         msg = f"Retry({attribute.name}=...): expected seconds as a number or None, got {value!r}"
         raise TypeError(msg)
-    if not (math.isfinite(value) and value >= 0):
-        msg = f"Retry({attribute.name}=...): expected seconds, 0 or more, got {value!r}"
+    # What is longer than a system can wait would end the run half-way, in an engine's own clock.
+    if not 0 <= value <= threading.TIMEOUT_MAX:
+        shown = repr(value) if isinstance(value, float) else "one out of that range"
+        most = f"{threading.TIMEOUT_MAX:.0f}"
+        msg = f"Retry({attribute.name}=...): expected seconds from 0 to {most}, got {shown}"
         raise ValueError(msg)
 
 
@@ -82,7 +85,7 @@ class Retry(_Final):
 
     Raises:
         TypeError: A value is not a number.
-        ValueError: A value is negative or not finite.
+        ValueError: A value is negative, not finite, or longer than a system can wait.
     """
 
     delay: float | None = attrs.field(default=None, validator=_seconds)

@@ -57,6 +57,9 @@ def test_r9_decisions_have_their_defaults():
     [
         (lambda: Retry(-1), ValueError),
         (lambda: Retry(float("nan")), ValueError),
+        (lambda: Retry(float("inf")), ValueError),
+        (lambda: Retry(1e12), ValueError),
+        (lambda: Retry(10**5000), ValueError),
         (lambda: Retry("1"), TypeError),
         (lambda: Retry(limit=-1), ValueError),
         (lambda: Retry(limit=1.5), TypeError),
@@ -65,7 +68,20 @@ def test_r9_decisions_have_their_defaults():
         (lambda: Cancel(1), TypeError),
         (lambda: DeadLetter(None), TypeError),
     ],
-    ids=["negative", "nan", "text", "few", "fraction", "class", "base", "number", "none"],
+    ids=[
+        "negative",
+        "nan",
+        "inf",
+        "too long",
+        "digits",
+        "text",
+        "few",
+        "fraction",
+        "class",
+        "base",
+        "number",
+        "none",
+    ],
 )
 def test_r9_a_wrong_decision_is_refused_where_it_is_made(make, error):
     """A decision that cannot be carried out is an error in the plugin's own line."""
