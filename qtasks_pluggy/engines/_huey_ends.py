@@ -29,20 +29,28 @@ def unserializable(serializer: Any, message: TaskMessage) -> str:
     return "an argument"
 
 
+def text_of(error: BaseException) -> str:
+    """Return an error's class and text, whatever the class makes of ``str``."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
+        return type(error).__name__
+
+
 def portable(ended: Ended, task: Task, serializer: Any) -> Ended:
     """Replace what Huey's serializer cannot carry by an error that says so."""
     if ended.error is None and type(ended.result) in PLAIN:
         return ended
     try:
         serializer.deserialize(serializer.serialize(ended))
-    except Exception as error:  # noqa: BLE001  # whatever a value's own methods raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a value's own methods raise
         if ended.error is None:
             what = f"its result, a {type(ended.result).__name__},"
         else:
-            what = f"its error, {type(ended.error).__name__}: {ended.error},"
+            what = f"its error, {text_of(ended.error)},"
         msg = (
             f"engine 'huey', task {task.name!r}: {what} does not pickle"
-            f" ({type(error).__name__}: {error}); return something that does"
+            f" ({text_of(error)}); return something that does"
         )
         status = TaskStatus.failed if ended.error is None else ended.status
         return Ended(status, error=EngineError(msg), trail=ended.trail)
@@ -65,6 +73,6 @@ def unreadable(ticket: Result, error: Exception) -> Ended:
     """Make an end of one that cannot be read in this process."""
     msg = (
         f"engine 'huey', task {ticket.task.name!r}: its end cannot be read here:"
-        f" {type(error).__name__}: {error}; import what the worker's result is made of"
+        f" {text_of(error)}; import what the worker's result is made of"
     )
     return Ended(TaskStatus.failed, error=EngineError(msg))

@@ -25,7 +25,14 @@ from huey.utils import normalize_time
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Capabilities, Ended, Outcome, log_event
-from qtasks_pluggy.engines._huey_ends import PLAIN, ended_of, portable, unreadable, unserializable
+from qtasks_pluggy.engines._huey_ends import (
+    PLAIN,
+    ended_of,
+    portable,
+    text_of,
+    unreadable,
+    unserializable,
+)
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
 from qtasks_pluggy.engines._huey_reverse import (
     CONTROL,
@@ -171,7 +178,7 @@ class HueyEngine:
             what = unserializable(huey.serializer, message)
             msg = (
                 f"engine 'huey' cannot take task {message.name!r}: {what} does not pickle"
-                f" ({type(error).__name__}: {error}); give it something that does, an id or a path"
+                f" ({text_of(error)}); give it something that does, an id or a path"
             )
             raise EngineError(msg) from error
         try:
@@ -303,20 +310,28 @@ class HueyEngine:
         executor = app.executor_for(self.message(task))
         try:
             outcome = executor.attempt_on_sync(self)
-        except KeyboardInterrupt:
-            # How Huey ends a worker in the middle of a run.
-            raise
         except asyncio.CancelledError:
             outcome = Outcome("cancel", TaskCancelError("the task was cancelled"))
-        except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
+        except BaseException as error:
+            # How Huey ends a worker in the midst of a run; but no signal reaches a plain thread.
+            interrupted = type(threading.current_thread()) is not threading.Thread
+            if isinstance(error, KeyboardInterrupt) and interrupted:
+                raise
+            # A task that calls sys.exit() ends itself alone.
             outcome = Outcome("fail", error)  # type: ignore[arg-type]  # an end like any other
         task.our_trail = executor.trail
         return self.carry_out(outcome, task)
 
     def _with_our_end(self, native: Callable[[Task, Any], Any]) -> Callable[[Task, Any], Any]:
         def build_error_result(task: Task, exception: Any) -> Any:
-            metadata = native(task, exception)
             ended = getattr(task, "our_end", None)
+            try:
+                metadata = native(task, exception)
+            except Exception:
+                # An error whose own repr fails; without an end its caller would wait for ever.
+                if ended is None:
+                    raise
+                metadata = {"error": type(exception).__name__, "retries": 0, "task_id": task.id}
             return metadata if ended is None else {**metadata, HEADER: ended}
 
         return build_error_result
@@ -354,7 +369,7 @@ class HueyEngine:
         if uuid is None and self._ledger is not None:
             uuid = self._ledger.find(data)
         known = ", ".join(self._wrappers) or "none"
-        why = f"{type(error).__name__}: {error}"
+        why = text_of(error)
         if isinstance(error, HueyException):
             why = f"this worker has no task {task!r}; its tasks are {known}"
         msg = (

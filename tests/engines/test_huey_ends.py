@@ -33,6 +33,30 @@ class OddError(Exception):
         super().__init__(f"{one} and {two}")
 
 
+class ShyError(Exception):
+    """An error that pickles, and cannot be shown."""
+
+    def __repr__(self):
+        raise LookupError("no repr")
+
+
+class MuteError(Exception):
+    """An error that has no text, and does not pickle."""
+
+    def __str__(self):
+        raise LookupError("no text")
+
+    def __reduce__(self):
+        raise self
+
+
+class Quits:
+    """A value that ends whoever pickles it."""
+
+    def __reduce__(self):
+        raise SystemExit(1)
+
+
 class Odd:
     """A value that pickles, and cannot be read again."""
 
@@ -55,7 +79,18 @@ def test_ends_without_a_result_leave_nothing_behind(file, decision):
     assert ([], [], {}) == (native.pending(), native.scheduled(), native.all_results())
 
 
-@pytest.mark.parametrize("end", [SystemExit, GeneratorExit, asyncio.CancelledError, OddError])
+@pytest.mark.parametrize(
+    "end",
+    [
+        SystemExit,
+        GeneratorExit,
+        KeyboardInterrupt,
+        asyncio.CancelledError,
+        OddError,
+        ShyError,
+        MuteError,
+    ],
+)
 def test_no_error_of_a_task_ends_its_worker(file, end):
     """Whatever a task raises ends its own run, and the worker goes on."""
 
@@ -64,13 +99,19 @@ def test_no_error_of_a_task_ends_its_worker(file, end):
 
     app = app_on(file)
     bad, good = app.task(name="bad")(raises), app.task(name="good")(lambda: 1)
-    expected = {asyncio.CancelledError: TaskCancelError, OddError: EngineError}.get(end, end)
+    told = {
+        asyncio.CancelledError: TaskCancelError,
+        OddError: EngineError,
+        MuteError: EngineError,
+    }
+    expected = told.get(end, end)
     with app:
         with pytest.raises(expected) as caught:
             bad.submit().result(timeout=LONG)
         assert 1 == good.submit().result(timeout=LONG)
-    if end is OddError:
-        assert "1 and 2" in str(caught.value)
+    if expected is EngineError:
+        text = "1 and 2" if end is OddError else "its error, MuteError, does not pickle"
+        assert text in str(caught.value)
 
 
 def test_values_that_cannot_be_read_again_are_told(file):
@@ -79,6 +120,16 @@ def test_values_that_cannot_be_read_again_are_told(file):
     work = app.task(name="work")(lambda: [Odd()])
     with app, pytest.raises(EngineError, match="its result, a list, does not pickle"):
         work.submit().result(timeout=LONG)
+
+
+def test_a_result_that_quits_when_it_is_pickled_ends_its_own_run(file):
+    """A value whose pickling ends the interpreter fails its run, and the worker goes on."""
+    app = app_on(file)
+    bad, good = app.task(name="bad")(lambda: Quits()), app.task(name="good")(lambda: 1)
+    with app:
+        with pytest.raises(EngineError, match="its result, a Quits, does not pickle"):
+            bad.submit().result(timeout=LONG)
+        assert 1 == good.submit().result(timeout=LONG)
 
 
 def test_an_argument_that_does_not_travel_is_named(file):
