@@ -282,6 +282,12 @@ class HueyEngine:
     def carry_out(self, outcome: Outcome, native: Task) -> Any:
         """Return what Huey is to store, an end or a bare result, or raise what makes Huey do it."""
         if outcome.action == "pass":
+            if isinstance(outcome.error, CancelExecution):
+                # Huey tells of its end, and stores it, before it looks whether the task goes on.
+                if outcome.error.retry:
+                    raise RetryTask from outcome.error
+                error = TaskCancelError(str(outcome.error))
+                native.our_end = Ended(TaskStatus.cancelled, error=error)
             raise outcome.error or RetryTask()
         header = native.kwargs.get(HEADER, {})
         trail = [*header.get("trail", ()), *native.our_trail]

@@ -195,6 +195,47 @@ def test_an_end_that_cannot_be_read_here_is_told(file, monkeypatch):
             handle.result(timeout=LONG)
 
 
+def test_a_task_that_cancels_itself_by_huey_s_own_means_is_cancelled(file):
+    """``CancelExecution`` ends a run as cancelled, with its text, and leaves nothing behind."""
+    app = app_on(file)
+
+    @app.task
+    def work():
+        raise huey.CancelExecution("not today")
+
+    with app:
+        handle = work.submit()
+        with pytest.raises(TaskCancelError, match="not today"):
+            handle.result(timeout=LONG)
+        assert TaskStatus.cancelled is handle.status
+    assert {} == app.engine.native.all_results()
+
+
+def test_a_task_that_asks_for_another_attempt_by_cancelling_has_no_end_yet(file):
+    """A run that ``CancelExecution(retry=True)`` puts back is told to wait, not to have ended."""
+    gate, seen = threading.Event(), []
+    app = app_on(file)
+
+    @app.task
+    def wait():
+        assert gate.wait(LONG)
+
+    @app.task
+    def work():
+        # In between the two attempts, the only worker waits.
+        if not seen:
+            seen.append(wait.submit())
+            raise huey.CancelExecution(retry=True)
+        return 5
+
+    with app:
+        handle = work.submit()
+        assert wait_until(lambda: seen and seen[0].status is TaskStatus.running, LONG)
+        assert TaskStatus.queued is handle.status
+        gate.set()
+        assert 5 == handle.result(timeout=LONG)
+
+
 def test_plugins_of_a_worker_live_from_its_first_thread_to_its_last(tmp_path):
     """In a worker process the plugins start once and stop once, however many threads it has."""
     plugin = Keeps()
