@@ -208,6 +208,9 @@ class HueyEngine:
         end = None if timeout is None else time.monotonic() + timeout
 
         def wait() -> Any:
+            # A mere look waits for nothing: few threads look, for all that is awaited.
+            if timeout == 0 and not ticket.is_ready():
+                raise ResultTimeout
             left = _SLICE if end is None else max(_POLL, min(_SLICE, end - time.monotonic()))
             return ticket.get_raw_result(blocking=True, timeout=left, max_delay=_POLL)
 

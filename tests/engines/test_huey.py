@@ -263,6 +263,20 @@ def test_everybody_who_waits_for_a_run_has_its_result(file):
     assert [42] * 4 == results
 
 
+def test_a_look_for_an_end_waits_for_nothing(file, monkeypatch):
+    """``result(timeout=0)``, by which async code looks too, keeps no thread waiting."""
+    app = app_on(file, workers=None)
+    work = app.task(name="work")(lambda: 1)
+    storage = app.engine.native.storage
+    with app:
+        handle = work.submit()
+        monkeypatch.setattr(storage, "wait_result", lambda *_, **__: pytest.fail("it waits"))
+        with pytest.raises(TimeoutError):
+            handle.result(timeout=0)
+        app.engine.native.put_result(str(handle.uuid), 5)
+        assert 5 == handle.result(timeout=0)
+
+
 @pytest.mark.parametrize("priority", [2**63, -(2**70)])
 def test_a_run_that_is_not_submitted_leaves_nothing_behind(file, priority):
     """A priority that the file cannot keep is named, and no worker stumbles over it later."""
