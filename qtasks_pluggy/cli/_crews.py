@@ -125,7 +125,22 @@ class Threads:
         """Stop the app; runs that have not ended are left behind."""
         for _ in range(self._threads):
             self._records.put(None)
-        self._life.__exit__(kind, error, trace)
+        stop = partial(self._life.__exit__, kind, error, trace)
+        if not (self._work.by_engine and self._work.running):
+            stop()
+            return
+        # An engine lets its runs end before it stops, and some wait for that without a limit.
+        stopped: Future[None] = Future()
+
+        def tell() -> None:
+            try:
+                stopped.set_result(stop())
+            except BaseException as failure:  # noqa: BLE001  # raised where it is waited for
+                stopped.set_exception(failure)
+
+        threading.Thread(target=tell, name="qtasks-pluggy-stop", daemon=True).start()
+        with suppress(TimeoutError):
+            stopped.result(2 * LEAVE_SECONDS)
 
     def submit(self, record: Record) -> None:
         """Take on one more record."""

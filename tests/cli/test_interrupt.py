@@ -70,13 +70,13 @@ both_kinds = pytest.mark.parametrize("task", ["hold", "hold_async"])
 class Holding:
     """A command that runs tasks which wait, each for its own pipe."""
 
-    def __init__(self, workplace, task, numbers, *, each="-", **options):
+    def __init__(self, workplace, task, numbers, *, each="-", more=(), **options):
         workplace.write("holds.py", APP)
         self.workplace = workplace
         for number in numbers:
             os.mkfifo(workplace.folder / f"pipe-{number}")
         args = ("run", "holds", task, "--each", each, "--out", "out.jsonl", "--concurrency", "2")
-        self.process = workplace.spawn(*args, **options)
+        self.process = workplace.spawn(*args, *more, **options)
         self.give(*numbers)
 
     def give(self, *numbers):
@@ -168,6 +168,22 @@ def test_runs_that_do_not_end_are_listed_after_a_while(workplace, task):
     assert "line 1 (" in out
     assert workplace.lines() == []
     assert task == "never_listens" or out.startswith("stopped\n")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["memory://?grace=1000", pytest.param("huey+sqlite:///runs.db", marks=pytest.mark.engines)],
+)
+def test_runs_that_an_engine_waits_for_are_left_behind_too(workplace, url):
+    """What does not end after Ctrl-C holds up nobody, however long its engine would wait for it."""
+    holding = Holding(workplace, "hold", [1], program=SHORT_GRACE, more=("--engine", url))
+    holding.begun(1)
+
+    holding.press()
+    code, out, _ = holding.end()
+
+    assert 130 == code
+    assert "unfinished     1" in out
 
 
 def test_ctrl_c_while_nothing_runs_ends_the_command(workplace):
