@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future
 from heapq import heapify, heappop, heappush
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from qtasks_pluggy import TaskExecutor, TaskMessage, TaskStatus
-from qtasks_pluggy.engines import Ended, Outcome, log_event
+from qtasks_pluggy.engines import Ended, Outcome, log_event, url_options
 from qtasks_pluggy.exc import EngineError, NotRunningError, TaskCancelError
 
 STATUS: Final = {
@@ -157,6 +157,22 @@ def outcome_of(error: BaseException, run: MemoryRun) -> Outcome:
     if isinstance(error, asyncio.CancelledError):
         return Outcome("cancel", TaskCancelError(run.cancelling or "the task was cancelled"))
     return Outcome("fail", error)  # type: ignore[arg-type]  # SystemExit and such end a run too
+
+
+def options_of(url: str) -> dict[str, Any]:
+    """Read the options of a URL.
+
+    Raises:
+        EngineError: The URL has something else in it.
+    """
+    if url.partition("?")[0] != "memory://":
+        # Not what it is, which may be a password.
+        msg = (
+            "engine 'memory': its URL has something between 'memory://' and '?'; it has no host"
+            " and no path, write memory:// or memory://?workers=8&size=10000&grace=10"
+        )
+        raise EngineError(msg)
+    return url_options(url, {"workers": 8, "size": 10_000, "grace": 10.0})
 
 
 def due_after(delay: float | None) -> float:

@@ -25,7 +25,6 @@ from qtasks_pluggy.engines import (
     Outcome,
     background,
     log_event,
-    url_options,
 )
 from qtasks_pluggy.engines._memory_queue import (
     STATUS,
@@ -33,6 +32,7 @@ from qtasks_pluggy.engines._memory_queue import (
     MemoryRun,
     due_after,
     not_running,
+    options_of,
     outcome_of,
     refuse_in_a_fork,
 )
@@ -71,7 +71,7 @@ class MemoryEngine:
     blocking = False
 
     def __init__(self, url: str) -> None:
-        options = url_options(url, {"workers": 8, "size": 10_000, "grace": 10.0})
+        options = options_of(url)
         self.workers: int = options["workers"]
         self.size: int = options["size"]
         self.grace: float = options["grace"]

@@ -292,6 +292,8 @@ def test_a_fork_is_told_that_it_has_no_workers():
         ("memory://?workers=2.5", "a whole number from 1"),
         ("memory://?grace=soon", "a number above 0"),
         ("memory://?grace=inf", "a number above 0"),
+        ("memory://workers=3", "something between"),
+        ("memory://localhost/?workers=3", "no host"),
         ("memroy://", "did you mean 'memory'"),
         ("memory", "did you mean 'memory'"),
         ("", "no engine has this scheme"),
@@ -303,10 +305,11 @@ def test_a_wrong_url_is_refused(url, text):
         QueueTasks("shop", engine=url)
 
 
-def test_a_password_is_not_shown():
-    """What is behind an unknown scheme, which may hold a password, is not told."""
+@pytest.mark.parametrize("scheme", ["redis", "memory"])
+def test_a_password_is_not_shown(scheme):
+    """What is behind a scheme, which may hold a password, is not told."""
     with pytest.raises(EngineError) as caught:
-        QueueTasks("shop", engine="redis://user:secret@127.0.0.1/0")
+        QueueTasks("shop", engine=f"{scheme}://user:secret@127.0.0.1/0?wrkers=1")
     assert "secret" not in str(caught.value)
 
 
