@@ -52,6 +52,22 @@ def engine_of(given: Any) -> Engine:
     raise TypeError(msg)
 
 
+def refuse_workers_like(given: Any, app: str) -> None:
+    """Refuse a number of workers that no engine can have: it would do no run, in silence.
+
+    Raises:
+        TypeError: It is no whole number.
+        ValueError: It is below 1.
+    """
+    what = f"app {app!r}, set_engine(workers=...): expected a whole number from 1, or None"
+    if isinstance(given, bool) or not isinstance(given, int):
+        msg = f"{what}; got {type(given).__name__}"
+        raise TypeError(msg)
+    if given < 1:
+        msg = f"{what}; got {given}"
+        raise ValueError(msg)
+
+
 def register_on(engine: Engine, app: QueueTasks, task_func: TaskFunc) -> None:
     """Make a task known to an engine.
 

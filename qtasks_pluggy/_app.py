@@ -9,7 +9,7 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 from qtasks_hookspecs import TaskFunc, TaskMessage
 from qtasks_hookspecs._types import error_classes
 from qtasks_hookspecs.exc import PluginRegistrationError, TaskNameError
-from qtasks_pluggy._adapters import engine_of, register_on
+from qtasks_pluggy._adapters import engine_of, refuse_workers_like, register_on
 from qtasks_pluggy._engine import Engine
 from qtasks_pluggy._executor import TaskExecutor
 from qtasks_pluggy._handle import TaskHandle
@@ -94,7 +94,11 @@ class QueueTasks(Lifecycle):
             CapabilityError: A task asks for what the engine cannot do.
             EngineError: No engine has this URL's scheme, or its package is not installed.
             RuntimeError: The app is started.
+            TypeError: ``workers`` is no whole number.
+            ValueError: ``workers`` is below 1.
         """
+        if workers is not None:
+            refuse_workers_like(workers, self.name)
         adapter = engine_of(engine)
         with self._lock:
             self._refuse_if_started()

@@ -320,6 +320,18 @@ def test_a_started_app_keeps_its_engine():
         app.set_engine("memory://")
 
 
+@pytest.mark.parametrize(
+    ("workers", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), ("3", TypeError)]
+)
+def test_a_number_of_workers_that_none_can_have_is_refused(workers, error):
+    """An app whose engine would do no run at all is not made."""
+    app = app_of()
+    before = app.engine
+    with pytest.raises(error, match=r"app 'shop'.*a whole number from 1"):
+        app.set_engine("memory://", workers=workers)
+    assert before is app.engine
+
+
 def test_an_app_without_an_engine_cannot_submit():
     """The error names the app and the task, and what to do."""
     app = QueueTasks("shop", discover=False)
