@@ -324,6 +324,12 @@ class QueueTasks(Lifecycle):
                 f" tasks are {', '.join(self._tasks) or 'none'}"
             )
             raise TypeError(msg)
+        if not any(hasattr(type(calls), one) for one in ("__iter__", "__getitem__")):
+            msg = (
+                f"app {self.name!r}: submit_many of task {task.name!r} expects an iterable of"
+                f" calls, got {type(calls).__name__}; for one run use task.submit(...)"
+            )
+            raise TypeError(msg)
         return Submissions(self, task, calls)
 
     def __repr__(self) -> str:

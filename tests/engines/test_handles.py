@@ -206,8 +206,8 @@ def test_many_are_submitted_of_an_app_s_own_tasks_alone():
     for task in (other, len, None):
         with pytest.raises(TypeError, match="one of its own tasks.*its tasks are price"):
             app.submit_many(task, [()])
-    with pytest.raises(TypeError, match="iterable"):
-        app.submit_many(app.tasks["price"], None)
+    with pytest.raises(TypeError, match=r"app 'shop'.*task 'price'.*an iterable.*got int; for one"):
+        app.submit_many(app.tasks["price"], 5)
 
 
 def test_a_wait_that_is_given_up_gives_its_thread_back():
