@@ -102,7 +102,14 @@ class TaskHandle(Generic[R_co]):
 
         Raises:
             CapabilityError: The engine cannot cancel.
+            TypeError: ``reason`` is no string.
         """
+        if not isinstance(reason, str):
+            msg = (
+                f"cancel(reason=...) of a run of task {self.task_name!r}: expected a string, got"
+                f" {type(reason).__name__}; leave it out if there is none"
+            )
+            raise TypeError(msg)
         return self._ended is None and self._engine.cancel(self._ticket, reason)
 
     async def _wait(self, waiting: Waiting, limit: float | None) -> Any:

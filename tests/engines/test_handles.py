@@ -198,6 +198,17 @@ def test_odd_numbers_of_seconds_are_refused(given, error):
         task.submit().result(timeout=given)
 
 
+def test_a_reason_is_a_text():
+    """A cancellation whose reason is None asks for nothing: engines take that for no request."""
+    app = QueueTasks("shop", engine="memory://", discover=False)
+    task = app.task(name="work")(lambda: 1)
+    with app:
+        handle = task.with_options(delay=1000).submit()
+        with pytest.raises(TypeError, match="task 'work'.*a string, got NoneType"):
+            handle.cancel(None)
+        assert handle.cancel()
+
+
 def test_many_are_submitted_of_an_app_s_own_tasks_alone():
     """Another app's task of the same name, or what is no task, is refused at once."""
     app = QueueTasks("shop", engine="memory://", discover=False)
