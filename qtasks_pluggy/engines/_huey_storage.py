@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -46,6 +47,11 @@ def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
     if not path or "\0" in path:
         msg = f"engine {url!r} names no file; write {SCHEME}/file.db, or {SCHEME}//folder/file.db"
         raise EngineError(msg)
+    if path == ":memory:":
+        msg = f"engine {url!r} is no file, and each thread would have its own; use memory://"
+        raise EngineError(msg)
+    # Each thread opens it anew, also after the process has gone to another folder.
+    path = str(Path(path).absolute())
     try:
         return SqliteHuey(name, filename=path, store_none=True), options["ledger"]
     except sqlite3.Error as error:

@@ -30,6 +30,7 @@ def file(tmp_path):
         ("huey+sqlite:///", "names no file"),
         ("huey+sqlite:///runs.db?leger=0", "did you mean 'ledger'"),
         ("huey+sqlite:///runs.db?ledger=maybe", "expected 0 or 1"),
+        ("huey+sqlite:///:memory:", "use memory://"),
         ("huey+sqlite:////no/such/folder/runs.db", "make its folder"),
         ("huey+redis://user:secret@host", "no engine has this scheme"),
     ],
@@ -49,6 +50,18 @@ def test_a_url_s_path_is_relative_or_absolute(tmp_path, monkeypatch):
             pass
 
     assert {"one.db", "two words.db"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_relative_path_is_one_file_wherever_the_process_goes(tmp_path, monkeypatch):
+    """Threads that begin after a change of the folder use the same file."""
+    monkeypatch.chdir(tmp_path)
+    app = app_on("huey+sqlite:///runs.db")
+    work = app.task(name="work")(lambda: 1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with app:
+        assert 1 == work.submit().result(timeout=LONG)
+    assert [] == list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize(
