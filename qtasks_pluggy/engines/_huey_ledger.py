@@ -62,12 +62,23 @@ class Ledger:
 
     Args:
         huey: One on SQLite; all processes that use its file are on this machine.
+
+    Raises:
+        EngineError: The file beside the database cannot be written.
     """
 
     def __init__(self, huey: Huey) -> None:
         self._huey = huey
         self._storage: Any = huey.storage
-        self._presence = presence_on(self._storage.filename)
+        try:
+            self._presence = presence_on(self._storage.filename)
+        except OSError as error:
+            msg = (
+                f"engine 'huey', the ledger: the file {error.filename!r}, by which workers know"
+                f" each other, cannot be used: {error.strerror}; let this user write there, or"
+                " go without the ledger"
+            )
+            raise EngineError(msg) from error
         self._lock = lock_of(self)
         self._recovered_in = 0
         self._troubled = False

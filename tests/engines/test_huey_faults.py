@@ -201,6 +201,13 @@ def test_a_folder_in_the_file_s_place_is_told(path):
         QueueTasks("shop", engine=f"huey+sqlite:///{path}")
 
 
+def test_a_file_of_locks_that_cannot_be_opened_is_told(path):
+    """What the ledger keeps beside the database is named when it cannot be used."""
+    path.with_name(f"{path.name}.workers").mkdir()
+    with pytest.raises(EngineError, match=r"\.workers'.*cannot be used.*write there"):
+        QueueTasks("shop", engine=f"huey+sqlite:///{path}")
+
+
 def test_tables_that_are_gone_are_told(path):
     """A database that somebody made anew under the app is one error."""
     app, work = shop_on(path)
