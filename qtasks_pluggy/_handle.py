@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qtasks_hookspecs import TaskMessage
@@ -27,13 +28,14 @@ class TaskHandle(Generic[R_co]):
         ticket: What the engine knows the run by.
     """
 
-    __slots__ = ("__weakref__", "_ended", "_engine", "_message", "_ticket")
+    __slots__ = ("__weakref__", "_ended", "_engine", "_message", "_ticket", "_traceback")
 
     def __init__(self, engine: Engine, message: TaskMessage, ticket: Any) -> None:
         self._engine = engine
         self._message = message
         self._ticket = ticket
         self._ended: Ended | None = None
+        self._traceback: TracebackType | None = None
 
     @property
     def uuid(self) -> UUID | str:
@@ -122,6 +124,8 @@ class TaskHandle(Generic[R_co]):
                 if type(ended) is not Ended and has_to_be_waited_for(ended):
                     ended = await settle(ended, engine, waiting, "result", limit)
                 self._ended = ended
+            if self._ended is not None and self._ended.error is not None:
+                self._traceback = self._ended.error.__traceback__
         ended = self._ended
         if ended is None:
             msg = (
@@ -132,7 +136,8 @@ class TaskHandle(Generic[R_co]):
         if isinstance(ended.error, StopIteration) and not waiting.on_loop:
             return Raised(ended.error)
         if ended.error is not None:
-            raise_as_is(ended.error)
+            # The run's own, as futures do: else each who waits would add his frames for the next.
+            raise_as_is(ended.error.with_traceback(self._traceback))
         return ended.result
 
     def __repr__(self) -> str:

@@ -198,6 +198,24 @@ def test_odd_numbers_of_seconds_are_refused(given, error):
         task.submit().result(timeout=given)
 
 
+def test_an_error_that_is_asked_for_again_and_again_does_not_grow():
+    """Whoever waits sees the run's traceback and his own frames, not those who asked before."""
+    app = QueueTasks("shop", engine="memory://", discover=False)
+
+    @app.task
+    def fail():
+        raise OSError
+
+    with app:
+        handle, depths = fail.submit(), []
+        for _ in range(3):
+            with pytest.raises(OSError) as caught:
+                handle.result(timeout=LONG)
+            depths.append(len(caught.traceback))
+            assert "fail" == caught.traceback[-1].name
+    assert 1 == len(set(depths))
+
+
 def test_a_reason_is_a_text():
     """A cancellation whose reason is None asks for nothing: engines take that for no request."""
     app = QueueTasks("shop", engine="memory://", discover=False)
