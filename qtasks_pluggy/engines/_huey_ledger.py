@@ -26,6 +26,7 @@ from huey.utils import Error
 from qtasks_pluggy import TaskStatus
 from qtasks_pluggy.engines import Ended, lock_of, log_event
 from qtasks_pluggy.engines._huey_presence import presence_on
+from qtasks_pluggy.engines._huey_storage import let_fork
 from qtasks_pluggy.exc import EngineError
 
 # Where what is ours travels: in the keywords of a message, and in the stored result of an error.
@@ -79,6 +80,7 @@ class Ledger:
                 " go without the ledger"
             )
             raise EngineError(msg) from error
+        let_fork(self._storage)
         self._lock = lock_of(self)
         self._recovered_in = 0
         self._troubled = False

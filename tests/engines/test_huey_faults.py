@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import sys
 import threading
@@ -206,6 +208,35 @@ def test_a_file_of_locks_that_cannot_be_opened_is_told(path):
     path.with_name(f"{path.name}.workers").mkdir()
     with pytest.raises(EngineError, match=r"\.workers'.*cannot be used.*write there"):
         QueueTasks("shop", engine=f"huey+sqlite:///{path}")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_fork_submits_whatever_the_other_threads_are_doing(path):
+    """A child has neither the lock that a thread held when it was forked, nor its connection."""
+    app, work = shop_on(path, workers=1)
+    storage = app.engine.native.storage
+    held = threading.Event()
+
+    def keep():
+        with storage.lock:
+            held.set()
+            # Long enough for a fork that does not wait for the lock.
+            threading.Event().wait(0.2)
+
+    with app:
+        thread = threading.Thread(target=keep)
+        thread.start()
+        assert held.wait(LONG)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            try:
+                os._exit(0 if storage._conn is None and work.submit(7) else 1)
+            finally:
+                os._exit(2)
+        assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        thread.join(LONG)
+        assert 3 == work.submit(3).result(timeout=LONG)
 
 
 def test_tables_that_are_gone_are_told(path):
