@@ -244,7 +244,16 @@ async def reach(engine: Engine, waiting: Waiting, method: str, /, *args: Any) ->
     call = getattr(engine, method)
     if waiting.on_loop and engine.blocking and not iscoroutinefunction(call):
         if method != "result":
-            return unpack(await asyncio.to_thread(carry, partial(call, *args)))
+            thread = asyncio.ensure_future(asyncio.to_thread(carry, partial(call, *args)))
+            try:
+                return unpack(await asyncio.shield(thread))
+            except asyncio.CancelledError:
+                # A start goes on in its thread, and nobody would stop what has begun there.
+                if method == "start" and (await asyncio.wait({thread}))[0]:
+                    _, failure = thread.result()
+                    if failure is None:
+                        await asyncio.to_thread(carry, engine.stop)
+                raise
         # No thread waits: there are few of them, and all else that the caller does needs them too.
         look, (pause, most) = partial(call, args[0], 0), _LOOKS
         while (ended := unpack(await asyncio.to_thread(carry, look))) is None:

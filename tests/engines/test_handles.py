@@ -216,6 +216,28 @@ def test_an_error_that_is_asked_for_again_and_again_does_not_grow():
     assert 1 == len(set(depths))
 
 
+async def test_a_start_that_is_cancelled_leaves_nothing_started():
+    """A blocking engine whose start was cancelled half-way is stopped again."""
+    engine, begun, gate, calls = Blocking().engine(), threading.Event(), threading.Event(), []
+
+    def start(app, workers):
+        begun.set()
+        assert gate.wait(LONG)
+        calls.append("start")
+
+    engine.start, engine.stop = start, lambda: calls.append("stop")
+    app = QueueTasks("shop", engine=engine, discover=False)
+    starting = asyncio.create_task(app.__aenter__())
+    assert await asyncio.to_thread(begun.wait, LONG)
+    starting.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert ["start", "stop"] == calls
+    assert not app.is_started
+
+
 def test_a_reason_is_a_text():
     """A cancellation whose reason is None asks for nothing: engines take that for no request."""
     app = QueueTasks("shop", engine="memory://", discover=False)
