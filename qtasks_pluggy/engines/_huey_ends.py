@@ -19,14 +19,19 @@ from qtasks_pluggy.exc import EngineError
 PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes})
 
 
-def unserializable(serializer: Any, message: TaskMessage) -> str:
+def unserializable(serializer: Any, message: TaskMessage, error: Exception) -> EngineError:
     """Name the first argument that does not travel, by its place and type, not its value."""
+    what = "an argument"
     for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
         try:
             serializer.serialize(value)
         except Exception:  # noqa: BLE001  # whatever a value's own methods raise
-            return f"argument {place!r}, a {type(value).__name__},"
-    return "an argument"
+            what = f"argument {place!r}, a {type(value).__name__},"
+            break
+    return EngineError(
+        f"engine 'huey' cannot take task {message.name!r}: {what} does not pickle"
+        f" ({text_of(error)}); give it something that does, an id or a path"
+    )
 
 
 def text_of(error: BaseException) -> str:

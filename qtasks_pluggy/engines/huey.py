@@ -175,12 +175,7 @@ class HueyEngine:
             # Serialized once: what is enqueued is what the ledger has.
             task.our_data = self._serialize(task)
         except Exception as error:
-            what = unserializable(huey.serializer, message)
-            msg = (
-                f"engine 'huey' cannot take task {message.name!r}: {what} does not pickle"
-                f" ({text_of(error)}); give it something that does, an id or a path"
-            )
-            raise EngineError(msg) from error
+            raise unserializable(huey.serializer, message, error) from error
         try:
             if self._ledger is not None:
                 told(huey, message.name, self._ledger.put, task, task.our_data)
@@ -204,7 +199,6 @@ class HueyEngine:
         if not self.native.results:
             msg = "engine 'huey': this Huey keeps no results; make it with results=True"
             raise CapabilityError(msg)
-
         end = None if timeout is None else time.monotonic() + timeout
 
         def wait() -> Any:
@@ -261,8 +255,12 @@ class HueyEngine:
             return False
         huey.revoke_by_id(ticket.id, revoke_once=True)
         ended = Ended(TaskStatus.cancelled, error=TaskCancelError(reason))
-        # Unless it came to its end meanwhile, which then stands.
-        return bool(huey.put_if_empty(ticket.id, ended))
+        # Unless it came to its end meanwhile, which then stands; but not as what Huey dropped.
+        if not huey.put_if_empty(ticket.id, ended):
+            if self._status(ticket) is not TaskStatus.cancelled:
+                return False
+            huey.put_result(ticket.id, ended)
+        return True
 
     def message(self, native: Task) -> TaskMessage:
         """Make a message of a native task."""
@@ -326,8 +324,7 @@ class HueyEngine:
             interrupted = type(threading.current_thread()) is not threading.Thread
             if isinstance(error, KeyboardInterrupt) and interrupted:
                 raise
-            # A task that calls sys.exit() ends itself alone.
-            outcome = Outcome("fail", error)  # type: ignore[arg-type]  # an end like any other
+            outcome = Outcome("fail", error)  # type: ignore[arg-type]  # SystemExit ends a run too
         task.our_trail = executor.trail
         return self.carry_out(outcome, task)
 

@@ -220,6 +220,29 @@ def test_a_queued_run_is_cancelled(file, ledger, delay):
         assert [] == [key for key in app.engine.native.all_results() if "ledger" in key]
 
 
+def test_a_cancellation_is_told_however_soon_a_worker_drops_the_run(file, monkeypatch):
+    """Whoever cancelled hears that he did, and whoever waits hears his reason."""
+    gate, dropped = threading.Event(), threading.Event()
+    app = app_on(file)
+    native = app.engine.native
+    wait = app.task(name="wait")(lambda: gate.wait(LONG))
+    work = app.task(name="work")(lambda: 1)
+    native.signal("revoked")(lambda *_: dropped.set())
+
+    def revoke_and_drop(*args, revoke=native.revoke_by_id, **options):
+        revoke(*args, **options)
+        gate.set()
+        assert dropped.wait(LONG)
+
+    monkeypatch.setattr(native, "revoke_by_id", revoke_and_drop)
+    with app:
+        first, second = wait.submit(), work.submit()
+        assert wait_until(lambda: first.status is TaskStatus.running, LONG)
+        assert second.cancel("not now")
+        with pytest.raises(TaskCancelError, match="not now"):
+            second.result(timeout=LONG)
+
+
 def test_what_huey_drops_has_an_end(file):
     """A run that was revoked by Huey's own means ends in ``TaskCancelError``."""
     app = app_on(file)
