@@ -115,10 +115,14 @@ class Ledger:
                 return uuid
         return None
 
-    def recover_once(self) -> None:
-        """Recover before this process takes its first run; its other threads wait for it."""
+    def recover_once(self, *, anew: bool = False) -> None:
+        """Recover before this process takes its first run; its other threads wait for it.
+
+        Args:
+            anew: Also if it has done so, for workers that it had before.
+        """
         with self._lock:
-            if self._recovered_in != os.getpid():
+            if anew or self._recovered_in != os.getpid():
                 self.recover()
                 self._recovered_in = os.getpid()
 

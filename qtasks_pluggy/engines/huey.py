@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from huey import CancelExecution, Huey
@@ -142,7 +143,7 @@ class HueyEngine:
         if not workers:
             return
         if self._ledger is not None:
-            told(self.native, app.name, self._ledger.recover_once)
+            told(self.native, app.name, partial(self._ledger.recover_once, anew=True))
         consumer = self.native.create_consumer(
             workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
         )

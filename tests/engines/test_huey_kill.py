@@ -177,6 +177,25 @@ def test_a_delayed_run_outlives_a_killed_consumer(shop):
     assert 1 == len(shop.told("began"))
 
 
+def test_an_app_that_starts_again_does_what_was_lost_in_between(shop):
+    """The workers of a process's second start recover as those of its first did."""
+    app, (work, wait) = shop.app, (shop.app.tasks[name] for name in ("work", "wait"))
+    app.set_engine(app.engine, workers=1)
+    with app:
+        assert 42 == work.submit(21).result(timeout=LONG)
+    app.set_engine(app.engine)
+    with app:
+        handle = wait.submit()
+        other = shop.consumer()
+        assert wait_until(lambda: str(handle.status) == "running", LONG)
+        other.kill()
+        other.wait(LONG)
+    (shop.folder / "go").touch()
+    app.set_engine(app.engine, workers=1)
+    with app:
+        assert "waited" == handle.result(timeout=LONG)
+
+
 def test_without_the_ledger_a_killed_worker_takes_its_run_along(shop, project, worker):
     """What ``?ledger=0`` gives up: the run that was being done is not done again."""
     folder = project({"app.py": APP.replace("runs.db", "runs.db?ledger=0")})
