@@ -72,6 +72,10 @@ def refuse_what_it_lacks(engine: Host, decision: Any) -> None:
     elif isinstance(decision, DeadLetter) and not can.dead_letter:
         does = f"answered DeadLetter, and engine {engine.name!r} has no place for dead letters"
         msg = f"{does}; answer Cancel or Raise, or give it such a place"
+    elif isinstance(decision, Raise) and isinstance(decision.error, engine.control):
+        kind = type(decision.error).__name__
+        does = f"answered Raise of {kind}, by which tasks tell engine {engine.name!r} what to do"
+        msg = f"{does}; answer a decision, Retry, Cancel or DeadLetter, or Raise another error"
     else:
         return
     raise CapabilityError(msg)

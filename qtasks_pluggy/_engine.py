@@ -17,6 +17,7 @@ from qtasks_pluggy._trail import Trail
 from qtasks_pluggy._waiting import Waiting, carry, unpack
 
 if TYPE_CHECKING:
+    from qtasks_hookspecs import RunningTask
     from qtasks_pluggy._app import QueueTasks
 
 
@@ -65,6 +66,10 @@ class Host(Protocol):
         """Say whether it runs the task again by itself after an attempt that ended in this."""
         ...
 
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a result that it cannot give to whoever waits."""
+        ...
+
 
 @runtime_checkable
 class Engine(Protocol):
@@ -99,6 +104,17 @@ class Engine(Protocol):
 
         Args:
             error: One of ``control``, or an error about which no plugin had an opinion.
+        """
+        ...
+
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a result that it cannot give to whoever waits, in a worker, before the run ends.
+
+        Args:
+            run: The run, its ``result`` the function's or a plugin's answer.
+
+        Raises:
+            EngineError: It cannot; the run fails in this, and the plugins are told so.
         """
         ...
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import attrs
 
 from qtasks_hookspecs import Replace, TaskFunc, TaskMessage
-from qtasks_hookspecs.exc import PluginError, TaskPluginTriggerError
+from qtasks_hookspecs.exc import EngineError, PluginError, TaskPluginTriggerError
 from qtasks_pluggy._chain import DECISIONS
 from qtasks_pluggy._function import call_function
 from qtasks_pluggy._outcome import Outcome, intercepted, outcome_of, set_aside
@@ -57,7 +57,7 @@ class TaskExecutor(Run):
         PluginRegistrationError: Faults of ``plugins``.
     """
 
-    __slots__ = ("_engine", "_given", "_hooks", "_task", "_waiting")
+    __slots__ = ("_given", "_hooks", "_task", "_waiting")
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class TaskExecutor(Run):
         self._result = self._yielded = None
         self._entries = []
         self._waiting: Waiting | None = None
-        self._engine: Host | None = None
+        self._engine = None
 
     def execute(self) -> Coroutine[Any, Any, Any]:
         """Run the task from async code; a ``def`` task runs in a worker thread.
@@ -151,28 +151,23 @@ class TaskExecutor(Run):
         return self._attempt_for(engine, ON_ENGINE_LOOP)
 
     def attempt_on_sync(self, engine: Host) -> Outcome:
-        """Make one attempt for an engine, from plain code; again after a retry.
-
-        Args:
-            engine: Its ``capabilities`` and ``control`` hold; it is to carry out the outcome.
-
-        Returns:
-            What the engine is to do. The plugins have been told of a failure and of the end,
-            unless the run goes on.
-
-        Raises:
-            RuntimeError: This executor has run already.
-        """
+        """Make one attempt for an engine, from plain code, as ``attempt_on`` does."""
         return finish(self._attempt_for(engine, IN_THREAD))
 
-    @property
-    def engine(self) -> Host | None:
-        """What carries this run; None in place."""
-        return self._engine
+    def give_up(self, error: Exception) -> Coroutine[Any, Any, Outcome]:
+        """End a run, from async code, whose next attempt the engine could not arrange.
 
-    def __repr__(self) -> str:
-        """Show the task and the attempt; no arguments, which may hold secrets."""
-        return f"<TaskExecutor of {self._task_func.name!r}, attempt {self._attempt}>"
+        Args:
+            error: What the caller is to see.
+
+        Returns:
+            What the engine is to do, to be awaited. The plugins have been told.
+        """
+        return self._end(Outcome("fail", error), ON_ENGINE_LOOP)
+
+    def give_up_sync(self, error: Exception) -> Outcome:
+        """End a run from plain code, as ``give_up`` does."""
+        return finish(self._end(Outcome("fail", error), IN_THREAD))
 
     async def _life(self, waiting: Waiting) -> Any:
         """Attempt until there is a result or a final failure, then close."""
@@ -208,16 +203,29 @@ class TaskExecutor(Run):
         self._engine = engine
         try:
             outcome = await self._attempt_once(waiting)
-            if outcome is None:
-                outcome = Outcome("succeed", result=self._result)
-            elif outcome.action == "retry" or (
-                outcome.error is not None
-                and outcome.action in {"fail", "pass"}
-                and engine.goes_on(outcome.error)
-            ):
-                self._waiting = None
-                return outcome
-            elif outcome.action != "pass":
+        except BaseException as error:
+            await self.close(error)
+            raise
+        if outcome is None:
+            outcome = Outcome("succeed", result=self._result)
+            try:
+                engine.check_result(self)
+            except EngineError as error:
+                outcome = Outcome("fail", error)
+        if outcome.action == "retry" or (
+            outcome.error is not None
+            and outcome.action in {"fail", "pass"}
+            and engine.goes_on(outcome.error)
+        ):
+            self._waiting = None
+            return outcome
+        return await self._end(outcome, waiting)
+
+    async def _end(self, outcome: Outcome, waiting: Waiting) -> Outcome:
+        """Tell the plugins of a failure and of the end; what they are told is what is returned."""
+        self._waiting = waiting
+        try:
+            if outcome.action not in {"succeed", "pass"}:
                 outcome = attrs.evolve(outcome, error=await self._final_error(outcome))
         except BaseException as error:
             await self.close(error)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qtasks_hookspecs import TaskFunc, TaskMessage
 from qtasks_pluggy import _log
 from qtasks_pluggy._chain import Entry, record_of
 from qtasks_pluggy._task import Context
 from qtasks_pluggy._trail import Trail
+
+if TYPE_CHECKING:
+    from qtasks_pluggy._engine import Host
 
 
 class Run:
@@ -19,6 +22,7 @@ class Run:
     __slots__ = (
         "_args",
         "_attempt",
+        "_engine",
         "_entries",
         "_kwargs",
         "_message",
@@ -28,6 +32,7 @@ class Run:
     )
     _args: tuple[Any, ...]
     _attempt: int
+    _engine: Host | None
     _entries: list[Entry]
     _kwargs: Mapping[str, Any]
     _message: TaskMessage | None
@@ -87,6 +92,11 @@ class Run:
         return Trail(map(record_of, self._entries))
 
     @property
+    def engine(self) -> Host | None:
+        """What carries this run; None in place."""
+        return self._engine
+
+    @property
     def log(self) -> Any:
         """A structlog logger that names the task, the run and the attempt."""
         return _log.logger().bind(
@@ -97,3 +107,7 @@ class Run:
     def ctx(self) -> Context:
         """What the task itself reaches as ``self.ctx``."""
         return Context(self)
+
+    def __repr__(self) -> str:
+        """Show the task and the attempt; no arguments, which may hold secrets."""
+        return f"<{type(self).__name__} of {self._task_func.name!r}, attempt {self._attempt}>"

@@ -21,10 +21,12 @@ from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.functional import lazy
 
+from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Capabilities, Outcome
 from qtasks_pluggy.engines._celery_worker import WorkerLife
 from qtasks_pluggy.engines.reverse import Plugged
+from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
 from qtasks_pluggy.exc import EngineError, PluginRegistrationError
 
 CONTROL: Final = (Ignore, Reject, Retry)
@@ -159,7 +161,8 @@ class _Native:
         request = task.request
         message = attrs.evolve(message_of(request, args, kwargs), attempt=request.retries + 1)
         executor = self._plugged.executor_for(message, call)
-        return carry_out(executor.attempt_on_sync(_Attempt(task)), task)
+        outcome = executor.attempt_on_sync(_Attempt(task))
+        return carried_out(executor, outcome, lambda end: carry_out(end, task))
 
     def _check(self, worker: Any) -> None:
         """Refuse a worker that would do without plugins."""
@@ -203,6 +206,15 @@ class _Attempt:
         """Say whether the task has asked Celery for another attempt."""
         return isinstance(error, Retry)
 
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a plugin's answer that cannot be stored; what the task returns is its own affair.
+
+        Raises:
+            EngineError: It cannot be serialized.
+        """
+        if is_answered(run) and not get_actual_ignore_result(self._task, self._task.request):
+            check_result(self._task.app, run)
+
     @property
     def capabilities(self) -> Capabilities:
         """What Celery can do for this task."""
@@ -212,6 +224,25 @@ class _Attempt:
             at_least_once=bool(self._task.acks_late),
             dead_letter=has_dead_letters(self._task),
         )
+
+
+def check_result(native: Any, run: RunningTask) -> None:
+    """Refuse a result that Celery's backend cannot store.
+
+    Raises:
+        EngineError: It cannot be serialized.
+    """
+    if type(run.result) in PLAIN:
+        return
+    try:
+        native.backend.encode(run.result)
+    except Exception as error:
+        msg = (
+            f"engine 'celery', task {run.task_func.name!r}: its result, a"
+            f" {type(run.result).__name__}, cannot be serialized ({type(error).__name__}: {error});"
+            " return something that can"
+        )
+        raise EngineError(msg) from error
 
 
 def message_of(request: Any, args: Any, kwargs: Any) -> TaskMessage:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -15,6 +14,7 @@ from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
 from kombu.exceptions import OperationalError
 
+from qtasks_pluggy.engines.servers import in_the_middle, trouble_within
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 T = TypeVar("T")
@@ -132,15 +132,9 @@ def native_priority(native: Celery, priority: int, task: str) -> int | None:
     most = most_priority(native)
     if most is None:
         return None
-    middle = (most + 1) // 2
-    if not 0 <= middle + priority <= most:
-        msg = (
-            f"engine 'celery', task {task!r}: priority={priority}; this broker takes those from"
-            f" {-middle} to {most - middle}"
-        )
-        raise CapabilityError(msg)
+    native_one = in_the_middle("celery", task, priority, most)
     # On Redis lower ones run first.
-    return most - middle - priority if broker_of(native) == "redis" else middle + priority
+    return most - native_one if broker_of(native) == "redis" else native_one
 
 
 def reach(native: Celery) -> None:
@@ -149,35 +143,24 @@ def reach(native: Celery) -> None:
     Raises:
         EngineError: One of them does not, within 8 seconds.
     """
-    trouble: list[BaseException] = []
     who = ["broker", native.connection_for_write().as_uri()]
 
     def ask() -> None:
-        try:
-            with native.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, interval_start=0.1)
-            if (client := getattr(native.backend, "client", None)) is not None:
-                who[:] = ["result backend", native.backend.as_uri()]
-                ping: Callable[[], object] | None = getattr(client, "ping", None)
-                if ping is not None:
-                    ping()
-        except BaseException as error:  # noqa: BLE001  # told to whoever started the thread
-            trouble.append(error)
+        with native.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0.1)
+        if (client := getattr(native.backend, "client", None)) is not None:
+            who[:] = ["result backend", native.backend.as_uri()]
+            ping: Callable[[], object] | None = getattr(client, "ping", None)
+            if ping is not None:
+                ping()
 
-    # A thread, because some clients wait without end for a server that says nothing.
-    thread = threading.Thread(target=ask, name="qtasks-pluggy-celery", daemon=True)
-    thread.start()
-    thread.join(_PATIENCE)
-    if not thread.is_alive() and not trouble:
-        return
-    why = f"no answer within {_PATIENCE} seconds"
-    if trouble:
-        why = f"{type(trouble[0]).__name__}: {trouble[0]}"
-    msg = (
-        f"engine 'celery', {native.main}: {who[0]} {who[1]} cannot be used: {why}; start it, or"
-        f" give Celery another {who[0]}="
-    )
-    raise EngineError(msg) from (trouble[0] if trouble else None)
+    trouble = trouble_within(_PATIENCE, ask)
+    if trouble is not None:
+        msg = (
+            f"engine 'celery', {native.main}: {who[0]} {who[1]} cannot be used:"
+            f" {type(trouble).__name__}: {trouble}; start it, or give Celery another {who[0]}="
+        )
+        raise EngineError(msg) from trouble
 
 
 def told(task: str, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:

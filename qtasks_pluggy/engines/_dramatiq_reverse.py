@@ -14,16 +14,16 @@ from dramatiq.errors import RateLimitExceeded, Retry
 from dramatiq.middleware import Retries, SkipMessage
 from dramatiq.results import Results
 
+from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import Capabilities, Outcome, lock_of, log_event
 from qtasks_pluggy.engines.reverse import Plugged
+from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 CONTROL: Final = (Retry, RateLimitExceeded, SkipMessage)
 # Where a message has what is ours, and by which our own actors are known.
 HEADER: Final = "qtasks_pluggy"
-# A plain result of these types can be serialized for certain.
-PLAIN: Final = frozenset({type(None), bool, int, float, str})
 
 # How often in a million commands Redis looks for what killed workers had, and after how many
 # milliseconds without a sign of life a worker is taken for dead: Dramatiq's own, and ours, with
@@ -195,14 +195,9 @@ class _Native(WorkerLife):
         if executor.attempt and outcome.action in {"fail", "pass"}:
             # The next attempt is Dramatiq's own, and counts on.
             message.options[HEADER] = {**header, "attempt": executor.attempt + 1}
-        if outcome.action == "succeed" and executor.trail:
-            try:
-                check_result(self._broker, message.actor_name, outcome.result)
-            except EngineError:
-                # Another attempt would come to the same, and this one has been closed.
-                message.options["throws"] = EngineError
-                raise
-        return carry_out(self._broker, outcome, message, store_error)
+        return carried_out(
+            executor, outcome, lambda end: carry_out(self._broker, end, message, store_error)
+        )
 
 
 class _Attempt:
@@ -215,6 +210,20 @@ class _Attempt:
     def __init__(self, broker: Broker, message: Any) -> None:
         self._broker = broker
         self._message = message
+
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a plugin's answer that cannot be stored; what the actor returns is its own affair.
+
+        Raises:
+            EngineError: It cannot be serialized.
+        """
+        if is_answered(run):
+            try:
+                check_result(self._broker, self._message.actor_name, run.result)
+            except EngineError:
+                # Another attempt would come to the same.
+                self._message.options["throws"] = EngineError
+                raise
 
     def goes_on(self, error: BaseException) -> bool:
         """Say whether Dramatiq's own retries, if it has them, run the actor again."""
@@ -276,7 +285,15 @@ def carry_out(
         ours = {**header, "attempt": (header.get("attempt") or 1) + 1}
         again = message._message.copy(options={HEADER: ours})  # noqa: SLF001  # Dramatiq's own way
         delay = None if not outcome.delay else max(1, round(outcome.delay * 1000))
-        broker.enqueue(again, delay=delay)
+        try:
+            broker.enqueue(again, delay=delay)
+        except Exception as failure:  # noqa: BLE001  # the cause is the task's own error
+            msg = (
+                f"engine 'dramatiq', task {message.actor_name!r}: a retry was decided, and the"
+                f" broker did not take it: {type(failure).__name__}: {failure}; look whether it"
+                " runs, and has room"
+            )
+            raise EngineError(msg) from outcome.error
         message.options["store_results"] = False
         msg = f"retried as attempt {ours['attempt']}"
         raise SkipMessage(msg)

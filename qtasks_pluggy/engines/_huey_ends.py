@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from huey.api import Result, Task
+from huey.api import Result
 from huey.utils import Error
 
-from qtasks_pluggy import TaskMessage, TaskStatus, Trail
+from qtasks_pluggy import TaskStatus, Trail
 from qtasks_pluggy.engines import Ended
 from qtasks_pluggy.engines._huey_ledger import HEADER
 from qtasks_pluggy.exc import EngineError
@@ -19,22 +19,7 @@ from qtasks_pluggy.exc import EngineError
 PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes})
 
 
-def unserializable(serializer: Any, message: TaskMessage, error: Exception) -> EngineError:
-    """Name the first argument that does not travel, by its place and type, not its value."""
-    what = "an argument"
-    for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
-        try:
-            serializer.serialize(value)
-        except Exception:  # noqa: BLE001  # whatever a value's own methods raise
-            what = f"argument {place!r}, a {type(value).__name__},"
-            break
-    return EngineError(
-        f"engine 'huey' cannot take task {message.name!r}: {what} does not pickle"
-        f" ({text_of(error)}); give it something that does, an id or a path"
-    )
-
-
-def text_of(error: BaseException) -> str:
+def text_of(error: BaseException | None) -> str:
     """Return an error's class and text, whatever the class makes of ``str``."""
     try:
         return f"{type(error).__name__}: {error}"
@@ -42,23 +27,34 @@ def text_of(error: BaseException) -> str:
         return type(error).__name__
 
 
-def portable(ended: Ended, task: Task, serializer: Any) -> Ended:
-    """Replace what Huey's serializer cannot carry by an error that says so."""
-    if ended.error is None and type(ended.result) in PLAIN:
-        return ended
+def check_result(serializer: Any, task: str, result: Any) -> None:
+    """Refuse a result that Huey's serializer cannot carry.
+
+    Raises:
+        EngineError: It does not pickle.
+    """
+    if type(result) in PLAIN:
+        return
     try:
-        serializer.deserialize(serializer.serialize(ended))
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a value's own methods raise
-        if ended.error is None:
-            what = f"its result, a {type(ended.result).__name__},"
-        else:
-            what = f"its error, {text_of(ended.error)},"
+        serializer.deserialize(serializer.serialize(result))
+    except (Exception, SystemExit) as error:  # whatever a value's own methods raise
         msg = (
-            f"engine 'huey', task {task.name!r}: {what} does not pickle"
+            f"engine 'huey', task {task!r}: its result, a {type(result).__name__}, does not pickle"
             f" ({text_of(error)}); return something that does"
         )
-        status = TaskStatus.failed if ended.error is None else ended.status
-        return Ended(status, error=EngineError(msg), trail=ended.trail)
+        raise EngineError(msg) from error
+
+
+def portable(ended: Ended, task: str, serializer: Any) -> Ended:
+    """Replace an error that Huey's serializer cannot carry by one that says so."""
+    try:
+        serializer.deserialize(serializer.serialize(ended))
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an error's own methods raise
+        msg = (
+            f"engine 'huey', task {task!r}: its error, {text_of(ended.error)}, does not pickle"
+            f" ({text_of(error)}); raise something that does"
+        )
+        return Ended(ended.status, error=EngineError(msg), trail=ended.trail)
     return ended
 
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import attrs
-from huey import Huey
+from huey import CancelExecution, Huey
 from huey.api import Task
 from huey.constants import EmptyData
 from huey.utils import Error
@@ -46,7 +46,7 @@ class Entry:
     """One run in the ledger.
 
     Attributes:
-        data: The message, as Huey serialized it.
+        data: The message, as Huey serialized it; empty once the run was cancelled and has its end.
         priority: The message's.
         owner: The process that is doing it; None while it waits.
         deliveries: How often it has been begun.
@@ -56,6 +56,11 @@ class Entry:
     priority: float | None = None
     owner: int | None = None
     deliveries: int = 0
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether a worker that comes upon the message has to drop it, and no more."""
+        return not self.data
 
 
 class Ledger:
@@ -103,6 +108,15 @@ class Ledger:
         """Look a run up."""
         raw = self._storage.peek_data(_PREFIX + uuid)
         return None if raw is EmptyData else _entry_of(raw)
+
+    def cancel(self, uuid: str) -> None:
+        """Note that a run that waits has its end, so that no worker gives it another."""
+        self._write(uuid, Entry(b""))
+
+    def is_cancelled(self, uuid: str) -> bool:
+        """Say whether a run was cancelled while it waited."""
+        entry = self.get(uuid)
+        return entry is not None and entry.is_cancelled
 
     def delete(self, uuid: str) -> None:
         """Strike out a run that has ended."""
@@ -163,7 +177,7 @@ class Ledger:
                 continue
             if entry.owner is not None and self._presence.is_at_work(entry.owner):
                 continue
-            if self._has_ended(stored.get(uuid)):
+            if entry.is_cancelled or self._has_ended(stored.get(uuid)):
                 self.delete(uuid)
             else:
                 lost[uuid] = entry
@@ -191,6 +205,10 @@ class Ledger:
 
     def _begin(self, task: Task) -> None:
         entry = self.get(task.id) or Entry(self._huey.serialize_task(task), task.priority)
+        if entry.is_cancelled:
+            # Since Huey looked; what it would have found then nobody looks for any more.
+            self._huey.restore_by_id(task.id)
+            raise CancelExecution(retry=False)
         task.redelivered = entry.deliveries > 0
         owner, deliveries = self._presence.token, entry.deliveries + 1
         self._write(task.id, attrs.evolve(entry, owner=owner, deliveries=deliveries))

@@ -14,12 +14,14 @@ from huey.api import PeriodicTask, Task
 from huey.exceptions import RateLimitExceeded, RetryTask, TaskLockedException, TaskTimeout
 from huey.storage import SqliteStorage
 
+from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import Capabilities
-from qtasks_pluggy.engines._huey_ends import PLAIN
+from qtasks_pluggy.engines._huey_ends import check_result
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
 from qtasks_pluggy.engines._huey_worker import WorkerLife
 from qtasks_pluggy.engines.reverse import Plugged
+from qtasks_pluggy.engines.servers import is_answered
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 CONTROL: Final = (
@@ -95,6 +97,20 @@ class _Native:
         """What Huey can do; in immediate mode, which can begin later, nobody reads its schedule."""
         return Capabilities(delay=not self.native.immediate, results=True)
 
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a plugin's answer that cannot be stored; what the task returns is its own affair.
+
+        Raises:
+            EngineError: It does not pickle.
+        """
+        if is_answered(run) and self.native.results:
+            try:
+                check_result(self.native.serializer, run.task_func.name, run.result)
+            except EngineError:
+                # Another attempt would come to the same.
+                _current.get().retries = 0
+                raise
+
     def goes_on(self, error: BaseException) -> bool:
         """Say whether Huey runs the task at work again."""
         return goes_on(error, _current.get().retries)
@@ -156,8 +172,15 @@ class _Native:
         if counts_on:
             task.kwargs[HEADER] = {"attempt": executor.attempt + 1}
         if outcome.action == "succeed":
-            if any(record.won for record in executor.trail):
-                self._see_that_it_is_stored(task, outcome.result)
+            huey = self.native
+            if (
+                outcome.result is None
+                and is_answered(executor)
+                and huey.results
+                and not isinstance(task, PeriodicTask)
+            ):
+                # By itself Huey may store none, and whoever waits would wait for ever.
+                huey.put_result(task.id, None)
             return outcome.result
         if outcome.action == "retry":
             if self.native.immediate:
@@ -168,30 +191,6 @@ class _Native:
         if outcome.action == "cancel":
             raise CancelExecution(str(outcome.error), retry=False)
         raise outcome.error or CancelExecution(retry=False)
-
-    def _see_that_it_is_stored(self, task: Task, result: Any) -> None:
-        """Let no plugin's answer be one that Huey drops: whoever waits would wait for ever.
-
-        Raises:
-            EngineError: It cannot be serialized.
-        """
-        huey = self.native
-        if not huey.results or isinstance(task, PeriodicTask):
-            return
-        if result is None and not huey.store_none:
-            huey.put_result(task.id, None)
-        if type(result) in PLAIN:
-            return
-        try:
-            huey.serializer.serialize(result)
-        except Exception as error:
-            # Another attempt would come to the same, and this one has been closed.
-            task.retries = 0
-            msg = (
-                f"engine 'huey', task {task.name!r}: its result, a {type(result).__name__}, does"
-                f" not pickle ({type(error).__name__}: {error}); answer with something that does"
-            )
-            raise EngineError(msg) from error
 
 
 def goes_on(error: BaseException, retries: int) -> bool:

@@ -152,6 +152,33 @@ class MemoryQueue:
         return [run for run in runs if run.status is TaskStatus.queued]
 
 
+class Loans:
+    """The places of runs that wait for other runs: else all could wait for those queued."""
+
+    def __init__(self) -> None:
+        self._waits: dict[MemoryRun, set[Future[Ended]]] = {}
+
+    def __len__(self) -> int:
+        """Count the places that are lent."""
+        return len(self._waits)
+
+    def lend(self, run: MemoryRun, ended: Future[Ended]) -> None:
+        """Lend a run's place until another run has ended."""
+        waits_for = self._waits.setdefault(run, set())
+        if ended not in waits_for:
+            waits_for.add(ended)
+            ended.add_done_callback(lambda ended: self._take_back(run, ended))
+
+    def _take_back(self, run: MemoryRun, ended: Future[Ended]) -> None:
+        self._waits.get(run, set()).discard(ended)
+        if not self._waits.get(run):
+            self.end(run)
+
+    def end(self, run: MemoryRun) -> None:
+        """Forget a run that needs its place no more."""
+        self._waits.pop(run, None)
+
+
 def outcome_of(error: BaseException, run: MemoryRun) -> Outcome:
     """Say what an exception that left an attempt comes to."""
     if isinstance(error, asyncio.CancelledError):

@@ -10,6 +10,7 @@ from typing import Any, Final
 from taskiq import AsyncBroker, InMemoryBroker
 
 from qtasks_pluggy.engines._taskiq_streams import Reclaim
+from qtasks_pluggy.engines.servers import in_the_middle
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 # Seconds for a server to answer.
@@ -107,14 +108,7 @@ def native_priority(broker: AsyncBroker, priority: int, task: str) -> dict[str, 
     most = most_priority(broker)
     if most is None:
         return {}
-    middle = (most + 1) // 2
-    if not 0 <= middle + priority <= most:
-        msg = (
-            f"engine 'taskiq', task {task!r}: priority={priority}; this broker takes those from"
-            f" {-middle} to {most - middle}"
-        )
-        raise CapabilityError(msg)
-    return {vars(broker)["_label_for_priority"]: middle + priority}
+    return {vars(broker)["_label_for_priority"]: in_the_middle("taskiq", task, priority, most)}
 
 
 def routing(broker: AsyncBroker) -> dict[str, str]:

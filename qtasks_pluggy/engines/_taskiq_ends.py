@@ -14,28 +14,24 @@ from taskiq import AsyncBroker, AsyncResultBackend, TaskiqMessage, TaskiqResult
 from taskiq.serializers import PickleSerializer
 
 from qtasks_pluggy import TaskMessage, TaskStatus, Trail, TrailRecord
-from qtasks_pluggy.engines import Ended
+from qtasks_pluggy.engines import Ended, servers
 from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskDeadLetteredError
 
 # The label of a message, and that of a result, which have what is ours.
 HEADER: Final = "qtasks_pluggy"
 END: Final = "qtasks_pluggy_end"
 
-# Results of these types travel as they are.
-_PLAIN: Final = frozenset({type(None), bool, int, float, str})
 _ANY: Final[TypeAdapter[Any]] = TypeAdapter(Any)
 
 
 def unserializable(broker: AsyncBroker, message: TaskMessage) -> str | None:
-    """Name the first argument that does not travel, by its place and type, not its value."""
-    for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
-        try:
-            broker.formatter.dumps(
-                TaskiqMessage(task_id="", task_name="", labels={}, args=[value], kwargs={})
-            )
-        except Exception:  # noqa: BLE001  # whatever a value's own methods raise
-            return f"argument {place!r}, a {type(value).__name__},"
-    return None
+    """Name the first argument that does not travel; None where each does."""
+
+    def serialize(value: Any) -> None:
+        message = TaskiqMessage(task_id="", task_name="", labels={}, args=[value], kwargs={})
+        broker.formatter.dumps(message)
+
+    return servers.unserializable(message, serialize)
 
 
 def refuse_unserializable(result: Any, task: str) -> None:
@@ -44,7 +40,7 @@ def refuse_unserializable(result: Any, task: str) -> None:
     Raises:
         EngineError: It has no form in JSON, the one that results have.
     """
-    if type(result) in _PLAIN:
+    if type(result) in servers.PLAIN:
         return
     try:
         if isinstance(result, Iterator):

@@ -14,6 +14,7 @@ from taskiq.brokers.shared_broker import AsyncSharedBroker
 from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.exceptions import TaskRejectedError
 
+from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import Capabilities, log_event
 from qtasks_pluggy.engines._taskiq_brokers import can_delay, is_safe, make_safe
@@ -29,6 +30,7 @@ from qtasks_pluggy.engines._taskiq_runs import (
     take,
 )
 from qtasks_pluggy.engines.reverse import Plugged
+from qtasks_pluggy.engines.servers import is_answered
 from qtasks_pluggy.exc import EngineError
 
 CONTROL: Final = (NoResultError, TaskRejectedError)
@@ -177,25 +179,21 @@ class _Native:
             attempt=1 + _count(native.labels, "_retries") + _count(native.labels, _RETRIES),
         )
         executor = self.plugged.executor_for(message, call)
-        outcome = await executor.attempt_on(_Attempt(self.broker, run))
-        if outcome.action == "succeed":
-            if executor.trail:
-                try:
-                    refuse_unserializable(outcome.result, message.name)
-                except EngineError:
-                    # Another attempt would come to the same, and this one has been closed.
-                    native.labels["retry_on_error"] = False
-                    raise
-            return outcome.result
-        error = outcome.error
+        attempt = _Attempt(self.broker, run)
+        outcome = await executor.attempt_on(attempt)
         if outcome.action == "retry":
             retries = _count(native.labels, _RETRIES) + 1
             try:
                 await send_again(self.broker, run, outcome.delay, **{_RETRIES: retries})
             except Exception as failure:  # noqa: BLE001  # the run has its own error, which is told
                 log_event("error", "task_retry_not_sent", task=message.name, exc_info=failure)
+                if not attempt.goes_on(outcome.error or failure):
+                    outcome = await executor.give_up(outcome.error or failure)
             else:
                 raise NoResultError
+        if outcome.action == "succeed":
+            return outcome.result
+        error = outcome.error
         if outcome.action == "cancel":
             # Else Taskiq's own middlewares would retry it.
             native.labels["retry_on_error"] = False
@@ -220,6 +218,20 @@ class _Attempt:
         return Capabilities(
             delay=can_delay(self._broker), results=True, at_least_once=is_safe(self._broker)
         )
+
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a plugin's answer that cannot be stored; what the task returns is its own affair.
+
+        Raises:
+            EngineError: It has no form in JSON.
+        """
+        if is_answered(run):
+            try:
+                refuse_unserializable(run.result, self._message.task_name)
+            except EngineError:
+                # Another attempt would come to the same.
+                self._labels["retry_on_error"] = False
+                raise
 
     def goes_on(self, error: BaseException) -> bool:
         """Say whether Taskiq runs the task again."""

@@ -309,7 +309,20 @@ class WorkerLife:
 _current: Final[ContextVar[Run | None]] = ContextVar("qtasks_pluggy_taskiq_run", default=None)
 
 
-def unknown(broker: AsyncBroker, name: str) -> AsyncTaskiqDecoratedTask[Any, Any]:
+def say_what_is_unknown(broker: AsyncBroker) -> None:
+    """Give runs an end whose task a worker does not have: Taskiq would drop them."""
+    native = broker.find_task
+
+    def find_task(task_name: str) -> AsyncTaskiqDecoratedTask[Any, Any] | None:
+        task = native(task_name)
+        if task is None and broker.is_worker_process:
+            return _unknown(broker, task_name)
+        return task
+
+    broker.find_task = find_task  # type: ignore[method-assign]  # the one place that is asked
+
+
+def _unknown(broker: AsyncBroker, name: str) -> AsyncTaskiqDecoratedTask[Any, Any]:
     """Make a task that says that there is none."""
 
     async def body(*_: Any, **__: Any) -> None:

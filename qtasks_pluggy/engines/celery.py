@@ -10,8 +10,8 @@ RabbitMQ and on Redis.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -21,6 +21,7 @@ from celery.result import EagerResult
 from kombu import serialization
 from kombu.exceptions import EncodeError
 
+from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Capabilities, Ended, Outcome
 from qtasks_pluggy.engines._celery_reverse import (
@@ -28,6 +29,7 @@ from qtasks_pluggy.engines._celery_reverse import (
     OURS,
     Plugins,
     carry_out,
+    check_result,
     install,
     message_of,
 )
@@ -44,6 +46,7 @@ from qtasks_pluggy.engines._celery_settings import (
     told,
 )
 from qtasks_pluggy.engines._celery_worker import WorkerLife
+from qtasks_pluggy.engines.servers import carried_out, unserializable, wait_by_looking
 from qtasks_pluggy.exc import (
     CapabilityError,
     EngineError,
@@ -56,8 +59,6 @@ __all__ = ["CeleryEngine", "Plugins", "at_least_once", "install"]
 
 # The header of a message that has what is ours.
 HEADER: Final = "qtasks_pluggy"
-# Seconds, the least and the most, between two looks whether a run has ended.
-_POLL: Final = (0.001, 0.02)
 # Seconds before a run is done again whose worker was lost, and how often, besides its retries.
 _AFTER_LOSS: Final = 1
 _LOSSES: Final = 10
@@ -110,6 +111,15 @@ class CeleryEngine:
     def goes_on(self, error: BaseException) -> bool:
         """Say whether the task has asked Celery for another attempt."""
         return isinstance(error, Retry)
+
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a result that cannot be stored.
+
+        Raises:
+            EngineError: It cannot be serialized.
+        """
+        if self.capabilities.results:
+            check_result(self.native, run)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to Celery, under its own name.
@@ -192,9 +202,10 @@ class CeleryEngine:
                 headers={HEADER: header},
             )
         except (EncodeError, TypeError, OverflowError) as error:
+            what = unserializable(message, self._serialize) or "an argument"
             msg = (
                 f"engine 'celery' cannot take task {message.name!r}:"
-                f" {self._unserializable(message)} is no {native.conf.task_serializer}"
+                f" {what} is no {native.conf.task_serializer}"
                 f" ({type(error).__name__}: {error}); give it something that is, an id or a path"
             )
             raise EngineError(msg) from error
@@ -209,15 +220,7 @@ class CeleryEngine:
                 " a result to whoever asks; give Celery another backend=, as redis://"
             )
             raise CapabilityError(msg)
-        end = None if timeout is None else time.monotonic() + timeout
-        pause, most = _POLL
-        while (ended := self._ended(ticket)) is None:
-            left = most if end is None else end - time.monotonic()
-            if left <= 0:
-                return None
-            time.sleep(min(pause, left))
-            pause = min(pause * 1.5, most)
-        return ended
+        return wait_by_looking(partial(self._ended, ticket), timeout)
 
     def status(self, ticket: Any) -> TaskStatus | None:
         """Tell how far a run is; nothing of one that waits, or that does not say when it begins."""
@@ -292,7 +295,7 @@ class CeleryEngine:
             failure = RuntimeError(f"task {task.name!r}: {error!r}")
             failure.__cause__ = error
             outcome = Outcome("fail", failure)
-        return self.carry_out(outcome, task)
+        return carried_out(executor, outcome, lambda end: self.carry_out(end, task))
 
     def _check(self, _: Any = None) -> None:
         """Refuse, in clients and workers, what would be done twice as a matter of course."""
@@ -356,14 +359,8 @@ class CeleryEngine:
             return None
         return Ended(_ended_by(result), error=_error_of(ticket, result))
 
-    def _unserializable(self, message: TaskMessage) -> str:
-        """Name the first argument that does not travel, by its place and type, not its value."""
-        for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
-            try:
-                serialization.dumps(value, self.native.conf.task_serializer)  # type: ignore[no-untyped-call]  # kombu's
-            except Exception:  # noqa: BLE001  # whatever a value's own methods raise
-                return f"argument {place!r}, a {type(value).__name__},"
-        return "an argument"
+    def _serialize(self, value: Any) -> None:
+        serialization.dumps(value, self.native.conf.task_serializer)  # type: ignore[no-untyped-call]  # kombu's
 
 
 def _ended_by(error: Any) -> TaskStatus:

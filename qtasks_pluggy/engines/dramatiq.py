@@ -7,9 +7,8 @@ RabbitMQ and on Redis.
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import dramatiq
@@ -19,6 +18,7 @@ from dramatiq.errors import BrokerError
 from dramatiq.middleware import Interrupt, TimeLimit
 from dramatiq.results import ResultFailure, ResultMissing, Results
 
+from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Capabilities, Ended, Outcome
 from qtasks_pluggy.engines._dramatiq_ends import packed, unpacked
@@ -33,12 +33,17 @@ from qtasks_pluggy.engines._dramatiq_reverse import (
     install,
     message_of,
 )
+from qtasks_pluggy.engines.servers import (
+    carried_out,
+    in_the_middle,
+    trouble_within,
+    unserializable,
+    wait_by_looking,
+)
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 __all__ = ["DramatiqEngine", "at_least_once", "install"]
 
-# Seconds, the least and the most, between two looks whether a run has ended.
-_POLL: Final = (0.001, 0.02)
 # Seconds for a server to answer, when an app starts.
 _PATIENCE: Final = 8
 # Milliseconds for which a result is kept: a day, instead of Dramatiq's ten minutes.
@@ -91,6 +96,15 @@ class DramatiqEngine:
     def goes_on(self, error: BaseException) -> bool:  # noqa: ARG002  # the seam's name
         """Say no: whoever retries is a plugin."""
         return False
+
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a result that cannot be stored.
+
+        Raises:
+            EngineError: It cannot be serialized.
+        """
+        if self._results is not None:
+            check_result(self.native, run.task_func.name, run.result)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to Dramatiq, under its own name.
@@ -161,11 +175,13 @@ class DramatiqEngine:
             args=message.args, kwargs=dict(message.kwargs), **options
         )
         native = native.copy(message_id=str(message.uuid))
+        encode = dramatiq.get_encoder().encode
         try:
             native.encode()
         except Exception as error:
+            what = unserializable(message, lambda value: encode({"value": value}))
             msg = (
-                f"engine 'dramatiq' cannot take task {message.name!r}: {_unserializable(message)}"
+                f"engine 'dramatiq' cannot take task {message.name!r}: {what or 'an argument'}"
                 f" cannot be serialized ({type(error).__name__}: {error}); give it something that"
                 " can, an id or a path"
             )
@@ -182,15 +198,7 @@ class DramatiqEngine:
                 "broker.add_middleware(Results(backend=...))"
             )
             raise CapabilityError(msg)
-        end = None if timeout is None else time.monotonic() + timeout
-        pause, most = _POLL
-        while (ended := self._ended(ticket)) is None:
-            left = most if end is None else end - time.monotonic()
-            if left <= 0:
-                return None
-            time.sleep(min(pause, left))
-            pause = min(pause * 1.5, most)
-        return ended
+        return wait_by_looking(partial(self._ended, ticket), timeout)
 
     def status(self, ticket: Any) -> TaskStatus | None:
         """Tell how a run ended; nothing of one that has not."""
@@ -213,11 +221,6 @@ class DramatiqEngine:
 
     def carry_out(self, outcome: Outcome, native: Any) -> Any:
         """Return what Dramatiq is to store, or raise what makes it do what the plugins decided."""
-        if outcome.action == "succeed" and self._results is not None:
-            try:
-                check_result(self.native, native.actor_name, outcome.result)
-            except EngineError as error:
-                outcome = Outcome("fail", error)
         if outcome.action in {"fail", "dead_letter"}:
             # With the error's class, of which Dramatiq would keep the name.
             self._store(self.native, native, outcome)
@@ -231,10 +234,10 @@ class DramatiqEngine:
             self._results.store_result(native, end, _KEPT)
 
     def _work(self, app: QueueTasks, native: Any) -> Any:
+        executor = app.executor_for(self.message(native))
         # A task that is called within this one is called as a function.
         token = current.set(None)
         try:
-            executor = app.executor_for(self.message(native))
             outcome = executor.attempt_on_sync(self)
         except asyncio.CancelledError:
             outcome = Outcome("cancel", TaskCancelError("the task was cancelled"))
@@ -249,7 +252,7 @@ class DramatiqEngine:
             outcome = Outcome("fail", failure)  # type: ignore[arg-type]  # an Exception by now
         finally:
             current.reset(token)
-        return self.carry_out(outcome, native)
+        return carried_out(executor, outcome, lambda end: self.carry_out(end, native))
 
     def end_unknown(self, native: Any) -> None:
         """Give an end to a run whose task this worker does not have, and which it sets aside."""
@@ -273,14 +276,7 @@ class DramatiqEngine:
         """Translate a priority, of which higher ones run first, and 0 is in the middle."""
         if self._most is None:
             return None
-        middle: int = (self._most + 1) // 2
-        if not 0 <= middle + priority <= self._most:
-            msg = (
-                f"engine 'dramatiq', task {task!r}: priority={priority}; this broker takes those"
-                f" from {-middle} to {self._most - middle}"
-            )
-            raise CapabilityError(msg)
-        return middle + priority
+        return in_the_middle(self.name, task, priority, self._most)
 
 
 class _Forward(WorkerLife):
@@ -302,34 +298,24 @@ def _reach(app: str, what: str, owner: Any) -> None:
     Raises:
         EngineError: It does not, within 8 seconds.
     """
-    trouble: list[BaseException] = []
 
     def ask() -> None:
-        try:
-            if (client := getattr(owner, "client", None)) is not None:
-                client.ping()
-            elif hasattr(owner, "parameters"):
-                import pika  # noqa: PLC0415  # only who has RabbitMQ has it
+        if (client := getattr(owner, "client", None)) is not None:
+            client.ping()
+        elif hasattr(owner, "parameters"):
+            import pika  # noqa: PLC0415  # only who has RabbitMQ has it
 
-                pika.BlockingConnection(parameters=owner.parameters).close()
-        except BaseException as error:  # noqa: BLE001  # told to whoever started the thread
-            trouble.append(error)
+            pika.BlockingConnection(parameters=owner.parameters).close()
 
-    # A thread, because some clients wait without end for a server that says nothing.
-    thread = threading.Thread(target=ask, name="qtasks-pluggy-dramatiq", daemon=True)
-    thread.start()
-    thread.join(_PATIENCE)
-    if not thread.is_alive() and not trouble:
-        return
-    why = f"no answer within {_PATIENCE} seconds"
-    if trouble:
+    trouble = trouble_within(_PATIENCE, ask)
+    if trouble is not None:
         # pika's own errors have no text, but show what they hold.
-        why = f"{type(trouble[0]).__name__}: {str(trouble[0]) or repr(trouble[0])}"
-    msg = (
-        f"engine 'dramatiq', app {app!r}: {what} {type(owner).__name__} cannot be used: {why};"
-        " start its server, or give it another address"
-    )
-    raise EngineError(msg) from (trouble[0] if trouble else None)
+        msg = (
+            f"engine 'dramatiq', app {app!r}: {what} {type(owner).__name__} cannot be used:"
+            f" {type(trouble).__name__}: {str(trouble) or repr(trouble)}; start its server, or give"
+            " it another address"
+        )
+        raise EngineError(msg) from trouble
 
 
 def _told(task: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -346,13 +332,3 @@ def _told(task: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
         " look whether it runs"
     )
     raise EngineError(msg) from failed
-
-
-def _unserializable(message: TaskMessage) -> str:
-    """Name the first argument that does not travel, by its place and type, not its value."""
-    for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
-        try:
-            dramatiq.get_encoder().encode({"value": value})
-        except Exception:  # noqa: BLE001  # whatever a value's own methods raise
-            return f"argument {place!r}, a {type(value).__name__},"
-    return "an argument"

@@ -20,19 +20,20 @@ from typing import TYPE_CHECKING, Any, Final
 from huey import CancelExecution, Huey
 from huey.api import Result, Task
 from huey.constants import EmptyData
-from huey.exceptions import HueyException, ResultTimeout, RetryTask
+from huey.exceptions import ResultTimeout, RetryTask
 from huey.storage import MemoryStorage, SqliteStorage
 from huey.utils import normalize_time
 
+from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Capabilities, Ended, Outcome, log_event
+from qtasks_pluggy.engines import Capabilities, Ended, Outcome
 from qtasks_pluggy.engines._huey_ends import (
     PLAIN,
+    check_result,
     ended_of,
     portable,
     text_of,
     unreadable,
-    unserializable,
 )
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
 from qtasks_pluggy.engines._huey_reverse import (
@@ -43,7 +44,9 @@ from qtasks_pluggy.engines._huey_reverse import (
     install,
 )
 from qtasks_pluggy.engines._huey_storage import reach, sqlite_huey, told
+from qtasks_pluggy.engines._huey_unread import Unread
 from qtasks_pluggy.engines._huey_worker import WorkerLife
+from qtasks_pluggy.engines.servers import unserializable
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 if TYPE_CHECKING:
@@ -101,12 +104,9 @@ class HueyEngine:
         self._wrappers: dict[str, Any] = {}
         self._app: QueueTasks | None = None
         self._consumer: Consumer | None = None
-        self._taking = threading.local()
         self._serialize = huey.serialize_task
         huey.serialize_task = lambda task: getattr(task, "our_data", None) or self._serialize(task)
-        huey.deserialize_task = self._or_end(huey.deserialize_task)
-        for method in ("dequeue", "read_schedule"):
-            setattr(huey, method, self._for_good(getattr(huey, method)))
+        Unread(huey, self._ledger, self._wrappers)
         huey.build_error_result = self._with_our_end(huey.build_error_result)
         huey.signal("revoked", "expired", "canceled")(self._ended_without_us)
         WorkerLife(huey, lambda: self._app)
@@ -114,6 +114,14 @@ class HueyEngine:
     def goes_on(self, error: BaseException) -> bool:
         """Say whether the task has asked Huey for another attempt."""
         return goes_on(error, 0)
+
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a result that cannot be stored.
+
+        Raises:
+            EngineError: It does not pickle.
+        """
+        check_result(self.native.serializer, run.task_func.name, run.result)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to Huey, under its own name.
@@ -176,7 +184,12 @@ class HueyEngine:
             # Serialized once: what is enqueued is what the ledger has.
             task.our_data = self._serialize(task)
         except Exception as error:
-            raise unserializable(huey.serializer, message, error) from error
+            what = unserializable(message, huey.serializer.serialize) or "an argument"
+            msg = (
+                f"engine 'huey' cannot take task {message.name!r}: {what} does not pickle"
+                f" ({text_of(error)}); give it something that does, an id or a path"
+            )
+            raise EngineError(msg) from error
         try:
             if self._ledger is not None:
                 told(huey, message.name, self._ledger.put, task, task.our_data)
@@ -235,6 +248,8 @@ class HueyEngine:
         entry = None if self._ledger is None else self._ledger.get(ticket.id)
         if entry is None:
             return None
+        if entry.is_cancelled:
+            return TaskStatus.cancelled
         return TaskStatus.queued if entry.owner is None else TaskStatus.running
 
     def trail(self, ticket: Result) -> Trail | None:  # noqa: ARG002  # the seam's name
@@ -261,6 +276,8 @@ class HueyEngine:
             if self._status(ticket) is not TaskStatus.cancelled:
                 return False
             huey.put_result(ticket.id, ended)
+        if self._ledger is not None:
+            self._ledger.cancel(ticket.id)
         return True
 
     def message(self, native: Task) -> TaskMessage:
@@ -301,9 +318,9 @@ class HueyEngine:
             raise RetryTask(delay=outcome.delay or None)
         status = _STATUS.get(outcome.action, TaskStatus.failed)
         ended = Ended(status, outcome.result, outcome.error, Trail(trail))
-        ended = portable(ended, native, self.native.serializer)
         if ended.error is None:
             return ended
+        ended = portable(ended, native.name, self.native.serializer)
         # Read by ``build_error_result``, which Huey asks about the error that is raised here.
         native.our_end = ended
         if status is TaskStatus.failed:
@@ -343,55 +360,11 @@ class HueyEngine:
 
         return build_error_result
 
-    def _for_good(self, native: Callable[..., Any]) -> Callable[..., Any]:
-        """Mark calls by which Huey takes messages out of its storage."""
-
-        def take(*args: Any) -> Any:
-            self._taking.now = True
-            try:
-                return native(*args)
-            finally:
-                self._taking.now = False
-
-        return take
-
-    def _or_end(self, native: Callable[[bytes], Task]) -> Callable[[bytes], Task]:
-        """End a run whose message cannot be read, where Huey has deleted it by then."""
-
-        def deserialize_task(data: bytes) -> Task:
-            try:
-                return native(data)
-            except Exception as error:
-                if getattr(self._taking, "now", False):
-                    self._end_unread(data, error)
-                raise
-
-        return deserialize_task
-
-    def _end_unread(self, data: bytes, error: Exception) -> None:
-        uuid = task = None
-        with suppress(Exception):
-            sent = self.native.serializer.deserialize(data)
-            uuid, task = sent.id, sent.name.removeprefix(f"{MODULE}.")
-        if uuid is None and self._ledger is not None:
-            uuid = self._ledger.find(data)
-        known = ", ".join(self._wrappers) or "none"
-        why = text_of(error)
-        if isinstance(error, HueyException):
-            why = f"this worker has no task {task!r}; its tasks are {known}"
-        msg = (
-            f"engine 'huey', task {task or '?'!r}: the message cannot be read: {why}. A worker must"
-            " import every module that declares tasks, and run the same code as those who submit"
-        )
-        log_event("error", "task_unreadable", task=task, uuid=uuid, why=msg)
-        if uuid is not None:
-            self.native.put_result(uuid, Ended(TaskStatus.failed, error=EngineError(msg)))
-            if self._ledger is not None:
-                self._ledger.delete(uuid)
-
     def _ended_without_us(self, signal: str, task: Task, *_: Any) -> None:
         """Give an end to a run that Huey did not begin."""
         if task.name not in self._wrappers or getattr(task, "our_end", None) is not None:
+            return
+        if self._ledger is not None and self._ledger.is_cancelled(task.id):
             return
         ended = Ended(TaskStatus.cancelled, error=TaskCancelError(f"Huey: {signal}"))
         self.native.put_if_empty(task.id, ended)

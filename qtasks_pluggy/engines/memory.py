@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
+from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import (
     Capabilities,
@@ -28,6 +29,7 @@ from qtasks_pluggy.engines import (
 )
 from qtasks_pluggy.engines._memory_queue import (
     STATUS,
+    Loans,
     MemoryQueue,
     MemoryRun,
     due_after,
@@ -85,6 +87,9 @@ class MemoryEngine:
         """Say no: whoever retries is a plugin."""
         return False
 
+    def check_result(self, run: RunningTask) -> None:
+        """Do nothing: a result stays in this process."""
+
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Do nothing: the app knows its tasks."""
 
@@ -109,7 +114,7 @@ class MemoryEngine:
         self._context = contextvars.copy_context()
         self._queue = MemoryQueue(self.size)
         self._running: set[MemoryRun] = set()
-        self._lending: dict[MemoryRun, set[Future[Ended]]] = {}
+        self._loans = Loans()
         self._armed: float | None = None
         self._threads = Threads(self._work)
         self._timer: asyncio.TimerHandle | None = None
@@ -163,18 +168,10 @@ class MemoryEngine:
             future = ticket.future = ticket.future or Future()
             inside = _inside.get()
             if inside is not None and inside in self._running:
-                waits_for = self._lending.setdefault(inside, set())
-                if future not in waits_for:
-                    waits_for.add(future)
-                    future.add_done_callback(lambda ended: self._take_back(inside, ended))
+                self._loans.lend(inside, future)
                 begun = self._take()
         self._begin(begun)
         return future
-
-    def _take_back(self, run: MemoryRun, ended: Future[Ended]) -> None:
-        self._lending.get(run, set()).discard(ended)
-        if not self._lending.get(run):
-            self._lending.pop(run, None)
 
     def status(self, ticket: MemoryRun) -> TaskStatus:
         """Tell how far a run is."""
@@ -185,13 +182,17 @@ class MemoryEngine:
         return Trail() if ticket.executor is None else ticket.executor.trail
 
     def cancel(self, ticket: MemoryRun, reason: str) -> bool:
-        """Cancel a run that waits for its turn, or that runs on the event loop."""
+        """Cancel a run that waits for its turn, or whose function runs on the event loop."""
         refuse_in_a_fork(self._pid)
+        is_async = self._app.tasks[ticket.message.name].task_func.is_async
+        return self._cut(ticket, reason, only_queued=not is_async)
+
+    def _cut(self, ticket: MemoryRun, reason: str, *, only_queued: bool) -> bool:
         with self._lock:
             if ticket.ended is not None or ticket.cancelling is not None:
                 return False
             queued = ticket.status is TaskStatus.queued
-            if ticket.in_thread and not queued:
+            if only_queued and not queued:
                 return False
             ticket.cancelling = reason
             begun: list[MemoryRun] = []
@@ -249,7 +250,7 @@ class MemoryEngine:
         known = [f"{run.message.name} {run.message.uuid} {run.status}" for run in lost]
         log_event("warning", "memory_engine_gave_up", app=self._app.name, runs=known)
         for run in lost:
-            if not self.cancel(run, _GAVE_UP):
+            if not self._cut(run, _GAVE_UP, only_queued=run.in_thread):
                 # Nothing can cut it; but whoever waits for it need not.
                 self._begin(self.carry_out(Outcome("cancel", TaskCancelError(_GAVE_UP)), run))
 
@@ -271,8 +272,7 @@ class MemoryEngine:
     def _take(self) -> list[MemoryRun]:
         """Take the runs whose turn it is; with the lock."""
         begun: list[MemoryRun] = []
-        # A run that waits for another one lends its place: else all could wait for those queued.
-        while len(self._running) - len(self._lending) < self.workers:
+        while len(self._running) - len(self._loans) < self.workers:
             run = self._queue.take()
             if run is None:
                 break
@@ -382,7 +382,7 @@ class MemoryEngine:
         run = native
         with self._lock:
             self._running.discard(run)
-            self._lending.pop(run, None)
+            self._loans.end(run)
             again: list[MemoryRun] = []
             if run.ended is not None:
                 self._let_go_if_empty()  # it was given up before

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
 from taskiq import AsyncBroker, NoResultError
-from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.kicker import AsyncKicker
 from taskiq.result_backends.dummy import DummyResultBackend
 
+from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail, TrailRecord
 from qtasks_pluggy.engines import Capabilities, Ended, Outcome
 from qtasks_pluggy.engines._taskiq_brokers import (
@@ -51,16 +50,15 @@ from qtasks_pluggy.engines._taskiq_runs import (
     WorkerLife,
     message_of,
     runs_of,
+    say_what_is_unknown,
     send_again,
     take,
-    unknown,
 )
+from qtasks_pluggy.engines.servers import POLL
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 __all__ = ["CancelledRunError", "TaskiqEngine", "at_least_once", "install"]
 
-# Seconds, the least and the most, between two looks whether a run has ended.
-_POLL: Final = (0.001, 0.02)
 # So many looks at a time, of however many that wait.
 _LOOKS: Final = 10
 _STATUS: Final = {
@@ -116,6 +114,14 @@ class TaskiqEngine:
         """Say no: whoever retries is a plugin."""
         return False
 
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a result that cannot be stored.
+
+        Raises:
+            EngineError: It has no form in JSON.
+        """
+        refuse_unserializable(run.result, run.task_func.name)
+
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to the broker, under its own name.
 
@@ -135,7 +141,7 @@ class TaskiqEngine:
         if self._app is None:
             self._app = app
             self._life = WorkerLife(native, lambda: self._checked(app), app.name, submits=True)
-            native.find_task = self._or_say_so(native.find_task)
+            say_what_is_unknown(native)
 
         async def body(*args: Any, **kwargs: Any) -> Any:
             """Do the run that this is called for, or call the task here."""
@@ -220,7 +226,7 @@ class TaskiqEngine:
             raise CapabilityError(msg)
         clock = asyncio.get_running_loop().time
         end = None if timeout is None else clock() + timeout
-        pause, most = _POLL
+        pause, most = POLL
         while (ended := await self._look(ticket)) is None:
             left = most if end is None else end - clock()
             if left <= 0:
@@ -288,11 +294,6 @@ class TaskiqEngine:
         status = _STATUS.get(outcome.action, TaskStatus.failed)
         if outcome.error is None:
             native.ended = Ended(status, trail=trail) if trail else None
-            try:
-                refuse_unserializable(outcome.result, native.message.task_name)
-            except EngineError as error:
-                native.ended = Ended(TaskStatus.failed, error=error, trail=trail)
-                raise
             return outcome.result
         native.ended = Ended(status, error=outcome.error, trail=trail)
         raise outcome.error
@@ -311,8 +312,7 @@ class TaskiqEngine:
                 f"engine 'taskiq', task {native.message.task_name!r}: attempt {attempt} cannot be"
                 f" sent: {why(failure)}; look whether the broker runs"
             )
-            error.__cause__ = outcome.error
-            native.ended = Ended(TaskStatus.failed, error=error)
+            native.ended = ended
             raise error from outcome.error
         raise NoResultError
 
@@ -337,7 +337,12 @@ class TaskiqEngine:
         before = _header(run).get("trail", ())
         trail = Trail([*(TrailRecord(**record) for record in before), *executor.trail])
         run.ended = Ended(TaskStatus.running, trail=trail)
-        return await self.carry_out(outcome, run)
+        try:
+            return await self.carry_out(outcome, run)
+        except EngineError as unsent:
+            if outcome.action != "retry":
+                raise
+            return await self.carry_out(await executor.give_up(unsent), run)
 
     async def _look(self, ticket: Ticket) -> Ended | None:
         """Read a run's end, if it has one."""
@@ -377,19 +382,6 @@ class TaskiqEngine:
                 )
                 raise EngineError(msg)
         return app
-
-    def _or_say_so(
-        self, native: Callable[[str], AsyncTaskiqDecoratedTask[Any, Any] | None]
-    ) -> Callable[[str], AsyncTaskiqDecoratedTask[Any, Any] | None]:
-        """Give runs an end whose task a worker does not have: Taskiq would drop them."""
-
-        def find_task(task_name: str) -> AsyncTaskiqDecoratedTask[Any, Any] | None:
-            task = native(task_name)
-            if task is None and self.native.is_worker_process:
-                return unknown(self.native, task_name)
-            return task
-
-        return find_task
 
 
 def _header(run: Run) -> dict[str, Any]:

@@ -361,12 +361,13 @@ def test_arguments_that_cannot_travel_are_refused(shop):
 
 
 @pytest.mark.parametrize("harness", [*SERIALIZING, *SERVED_PARAMS], indirect=True)
-def test_an_answer_that_cannot_travel_fails_that_run_alone(shop):
-    """A result that the engine cannot serialize ends its run, and the worker lives."""
+def test_r15_an_answer_that_cannot_travel_fails_that_run_alone(shop):
+    """R15: a result that the engine cannot serialize is its run's failure, and the worker lives."""
     shop.plugin.answers = [Replace(threading.Lock())]
     with shop.harness.running(shop.app):
         with pytest.raises(EngineError, match="fail"):
             shop.app.tasks["fail"].submit("broken").result(timeout=LONG)
+        assert [EngineError] == [type(error) for error in shop.plugin.failed]
 
         assert 1 == shop.app.tasks["price"].submit(1).result(timeout=LONG)
 

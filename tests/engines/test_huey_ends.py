@@ -195,6 +195,35 @@ def test_an_end_that_cannot_be_read_here_is_told(file, monkeypatch):
             handle.result(timeout=LONG)
 
 
+@pytest.mark.parametrize("moment", ["before", "at"])
+def test_a_cancelled_run_leaves_nothing_behind(file, moment):
+    """A worker drops it though Huey has just let it pass, and gives it no second end."""
+    gate, ran = threading.Event(), []
+    app = app_on(file)
+    native = app.engine.native
+    wait = app.task(name="wait")(lambda: gate.wait(LONG))
+    work = app.task(name="work")(lambda: ran.append(1))
+
+    def cancel(*_):
+        assert handle.cancel("not now")
+
+    if moment == "at":
+        # Of those before it the other run's has been.
+        native.signal("executing")(lambda _, task: task.name.endswith("work") and cancel())
+    with app:
+        first = wait.submit()
+        assert wait_until(lambda: first.status is TaskStatus.running, LONG)
+        handle = work.submit()
+        if moment == "before":
+            cancel()
+        gate.set()
+        with pytest.raises(TaskCancelError, match="not now"):
+            handle.result(timeout=LONG)
+        assert first.result(timeout=LONG)
+        assert wait_until(lambda: not native.all_results(), LONG)
+    assert [] == ran
+
+
 def test_a_task_that_cancels_itself_by_huey_s_own_means_is_cancelled(file):
     """``CancelExecution`` ends a run as cancelled, with its text, and leaves nothing behind."""
     app = app_on(file)

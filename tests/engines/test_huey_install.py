@@ -253,7 +253,7 @@ def test_an_answer_that_huey_would_drop_is_told(tmp_path, retries):
     assert ["none", "lock"] == seen
     # Of the run that no plugin answered for nothing is stored, as before.
     assert {} == native.all_results()
-    assert ["start", "close", "close", "close", "stop"] == plugin.heard
+    assert ["start", "close", "close", "failed", "close", "stop"] == plugin.heard
 
 
 @pytest.mark.parametrize(("immediate", "answer"), [(False, Retry(delay=0)), (True, Retry())])

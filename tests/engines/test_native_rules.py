@@ -78,7 +78,7 @@ def test_r15_a_message_that_skips_itself_is_over():
 
 
 def test_an_answer_that_dramatiq_cannot_store_is_tried_once():
-    """A further attempt would come to the same, of a run that plugins were told is over."""
+    """R15: it is the run's failure, of which plugins are told; one more would come to the same."""
     native = dramatiq_apps.stub_broker()
     seen, plugin = [], Keeps(*[Replace(object())] * 3)
 
@@ -93,7 +93,7 @@ def test_an_answer_that_dramatiq_cannot_store_is_tried_once():
         backend = native.get_results_backend()
         backend.get_result(task.send(), block=True, timeout=LONG * 1000)
     assert [1] == seen
-    assert ["close"] == heard(plugin)
+    assert ENDS == heard(plugin)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,8 @@ def test_a_retry_that_celery_cannot_send_ends_in_an_error_of_ours(monkeypatch):
     def fail():
         raise OSError("broken")
 
-    celery_engine.install(native, [Keeps(Retry())], discover=False)
+    plugin = Keeps(Retry())
+    celery_engine.install(native, [plugin], discover=False)
 
     def full(**_):
         raise Reject(ConnectionError("no room"), requeue=False)
@@ -221,3 +222,24 @@ def test_a_retry_that_celery_cannot_send_ends_in_an_error_of_ours(monkeypatch):
     monkeypatch.setattr(fail, "retry", full)
     with celery_apps.working(native), pytest.raises(EngineError, match="no room"):
         fail.delay().get(timeout=LONG, interval=0.01)
+    assert ENDS == heard(plugin)
+
+
+def test_a_retry_that_dramatiq_cannot_send_ends_in_an_error_of_ours(monkeypatch):
+    """R15: a broker that takes no further message is named, and the plugins hear of the end."""
+    native = dramatiq_apps.stub_broker()
+    plugin = Keeps(Retry())
+
+    def fail():
+        monkeypatch.setattr(native, "enqueue", full)
+        raise OSError("broken")
+
+    def full(*_, **__):
+        raise ConnectionError("no room")
+
+    task = dramatiq.actor(actor_name="fail", broker=native, max_retries=0, store_results=True)(fail)
+    dramatiq_engine.install(native, [plugin], discover=False)
+    with dramatiq_apps.working(native), pytest.raises(ResultFailure, match="no room"):
+        backend = native.get_results_backend()
+        backend.get_result(task.send(), block=True, timeout=LONG * 1000)
+    assert ENDS == heard(plugin)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qtasks_hookspecs import DeadLetter, Replace, Retry, TaskMessage, hookimpl
+from qtasks_hookspecs import DeadLetter, Raise, Replace, Retry, TaskMessage, hookimpl
 from qtasks_pluggy import QueueTasks, TaskExecutor
 from qtasks_pluggy.engines import Capabilities, Engine, url_options
 from qtasks_pluggy.engines.memory import MemoryEngine
@@ -34,6 +34,13 @@ class ComeAgainError(Exception):
     """An engine's control exception, after which it runs the task again."""
 
 
+def refuse_secrets(run: Any) -> None:
+    """Refuse one certain result."""
+    if run.result == "secret":
+        msg = f"task {run.task_func.name!r} has a secret"
+        raise EngineError(msg)
+
+
 def engine_of(**capabilities: bool) -> Any:
     """Make as much of an engine as an executor looks at."""
     can = Capabilities(**capabilities)
@@ -42,6 +49,7 @@ def engine_of(**capabilities: bool) -> Any:
         capabilities=can,
         control=(StopHereError, ComeAgainError),
         goes_on=lambda error: isinstance(error, ComeAgainError),
+        check_result=refuse_secrets,
     )
 
 
@@ -92,6 +100,30 @@ def test_an_attempt_is_made_once_unless_it_is_to_be_retried():
     with pytest.raises(RuntimeError, match="has run"):
         executor.attempt_on_sync(engine)
     assert ["asked", "asked", "closed"] == ends.heard
+
+
+def test_r15_a_result_that_the_engine_refuses_is_a_failure():
+    """R15: plugins are told of a result that cannot travel, before they are told of the end."""
+    ends = Ends()
+    outcome = TaskExecutor(lambda: "secret", plugins=[ends]).attempt_on_sync(engine_of())
+
+    assert ("fail", EngineError) == (outcome.action, type(outcome.error))
+    assert ["failed", "closed"] == ends.heard
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_r15_a_retry_that_the_engine_cannot_arrange_is_a_failure(is_async):
+    """R15, R16: a run whose next attempt cannot be has failed, by the engine's error, and ends."""
+    ends = Ends(Retry())
+    executor = TaskExecutor(raising(TaskPluginTriggerError()), plugins=[ends])
+    assert "retry" == executor.attempt_on_sync(engine_of()).action
+    error = EngineError("the server is gone")
+    outcome = asyncio.run(executor.give_up(error)) if is_async else executor.give_up_sync(error)
+
+    assert ("fail", error) == (outcome.action, outcome.error)
+    assert ["asked", "failed", "closed"] == ends.heard
+    with pytest.raises(RuntimeError, match="has run"):
+        executor.attempt_on_sync(engine_of())
 
 
 @pytest.mark.parametrize(
@@ -155,6 +187,17 @@ def test_r7_a_decision_that_the_engine_lacks_is_a_failure_of_its_plugin(decision
     ]
     taken = TaskExecutor(raising(TaskPluginTriggerError()), plugins=plugins)
     assert taken.attempt_on_sync(engine_of(**{needs: True})).action in {"retry", "dead_letter"}
+
+
+def test_r7_an_engine_s_own_exception_is_nothing_to_raise():
+    """R7: ``Raise`` of a control exception, which could leave its caller waiting, is refused."""
+    refused = TaskExecutor(
+        raising(TaskPluginTriggerError()), plugins=[Ends(Raise(StopHereError()))]
+    )
+    outcome = refused.attempt_on_sync(engine_of())
+
+    assert ("fail", TaskPluginTriggerError) == (outcome.action, type(outcome.error))
+    assert "raised CapabilityError" in "".join(outcome.error.__notes__)
 
 
 @pytest.mark.parametrize("decision", [Retry(), Replace(1)], ids=repr)

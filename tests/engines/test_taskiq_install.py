@@ -333,10 +333,9 @@ async def test_an_answer_that_cannot_travel_leaves_nobody_waiting(native):
 
 
 async def test_a_retry_that_cannot_be_sent_gives_the_task_s_own_error(native):
-    """When the broker fails in the middle of a run, its caller gets the error of the run."""
-    task, _ = failing(native)
-    install(native, [Keeps(Retry())], discover=False)
-    kick = native.kick
+    """R15: when the broker fails in the middle of a run, that is its end, in the run's own error."""
+    task, plugin, kick = failing(native)[0], Keeps(Retry()), native.kick
+    install(native, [plugin], discover=False)
 
     async def kick_once(message):
         native.kick = broken
@@ -351,6 +350,7 @@ async def test_a_retry_that_cannot_be_sent_gives_the_task_s_own_error(native):
             result = await ended(await task.kiq("broken"))
     assert (OSError, "broken") == (type(result.error), str(result.error))
     assert "task_retry_not_sent" in [one["event"] for one in logs]
+    assert ["start", "failed", "close", "stop"] == plugin.heard
 
 
 async def test_taskiq_s_time_limit_is_no_task_error(native):
