@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from copy import copy
+from functools import cached_property
+from threading import BoundedSemaphore
 from typing import Any, Final
 
 from taskiq import AsyncBroker, NoResultError, SimpleRetryMiddleware, SmartRetryMiddleware
@@ -159,7 +164,7 @@ class _Native:
         """Let the executor call a native task's function, when it is called for a run."""
         if hasattr(function, OURS):
             return function
-        call = _with_dependencies(function)
+        call = self._with_dependencies(function)
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -168,6 +173,38 @@ class _Native:
 
         vars(wrapper)[OURS] = "installed"
         return awaited(wrapper)
+
+    def _with_dependencies(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Make a function that adds what Taskiq has found for this run: it is in no message."""
+        if inspect.iscoroutinefunction(function):
+
+            async def call_async(*args: Any, **kwargs: Any) -> Any:
+                return await function(*args, **{**_dependencies.get(), **kwargs})
+
+            call: Callable[..., Any] = call_async
+        else:
+
+            def call_plain(*args: Any, **kwargs: Any) -> Any:
+                with self._places:
+                    return function(*args, **{**_dependencies.get(), **kwargs})
+
+            call = call_plain
+        # Not ``wraps``: a plugin that asks is to hear what is called, not what that looks like.
+        for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
+            setattr(call, attribute, getattr(function, attribute, None))
+        return call
+
+    @cached_property
+    def _places(self) -> BoundedSemaphore:
+        """As many plain functions at a time as in Taskiq's own pool of threads."""
+        pool: Any = getattr(self.broker, "executor", None)
+        if pool is None:
+            # Its worker's pool is known to nobody else.
+            options = ArgumentParser(add_help=False)
+            options.add_argument("--max-threadpool-threads", type=int)
+            given, _ = options.parse_known_args(sys.argv[1:])
+            pool = ThreadPoolExecutor(given.max_threadpool_threads)
+        return BoundedSemaphore(vars(pool)["_max_workers"])
 
     async def _work(self, run: Run, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         native = run.message
@@ -267,26 +304,6 @@ def _retried(
     task = broker.find_task(name)
     kinds = None if task is None else task.labels.get("types_of_exceptions")
     return tuple(kinds or middleware.types_of_exceptions or (Exception,))
-
-
-def _with_dependencies(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function that adds what Taskiq has found for this run: it is in no message."""
-    if inspect.iscoroutinefunction(function):
-
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
-            return await function(*args, **{**_dependencies.get(), **kwargs})
-
-        call: Callable[..., Any] = call_async
-    else:
-
-        def call_plain(*args: Any, **kwargs: Any) -> Any:
-            return function(*args, **{**_dependencies.get(), **kwargs})
-
-        call = call_plain
-    # Not ``wraps``: a plugin that asks is to hear what is called, not what that looks like.
-    for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
-        setattr(call, attribute, getattr(function, attribute, None))
-    return call
 
 
 def _count(labels: dict[str, Any], name: str) -> int:

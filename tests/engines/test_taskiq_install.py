@@ -333,7 +333,7 @@ async def test_an_answer_that_cannot_travel_leaves_nobody_waiting(native):
 
 
 async def test_a_retry_that_cannot_be_sent_gives_the_task_s_own_error(native):
-    """R15: when the broker fails in the middle of a run, that is its end, in the run's own error."""
+    """R15: when the broker fails in the midst of a run, that is its end, in the run's own error."""
     task, plugin, kick = failing(native)[0], Keeps(Retry()), native.kick
     install(native, [plugin], discover=False)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import threading
+
 import pydantic
 import pytest
 import structlog
-from taskiq import TaskiqEvents, TaskiqMiddleware, async_shared_broker
+from taskiq import InMemoryBroker, TaskiqEvents, TaskiqMiddleware, async_shared_broker
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from qtasks_hookspecs import Replace, Retry
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines.taskiq import install
 from qtasks_pluggy.exc import EngineError
-from tests.engines.huey_apps import Keeps
+from tests.engines.huey_apps import LONG, Keeps
 from tests.engines.taskiq_apps import app_on, broker_of, ended, working
 
 pytestmark = pytest.mark.engines
@@ -195,3 +199,29 @@ async def test_a_retry_has_the_arguments_that_travelled(native):
         result = await ended(await ship.kiq({"orderNumber": 1}, other={"orderNumber": 2}))
     assert "answer" == result.return_value
     assert [(1, 2)] * 2 == seen
+
+
+@pytest.mark.parametrize("options", [None, ["--max-threadpool-threads", "2"]], ids=["own", "given"])
+async def test_plain_functions_share_as_many_threads_as_taskiq_has(options, monkeypatch):
+    """No more plain functions run at a time than in the pool of the broker, or of its worker."""
+    native = InMemoryBroker(sync_tasks_pool_size=2)
+    pool = native.executor
+    if options:
+        # Like those brokers whose worker has the pool.
+        del native.executor
+        monkeypatch.setattr(sys, "argv", ["taskiq", "worker", "shop:broker", *options])
+    three, together = threading.Barrier(3), []
+
+    @native.task(task_name="work")
+    def work():
+        with contextlib.suppress(threading.BrokenBarrierError):
+            three.wait(0.5)
+            together.append(1)
+
+    install(native, [Keeps()], discover=False)
+    await native.startup()
+    for sent in [await work.kiq() for _ in range(8)]:
+        (await sent.wait_result(timeout=LONG)).raise_for_error()
+    native.executor = pool
+    await native.shutdown()
+    assert [] == together
