@@ -158,6 +158,17 @@ async def test_a_cancelled_attempt_is_closed():
     assert ["closed"] == ends.heard
 
 
+def test_r7_an_interrupt_while_a_failure_is_told_closes_the_attempt():
+    """R7, R16: Ctrl-C in a hookimpl goes on to the engine, and the plugins hear of the end."""
+    ends = Ends()
+    interrupted = plugin("interrupted", task_executor_task_failed=raising(KeyboardInterrupt()))
+    executor = TaskExecutor(raising(TaskPluginTriggerError()), plugins=[ends, interrupted])
+    with pytest.raises(KeyboardInterrupt):
+        executor.attempt_on_sync(engine_of())
+
+    assert ["asked", "failed", "closed"] == ends.heard
+
+
 def test_strict_fails_the_attempt():
     """R7: under strict, a plugin that fails at the end of a run fails the run."""
     broken = plugin("broken", task_executor_task_close=raising(ZeroDivisionError()))
