@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
+from contextvars import ContextVar
 from pkgutil import resolve_name
 from traceback import format_exception
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -36,8 +36,11 @@ OURS: Final = "qtasks_pluggy_task"
 # What ``task_annotations`` names: importable, because spawned children get the setting alone.
 _NAME: Final = "qtasks_pluggy.engines.celery:Plugins"
 _CONF: Final = "qtasks_pluggy"
-# What the request of a run has that plugins see to.
-_TAKEN: Final = "qtasks_pluggy_taken"
+# The attempts at work here that plugins see to. Not kept with the request: what Celery does not
+# know there goes with a retry's message, and the next attempt would be taken for this one.
+_taken: Final[ContextVar[frozenset[tuple[Any, ...]]]] = ContextVar(
+    "qtasks_pluggy_celery_taken", default=frozenset()
+)
 
 
 def install(
@@ -144,15 +147,23 @@ class _Native:
 
     def around(self, native_call: Callable[..., Any]) -> Callable[..., Any]:
         """Give a task another ``__call__``."""
+        # Asked here: a worker replaces Celery's own one later, and the old one takes a run that
+        # is called through it for a direct call.
+        is_celery_s_own = native_call is Task.__call__
 
         def __call__(task: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  # Celery's
-            request = task.request
+            request, others = task.request, _taken.get()
+            attempt = task.name, request.id, request.retries
             # A task that calls itself finds the request of its own run there.
-            if request.called_directly or _TAKEN in vars(request):
+            if request.called_directly or attempt in others:
                 return native_call(task, *args, **kwargs)
-            vars(request)[_TAKEN] = True
-            call = task.run if native_call is Task.__call__ else partial(native_call, task)
-            return self._work(task, call, args, kwargs)
+            # A method is equal to the one of the next run, and known by then.
+            call = task.run if is_celery_s_own else MethodType(native_call, task)
+            token = _taken.set(others | {attempt})
+            try:
+                return self._work(task, call, args, kwargs)
+            finally:
+                _taken.reset(token)
 
         return __call__
 

@@ -1,0 +1,118 @@
+"""How a Celery app's own tasks are called once plugins see to them."""
+
+from __future__ import annotations
+
+import pytest
+from celery import Task
+from celery.app import trace
+
+from qtasks_hookspecs import Retry, hookimpl
+from qtasks_pluggy.engines.celery import install
+from tests.engines.celery_apps import celery_app, working
+from tests.engines.huey_apps import LONG, Keeps
+
+pytestmark = pytest.mark.engines
+
+
+@pytest.fixture
+def native():
+    """A Celery app of somebody's own."""
+    return celery_app()
+
+
+@pytest.fixture
+def as_command(native):
+    """Give a call that does, behind ``install``, what Celery's command does before it works."""
+
+    def begin():
+        native.finalize()
+        trace._install_stack_protection()
+
+    yield begin
+    trace.reset_worker_optimizations(native)
+
+
+def get(result):
+    """Wait for a native result."""
+    return result.get(timeout=LONG, interval=0.01)
+
+
+class Own(Task):
+    """A task class with a call of its own, as Flask's guide has it."""
+
+    def __call__(self, *args, **kwargs):
+        return self.run(*args, **kwargs)
+
+
+@pytest.mark.parametrize("base", [Task, Own])
+@pytest.mark.parametrize("auto", [True, False])
+def test_plugins_are_asked_after_native_retries(native, as_command, base, auto):
+    """Under Celery's command too, plugins are asked about a run that Celery has retried."""
+    options = {"autoretry_for": (OSError,), "retry_backoff": False} if auto else {}
+
+    @native.task(
+        name="fail",
+        bind=True,
+        shared=False,
+        base=base,
+        max_retries=2,
+        default_retry_delay=0,
+        **options,
+    )
+    def fail(self):
+        if auto:
+            raise OSError(self.request.retries)
+        raise self.retry(exc=OSError(self.request.retries))
+
+    plugin = Keeps(Retry(limit=3), "taken")
+    install(native, [plugin], discover=False)
+    as_command()
+    with working(native):
+        assert "taken" == get(fail.delay())
+    assert [3, 4] == [message.attempt for message in plugin.messages]
+    assert ["start", "close", "stop"] == plugin.heard
+
+
+def test_a_run_sees_the_request_that_celery_made(native, as_command):
+    """In a worker of Celery's command, what a task's own request takes down is not lost."""
+
+    @native.task(name="child", shared=False)
+    def child():
+        return "child"
+
+    @native.task(name="parent", bind=True, shared=False)
+    def parent(self):
+        child.delay()
+        return self.request.called_directly
+
+    install(native, [Keeps()], discover=False)
+    as_command()
+    with working(native):
+        result = parent.delay()
+        assert get(result) is False
+        (one,) = result.children
+        assert "child" == get(one)
+
+
+@pytest.mark.parametrize("base", [Task, Own])
+def test_nothing_is_kept_of_a_run(native, as_command, base):
+    """A task is made known to the plugins once, however often it runs."""
+
+    class Sees(Keeps):
+        @hookimpl
+        def task_executor_task_close(self, task_func):
+            self.heard.append(task_func)
+
+    @native.task(name="fine", shared=False, base=base)
+    def fine(number):
+        return number
+
+    plugin = Sees()
+    install(native, [plugin], discover=False)
+    as_command()
+    with working(native):
+        for number in range(3):
+            assert number == get(fine.delay(number))
+    start, first, *others, stop = plugin.heard
+    assert ("start", "stop") == (start, stop)
+    assert [True] * 2 == [other is first for other in others]
