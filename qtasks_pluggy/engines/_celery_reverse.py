@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
-from pkgutil import resolve_name
 from traceback import format_exception
-from types import MethodType, ModuleType
+from types import MethodType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -24,10 +24,11 @@ from celery.utils.functional import lazy
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Capabilities, Outcome
-from qtasks_pluggy.engines._celery_worker import WorkerLife
+from qtasks_pluggy.engines._celery_names import name_of, resolved
+from qtasks_pluggy.engines._celery_worker import SPAWNED, WorkerLife
 from qtasks_pluggy.engines.reverse import Plugged
 from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
-from qtasks_pluggy.exc import EngineError, PluginRegistrationError
+from qtasks_pluggy.exc import EngineError
 
 CONTROL: Final = (Ignore, Reject, Retry)
 # By which our own native tasks are known.
@@ -64,10 +65,9 @@ def install(
     Raises:
         PluginRegistrationError: Faults of ``plugins``.
     """
-    one = _natives.get(native)
-    if one is None:
-        one = _natives[native] = _Native(native)
+    one = _natives.get(native) or _Native(native)
     one.take_plugins(tuple(plugins), discover=discover, intercept=intercept)
+    one = _known(native, one)
     conf = native.conf
     given = conf.task_annotations or ()
     given = list(given) if isinstance(given, (list, tuple)) else [given]
@@ -95,7 +95,7 @@ class Plugins:
             return None
         one = _natives.get(native)
         if one is None:
-            one = _natives[native] = _Native.of_settings(native)
+            one = _known(native, _Native.of_settings(native))
         changes: dict[str, Any] = {}
         # Celery asks no other annotation about a task once one has answered.
         for given in native.annotations:
@@ -120,8 +120,8 @@ class _Native:
     def take_plugins(self, plugins: tuple[Any, ...], **options: Any) -> None:
         """Have these from now on, for all tasks."""
         native = self._native
-        self._plugged = Plugged(native.main or "celery", map(_resolved, plugins), **options)
-        self._names = [_name_of(plugin) for plugin in plugins]
+        self._plugged = Plugged(native.main or "celery", map(resolved, plugins), **options)
+        self._names = [name_of(plugin) for plugin in plugins]
         self._given = plugins
         # Spawned children get it with the other settings.
         native.conf[_CONF] = {
@@ -352,35 +352,25 @@ def has_dead_letters(task: Any) -> bool:
     return "x-dead-letter-exchange" in arguments
 
 
+def _known(native: Celery, one: _Native) -> _Native:
+    """Take down whose plugins an app has.
+
+    A spawned child has two objects of one app, the one that it was given and the one that the
+    app's module makes there. Both do runs, and the plugins are to be started once.
+    """
+    if SPAWNED in os.environ:
+        for other, theirs in _natives.items():
+            if other.main == native.main and other.conf.get(_CONF) == native.conf.get(_CONF):
+                one = theirs
+                break
+    _natives[native] = one
+    return one
+
+
 def _own_tasks(native: Celery) -> Iterator[Any]:
     for name, task in list(vars(native)["_tasks"].items()):
         if not name.startswith("celery.") and not getattr(task, OURS, False):
             yield task
-
-
-def _resolved(plugin: Any) -> Any:
-    if not isinstance(plugin, str):
-        return plugin
-    try:
-        return resolve_name(plugin)
-    except (ImportError, AttributeError, ValueError) as error:
-        msg = f"install(): plugin {plugin!r} cannot be imported: {error}; name 'module:attribute'"
-        raise PluginRegistrationError(msg) from error
-
-
-def _name_of(plugin: Any) -> str | None:
-    """Name a plugin so that another process can import it."""
-    if isinstance(plugin, str):
-        return plugin
-    name = (
-        plugin.__name__
-        if isinstance(plugin, ModuleType)
-        else f"{getattr(plugin, '__module__', '')}:{getattr(plugin, '__qualname__', '')}"
-    )
-    try:
-        return name if resolve_name(name) is plugin else None
-    except (ImportError, AttributeError, ValueError):
-        return None
 
 
 _natives: Final[WeakKeyDictionary[Celery, _Native]] = WeakKeyDictionary()

@@ -17,7 +17,7 @@ from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import lock_of, log_event
 
 # What Celery sets in children that are no forks, and that import everything anew.
-_SPAWNED: Final = "FORKED_BY_MULTIPROCESSING"
+SPAWNED: Final = "FORKED_BY_MULTIPROCESSING"
 
 
 class WorkerLife:
@@ -67,7 +67,7 @@ class WorkerLife:
             raise self._refusal(error) from error
 
     def _process_begins(self, **_: Any) -> None:
-        spawned = _SPAWNED in os.environ and current_app.main == self._native.main
+        spawned = SPAWNED in os.environ and current_app.main == self._native.main
         # Equal is the same: this one is a proxy.
         if current_app != self._native and not spawned:
             return

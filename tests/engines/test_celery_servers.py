@@ -32,6 +32,22 @@ PLUGIN = """
             return Retry(delay=0.1)
         return f"recovered from {e.cause or e} at {task_broker.attempt}"
 """
+LIFE = """
+    import os
+    from pathlib import Path
+
+    def tell(what):
+        with Path(__file__).with_name(what).open("a") as file:
+            file.write(f"{os.getpid()}\\n")
+
+    @hookimpl
+    def qtasks_start():
+        tell("start")
+
+    @hookimpl
+    def qtasks_stop():
+        tell("stop")
+"""
 OURS = """
     import os, time
     from pathlib import Path
@@ -209,7 +225,7 @@ def test_a_waiting_run_is_cancelled_over_a_server(ours):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_an_app_that_is_there_gets_plugins_by_one_line(place, project, method):
     """After one line and a restart a failing task returns what the plugin says; spawned, too."""
-    place.folder = project({"shop.py": THEIRS, "fallback.py": PLUGIN, "more.py": MORE})
+    place.folder = project({"shop.py": THEIRS, "fallback.py": PLUGIN + LIFE, "more.py": MORE})
     native = Celery("shop", broker=place.where["BROKER"], backend=place.where["RESULTS"])
     native.conf.task_default_queue = place.where["QUEUE"]
     settings = place.folder / "shop.py"
@@ -219,7 +235,7 @@ def test_an_app_that_is_there_gets_plugins_by_one_line(place, project, method):
             f'celery.conf.update(imports=["more"], worker_pool_start_method={method!r})',
         )
     )
-    place.start("-c", "2")
+    worker = place.start("-c", "2")
     for name, args, kwargs, answer in [
         ("fail", ["no"], {}, "recovered from no at 1"),
         ("fail", ["no"], {"again": True}, "recovered from no at 3"),
@@ -229,6 +245,11 @@ def test_an_app_that_is_there_gets_plugins_by_one_line(place, project, method):
         assert isinstance(result, AsyncResult)
         assert answer == result.get(timeout=LONG, disable_sync_subtasks=False)
     forget_connections()
+    assert 0 == worker.terminate()
+    # Once in each process that does runs, though spawned ones have two objects of the app.
+    started, stopped = (sorted(pid for (pid,) in place.told(what)) for what in ("start", "stop"))
+    assert started == stopped
+    assert 2 == len(started) == len(set(started))
 
 
 def kill_in_the_midst(ours, runs, every, whom, at_a_time):
