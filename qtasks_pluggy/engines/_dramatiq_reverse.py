@@ -222,7 +222,7 @@ class _Attempt:
                 check_result(self._broker, self._message.actor_name, run.result)
             except EngineError:
                 # Another attempt would come to the same.
-                self._message.options["throws"] = EngineError
+                _throws(self._message, EngineError)
                 raise
 
     def goes_on(self, error: BaseException) -> bool:
@@ -305,9 +305,18 @@ def carry_out(
     error = outcome.error or SkipMessage(outcome.reason)
     if outcome.action == "dead_letter":
         # Not to be retried; its place is the queue of what failed.
-        message.options["throws"] = type(error)
+        _throws(message, type(error))
         message.fail()
     raise error
+
+
+def _throws(message: Any, kind: type[BaseException]) -> None:
+    """Have Dramatiq retry no error of this kind.
+
+    Whoever looks finds it at the worker's proxy. The message behind that is sent, as JSON, to the
+    actor that ``on_failure`` names, and must not have a class in it.
+    """
+    message.options = {**message.options, "throws": kind}
 
 
 def store_error(broker: Broker, message: Any, outcome: Outcome) -> None:

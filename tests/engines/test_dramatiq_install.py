@@ -243,3 +243,24 @@ def test_a_run_without_results_is_nobody_s_business(native):
         task.send("broken")
         assert wait_until(lambda: plugin.heard.count("close") == 1, LONG)
     assert ["broken"] * 2 == seen
+
+
+@pytest.mark.parametrize("answer", [DeadLetter("why"), object()], ids=["dead_letter", "bad_result"])
+def test_on_failure_hears_of_what_is_not_retried(native, answer):
+    """The actor that ``on_failure`` names is sent the message of a run that plugins have ended."""
+    heard = []
+
+    @dramatiq.actor(broker=native, actor_name="report")
+    def report(message, error):
+        heard.append((message["args"], error["type"]))
+
+    actor, seen = failing(native, max_retries=3, min_backoff=1, on_failure="report")
+    install(native, [Keeps(answer)], discover=False)
+    with working(native):
+        message = actor.send("broken")
+        assert wait_until(lambda: heard, LONG)
+        with pytest.raises(ResultFailure):
+            get(message, native)
+    kind = "TaskDeadLetteredError" if isinstance(answer, DeadLetter) else "EngineError"
+    assert [(["broken"], kind)] == heard
+    assert ["broken"] == seen
