@@ -13,8 +13,9 @@ from qtasks_pluggy import TaskExecutor, TaskMessage
 from qtasks_pluggy.engines import Ended, Outcome
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
-# Results of these types travel as they are, whatever serializes them.
-PLAIN: Final = frozenset({type(None), bool, int, float, str})
+# Results of these types travel as they are, whatever serializes them; a whole number can have too
+# many digits for JSON.
+PLAIN: Final = frozenset({type(None), bool, float, str})
 # Seconds, the least and the most, between two looks whether a run has ended.
 POLL: Final = (0.001, 0.02)
 

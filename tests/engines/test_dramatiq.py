@@ -243,3 +243,11 @@ def test_a_server_that_goes_away_is_told_of():
     app.task(name="one")(lambda: 1)
     with pytest.raises(EngineError, match="task 'one': the server failed"):
         engine.submit(TaskMessage("one"), None)
+
+
+def test_a_number_with_too_many_digits_is_a_bad_result():
+    """JSON refuses a very long whole number, and whoever waits for it is told so."""
+    app = app_on(stub_broker())
+    long = app.task(name="long")(lambda: 10**5000)
+    with app, pytest.raises(EngineError, match="task 'long': its result, a int"):
+        long.submit().result(timeout=LONG)
