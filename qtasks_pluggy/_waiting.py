@@ -89,6 +89,8 @@ _ON_THE_LOOP: Final = "; it held up the event loop without yielding"
 _SWALLOWED: Final = "; it swallowed its cancellation and was left behind"
 # Time for a cancelled coroutine to clean up; one that takes longer is left behind.
 GRACE: Final = 0.1
+# Seconds that a thread waits for async code at a time.
+LOOK: Final = 0.5
 
 
 async def _bounded(thing: Awaitable[T], limit: float) -> T:
@@ -343,7 +345,11 @@ class _BackgroundLoop:
         context = contextvars.copy_context()
         try:
             loop.call_soon_threadsafe(start, context=context)
-            carried = future.result()
+            carried: Carried | None = None
+            while carried is None:
+                # What an engine raises in this thread, as for a time limit, waits for a wait's end.
+                with suppress(concurrent.futures.TimeoutError):
+                    carried = future.result(LOOK)
         except BaseException:
             # Ctrl-C in the waiting thread: what it waited for must not go on unseen.
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])

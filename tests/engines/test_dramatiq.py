@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 
@@ -10,8 +11,9 @@ import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Retries, TimeLimit
 from dramatiq.results import Results
-from dramatiq.results.backends import RedisBackend
+from dramatiq.results.backends import RedisBackend, StubBackend
 
 from qtasks_hookspecs import DeadLetter, Retry, TaskMessage
 from qtasks_pluggy import QueueTasks, TaskStatus
@@ -251,3 +253,24 @@ def test_a_number_with_too_many_digits_is_a_bad_result():
     long = app.task(name="long")(lambda: 10**5000)
     with app, pytest.raises(EngineError, match="task 'long': its result, a int"):
         long.submit().result(timeout=LONG)
+
+
+def test_dramatiq_s_time_limit_holds_for_async_tasks():
+    """A coroutine is cancelled when Dramatiq interrupts the thread that waits for it."""
+    native = StubBroker(middleware=[TimeLimit(time_limit=200, interval=50), Retries()])
+    native.fail_fast_default = False
+    native.add_middleware(Results(backend=StubBackend()))
+    app, ended = app_on(native), []
+
+    @app.task
+    async def hang():
+        try:
+            await asyncio.sleep(4 * LONG)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    native.emit_after("process_boot")
+    with app, pytest.raises(EngineError, match="TimeLimitExceeded"):
+        hang.submit_sync().result(timeout=LONG)
+    assert ["cancelled"] == ended
