@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
@@ -37,6 +38,8 @@ OURS: Final = "qtasks_pluggy_task"
 # What ``task_annotations`` names: importable, because spawned children get the setting alone.
 _NAME: Final = "qtasks_pluggy.engines.celery:Plugins"
 _CONF: Final = "qtasks_pluggy"
+# By which an annotation gives a task another ``__call__``.
+_CALL: Final = "@__call__"
 # The attempts at work here that plugins see to. Not kept with the request: what Celery does not
 # know there goes with a retry's message, and the next attempt would be taken for this one.
 _taken: Final[ContextVar[frozenset[tuple[Any, ...]]]] = ContextVar(
@@ -71,8 +74,8 @@ def install(
     conf = native.conf
     given = conf.task_annotations or ()
     given = list(given) if isinstance(given, (list, tuple)) else [given]
-    if _NAME not in given:
-        conf.task_annotations = (_NAME, *given)
+    if _NAME not in given[:1]:
+        conf.task_annotations = (_NAME, *(other for other in given if other != _NAME))
         # What Celery has made of the setting.
         vars(native).pop("annotations", None)
         for task in _own_tasks(native):
@@ -88,26 +91,35 @@ class Plugins:
     as ``install(app)``; set it where the app is made.
     """
 
+    def __init__(self) -> None:
+        # What the next question about all tasks is answered with, in this thread.
+        self._every = threading.local()
+
     def annotate(self, task: Any) -> dict[str, Any] | None:
         """Name what is to be changed of a task."""
         native = task.app
+        self._every.changes = None
+        # For Celery's own tasks too: a worker where nobody asks about the others is to hear of it.
+        one = _natives.get(native) or _known(native, _Native.of_settings(native))
         if task.name.startswith("celery.") or getattr(task, OURS, False):
             return None
-        one = _natives.get(native)
-        if one is None:
-            one = _known(native, _Native.of_settings(native))
-        changes: dict[str, Any] = {}
-        # Celery asks no other annotation about a task once one has answered.
-        for given in native.annotations:
-            # Those that the setting names are made when they are first needed.
-            other = given.evaluate() if isinstance(given, lazy) else given
-            if not isinstance(other, Plugins) and (found := other.annotate(task)):
-                changes.update(found)
-                break
-        return {**changes, "@__call__": one.around}
+        # Celery asks no other annotation about a task once one has answered; and of two that give
+        # it another ``__call__`` the last one alone holds.
+        others = [
+            given.evaluate() if isinstance(given, lazy) else given for given in native.annotations
+        ]
+        others = [other for other in others if not isinstance(other, Plugins)]
+        changes = dict(next(filter(None, (other.annotate(task) for other in others)), {}))
+        every = dict(next(filter(None, (other.annotate_any() for other in others)), {}))
+        theirs = every.pop(_CALL, changes.pop(_CALL, None))
+        self._every.changes = every
+        around = one.around if theirs is None else lambda call: one.around(theirs(call))
+        return {**changes, _CALL: around}
 
-    def annotate_any(self) -> None:
-        """Say nothing about all tasks at once."""
+    def annotate_any(self) -> dict[str, Any] | None:
+        """Name what is to be changed of all tasks; asked right after the question about one."""
+        changes: dict[str, Any] | None = getattr(self._every, "changes", None)
+        return changes
 
 
 class _Native:
@@ -165,6 +177,7 @@ class _Native:
             finally:
                 _taken.reset(token)
 
+        vars(__call__)[_CONF] = self
         return __call__
 
     def _work(self, task: Any, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -190,6 +203,13 @@ class _Native:
             msg = (
                 f"{who}: install() covers no task; name the modules that declare them in the"
                 " setting 'imports', or import them where the app is"
+            )
+            raise EngineError(msg)
+        bare = [one.name for one in _own_tasks(native) if not hasattr(type(one).__call__, _CONF)]
+        if bare:
+            msg = (
+                f"{who}: task {bare[0]!r} asks no plugin, because another of the setting"
+                f" 'task_annotations' answers for it; put {_NAME!r} first there"
             )
             raise EngineError(msg)
         start = getattr(worker, "pool_start_method", None) or get_start_method()

@@ -116,3 +116,51 @@ def test_nothing_is_kept_of_a_run(native, as_command, base):
     start, first, *others, stop = plugin.heard
     assert ("start", "stop") == (start, stop)
     assert [True] * 2 == [other is first for other in others]
+
+
+@pytest.mark.parametrize("whose", ["fail", "*"])
+def test_a_wrapper_of_one_s_own_is_inside_of_ours(whose):
+    """Another ``@__call__`` among the annotations holds as before, and takes no plugin away."""
+    called = []
+
+    def around(call):
+        def wrapped(self, *args):
+            called.append(args)
+            return call(self, *args)
+
+        return wrapped
+
+    native = celery_app(task_annotations={whose: {"@__call__": around, "rate_limit": "100/s"}})
+
+    @native.task(name="fail", shared=False)
+    def fail(text):
+        raise OSError(text)
+
+    fail.apply  # noqa: B018  # bound, and wrapped, before plugins see to it
+    plugin = Keeps("taken")
+    install(native, [plugin], discover=False)
+    with working(native):
+        assert "taken" == get(fail.delay("broken"))
+    assert [("broken",)] == called
+    assert "100/s" == fail.rate_limit
+
+
+def test_annotations_that_leave_a_task_without_plugins_refuse_the_worker():
+    """Where Celery asks another annotation first, the worker says so; ``install`` goes in front."""
+    ours = "qtasks_pluggy.engines.celery:Plugins"
+    given = [{"fail": {"rate_limit": "100/s"}}, ours]
+    native = celery_app(task_annotations=given, qtasks_pluggy={"discover": False})
+
+    @native.task(name="fail", shared=False)
+    def fail():
+        return {}["key"]
+
+    with (
+        pytest.raises(SystemExit, match="task 'fail' asks no plugin.*put .* first"),
+        working(native),
+    ):
+        pass
+    install(native, [Keeps("taken")], discover=False)
+    assert [ours, given[0]] == list(native.conf.task_annotations)
+    with working(native):
+        assert "taken" == get(fail.delay())
