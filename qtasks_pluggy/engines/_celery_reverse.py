@@ -26,6 +26,7 @@ from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Capabilities, Outcome
 from qtasks_pluggy.engines._celery_names import name_of, resolved
+from qtasks_pluggy.engines._celery_settings import has_dead_letters
 from qtasks_pluggy.engines._celery_worker import SPAWNED, WorkerLife
 from qtasks_pluggy.engines.reverse import Plugged
 from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
@@ -360,16 +361,6 @@ def _store(task: Any, error: Exception | None, state: str) -> None:
         call_errbacks=state == states.FAILURE,
         state=state,
     )
-
-
-def has_dead_letters(task: Any) -> bool:
-    """Say whether the broker sets a rejected message of this task aside."""
-    if not task.acks_late:
-        return False
-    info = task.request.delivery_info or {}
-    queue = task.app.amqp.queues.get(info.get("routing_key"))
-    arguments = getattr(queue, "queue_arguments", None) or {}
-    return "x-dead-letter-exchange" in arguments
 
 
 def _known(native: Celery, one: _Native) -> _Native:

@@ -107,6 +107,30 @@ def has_results(native: Celery) -> bool:
     return not isinstance(native.backend, DisabledBackend | RPCBackend)
 
 
+def has_dead_letters(task: Any) -> bool:
+    """Say whether the broker sets a rejected message of this task aside."""
+    if not task.acks_late:
+        return False
+    info = task.request.delivery_info or {}
+    exchange, key = info.get("exchange"), info.get("routing_key")
+    every = task.app.amqp.queues
+    # Without an exchange the key is the queue's name. Else nobody says by which queue it came, of
+    # those that are bound to the exchange, and only a direct one wants the very same key.
+    found = [every.get(key)]
+    if exchange:
+        found = [
+            queue
+            for queue in every.values()
+            if queue.exchange
+            and queue.exchange.name == exchange
+            and (queue.exchange.type != "direct" or queue.routing_key == key)
+        ]
+    return bool(found) and all(
+        "x-dead-letter-exchange" in (getattr(queue, "queue_arguments", None) or {})
+        for queue in found
+    )
+
+
 def most_priority(native: Celery) -> int | None:
     """Give the broker's highest priority; None where it has none."""
     if native.conf.task_always_eager:

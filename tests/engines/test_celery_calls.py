@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from celery import Task
 from celery.app import trace
+from kombu import Exchange, Queue
 
 from qtasks_hookspecs import Retry, hookimpl
+from qtasks_pluggy.engines._celery_settings import has_dead_letters
 from qtasks_pluggy.engines.celery import install
 from tests.engines.celery_apps import celery_app, working
 from tests.engines.huey_apps import LONG, Keeps
@@ -164,3 +166,32 @@ def test_annotations_that_leave_a_task_without_plugins_refuse_the_worker():
     assert [ours, given[0]] == list(native.conf.task_annotations)
     with working(native):
         assert "taken" == get(fail.delay())
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "all_have", "allowed"),
+    [
+        ("topic", "order.new", True, True),
+        ("topic", "order.new", False, False),
+        ("direct", "order.#", True, True),
+        ("direct", "order.#", False, True),
+        ("direct", "order.new", True, False),
+    ],
+)
+def test_dead_letters_are_looked_for_in_the_queue_that_a_message_came_by(
+    native, kind, key, all_have, allowed
+):
+    """A queue has a name, and a key that it is bound by; a message has the exchange and its key."""
+    shop = Exchange("shop", type=kind)
+    dead = {"x-dead-letter-exchange": "dead"}
+    native.conf.task_queues = [
+        Queue("orders", shop, routing_key="order.#", queue_arguments=dead),
+        Queue("all", shop, routing_key="#", queue_arguments=dead if all_have else {}),
+    ]
+
+    @native.task(name="fail", bind=True, shared=False, acks_late=True)
+    def fail(self):
+        raise OSError
+
+    fail.push_request(delivery_info={"exchange": "shop", "routing_key": key})
+    assert allowed is has_dead_letters(fail)
