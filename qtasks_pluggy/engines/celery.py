@@ -179,13 +179,8 @@ class CeleryEngine:
             header["metadata"] = message.metadata
         if message.priority:
             header["priority"] = message.priority
-        if delay and delay > self._visibility:
-            msg = (
-                f"engine 'celery', task {message.name!r}: delay={delay} is longer than Redis lets a"
-                f" worker keep a message, {self._visibility} seconds; raise 'visibility_timeout' in"
-                " broker_transport_options"
-            )
-            raise EngineError(msg)
+        if too_long := self._too_long(message.name, delay):
+            raise too_long
         priority = native_priority(native, message.priority or 0, message.name)
         if broker_of(native) == "redis":
             # It would subscribe to every run's end, also of those that nobody waits for.
@@ -201,7 +196,7 @@ class CeleryEngine:
                 priority=priority,
                 headers={HEADER: header},
             )
-        except (EncodeError, TypeError, OverflowError) as error:
+        except (EncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
             what = unserializable(message, self._serialize) or "an argument"
             msg = (
                 f"engine 'celery' cannot take task {message.name!r}:"
@@ -275,6 +270,8 @@ class CeleryEngine:
                 # Celery keeps arguments alone, and the text would be lost.
                 error.args = (str(error),)
             return carry_out(outcome, native)
+        if too_long := self._too_long(native.name, outcome.delay):
+            raise too_long from outcome.error
         headers = dict(native.request.headers or {})
         header = headers.get(HEADER) or {}
         headers[HEADER] = {**header, "attempt": (header.get("attempt") or 1) + 1}
@@ -314,6 +311,16 @@ class CeleryEngine:
                     " seconds; raise 'visibility_timeout' in broker_transport_options"
                 )
                 raise EngineError(msg)
+
+    def _too_long(self, name: str, delay: float | None) -> EngineError | None:
+        if not delay or delay <= self._visibility:
+            return None
+        msg = (
+            f"engine 'celery', task {name!r}: delay={delay} is longer than Redis lets a worker keep"
+            f" a message, {self._visibility} seconds, and it would be done twice; raise"
+            " 'visibility_timeout' in broker_transport_options"
+        )
+        return EngineError(msg)
 
     def _taken(self, name: str) -> EngineError:
         msg = (

@@ -11,6 +11,7 @@ from celery.exceptions import DuplicateTaskNameWarning
 
 from qtasks_hookspecs import Retry
 from qtasks_pluggy import QueueTasks, TaskStatus
+from qtasks_pluggy.engines import Outcome
 from qtasks_pluggy.engines.celery import CeleryEngine
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 from tests.engines.celery_apps import celery_app, working
@@ -248,6 +249,17 @@ def test_a_delay_beyond_what_redis_keeps_is_refused():
 
     with pytest.raises(EngineError, match="visibility_timeout"):
         engine.submit(TaskMessage("slow"), 4000)
+    with pytest.raises(EngineError, match="delay=4000") as caught:
+        engine.carry_out(Outcome("retry", OSError("broken"), delay=4000), native.tasks["slow"])
+    assert "broken" == str(caught.value.__cause__)
+
+
+def test_a_number_with_too_many_digits_is_refused():
+    """What Celery cannot even describe in its message is an argument that cannot be serialized."""
+    app = app_on(celery_app())
+    app.task(name="length")(len)
+    with app, pytest.raises(EngineError, match="task 'length': argument 1, a int"):
+        app.tasks["length"].submit(10**5000)
 
 
 @pytest.mark.parametrize(
