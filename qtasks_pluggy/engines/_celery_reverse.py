@@ -27,7 +27,7 @@ from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Capabilities, Outcome
 from qtasks_pluggy.engines._celery_names import name_of, resolved
 from qtasks_pluggy.engines._celery_settings import has_dead_letters
-from qtasks_pluggy.engines._celery_worker import SPAWNED, WorkerLife
+from qtasks_pluggy.engines._celery_worker import SPAWNED, WorkerLife, has_children
 from qtasks_pluggy.engines.reverse import Plugged
 from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
 from qtasks_pluggy.exc import EngineError
@@ -214,8 +214,7 @@ class _Native:
             )
             raise EngineError(msg)
         start = getattr(worker, "pool_start_method", None) or get_start_method()
-        is_prefork = "prefork" in getattr(worker.pool_cls, "__module__", worker.pool_cls)
-        if is_prefork and start != "fork" and None in self._names:
+        if has_children(worker) and start != "fork" and None in self._names:
             nameless = self._given[self._names.index(None)]
             msg = (
                 f"{who}: this worker's children are made by {start!r}, and plugin"

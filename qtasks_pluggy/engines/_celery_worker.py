@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from billiard.process import current_process
 from celery import Celery, current_app, signals
+from celery.concurrency import get_implementation
+from celery.concurrency.prefork import TaskPool
 
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import lock_of, log_event
@@ -63,6 +65,9 @@ class WorkerLife:
         try:
             self._check(sender)
             self._app().load_plugins()
+            if not has_children(sender):
+                # Or else each run would fail in a plugin that does not start.
+                self.begin()
         except Exception as error:
             raise self._refusal(error) from error
 
@@ -84,8 +89,18 @@ class WorkerLife:
         # Not an Exception, which Celery would log, and go on to take runs.
         return SystemExit(str(error))
 
-    def _ends(self, **_: Any) -> None:
+    def end(self) -> None:
+        """Stop the plugins, if they are started here; the next run starts those that are there."""
         with self._lock:
             if self._pid == os.getpid():
                 self._pid = 0
                 self._life.__exit__(None, None, None)
+
+    def _ends(self, **_: Any) -> None:
+        self.end()
+
+
+def has_children(worker: Any) -> bool:
+    """Say whether a worker has processes that do its runs."""
+    # A name, as yet, where it comes from the settings.
+    return issubclass(get_implementation(worker.pool_cls), TaskPool)

@@ -291,8 +291,9 @@ def test_a_nameless_plugin_is_refused_where_children_are_spawned(native):
         pass
 
 
-def test_a_broken_plugin_refuses_the_worker(native):
-    """Faults in the settings of plugins are told before a run is taken."""
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_a_broken_plugin_refuses_the_worker(native, pool):
+    """A plugin that does not start is told of before a run is taken."""
     failing(native)
     install(native, [Keeps()], discover=False)
 
@@ -302,8 +303,8 @@ def test_a_broken_plugin_refuses_the_worker(native):
             raise LookupError("no configuration")
 
     install(native, [Failing()], discover=False)
-    with working(native), pytest.raises(Exception, match="no configuration"):
-        get(native.tasks["fail"].delay("broken"))
+    with pytest.raises(SystemExit, match="no configuration"), working(native, pool=pool):
+        pass
 
 
 def test_presets_for_a_native_app():
