@@ -133,6 +133,8 @@ class _Native:
     def take_plugins(self, plugins: tuple[Any, ...], **options: Any) -> None:
         """Have these from now on, for all tasks."""
         native = self._native
+        # Others, that were started for runs in this very process.
+        self._life.end()
         self._plugged = Plugged(native.main or "celery", map(resolved, plugins), **options)
         self._names = [name_of(plugin) for plugin in plugins]
         self._given = plugins

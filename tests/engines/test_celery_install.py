@@ -307,6 +307,19 @@ def test_a_broken_plugin_refuses_the_worker(native, pool):
         pass
 
 
+def test_plugins_that_come_later_are_started(native):
+    """Another ``install``, between runs, stops the plugins that were and starts its own."""
+    native.conf.task_always_eager = True
+    task, _ = failing(native)
+    first, second = Keeps("first"), Keeps("second")
+    for plugin in (first, second):
+        install(native, [plugin], discover=False)
+        (answer,) = plugin.answers
+        assert answer == task.delay("broken").get()
+    assert ["start", "close", "stop"] == first.heard
+    assert ["start", "close"] == second.heard
+
+
 def test_presets_for_a_native_app():
     """``at_least_once`` sets what keeps runs, and refuses a broker that loses them."""
     with pytest.raises(CapabilityError, match="memory"):
