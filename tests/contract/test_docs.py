@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import dis
 import os
 import re
 import subprocess
@@ -177,3 +179,20 @@ def test_the_tutorial_makes_a_package_that_pip_installs(tmp_path):
 
     assert 0 == installed.returncode, installed.stderr
     assert re.search(r"^last-good +qtasks-last-good +0\.1\.0 +yes ", listed.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq", "taskiq"])
+def test_a_module_of_a_guide_is_whole(engine):
+    """What is to be put into a module imports all that it names; no earlier block is needed."""
+    page = (DOCS / f"how-to/use-{engine}.md").read_text("utf-8")
+    (text,) = re.findall(
+        r"in a module, `shop.py`.*?^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL
+    )
+    code = compile(text, "shop.py", "exec")
+    here = set()
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_NAME":
+            here.add(step.argval)
+        elif step.opname == "LOAD_NAME":
+            assert step.argval in here | set(dir(builtins)), step.argval
+    assert "app" in here
