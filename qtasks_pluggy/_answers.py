@@ -71,7 +71,7 @@ def refuse_what_it_lacks(engine: Host, decision: Any) -> None:
         msg = f"{does} a run; answer Retry() to retry at once, or give it what it needs to delay"
     elif isinstance(decision, DeadLetter) and not can.dead_letter:
         does = f"answered DeadLetter, and engine {engine.name!r} has no place for dead letters"
-        msg = f"{does}; answer Cancel or Raise, or give it such a place"
+        msg = f"{does}; answer Cancel or Raise instead"
     elif isinstance(decision, Raise) and isinstance(decision.error, engine.control):
         kind = type(decision.error).__name__
         does = f"answered Raise of {kind}, by which tasks tell engine {engine.name!r} what to do"

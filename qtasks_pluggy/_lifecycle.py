@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from qtasks_hookspecs.exc import NotRunningError, PluginError
+from qtasks_pluggy import _log
 from qtasks_pluggy._chain import Entry
 from qtasks_pluggy._engine import Engine, reach
 from qtasks_pluggy._locks import lock_of
@@ -159,6 +160,9 @@ class Lifecycle:
                     await self._call(stop, waiting)
             raise
         self._state = _State.STARTED
+        if in_worker:
+            names = [name for name, plugin in self.plugins.list_name_plugin() if plugin is not None]
+            _log.event("info", "worker_asks_plugins", app=self.name, plugins=names)
 
     async def _stop(self, waiting: Waiting, *, in_worker: bool = False) -> None:
         try:

@@ -91,8 +91,10 @@ def check(
         _check_hookimpl(candidate, attribute, function, options, hooks)
     if not found and not candidate.problems:
         candidate.fault(
-            f"{type(plugin).__name__} {candidate.name!r} has no hookimpl; mark its functions with"
-            " @hookimpl from qtasks_hookspecs and name them after hooks"
+            "a str is no plugin; import the module that it names, and give that"
+            if isinstance(plugin, str)
+            else f"{type(plugin).__name__} {candidate.name!r} has no hookimpl; mark its functions"
+            " with @hookimpl from qtasks_hookspecs and name them after hooks"
         )
 
 

@@ -91,7 +91,11 @@ def broker_of(native: Celery) -> str:
         # Of a connection that is not opened; making one costs more than sending a message.
         kind = str(native.connection_for_write().transport.driver_type)
     except (ImportError, KeyError) as error:
-        msg = f"engine 'celery', {native.main}: no such broker, or its package is missing: {error}"
+        scheme = str(url).partition(":")[0]
+        msg = (
+            f"engine 'celery', {native.main}: no broker {scheme!r}, or its package is missing:"
+            f" {error}; look at broker=, or pip install 'celery[{scheme}]'"
+        )
         raise EngineError(msg) from error
     _kinds[native] = url, kind
     return kind

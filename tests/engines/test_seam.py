@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 
 from qtasks_hookspecs import DeadLetter, Raise, Replace, Retry, TaskMessage, hookimpl
 from qtasks_pluggy import QueueTasks, TaskExecutor
@@ -289,7 +290,7 @@ def test_an_engine_that_does_not_stop_leaves_the_plugins_stopped():
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
 def test_in_a_worker_the_plugins_have_their_life(kind):
-    """``app.in_worker`` starts and stops plugins, and leaves the engine alone."""
+    """``app.in_worker`` starts and stops plugins, tells which, and leaves the engine alone."""
     heard = []
     listener = plugin(
         "listener",
@@ -302,12 +303,15 @@ def test_in_a_worker_the_plugins_have_their_life(kind):
         async with app.in_worker:
             assert app.engine.loop is None
 
-    if kind == "async":
-        asyncio.run(live())
-    else:
-        with app.in_worker:
-            assert app.engine.loop is None
+    with structlog.testing.capture_logs() as logs:
+        if kind == "async":
+            asyncio.run(live())
+        else:
+            with app.in_worker:
+                assert app.engine.loop is None
     assert ["shop", "stop"] == heard
+    (told,) = [one for one in logs if one["event"] == "worker_asks_plugins"]
+    assert ("info", ["listener"]) == (told["log_level"], told["plugins"])
 
 
 def test_engines_are_found_by_entry_point(tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ import builtins
 from typing import Any
 
 import pytest
+import structlog
 
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
-from qtasks_pluggy.exc import PluginError
+from qtasks_pluggy.exc import PluginError, TaskPluginTriggerError
 from tests.runs import answering
 
 
@@ -66,6 +67,24 @@ def test_fallback_takes_the_first_rule_that_fits():
 
     with app:
         assert (1, 2) == (first(), second())
+
+
+@pytest.mark.parametrize("name", ["fallback", "retry"])
+def test_a_built_in_that_has_read_no_settings_says_so_once(name):
+    """Enabled, and asked by an app that was never started: the operator reads what to do."""
+    app = QueueTasks("shop", discover=False, settings={"enable": [name]})
+
+    @app.task(echo=True)
+    def ask(self):
+        self.ctx.plugin_error()
+
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            with pytest.raises(TaskPluginTriggerError):
+                ask()
+    told = [one for one in logs if one["event"] == "plugin_not_started"]
+    assert [(name, "warning")] == [(one["plugin"], one["log_level"]) for one in told]
+    assert "with app:" in told[0]["hint"]
 
 
 def test_built_ins_come_first_so_that_the_app_has_the_last_word():
