@@ -26,7 +26,7 @@ from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Capabilities, Outcome
 from qtasks_pluggy.engines._celery_names import name_of, resolved
-from qtasks_pluggy.engines._celery_settings import has_dead_letters
+from qtasks_pluggy.engines._celery_settings import broker_of, has_dead_letters
 from qtasks_pluggy.engines._celery_worker import SPAWNED, WorkerLife, has_children
 from qtasks_pluggy.engines.reverse import Plugged
 from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
@@ -186,7 +186,12 @@ class _Native:
     def _work(self, task: Any, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._life.begin()
         request = task.request
-        message = attrs.evolve(message_of(request, args, kwargs), attempt=request.retries + 1)
+        message = message_of(request, args, kwargs)
+        priority = message.priority or 0
+        if priority and broker_of(self._native) == "redis":
+            # There lower ones run first, and 0, which it is by itself, before all others.
+            priority = -priority
+        message = attrs.evolve(message, attempt=request.retries + 1, priority=priority)
         executor = self._plugged.executor_for(message, call)
         outcome = executor.attempt_on_sync(_Attempt(task))
         return carried_out(executor, outcome, lambda end: carry_out(end, task))
