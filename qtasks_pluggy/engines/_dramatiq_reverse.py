@@ -98,6 +98,8 @@ class WorkerLife(Middleware):
         self._lock = lock_of(self)
         self._pid = 0
         self._life: Any = None
+        # There can be several in one process, each with queues of its own.
+        self._workers = 0
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:  # noqa: ARG002  # Dramatiq's
         """Start the plugins."""
@@ -108,16 +110,18 @@ class WorkerLife(Middleware):
                 if self._pid != os.getpid() and not app.is_started:
                     self._life = app.in_worker
                     self._life.__enter__()
-                    self._pid = os.getpid()
+                    self._pid, self._workers = os.getpid(), 0
             except Exception as error:
                 log_event("error", "worker_cannot_start", app="dramatiq", exc_info=error)
                 # Not an Exception, which Dramatiq would log, and go on to take messages.
                 raise SystemExit(str(error)) from error
+            self._workers += 1
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:  # noqa: ARG002  # Dramatiq's
-        """Stop the plugins."""
+        """Stop the plugins, behind the last one."""
         with self._lock:
-            if self._pid == os.getpid():
+            self._workers -= 1
+            if self._pid == os.getpid() and self._workers <= 0:
                 self._pid = 0
                 self._life.__exit__(None, None, None)
 

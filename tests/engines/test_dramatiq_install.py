@@ -264,3 +264,15 @@ def test_on_failure_hears_of_what_is_not_retried(native, answer):
     kind = "TaskDeadLetteredError" if isinstance(answer, DeadLetter) else "EngineError"
     assert [(["broken"], kind)] == heard
     assert ["broken"] == seen
+
+
+def test_the_plugins_live_as_long_as_the_last_worker_of_a_process(native):
+    """Of several workers in one process, the first that ends takes no plugin from the others."""
+    actor, _ = failing(native)
+    plugin = Keeps("taken")
+    install(native, [plugin], discover=False)
+    with working(native):
+        with working(native):
+            pass
+        assert "taken" == get(actor.send("broken"), native)
+    assert ["start", "close", "stop"] == plugin.heard
