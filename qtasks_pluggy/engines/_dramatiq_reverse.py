@@ -58,7 +58,7 @@ def install(
     if one is None:
         one = _natives[broker] = _Native(broker, plugged)
         broker.add_middleware(one)
-    one.plugged = plugged
+    one.take(plugged)
     return one.covered
 
 
@@ -159,6 +159,17 @@ class _Native(WorkerLife):
         every: Any = self._broker.actors.values()
         owners = (getattr(actor.fn, HEADER, self) for actor in every)
         return sum(owner is self for owner in owners)
+
+    def take(self, plugged: Plugged) -> None:
+        """Have these plugins from now on, started where a worker runs, in place of others."""
+        with self._lock:
+            self.plugged = plugged
+            if self._pid == os.getpid():
+                self._pid = 0
+                self._life.__exit__(None, None, None)
+                self._life = plugged.app.in_worker
+                self._life.__enter__()
+                self._pid = os.getpid()
 
     def _checked_app(self) -> QueueTasks:
         """Give the app behind it; refuse a worker that would do without plugins."""

@@ -276,3 +276,17 @@ def test_the_plugins_live_as_long_as_the_last_worker_of_a_process(native):
             pass
         assert "taken" == get(actor.send("broken"), native)
     assert ["start", "close", "stop"] == plugin.heard
+
+
+def test_plugins_that_come_later_are_started(native):
+    """Another ``install``, while a worker runs, stops the plugins that were and starts its own."""
+    actor, _ = failing(native)
+    first, second = Keeps("first"), Keeps("second")
+    install(native, [first], discover=False)
+    with working(native):
+        assert "first" == get(actor.send("broken"), native)
+        assert wait_until(lambda: "close" in first.heard, LONG)
+        install(native, [second], discover=False)
+        assert "second" == get(actor.send("broken"), native)
+    assert ["start", "close", "stop"] == first.heard
+    assert ["start", "close", "stop"] == second.heard
