@@ -17,6 +17,7 @@ from dramatiq.results import Results
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import Capabilities, Outcome, lock_of, log_event
+from qtasks_pluggy.engines._dramatiq_retries import AskedOnce
 from qtasks_pluggy.engines.reverse import Plugged
 from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
 from qtasks_pluggy.exc import CapabilityError, EngineError
@@ -249,9 +250,9 @@ class _Attempt:
         for one in self._broker.middleware:
             if isinstance(one, Retries):
                 retries = options.get("retries", 0)
-                wanted = actor.options.get("retry_when", one.retry_when)
+                wanted = AskedOnce.of(actor, one)
                 if wanted is not None:
-                    return bool(wanted(retries, error))
+                    return wanted.ahead(retries, error)
                 most = actor.options.get("max_retries", one.max_retries)
                 most = options.get("max_retries", most)
                 return most is None or retries < most
