@@ -241,7 +241,7 @@ async def hand_over(
         QueueFullError: It is full, and waiting here would never end.
     """
     try:
-        if engine.blocking and waiting.on_loop:
+        if engine.blocking and waiting.on_loop and not iscoroutinefunction(engine.submit):
             submit = partial(engine.submit, message, delay)
             return unpack(await asyncio.to_thread(carry, submit))
         ticket = engine.submit(message, delay)
@@ -294,7 +294,7 @@ async def settle(
     """Wait for what an engine's method gave, in the caller's way.
 
     Raises:
-        QueueFullError: Likewise, for room.
+        QueueFullError: It is room that is waited for, and waiting here would never end.
         RuntimeError: The caller blocks the very event loop that the engine needs.
     """
     if isinstance(thing, Future):
@@ -324,9 +324,10 @@ async def _wait_for(
         raise _would_never_end(engine, method)
     try:
         return future.result(limit)
-    except BaseException as error:
-        if isinstance(error, TimeoutError) and not future.done():
-            return None
+    except TimeoutError:
+        # The time is over; or the end came in that very moment, or it is the engine's own error.
+        return future.result() if future.done() else None
+    except BaseException:
         if not shared:
             future.cancel()
         raise

@@ -203,22 +203,22 @@ class TaskExecutor(Run):
         self._engine = engine
         try:
             outcome = await self._attempt_once(waiting)
+            if outcome is None:
+                outcome = Outcome("succeed", result=self._result)
+                try:
+                    engine.check_result(self)
+                except EngineError as error:
+                    outcome = Outcome("fail", error)
+            if outcome.action == "retry" or (
+                outcome.error is not None
+                and outcome.action in {"fail", "pass"}
+                and engine.goes_on(outcome.error)
+            ):
+                self._waiting = None
+                return outcome
         except BaseException as error:
             await self.close(error)
             raise
-        if outcome is None:
-            outcome = Outcome("succeed", result=self._result)
-            try:
-                engine.check_result(self)
-            except EngineError as error:
-                outcome = Outcome("fail", error)
-        if outcome.action == "retry" or (
-            outcome.error is not None
-            and outcome.action in {"fail", "pass"}
-            and engine.goes_on(outcome.error)
-        ):
-            self._waiting = None
-            return outcome
         return await self._end(outcome, waiting)
 
     async def _end(self, outcome: Outcome, waiting: Waiting) -> Outcome:

@@ -115,18 +115,22 @@ class TaskHandle(Generic[R_co]):
         return self._ended is None and self._engine.cancel(self._ticket, reason)
 
     async def _wait(self, waiting: Waiting, limit: float | None) -> Any:
-        if self._ended is None:
+        ended = self._ended
+        if ended is None:
             engine = self._engine
             if engine.blocking:
-                self._ended = await reach(engine, waiting, "result", self._ticket, limit)
+                ended = await reach(engine, waiting, "result", self._ticket, limit)
             else:
+                # As ``reach`` does, where there is seldom anything to wait for.
                 ended = engine.result(self._ticket, limit)
                 if type(ended) is not Ended and has_to_be_waited_for(ended):
                     ended = await settle(ended, engine, waiting, "result", limit)
+            # Another who waits may have it by now, and one whose time is over has nothing.
+            if ended is not None and self._ended is None:
+                if ended.error is not None:
+                    self._traceback = ended.error.__traceback__
                 self._ended = ended
-            if self._ended is not None and self._ended.error is not None:
-                self._traceback = self._ended.error.__traceback__
-        ended = self._ended
+            ended = self._ended
         if ended is None:
             msg = (
                 f"run {self.uuid} of task {self.task_name!r} has no end after {limit} seconds;"

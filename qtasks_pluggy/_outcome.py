@@ -18,28 +18,6 @@ from qtasks_pluggy._trail import Trail, short
 from qtasks_pluggy._waiting import Waiting
 
 
-@attrs.frozen(eq=False)
-class Outcome:
-    """How an attempt ended, for the host of the run to carry out.
-
-    Attributes:
-        action: What is to be done. ``pass`` is for an engine's own control exception: it is to be
-            raised as it is.
-        error: What the caller will see; for a retry, the error that it answers; None on success.
-        delay: Seconds before the next attempt; None leaves it to the host.
-        limit: The most retries that the decision allows.
-        reason: Why, for people.
-        result: The result, on success.
-    """
-
-    action: Literal["succeed", "fail", "retry", "cancel", "dead_letter", "pass"]
-    error: Exception | None = None
-    delay: float | None = None
-    limit: int | None = None
-    reason: str = ""
-    result: Any = None
-
-
 class TaskStatus(StrEnum):
     """How far a submitted run is."""
 
@@ -49,6 +27,38 @@ class TaskStatus(StrEnum):
     failed = "failed"
     cancelled = "cancelled"
     dead_lettered = "dead_lettered"
+
+
+_STATUS: Final = {
+    "succeed": TaskStatus.succeeded,
+    "cancel": TaskStatus.cancelled,
+    "dead_letter": TaskStatus.dead_lettered,
+}
+
+
+@attrs.frozen(eq=False)
+class Outcome:
+    """How an attempt ended, for the host of the run to carry out.
+
+    Attributes:
+        action: What is to be done. ``pass`` is for an engine's own control exception: it is to be
+            raised as it is.
+        error: What the caller will see; for a retry, the error that it answers; None on success.
+        delay: Seconds before the next attempt; None leaves it to the host.
+        reason: Why, for people.
+        result: The result, on success.
+    """
+
+    action: Literal["succeed", "fail", "retry", "cancel", "dead_letter", "pass"]
+    error: Exception | None = None
+    delay: float | None = None
+    reason: str = ""
+    result: Any = None
+
+    @property
+    def status(self) -> TaskStatus:
+        """How a run ends that ends by this."""
+        return _STATUS.get(self.action, TaskStatus.failed)
 
 
 @attrs.frozen(eq=False)
@@ -66,6 +76,13 @@ class Ended:
     result: Any = None
     error: BaseException | None = None
     trail: Trail | None = None
+
+
+def status_of(error: Any) -> TaskStatus:
+    """Tell how a run has ended by the error that its caller sees."""
+    if isinstance(error, TaskDeadLetteredError):
+        return TaskStatus.dead_lettered
+    return TaskStatus.cancelled if isinstance(error, TaskCancelError) else TaskStatus.failed
 
 
 def intercepted(task_func: TaskFunc, error: Exception) -> TaskPluginTriggerError | None:
@@ -89,7 +106,7 @@ def outcome_of(answer: Any, error: Exception, entries: Sequence[Entry]) -> Outco
     if isinstance(answer, Replace):
         return answer
     if isinstance(answer, Retry):
-        return Outcome("retry", error, delay=answer.delay, limit=answer.limit)
+        return Outcome("retry", error, delay=answer.delay)
     if entries:
         told = short(map(record_of, entries))
         note(error, f"task_executor_run_task_trigger_error: {told}")

@@ -7,6 +7,7 @@
 ``huey.py``          Huey; on SQLite, ``huey+sqlite:///file.db``, the durable one with no server
 ``taskiq.py``        Taskiq, on RabbitMQ or Redis
 ``reverse.py``       what every ``install`` shares: plugins for an engine's own tasks
+``servers.py``       what adapters over message servers share
 ===================  ===========================================================================
 
 An adapter for another engine is a class that is called with what the app was given, a URL or the
@@ -21,7 +22,7 @@ from qtasks_pluggy._adapters import url_options
 from qtasks_pluggy._engine import Capabilities, Engine, Host, NoRoomError
 from qtasks_pluggy._locks import lock_of
 from qtasks_pluggy._log import event as log_event
-from qtasks_pluggy._outcome import Ended, Outcome
+from qtasks_pluggy._outcome import Ended, Outcome, status_of
 from qtasks_pluggy._waiting import background
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "background",
     "lock_of",
     "log_event",
+    "status_of",
     "url_options",
 ]

@@ -103,4 +103,5 @@ class WorkerLife:
 def has_children(worker: Any) -> bool:
     """Say whether a worker has processes that do its runs."""
     # A name, as yet, where it comes from the settings.
-    return issubclass(get_implementation(worker.pool_cls), TaskPool)
+    pool: Any = get_implementation(worker.pool_cls)
+    return issubclass(pool, TaskPool)

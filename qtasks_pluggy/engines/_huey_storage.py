@@ -45,6 +45,9 @@ def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
         EngineError: The URL is wrong, or the database cannot be used.
     """
     options = url_options(url, {"ledger": True})
+    if not url.startswith(SCHEME):
+        msg = f"engine {url.partition(':')[0]!r} takes a Huey, or {SCHEME}/file.db"
+        raise EngineError(msg)
     path = unquote(url.partition("?")[0].removeprefix(SCHEME).removeprefix("/"))
     if not path or "\0" in path:
         msg = f"engine {url!r} names no file; write {SCHEME}/file.db, or {SCHEME}//folder/file.db"

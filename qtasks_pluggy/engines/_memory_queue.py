@@ -7,21 +7,14 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from heapq import heapify, heappop, heappush
 from typing import Any, Final, TypeAlias
 
 from qtasks_pluggy import TaskExecutor, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Ended, Outcome, log_event, url_options
-from qtasks_pluggy.exc import EngineError, NotRunningError, TaskCancelError
-
-STATUS: Final = {
-    "succeed": TaskStatus.succeeded,
-    "fail": TaskStatus.failed,
-    "cancel": TaskStatus.cancelled,
-    "dead_letter": TaskStatus.dead_lettered,
-}
+from qtasks_pluggy.exc import EngineError, NotRunningError, QueueFullError, TaskCancelError
 
 
 class MemoryRun:
@@ -51,7 +44,7 @@ class MemoryRun:
         self.task: asyncio.Task[None] | None = None
         self.cancelling: str | None = None  # why it was asked to end
         self.ended: Ended | None = None
-        self.future: Future[Ended] | None = None  # made when somebody waits
+        self.future: EndFuture | None = None  # made when somebody waits
         self.seen: bool = False
 
     def __del__(self) -> None:
@@ -152,6 +145,43 @@ class MemoryQueue:
         return [run for run in runs if run.status is TaskStatus.queued]
 
 
+class Alarm:
+    """A timer of the event loop that this runs on; set again, it forgets what it was set to."""
+
+    def __init__(self) -> None:
+        self._handle: asyncio.TimerHandle | None = None
+
+    def set(self, seconds: float, call: Callable[[], None]) -> None:
+        """Have something called."""
+        self.cancel()
+        self._handle = asyncio.get_running_loop().call_later(seconds, call)
+
+    def cancel(self) -> None:
+        """Have it not called."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+
+class EndFuture(Future[Ended]):
+    """A run's end.
+
+    Args:
+        expired: Called when somebody's time of waiting for it in plain code is over.
+    """
+
+    def __init__(self, expired: Callable[[], None]) -> None:
+        super().__init__()
+        self._expired = expired
+
+    def result(self, timeout: float | None = None) -> Ended:
+        """Wait for it."""
+        try:
+            return super().result(timeout)
+        except TimeoutError:
+            self._expired()
+            raise
+
+
 class Loans:
     """The places of runs that wait for other runs: else all could wait for those queued."""
 
@@ -164,6 +194,7 @@ class Loans:
 
     def lend(self, run: MemoryRun, ended: Future[Ended]) -> None:
         """Lend a run's place until another run has ended."""
+        # It is given back when that has ended, or when the run waits no more.
         waits_for = self._waits.setdefault(run, set())
         if ended not in waits_for:
             waits_for.add(ended)
@@ -174,9 +205,10 @@ class Loans:
         if not self._waits.get(run):
             self.end(run)
 
-    def end(self, run: MemoryRun) -> None:
-        """Forget a run that needs its place no more."""
-        self._waits.pop(run, None)
+    def end(self, run: MemoryRun | None) -> None:
+        """Give a run its place back, if it is one."""
+        if run is not None:
+            self._waits.pop(run, None)
 
 
 def outcome_of(error: BaseException, run: MemoryRun) -> Outcome:
@@ -205,6 +237,16 @@ def options_of(url: str) -> dict[str, Any]:
 def due_after(delay: float | None) -> float:
     """Say when a delay is over; 0 for none."""
     return time.monotonic() + delay if delay else 0.0
+
+
+def no_room_for_a_run(queue: MemoryQueue, message: TaskMessage) -> QueueFullError:
+    """Say that a run cannot submit another one to a full queue."""
+    msg = (
+        f"engine 'memory' has {queue.queued} runs queued, and takes {queue.size}; a run that"
+        f" submits task {message.name!r} cannot wait for room, because all runs could be waiting;"
+        " use memory://?size=..."
+    )
+    return QueueFullError(msg)
 
 
 def not_running(message: TaskMessage) -> NotRunningError:

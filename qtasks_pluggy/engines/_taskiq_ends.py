@@ -14,8 +14,8 @@ from taskiq import AsyncBroker, AsyncResultBackend, TaskiqMessage, TaskiqResult
 from taskiq.serializers import PickleSerializer
 
 from qtasks_pluggy import TaskMessage, TaskStatus, Trail, TrailRecord
-from qtasks_pluggy.engines import Ended, servers
-from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskDeadLetteredError
+from qtasks_pluggy.engines import Ended, servers, status_of
+from qtasks_pluggy.exc import EngineError
 
 # The label of a message, and that of a result, which have what is ours.
 HEADER: Final = "qtasks_pluggy"
@@ -78,7 +78,7 @@ def ended_of(result: TaskiqResult[Any], backend: AsyncResultBackend[Any]) -> End
     if label is None:
         if error is None:
             return Ended(TaskStatus.succeeded, result.return_value, trail=Trail())
-        return Ended(_status_by(error), error=error)
+        return Ended(status_of(error), error=error)
     end = json.loads(label)
     if end.get("error") and isinstance(getattr(backend, "serializer", None), PickleSerializer):
         try:
@@ -96,9 +96,3 @@ def ended_of(result: TaskiqResult[Any], backend: AsyncResultBackend[Any]) -> End
 def records_of(trail: Any) -> list[dict[str, Any]]:
     """Make JSON of a trail's records."""
     return [attrs.asdict(record) for record in trail]
-
-
-def _status_by(error: BaseException) -> TaskStatus:
-    if isinstance(error, TaskDeadLetteredError):
-        return TaskStatus.dead_lettered
-    return TaskStatus.cancelled if isinstance(error, TaskCancelError) else TaskStatus.failed

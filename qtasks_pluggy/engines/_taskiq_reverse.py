@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from copy import copy
-from functools import cached_property
 from threading import BoundedSemaphore
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ from taskiq.exceptions import TaskRejectedError
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines import Capabilities, log_event
+from qtasks_pluggy.engines import Capabilities, lock_of, log_event
 from qtasks_pluggy.engines._taskiq_brokers import can_delay, is_safe, make_safe
 from qtasks_pluggy.engines._taskiq_ends import refuse_unserializable
 from qtasks_pluggy.engines._taskiq_runs import (
@@ -116,6 +115,8 @@ class _Native:
     def __init__(self, broker: AsyncBroker, plugged: Plugged) -> None:
         self.broker = broker
         self.plugged = plugged
+        self._lock = lock_of(self)
+        self._semaphore: BoundedSemaphore | None = None
         runs_of(broker)
         WorkerLife(broker, self._app, "install()")
         wrap = self._wrapped
@@ -194,9 +195,16 @@ class _Native:
             setattr(call, attribute, getattr(function, attribute, None))
         return call
 
-    @cached_property
+    @property
     def _places(self) -> BoundedSemaphore:
         """As many plain functions at a time as in Taskiq's own pool of threads."""
+        with self._lock:
+            if self._semaphore is None:
+                self._semaphore = BoundedSemaphore(self._threads)
+            return self._semaphore
+
+    @property
+    def _threads(self) -> int:
         pool: Any = getattr(self.broker, "executor", None)
         if pool is None:
             # Its worker's pool is known to nobody else.
@@ -204,7 +212,7 @@ class _Native:
             options.add_argument("--max-threadpool-threads", type=int)
             given, _ = options.parse_known_args(sys.argv[1:])
             pool = ThreadPoolExecutor(given.max_threadpool_threads)
-        return BoundedSemaphore(vars(pool)["_max_workers"])
+        return int(vars(pool)["_max_workers"])
 
     async def _work(self, run: Run, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         native = run.message

@@ -18,12 +18,13 @@ import attrs
 from celery import Celery, states
 from celery.exceptions import NotRegistered, Retry, WorkerShutdown, WorkerTerminate
 from celery.result import EagerResult
+from celery.utils.serialization import UnpickleableExceptionWrapper
 from kombu import serialization
 from kombu.exceptions import EncodeError
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Capabilities, Ended, Outcome
+from qtasks_pluggy.engines import Capabilities, Ended, Outcome, status_of
 from qtasks_pluggy.engines._celery_reverse import (
     CONTROL,
     OURS,
@@ -46,12 +47,17 @@ from qtasks_pluggy.engines._celery_settings import (
     told,
 )
 from qtasks_pluggy.engines._celery_worker import WorkerLife
-from qtasks_pluggy.engines.servers import carried_out, unserializable, wait_by_looking
+from qtasks_pluggy.engines.servers import (
+    carried_out,
+    cut_by,
+    refuse_url,
+    unserializable,
+    wait_by_looking,
+)
 from qtasks_pluggy.exc import (
     CapabilityError,
     EngineError,
     TaskCancelError,
-    TaskDeadLetteredError,
     TaskPluginTriggerError,
 )
 
@@ -81,6 +87,7 @@ class CeleryEngine:
     blocking = True
 
     def __init__(self, native: Celery) -> None:
+        refuse_url(native, self.name, "a Celery app")
         self.loop: asyncio.AbstractEventLoop | None = None
         self.control: tuple[type[Exception], ...] = CONTROL
         self.native: Any = native
@@ -182,7 +189,7 @@ class CeleryEngine:
         if too_long := self._too_long(message.name, delay):
             raise too_long
         priority = native_priority(native, message.priority or 0, message.name)
-        if broker_of(native) == "redis":
+        if has_results(native):
             # It would subscribe to every run's end, also of those that nobody waits for.
             vars(native.backend)["on_task_call"] = _say_nothing
         try:
@@ -223,7 +230,7 @@ class CeleryEngine:
             return None
         state, error = self._state(ticket)
         if state == states.FAILURE:
-            return _ended_by(error)
+            return status_of(error)
         return _STATUS.get(state)
 
     def trail(self, ticket: Any) -> Trail | None:  # noqa: ARG002  # the seam's name
@@ -285,18 +292,15 @@ class CeleryEngine:
         except (WorkerShutdown, WorkerTerminate, KeyboardInterrupt):
             # How Celery ends a worker in the middle of a run.
             raise
-        except asyncio.CancelledError:
-            outcome = Outcome("cancel", TaskCancelError("the task was cancelled"))
         except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
-            # It would end the process with the run.
-            failure = RuntimeError(f"task {task.name!r}: {error!r}")
-            failure.__cause__ = error
-            outcome = Outcome("fail", failure)
+            outcome = cut_by(error, task.name)
         return carried_out(executor, outcome, lambda end: self.carry_out(end, task))
 
     def _check(self, _: Any = None) -> None:
         """Refuse, in clients and workers, what would be done twice as a matter of course."""
         complete(self.native)
+        # Whoever asked before may have done so before the settings came.
+        self._capabilities = None
         every: Iterable[Any] = () if self._app is None else self._app.tasks.values()
         for task in every:
             if not getattr(self.native.tasks[task.name], OURS, False):
@@ -364,16 +368,10 @@ class CeleryEngine:
             return Ended(TaskStatus.cancelled, error=result)
         if state != states.FAILURE:
             return None
-        return Ended(_ended_by(result), error=_error_of(ticket, result))
+        return Ended(status_of(result), error=_error_of(ticket, result))
 
     def _serialize(self, value: Any) -> None:
         serialization.dumps(value, self.native.conf.task_serializer)  # type: ignore[no-untyped-call]  # kombu's
-
-
-def _ended_by(error: Any) -> TaskStatus:
-    if isinstance(error, TaskDeadLetteredError):
-        return TaskStatus.dead_lettered
-    return TaskStatus.cancelled if isinstance(error, TaskCancelError) else TaskStatus.failed
 
 
 def _error_of(ticket: Any, error: Any) -> BaseException:
@@ -388,6 +386,9 @@ def _error_of(ticket: Any, error: Any) -> BaseException:
     if isinstance(error, EncodeError):
         msg = f"{who}: its result cannot be serialized ({error}); return something that can"
         return EngineError(msg)
+    if isinstance(error, UnpickleableExceptionWrapper):
+        name = f"{error.exc_module}.{error.exc_cls_name}"
+        return EngineError(f"{who}: {name}: {error}; its class cannot be made again here")
     return error if isinstance(error, BaseException) else EngineError(f"{who}: {error!r}")
 
 

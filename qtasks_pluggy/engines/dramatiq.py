@@ -35,12 +35,14 @@ from qtasks_pluggy.engines._dramatiq_reverse import (
 )
 from qtasks_pluggy.engines.servers import (
     carried_out,
+    cut_by,
     in_the_middle,
+    refuse_url,
     trouble_within,
     unserializable,
     wait_by_looking,
 )
-from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
+from qtasks_pluggy.exc import CapabilityError, EngineError
 
 __all__ = ["DramatiqEngine", "at_least_once", "install"]
 
@@ -50,10 +52,6 @@ _PATIENCE: Final = 8
 _KEPT: Final = 86_400_000
 # Seconds, after a task's own ``max_time``, for the plugins that are asked about its end.
 _MARGIN: Final = 60
-_STATUS: Final = {
-    "cancel": TaskStatus.cancelled,
-    "dead_letter": TaskStatus.dead_lettered,
-}
 
 
 class DramatiqEngine:
@@ -68,6 +66,7 @@ class DramatiqEngine:
     blocking = True
 
     def __init__(self, native: Broker, queue_name: str = "default") -> None:
+        refuse_url(native, self.name, "a Dramatiq broker")
         self.loop: asyncio.AbstractEventLoop | None = None
         self.control: tuple[type[Exception], ...] = CONTROL
         self.native: Any = native
@@ -148,6 +147,13 @@ class DramatiqEngine:
         """Look whether the servers can be used; do runs in this process, if asked to."""
         for task in app.tasks.values():
             self._native_priority(task.name, task.task_func.priority)
+        if self._results is not None and not self.capabilities.results:
+            msg = (
+                f"engine 'dramatiq', app {app.name!r}: the broker got its Results behind"
+                " QueueTasks(engine=broker), and the tasks keep none; add_middleware(Results(...))"
+                " first"
+            )
+            raise EngineError(msg)
         for what, owner in (("broker", self.native), ("result backend", self._results)):
             _reach(app.name, what, owner)
         if workers:
@@ -229,8 +235,7 @@ class DramatiqEngine:
 
     def _store(self, _: Broker, native: Any, outcome: Outcome) -> None:
         if self._results is not None:
-            status = _STATUS.get(outcome.action, TaskStatus.failed)
-            end = packed(Ended(status, error=outcome.error))
+            end = packed(Ended(outcome.status, error=outcome.error))
             self._results.store_result(native, end, _KEPT)
 
     def _work(self, app: QueueTasks, native: Any) -> Any:
@@ -239,17 +244,11 @@ class DramatiqEngine:
         token = current.set(None)
         try:
             outcome = executor.attempt_on_sync(self)
-        except asyncio.CancelledError:
-            outcome = Outcome("cancel", TaskCancelError("the task was cancelled"))
         except (Interrupt, KeyboardInterrupt):
             # How Dramatiq ends a run, or its worker.
             raise
         except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
-            failure = error
-            if not isinstance(error, Exception):
-                failure = RuntimeError(f"task {native.actor_name!r}: {error!r}")
-                failure.__cause__ = error
-            outcome = Outcome("fail", failure)  # type: ignore[arg-type]  # an Exception by now
+            outcome = cut_by(error, native.actor_name)
         finally:
             current.reset(token)
         return carried_out(executor, outcome, lambda end: self.carry_out(end, native))
@@ -298,6 +297,7 @@ def _reach(app: str, what: str, owner: Any) -> None:
     Raises:
         EngineError: It does not, within 8 seconds.
     """
+    where = [""]
 
     def ask() -> None:
         if (client := getattr(owner, "client", None)) is not None:
@@ -305,15 +305,17 @@ def _reach(app: str, what: str, owner: Any) -> None:
         elif hasattr(owner, "parameters"):
             import pika  # noqa: PLC0415  # only who has RabbitMQ has it
 
+            first = owner.parameters[0] if isinstance(owner.parameters, list) else owner.parameters
+            where[:] = [f" at {first.host}:{first.port}"]
             pika.BlockingConnection(parameters=owner.parameters).close()
 
     trouble = trouble_within(_PATIENCE, ask)
     if trouble is not None:
         # pika's own errors have no text, but show what they hold.
         msg = (
-            f"engine 'dramatiq', app {app!r}: {what} {type(owner).__name__} cannot be used:"
-            f" {type(trouble).__name__}: {str(trouble) or repr(trouble)}; start its server, or give"
-            " it another address"
+            f"engine 'dramatiq', app {app!r}: {what} {type(owner).__name__}{where[0]} cannot be"
+            f" used: {type(trouble).__name__}: {str(trouble) or repr(trouble)}; start its server,"
+            " or give it another address"
         )
         raise EngineError(msg) from trouble
 

@@ -46,17 +46,12 @@ from qtasks_pluggy.engines._huey_reverse import (
 from qtasks_pluggy.engines._huey_storage import reach, sqlite_huey, told
 from qtasks_pluggy.engines._huey_unread import Unread
 from qtasks_pluggy.engines._huey_worker import WorkerLife
-from qtasks_pluggy.engines.servers import unserializable
+from qtasks_pluggy.engines.servers import cut_by, unserializable
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 if TYPE_CHECKING:
     from huey.consumer import Consumer
 
-_STATUS: Final = {
-    "succeed": TaskStatus.succeeded,
-    "cancel": TaskStatus.cancelled,
-    "dead_letter": TaskStatus.dead_lettered,
-}
 # Seconds, the most, between two looks whether a run has ended.
 _POLL: Final = 0.02
 # Seconds between two looks whether somebody else has read its end by this handle.
@@ -316,14 +311,13 @@ class HueyEngine:
             header = {**header, "attempt": (header.get("attempt") or 1) + 1, "trail": trail}
             native.kwargs = {**native.kwargs, HEADER: header}
             raise RetryTask(delay=outcome.delay or None)
-        status = _STATUS.get(outcome.action, TaskStatus.failed)
-        ended = Ended(status, outcome.result, outcome.error, Trail(trail))
+        ended = Ended(outcome.status, outcome.result, outcome.error, Trail(trail))
         if ended.error is None:
             return ended
         ended = portable(ended, native.name, self.native.serializer)
         # Read by ``build_error_result``, which Huey asks about the error that is raised here.
         native.our_end = ended
-        if status is TaskStatus.failed:
+        if ended.status is TaskStatus.failed:
             if isinstance(ended.error, Exception):
                 raise ended.error
             # It would end the worker with the run.
@@ -335,14 +329,12 @@ class HueyEngine:
         executor = app.executor_for(self.message(task))
         try:
             outcome = executor.attempt_on_sync(self)
-        except asyncio.CancelledError:
-            outcome = Outcome("cancel", TaskCancelError("the task was cancelled"))
         except BaseException as error:
             # How Huey ends a worker in the midst of a run; but no signal reaches a plain thread.
             interrupted = type(threading.current_thread()) is not threading.Thread
             if isinstance(error, KeyboardInterrupt) and interrupted:
                 raise
-            outcome = Outcome("fail", error)  # type: ignore[arg-type]  # SystemExit ends a run too
+            outcome = cut_by(error, task.name.removeprefix(f"{MODULE}."))
         task.our_trail = executor.trail
         return self.carry_out(outcome, task)
 

@@ -28,18 +28,20 @@ from qtasks_pluggy.engines import (
     log_event,
 )
 from qtasks_pluggy.engines._memory_queue import (
-    STATUS,
+    Alarm,
+    EndFuture,
     Loans,
     MemoryQueue,
     MemoryRun,
     due_after,
+    no_room_for_a_run,
     not_running,
     options_of,
     outcome_of,
     refuse_in_a_fork,
 )
 from qtasks_pluggy.engines._memory_threads import Threads
-from qtasks_pluggy.exc import EngineError, QueueFullError, TaskCancelError
+from qtasks_pluggy.exc import EngineError, TaskCancelError
 
 if TYPE_CHECKING:
     from qtasks_pluggy import QueueTasks
@@ -117,7 +119,7 @@ class MemoryEngine:
         self._loans = Loans()
         self._armed: float | None = None
         self._threads = Threads(self._work)
-        self._timer: asyncio.TimerHandle | None = None
+        self._clock, self._ending = Alarm(), Alarm()
         self._stopped: Future[None] | None = None
         self.loop = asyncio.get_running_loop()
 
@@ -141,12 +143,7 @@ class MemoryEngine:
                 raise not_running(message)
             if self._queue.is_full:
                 if _inside.get() in self._running:
-                    msg = (
-                        f"engine 'memory' has {self._queue.queued} runs queued, and takes"
-                        f" {self.size}; a run that submits task {message.name!r} cannot wait"
-                        " for room, because all runs could be waiting; use memory://?size=..."
-                    )
-                    raise QueueFullError(msg)
+                    raise no_room_for_a_run(self._queue, message)
                 room: Future[MemoryRun] = Future()
                 self._queue.outside.append((run, due_after(delay), room))
                 raise NoRoomError(room)
@@ -165,7 +162,9 @@ class MemoryEngine:
         with self._lock:
             if ticket.ended is not None:
                 return ticket.ended
-            future = ticket.future = ticket.future or Future()
+            future = ticket.future = ticket.future or EndFuture(
+                lambda: self._loans.end(_inside.get())
+            )
             inside = _inside.get()
             if inside is not None and inside in self._running:
                 self._loans.lend(inside, future)
@@ -226,21 +225,25 @@ class MemoryEngine:
                     room.set_exception(not_running(run.message))
             self._queue.outside.clear()
             hopeless = self._queue.runs(due_after=time.monotonic() + self.grace)
-        self._on_loop(self.loop.call_later, self.grace, self._run_out, stopped)
+        self._on_loop(self._ending.set, self.grace, self._run_out)
         self._give_up(hopeless)
         self._let_go_if_empty()
         return stopped
 
-    def _run_out(self, stopped: Future[None]) -> None:
-        if not stopped.done():
-            self._give_up([*self._queue.runs(), *self._running])
-            asyncio.get_running_loop().call_later(_CLEANING_UP, self._leave_behind, stopped)
+    def _run_out(self) -> None:
+        self._give_up(self._every())
+        self._ending.set(_CLEANING_UP, self._leave_behind)
 
-    def _leave_behind(self, stopped: Future[None]) -> None:
+    def _leave_behind(self) -> None:
         """End what swallowed its cancellation, for those who wait for it."""
-        for run in [*self._queue.runs(), *self._running]:
+        for run in self._every():
             self._begin(self.carry_out(Outcome("cancel", TaskCancelError(_GAVE_UP)), run))
-        self._let_go(stopped)
+        self._let_go()
+
+    def _every(self) -> list[MemoryRun]:
+        # With the lock: a run on its way from one place to the next is in neither.
+        with self._lock:
+            return [*self._queue.runs(), *self._running]
 
     def _give_up(self, runs: Iterable[MemoryRun]) -> None:
         with self._lock:
@@ -257,17 +260,18 @@ class MemoryEngine:
     def _let_go_if_empty(self) -> None:
         if self._stopped is None:
             return
-        # With the lock: a run on its way from one place to the next is in neither.
         with self._lock:
             if not self._queue.queued and not self._running:
-                self._let_go(self._stopped)
+                self._let_go()
 
-    def _let_go(self, stopped: Future[None]) -> None:
+    def _let_go(self) -> None:
         with self._lock:
-            if not stopped.done():
+            if self._stopped is not None and not self._stopped.done():
+                for alarm in (self._clock, self._ending):
+                    self._on_loop(alarm.cancel)
                 self.loop = None
                 self._threads.let_go()
-                stopped.set_result(None)
+                self._stopped.set_result(None)
 
     def _take(self) -> list[MemoryRun]:
         """Take the runs whose turn it is; with the lock."""
@@ -285,7 +289,7 @@ class MemoryEngine:
 
     def _end(self, run: MemoryRun, outcome: Outcome) -> None:
         """Take down how a run ended; with the lock."""
-        run.status = STATUS[outcome.action]
+        run.status = outcome.status
         run.ended = Ended(run.status, outcome.result, outcome.error)
         run.task = None
         if run.future is not None:
@@ -296,13 +300,11 @@ class MemoryEngine:
         with self._lock:
             if self.loop is None:
                 return
-            if self._timer is not None:
-                self._timer.cancel()
             now = time.monotonic()
             self._queue.ripen(now)
             self._armed = self._queue.due
             if self._queue.due is not None:
-                self._timer = self.loop.call_later(self._queue.due - now, self._look_at_the_clock)
+                self._clock.set(self._queue.due - now, self._look_at_the_clock)
             begun = self._take()
         self._begin(begun)
 

@@ -33,7 +33,7 @@ class Plugged:
         self.discover = discover
         self.intercept = intercept
         self._lock = lock_of(self)
-        self._pid = 0
+        self._pid = os.getpid()
         self._funcs: dict[tuple[str, Any], TaskFunc] = {}
         # Made here once, so that faults of the arguments are told where they were given.
         self._app = self._make_app()

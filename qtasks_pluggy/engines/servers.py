@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, Final
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskExecutor, TaskMessage
 from qtasks_pluggy.engines import Ended, Outcome
-from qtasks_pluggy.exc import CapabilityError, EngineError
+from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 # Results of these types travel as they are, whatever serializes them; a whole number can have too
 # many digits for JSON.
@@ -95,6 +96,37 @@ def in_the_middle(engine: str, task: str, priority: int, most: int) -> int:
         )
         raise CapabilityError(msg)
     return middle + priority
+
+
+def cut_by(error: BaseException, task: str) -> Outcome:
+    """Say what an error comes to that cut an attempt short.
+
+    Args:
+        error: ``SystemExit`` and such end the task's own run; whoever waits is not to be ended.
+        task: The task's name.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return Outcome("cancel", TaskCancelError("the task was cancelled"))
+    if isinstance(error, Exception):
+        return Outcome("fail", error)
+    failure = RuntimeError(f"task {task!r}: {error!r}")
+    failure.__cause__ = error
+    return Outcome("fail", failure)
+
+
+def refuse_url(given: Any, engine: str, wanted: str) -> None:
+    """Refuse a URL where an engine's own object is wanted.
+
+    Raises:
+        EngineError: It is a text.
+    """
+    if isinstance(given, str):
+        scheme = given.partition("://")[0]
+        msg = (
+            f"engine {engine!r} takes {wanted}, got a URL, {scheme}://...; make one with its"
+            " broker's URL, and give that: QueueTasks(engine=...)"
+        )
+        raise EngineError(msg)
 
 
 def carried_out(

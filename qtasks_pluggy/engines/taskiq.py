@@ -54,18 +54,13 @@ from qtasks_pluggy.engines._taskiq_runs import (
     send_again,
     take,
 )
-from qtasks_pluggy.engines.servers import POLL
-from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
+from qtasks_pluggy.engines.servers import POLL, cut_by, refuse_url
+from qtasks_pluggy.exc import CapabilityError, EngineError
 
 __all__ = ["CancelledRunError", "TaskiqEngine", "at_least_once", "install"]
 
 # So many looks at a time, of however many that wait.
 _LOOKS: Final = 10
-_STATUS: Final = {
-    "succeed": TaskStatus.succeeded,
-    "cancel": TaskStatus.cancelled,
-    "dead_letter": TaskStatus.dead_lettered,
-}
 
 
 class TaskiqEngine:
@@ -79,6 +74,7 @@ class TaskiqEngine:
     blocking = False
 
     def __init__(self, native: AsyncBroker) -> None:
+        refuse_url(native, self.name, "a Taskiq broker")
         self.control: tuple[type[Exception], ...] = CONTROL
         self.native: Any = native
         self._app: QueueTasks | None = None
@@ -250,7 +246,10 @@ class TaskiqEngine:
                 # Waiting here would hold up an event loop, perhaps this very one.
                 return None
             future = asyncio.run_coroutine_threadsafe(self._look(ticket), loop)
-            future.result(PATIENCE)
+            try:
+                future.result(PATIENCE)
+            except TimeoutError:
+                future.cancel()
         return None if ticket.ended is None else ticket.ended.status
 
     def trail(self, ticket: Ticket) -> Trail | None:  # noqa: ARG002  # the seam's name
@@ -291,7 +290,7 @@ class TaskiqEngine:
         if outcome.action == "retry":
             return await self._retry(outcome, native)
         trail = native.ended.trail if native.ended is not None else None
-        status = _STATUS.get(outcome.action, TaskStatus.failed)
+        status = outcome.status
         if outcome.error is None:
             native.ended = Ended(status, trail=trail) if trail else None
             return outcome.result
@@ -325,15 +324,12 @@ class TaskiqEngine:
         except KeyboardInterrupt:
             # How Taskiq ends a worker in the middle of a run.
             raise
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if here is not None and here.cancelling() > met:
                 raise
-            outcome = Outcome("cancel", TaskCancelError("the task was cancelled"))
+            outcome = cut_by(error, run.message.task_name)
         except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
-            # It would end whoever waits for it.
-            failure = RuntimeError(f"task {run.message.task_name!r}: {error!r}")
-            failure.__cause__ = error
-            outcome = Outcome("fail", failure)
+            outcome = cut_by(error, run.message.task_name)
         before = _header(run).get("trail", ())
         trail = Trail([*(TrailRecord(**record) for record in before), *executor.trail])
         run.ended = Ended(TaskStatus.running, trail=trail)

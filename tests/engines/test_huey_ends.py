@@ -103,6 +103,8 @@ def test_no_error_of_a_task_ends_its_worker(file, end):
         asyncio.CancelledError: TaskCancelError,
         OddError: EngineError,
         MuteError: EngineError,
+        # Whoever waits is not to be ended.
+        **dict.fromkeys((SystemExit, GeneratorExit, KeyboardInterrupt), RuntimeError),
     }
     expected = told.get(end, end)
     with app:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 
 import pytest
 
@@ -12,6 +14,7 @@ from qtasks_pluggy.exc import (
     QueueFullError,
     TaskCancelError,
 )
+from tests.engines.processes import wait_until
 from tests.engines.shops import LONG, Gate, app_of
 
 
@@ -192,6 +195,35 @@ async def test_a_blocking_wait_on_its_own_loop_is_refused():
         with pytest.raises(RuntimeError, match="await the handle"):
             handle.result()
         assert handle.cancel()
+
+
+def test_a_wait_that_expires_gives_the_lent_place_back():
+    """A run that looks whether another has ended lends its place no longer than it looks."""
+    lock, at_work, most = threading.Lock(), [], []
+    looked = [threading.Event() for _ in range(8)]
+    looked[7].set()
+    app = app_of("?workers=1")
+
+    @app.task
+    def work(left):
+        with lock:
+            at_work.append(left)
+            most.append(len(at_work))
+        # At the same time each of two could lend its place.
+        assert looked[left + 1].wait(LONG)
+        if left:
+            with contextlib.suppress(TimeoutError):
+                work.submit(left - 1).result(timeout=0)
+            looked[left].set()
+            # Time in which others could begin, if there were places.
+            time.sleep(0.02)
+        with lock:
+            at_work.remove(left)
+
+    with app:
+        work.submit(6).result(timeout=LONG)
+        assert wait_until(lambda: len(most) == 7 and not at_work, LONG)
+    assert max(most) <= 2
 
 
 def test_a_queued_run_is_cancelled():
