@@ -13,6 +13,7 @@ from celery import Celery
 from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
 from kombu.exceptions import OperationalError
+from kombu.utils.url import maybe_sanitize_url
 
 from qtasks_pluggy.engines.servers import in_the_middle, trouble_within
 from qtasks_pluggy.exc import CapabilityError, EngineError
@@ -176,8 +177,10 @@ def reach(native: Celery) -> None:
     def ask() -> None:
         with native.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0.1)
+        # Named before it is made, which can fail: its package may be missing.
+        first = str(native.conf.result_backend or "").partition(";")[0]
+        who[:] = ["result backend", maybe_sanitize_url(first)]
         if (client := getattr(native.backend, "client", None)) is not None:
-            who[:] = ["result backend", native.backend.as_uri()]
             ping: Callable[[], object] | None = getattr(client, "ping", None)
             if ping is not None:
                 ping()

@@ -269,6 +269,7 @@ def test_a_number_with_too_many_digits_is_refused():
         ("redis://me:secret@127.0.0.1:1/0", "cache+memory://", "broker redis://me"),
         ("memory://", "redis://:secret@127.0.0.1:1/0", "result backend redis://"),
         ("nonsense://127.0.0.1", "cache+memory://", "nonsense"),
+        ("memory://", "nonsense://me:secret@host", "result backend nonsense://me"),
     ],
 )
 def test_a_server_that_is_not_there_is_told_of(broker, backend, what):
