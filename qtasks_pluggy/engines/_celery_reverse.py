@@ -225,8 +225,8 @@ class _Native:
             nameless = self._given[self._names.index(None)]
             msg = (
                 f"{who}: this worker's children are made by {start!r}, and plugin"
-                f" {nameless!r} cannot be imported there by name; give install() a module, a class,"
-                " or a name, 'module:attribute'"
+                f" {nameless!r} cannot be imported there by name; give install() a module, a"
+                " BasePlugin class, or a name, 'module:attribute'"
             )
             raise EngineError(msg)
 
