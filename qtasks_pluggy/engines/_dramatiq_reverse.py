@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -220,7 +221,8 @@ class _Attempt:
     """Dramatiq as the executor of one attempt sees it."""
 
     name = "dramatiq"
-    control = CONTROL
+    # As the middleware for ``async def`` actors says that one was cancelled.
+    control = (*CONTROL, CancelledError)
     capabilities = Capabilities(delay=True, results=True, dead_letter=True)
 
     def __init__(self, broker: Broker, message: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import dramatiq
@@ -314,3 +315,19 @@ def test_a_predicate_of_retries_is_asked_once_about_an_error(native, whose):
     assert [(count, OSError) for count in range(3)] == asked
     assert ["broken"] * 3 == seen
     assert ["start", "failed", "close", "stop"] == plugin.heard
+
+
+def test_a_cancelled_async_actor_is_no_failure(native):
+    """R2, R15: no plugin is asked about a cancellation, nor told that the run has failed."""
+    native.add_middleware(AsyncIO())
+
+    @dramatiq.actor(broker=native, store_results=True, max_retries=0)
+    async def cancelled():
+        raise asyncio.CancelledError
+
+    plugin = Keeps("never")
+    install(native, [plugin], discover=False)
+    with working(native), pytest.raises(ResultFailure, match="CancelledError"):
+        get(cancelled.send(), native)
+    assert [] == plugin.messages
+    assert ["start", "close", "stop"] == plugin.heard
