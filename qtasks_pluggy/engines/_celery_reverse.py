@@ -26,9 +26,9 @@ from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Capabilities, Outcome
 from qtasks_pluggy.engines._celery_names import name_of, resolved
-from qtasks_pluggy.engines._celery_settings import broker_of, has_dead_letters
+from qtasks_pluggy.engines._celery_settings import broker_of, has_dead_letters, itself
 from qtasks_pluggy.engines._celery_worker import SPAWNED, WorkerLife, has_children
-from qtasks_pluggy.engines.reverse import Plugged
+from qtasks_pluggy.engines.reverse import Plugged, refuse_other
 from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
 from qtasks_pluggy.exc import EngineError
 
@@ -68,7 +68,10 @@ def install(
 
     Raises:
         PluginRegistrationError: Faults of ``plugins``.
+        TypeError: It is no Celery app.
     """
+    native = itself(native)
+    refuse_other("celery", native, Celery)
     one = _natives.get(native) or _Native(native)
     one.take_plugins(tuple(plugins), discover=discover, intercept=intercept)
     one = _known(native, one)

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from celery import Celery
 from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
+from celery.local import Proxy
 from kombu.exceptions import OperationalError
 from kombu.utils.url import maybe_sanitize_url
 
@@ -40,6 +41,12 @@ _REDIS: Final = {
 _RESULTS: Final = {"retry_policy": {"timeout": 5.0}}
 
 
+def itself(native: Any) -> Any:
+    """Give the Celery app for which another object stands in, as ``current_app`` does."""
+    is_proxy = isinstance(native, Proxy)
+    return native._get_current_object() if is_proxy else native  # noqa: SLF001  # Celery's own way
+
+
 def at_least_once(native: Celery) -> None:
     """Let runs survive the death of their worker, for all tasks of a Celery app.
 
@@ -52,6 +59,7 @@ def at_least_once(native: Celery) -> None:
     Raises:
         CapabilityError: Its broker loses what a killed worker was doing, whatever is set.
     """
+    native = itself(native)
     kind = broker_of(native)
     if kind not in _GIVE_BACK:
         msg = (

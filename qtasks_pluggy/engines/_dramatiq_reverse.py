@@ -19,7 +19,7 @@ from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import Capabilities, Outcome, lock_of, log_event
 from qtasks_pluggy.engines._dramatiq_retries import AskedOnce
-from qtasks_pluggy.engines.reverse import Plugged
+from qtasks_pluggy.engines.reverse import Plugged, refuse_other
 from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
@@ -54,7 +54,9 @@ def install(
 
     Raises:
         PluginRegistrationError: Faults of ``plugins``.
+        TypeError: It is no broker.
     """
+    refuse_other("dramatiq", broker, Broker)
     plugged = Plugged("dramatiq", plugins, discover=discover, intercept=intercept)
     one = _natives.get(broker)
     if one is None:

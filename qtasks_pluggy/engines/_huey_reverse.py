@@ -20,7 +20,7 @@ from qtasks_pluggy.engines import Capabilities
 from qtasks_pluggy.engines._huey_ends import check_result
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
 from qtasks_pluggy.engines._huey_worker import WorkerLife
-from qtasks_pluggy.engines.reverse import Plugged
+from qtasks_pluggy.engines.reverse import Plugged, refuse_other
 from qtasks_pluggy.engines.servers import is_answered
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
@@ -55,7 +55,9 @@ def install(
 
     Raises:
         PluginRegistrationError: Faults of ``plugins``.
+        TypeError: It is no Huey.
     """
+    refuse_other("huey", huey, Huey)
     adapter = _Native(huey, Plugged(huey.name, plugins, discover=discover, intercept=intercept))
     huey.pre_execute(name=f"{MODULE}-install")(adapter.wrap)
     return adapter.covered

@@ -33,7 +33,7 @@ from qtasks_pluggy.engines._taskiq_runs import (
     send_again,
     take,
 )
-from qtasks_pluggy.engines.reverse import Plugged
+from qtasks_pluggy.engines.reverse import Plugged, refuse_other
 from qtasks_pluggy.engines.servers import is_answered
 from qtasks_pluggy.exc import EngineError
 
@@ -81,7 +81,9 @@ def install(
     Raises:
         EngineError: It is the shared broker, which runs nothing.
         PluginRegistrationError: Faults of ``plugins``.
+        TypeError: It is no Taskiq broker.
     """
+    refuse_other("taskiq", broker, AsyncBroker)
     if isinstance(broker, AsyncSharedBroker):
         msg = (
             f"engine 'taskiq': install() got the shared broker, a {type(broker).__name__}, which"

@@ -41,6 +41,7 @@ from qtasks_pluggy.engines._celery_settings import (
     complete,
     has_results,
     is_safe,
+    itself,
     most_priority,
     native_priority,
     reach,
@@ -90,12 +91,12 @@ class CeleryEngine:
         refuse_url(native, self.name, "a Celery app")
         self.loop: asyncio.AbstractEventLoop | None = None
         self.control: tuple[type[Exception], ...] = CONTROL
-        self.native: Any = native
+        self.native: Any = itself(native)
         self._app: QueueTasks | None = None
         self._capabilities: Capabilities | None = None
         self._tasks: dict[str, Any] = {}
         # One at a time, so that a killed worker holds up nothing that it has not begun.
-        native.add_defaults({"worker_prefetch_multiplier": 1})
+        self.native.add_defaults({"worker_prefetch_multiplier": 1})
 
     @property
     def capabilities(self) -> Capabilities:

@@ -10,6 +10,21 @@ from qtasks_pluggy import QueueTasks, TaskExecutor, TaskFunc, TaskMessage
 from qtasks_pluggy.engines import lock_of
 
 
+def refuse_other(engine: str, given: Any, kind: type[Any]) -> None:
+    """Refuse what ``install`` can do nothing with.
+
+    Raises:
+        TypeError: It is no ``kind``.
+    """
+    if not isinstance(given, kind):
+        got = f"{type(given).__module__}.{type(given).__qualname__}"
+        msg = (
+            f"engine {engine!r}: install() expected a {kind.__module__.partition('.')[0]}"
+            f".{kind.__name__}, got a {got}; give it the object that you make with {engine} itself"
+        )
+        raise TypeError(msg)
+
+
 class Plugged:
     """The plugins behind an engine's own app, made anew in every process that runs its tasks.
 

@@ -8,11 +8,12 @@ import time
 import pytest
 from celery import Celery, Task
 from celery.exceptions import DuplicateTaskNameWarning
+from celery.local import Proxy
 
 from qtasks_hookspecs import Retry
 from qtasks_pluggy import QueueTasks, TaskStatus
 from qtasks_pluggy.engines import Outcome
-from qtasks_pluggy.engines.celery import CeleryEngine
+from qtasks_pluggy.engines.celery import CeleryEngine, install
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 from tests.engines.celery_apps import celery_app, working
 from tests.engines.huey_apps import LONG, Keeps
@@ -297,3 +298,16 @@ def test_retries_count_on_in_the_header():
     assert [1, 2, 3] == [message.attempt for message in keeps.messages]
     assert 1 == len({message.created_at for message in keeps.messages})
     assert ["start", "close", "stop"] == keeps.heard
+
+
+def test_the_current_app_is_the_one_that_it_stands_for():
+    """Celery's ``current_app`` is as good as the app, for an app of ours and for ``install``."""
+    native = celery_app(task_always_eager=True)
+    stands = Proxy(lambda: native)
+    own = native.task(name="own", shared=False)(_missing)
+    assert 1 == install(stands, [Keeps("taken")], discover=False)
+    app = app_on(stands)
+    ours = app.task(name="ours")(len)
+    assert "taken" == own.delay().get()
+    with app:
+        assert 3 == ours.submit("tea").result(timeout=LONG)
