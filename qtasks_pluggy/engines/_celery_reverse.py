@@ -82,9 +82,10 @@ def install(
         conf.task_annotations = (_NAME, *(other for other in given if other != _NAME))
         # What Celery has made of the setting.
         vars(native).pop("annotations", None)
-        for task in _own_tasks(native):
-            if task.app is native:
-                task.annotate()
+        # What else the setting says was applied to these when they were made.
+        for kind in {type(task) for task in _own_tasks(native) if task.app is native}:
+            if not hasattr(kind.__call__, _CONF):
+                kind.__call__ = one.around(kind.__call__)
     return one.covered
 
 
@@ -117,8 +118,9 @@ class Plugins:
         every = dict(next(filter(None, (other.annotate_any() for other in others)), {}))
         theirs = every.pop(_CALL, changes.pop(_CALL, None))
         self._every.changes = every
-        around = one.around if theirs is None else lambda call: one.around(theirs(call))
-        return {**changes, _CALL: around}
+        # Not by Celery's "@": it drops what is around a call already.
+        native_call = task.__call__ if theirs is None else theirs(task.__call__)
+        return {**changes, "__call__": one.around(native_call)}
 
     def annotate_any(self) -> dict[str, Any] | None:
         """Name what is to be changed of all tasks; asked right after the question about one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from celery import Celery, Task
 from celery.app import trace
@@ -211,3 +213,38 @@ def test_higher_priority_is_sooner_whatever_the_broker(broker, seen):
     fail.push_request(called_directly=False, task="fail", delivery_info={"priority": 9})
     assert "taken" == type(fail).__call__(fail)
     assert [seen] == [message.priority for message in plugin.messages]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("which", ["decorated", "fail", "*"])
+def test_what_is_around_a_call_already_stays_there(native, which, when):
+    """Neither what others put around a task's call is lost, nor are the plugins."""
+    called = []
+
+    def around(call):
+        @functools.wraps(call)
+        def outer(*args, **kwargs):
+            called.append(which)
+            return call(*args, **kwargs)
+
+        return outer
+
+    class Own(Task):
+        @around
+        def __call__(self, *args, **kwargs):
+            return super().__call__(*args, **kwargs)
+
+    options = {"base": Own} if which == "decorated" else {}
+    if not options:
+        native.conf.task_annotations = {which: {"@__call__": around}}
+    native.conf.task_always_eager = True
+
+    @native.task(name="fail", shared=False, **options)
+    def task(text):
+        raise OSError(text)
+
+    if when == "after":
+        native.finalize()
+    install(native, [Keeps("taken")], discover=False)
+    assert "taken" == get(task.delay("broken"))
+    assert [which] == called

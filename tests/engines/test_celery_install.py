@@ -349,3 +349,29 @@ def test_a_queue_with_dead_letters_takes_them(native):
     ):
         get(task.delay("broken"))
     assert "CapabilityError" not in str(logs)
+
+
+def test_a_call_of_the_app_s_own_leaves_nothing_behind(native):
+    """Every run of a task with a ``__call__`` of its own is of one definition, not of a new one."""
+    from celery import Task
+
+    class Own(Task):
+        def __call__(self, *args, **kwargs):
+            return super().__call__(*args, **kwargs)
+
+    seen = []
+
+    class Keeping:
+        name = "keeping"
+
+        @hookimpl
+        def task_executor_run_task_trigger_error(self, task_func):
+            seen.append(task_func)
+            return 0
+
+    task, _ = failing(native, base=Own)
+    native.conf.task_always_eager = True
+    install(native, [Keeping()], discover=False)
+    for _ in range(3):
+        assert 0 == get(task.delay("broken"))
+    assert [id(seen[0])] * 3 == [id(one) for one in seen]
