@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 from inspect import getmro
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import CapabilityError, EngineError
 from qtasks_pluggy._engine import Engine
 from qtasks_pluggy._names import nearest
-
-if TYPE_CHECKING:
-    from qtasks_pluggy._app import QueueTasks
 
 GROUP: Final = "qtasks_pluggy.engines"
 
@@ -68,8 +65,8 @@ def refuse_workers_like(given: Any, app: str) -> None:
         raise ValueError(msg)
 
 
-def register_on(engine: Engine, app: QueueTasks, task_func: TaskFunc) -> None:
-    """Make a task known to an engine.
+def refuse_what_is_lacking(engine: Engine, app: str, task_func: TaskFunc) -> None:
+    """Refuse a task that an engine cannot do as it is declared.
 
     Raises:
         CapabilityError: The engine cannot do what the task's declaration asks for.
@@ -77,10 +74,9 @@ def register_on(engine: Engine, app: QueueTasks, task_func: TaskFunc) -> None:
     if task_func.priority and not engine.capabilities.priority:
         msg = (
             f"engine {engine.name!r} has no priorities, and task {task_func.name!r} of app"
-            f" {app.name!r} is declared with priority={task_func.priority}; leave it out"
+            f" {app!r} is declared with priority={task_func.priority}; leave it out"
         )
         raise CapabilityError(msg)
-    engine.register(app, task_func)
 
 
 _URLS: Final = "memory:// and huey+sqlite:///file.db are URLs"

@@ -9,7 +9,7 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 from qtasks_hookspecs import TaskFunc, TaskMessage
 from qtasks_hookspecs._types import error_classes
 from qtasks_hookspecs.exc import PluginRegistrationError, TaskNameError
-from qtasks_pluggy._adapters import engine_of, refuse_workers_like, register_on
+from qtasks_pluggy._adapters import engine_of, refuse_what_is_lacking, refuse_workers_like
 from qtasks_pluggy._engine import Engine
 from qtasks_pluggy._executor import TaskExecutor
 from qtasks_pluggy._handle import TaskHandle
@@ -91,8 +91,9 @@ class QueueTasks(Lifecycle):
                 default, which for most engines is none.
 
         Raises:
-            CapabilityError: A task asks for what the engine cannot do.
-            EngineError: No engine has this URL's scheme, or its package is not installed.
+            CapabilityError: A task asks for what the engine cannot do; nothing has changed.
+            EngineError: No engine has this URL's scheme, its package is not installed, or it has
+                a task of the same name; its own object may have got some of the tasks then.
             RuntimeError: The app is started.
             TypeError: ``workers`` is no whole number.
             ValueError: ``workers`` is below 1.
@@ -102,8 +103,11 @@ class QueueTasks(Lifecycle):
         adapter = engine_of(engine)
         with self._lock:
             self._refuse_if_started()
-            for task in self._tasks.values() if adapter is not self._engine else ():
-                register_on(adapter, self, task.task_func)
+            functions = [task.task_func for task in self._tasks.values()]
+            for task_func in functions:
+                refuse_what_is_lacking(adapter, self.name, task_func)
+            for task_func in functions if adapter is not self._engine else ():
+                adapter.register(self, task_func)
             self._engine, self._workers = adapter, workers
 
     @property
@@ -213,7 +217,8 @@ class QueueTasks(Lifecycle):
             kind = AsyncTask if task_func.is_async else SyncTask
             task: Any = kind(task_func, self)
             if self._engine is not None:
-                register_on(self._engine, self, task_func)
+                refuse_what_is_lacking(self._engine, self.name, task_func)
+                self._engine.register(self, task_func)
             self._tasks[task_func.name] = task
             return task
 

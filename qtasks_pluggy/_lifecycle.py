@@ -47,9 +47,11 @@ class Lifecycle:
         self._lock = lock_of(self)
 
     def __enter__(self) -> Self:
-        """Start: load the installed plugins and call ``qtasks_start``.
+        """Start: load the installed plugins, call ``qtasks_start``, and start the engine, if any.
 
         Raises:
+            CapabilityError: The engine cannot do what a task is declared with.
+            EngineError: The engine cannot be used.
             PluginError: A plugin failed to start; those that had started are stopped again.
             PluginRegistrationError: Faults of the installed plugins, all of them.
             RuntimeError: The app is started already.
@@ -61,7 +63,7 @@ class Lifecycle:
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        """Stop: call ``qtasks_stop``, in reverse order."""
+        """Stop: the engine, which finishes the runs at work here, then the plugins, in reverse."""
         finish(self._stop(IN_THREAD))
 
     async def __aenter__(self) -> Self:

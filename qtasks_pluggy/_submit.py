@@ -81,7 +81,7 @@ def _call_of(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def unknown_task(app: QueueTasks, name: str) -> TaskNameError:
     """Say that a message names a task that the app does not have."""
-    hint = f"did you mean {nearest(name, app.tasks)!r}?" if app.tasks else "it has none"
+    hint = f"did you mean {nearest(name, app.tasks)!r}?" if app.tasks else "it has none."
     msg = (
         f"app {app.name!r} has no task {name!r}; {hint} A worker must import every module that"
         " declares tasks, and run the same code as those who submit"

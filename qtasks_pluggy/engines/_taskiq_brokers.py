@@ -123,7 +123,7 @@ async def open_up(broker: AsyncBroker, app: str) -> None:
     """Connect a client to the broker and its results.
 
     Raises:
-        EngineError: One of them does not answer, within 10 seconds.
+        EngineError: One of them does not answer, within 9 seconds.
     """
     if kind_of(broker) == "PubSubBroker":
         msg = (
@@ -166,6 +166,14 @@ def why(error: BaseException) -> str:
         error = error.__cause__
     text = re.sub(r"//[^/@\s]*@", "//...@", str(error))
     return f"{type(error).__name__}: {text}"
+
+
+def unsent_retry(task: str, attempt: int, failure: Exception) -> EngineError:
+    """Say that a run's next attempt could not be sent."""
+    return EngineError(
+        f"engine 'taskiq', task {task!r}: attempt {attempt} cannot be sent: {why(failure)}; look"
+        " whether the broker runs"
+    )
 
 
 def does_runs_here(broker: AsyncBroker) -> bool:

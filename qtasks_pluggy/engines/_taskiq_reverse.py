@@ -20,8 +20,8 @@ from taskiq.exceptions import TaskRejectedError
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines import Capabilities, lock_of, log_event
-from qtasks_pluggy.engines._taskiq_brokers import can_delay, is_safe, make_safe
+from qtasks_pluggy.engines import Capabilities, Outcome, lock_of
+from qtasks_pluggy.engines._taskiq_brokers import can_delay, is_safe, make_safe, unsent_retry
 from qtasks_pluggy.engines._taskiq_ends import refuse_unserializable
 from qtasks_pluggy.engines._taskiq_runs import (
     OURS,
@@ -233,9 +233,12 @@ class _Native:
             try:
                 await send_again(self.broker, run, outcome.delay, **{_RETRIES: retries})
             except Exception as failure:  # noqa: BLE001  # the run has its own error, which is told
-                log_event("error", "task_retry_not_sent", task=message.name, exc_info=failure)
-                if not attempt.goes_on(outcome.error or failure):
-                    outcome = await executor.give_up(outcome.error or failure)
+                unsent = unsent_retry(message.name, executor.attempt + 1, failure)
+                unsent.__cause__ = outcome.error
+                # What Taskiq's own middlewares would retry is no end yet.
+                outcome = Outcome("fail", unsent)
+                if not attempt.goes_on(unsent):
+                    outcome = await executor.give_up(unsent)
             else:
                 raise NoResultError
         if outcome.action == "succeed":

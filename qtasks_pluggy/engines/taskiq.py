@@ -28,6 +28,7 @@ from qtasks_pluggy.engines._taskiq_brokers import (
     most_priority,
     native_priority,
     routing,
+    unsent_retry,
     why,
 )
 from qtasks_pluggy.engines._taskiq_ends import (
@@ -307,12 +308,9 @@ class TaskiqEngine:
             labels = {HEADER: json.dumps(header)}
             await send_again(self.native, native, outcome.delay, **labels)
         except Exception as failure:  # noqa: BLE001  # the cause is the task's own error
-            error = EngineError(
-                f"engine 'taskiq', task {native.message.task_name!r}: attempt {attempt} cannot be"
-                f" sent: {why(failure)}; look whether the broker runs"
-            )
             native.ended = ended
-            raise error from outcome.error
+            name = native.message.task_name
+            raise unsent_retry(name, attempt, failure) from outcome.error
         raise NoResultError
 
     async def _work(self, app: QueueTasks, run: Run) -> Any:

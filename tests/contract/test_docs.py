@@ -93,6 +93,19 @@ def test_public_names_are_documented(package):
     assert set() == set(package.__all__) - rows
 
 
+def test_every_log_event_is_documented_with_its_level():
+    """The page of events has those of the code, each with its level, and no others."""
+    pattern = r'(?:event\(\s*"(\w+)",|log\.(?!event)(\w+)\()\s*"(\w+)"'
+    found = {("plugin_timed_out", "error")}  # whose name is chosen where it is logged
+    for path in Path(qtasks_pluggy.__file__).parent.rglob("*.py"):
+        calls = re.findall(pattern, path.read_text("utf-8"))
+        found |= {(name, first or second) for first, second, name in calls}
+    page = (DOCS / "reference/events.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", page, re.MULTILINE)
+
+    assert sorted(found) == sorted(rows)
+
+
 def test_every_rule_has_its_place():
     """The rules come in order, and each that is promised is there."""
     found = re.findall(r"^## (R\d+) ", RULES, re.MULTILINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,7 @@ class Telling:
     def __init__(self) -> None:
         self.answers: list[Any] = []
         self.attempts: list[int | None] = []
+        self.times: list[float] = []
         self.errors: list[BaseException] = []
         self.failed: list[BaseException] = []
         self.closed = threading.Semaphore(0)
@@ -44,6 +46,7 @@ class Telling:
     @hookimpl
     def task_executor_run_task_trigger_error(self, task_broker, e):
         self.attempts.append(task_broker.attempt)
+        self.times.append(time.monotonic())
         self.errors.append(e.cause or e)
         return self.answers.pop(0) if self.answers else None
 
@@ -235,6 +238,9 @@ def test_r9_a_retry_waits_for_its_delay(shop):
         if shop.app.engine.capabilities.delay:
             assert "second" == handle.result(timeout=LONG)
             assert [1, 2] == shop.plugin.attempts
+            first, second = shop.plugin.times
+            # Some engines count in milliseconds, and begin to count when it is sent.
+            assert second - first >= 0.19
         else:
             with pytest.raises(TaskPluginTriggerError) as caught:
                 handle.result(timeout=LONG)
