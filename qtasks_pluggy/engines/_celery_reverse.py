@@ -133,13 +133,13 @@ class _Native:
 
     def __init__(self, native: Celery) -> None:
         self._native = native
-        self._life = WorkerLife(native, lambda: self._plugged.app, self._check)
+        self.life = WorkerLife(native, lambda: self._plugged.app, self._check)
 
     def take_plugins(self, plugins: tuple[Any, ...], **options: Any) -> None:
         """Have these from now on, for all tasks."""
         native = self._native
         # Others, that were started for runs in this very process.
-        self._life.end()
+        self.life.end()
         self._plugged = Plugged(native.main or "celery", map(resolved, plugins), **options)
         self._names = [name_of(plugin) for plugin in plugins]
         self._given = plugins
@@ -189,7 +189,7 @@ class _Native:
         return __call__
 
     def _work(self, task: Any, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._life.begin()
+        self.life.begin()
         request = task.request
         message = message_of(request, args, kwargs)
         priority = message.priority or 0
@@ -383,6 +383,8 @@ def _known(native: Celery, one: _Native) -> _Native:
     if SPAWNED in os.environ:
         for other, theirs in _natives.items():
             if other.main == native.main and other.conf.get(_CONF) == native.conf.get(_CONF):
+                if theirs is not one:
+                    one.life.retire()
                 one = theirs
                 break
     _natives[native] = one

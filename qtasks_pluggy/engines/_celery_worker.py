@@ -40,11 +40,19 @@ class WorkerLife:
         self._lock = lock_of(self)
         self._pid = 0
         self._life: Any = None
-        # Celery holds these weakly: they live as long as this object.
-        signals.worker_init.connect(self._worker_begins)
-        signals.worker_process_init.connect(self._process_begins)
-        signals.worker_process_shutdown.connect(self._ends)
-        signals.worker_shutdown.connect(self._ends)
+        self._heard: tuple[tuple[Any, Callable[..., None]], ...] = (
+            (signals.worker_init, self._worker_begins),
+            (signals.worker_process_init, self._process_begins),
+            (signals.worker_process_shutdown, self._ends),
+            (signals.worker_shutdown, self._ends),
+        )
+        for signal_, call in self._heard:
+            signal_.connect(call)
+
+    def retire(self) -> None:
+        """Hear nothing more: another one has these plugins' life."""
+        for signal_, call in self._heard:
+            signal_.disconnect(call)
 
     def begin(self) -> None:
         """Start the plugins, unless this process has done so; before each run."""

@@ -197,6 +197,8 @@ def test_the_worker_command_does_our_runs(ours, pool):
     with ours.app:
         good = list(ours.app.submit_many(ours.double, range(10)))
         assert [2 * n for n in range(10)] == [one.result(timeout=LONG) for one in good]
+        # A subscription for each run would stay with those that nobody waits for.
+        assert set() == ours.app.engine.native.backend.result_consumer.subscribed_to
         assert 42 == ours.double_async.submit_sync(21).result(timeout=LONG)
         assert "recovered from no at 1" == ours.fail.submit("no").result(timeout=LONG)
         again = ours.fail.submit("no", again=True)
