@@ -138,7 +138,6 @@ def test_every_run_is_a_line_that_says_how_it_ended(workplace, task, engine):
     each = ("--each", "in.jsonl", "--out", "out.jsonl", *engine)
     result = workplace.run("run", "shop", task, *each)
     lines = {line["line"]: line for line in workplace.lines()}
-
     assert result.exit_code == 1, result.output
     assert len(lines) == len(RECORDS)
     assert all(
@@ -147,9 +146,8 @@ def test_every_run_is_a_line_that_says_how_it_ended(workplace, task, engine):
     )
     assert len({line["uuid"] for line in lines.values()}) == len(RECORDS)
     # What would end whoever waits for it, in another process, is told by another error.
-    cut = (
-        f"RuntimeError: task {task!r}: SystemExit(3)" if "huey" in str(engine) else "SystemExit: 3"
-    )
+    told = f"RuntimeError: task {task!r}: SystemExit(3)"
+    cut = told if "huey" in str(engine) else "SystemExit: 3"
     assert ENDS | {10: ("failed", None, None, cut)} == {
         number: tuple(lines[number][key] for key in ("status", "result", "plugin", "error"))
         for number in (*ENDS, 10)
