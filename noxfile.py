@@ -38,7 +38,6 @@ RUNTIME = PROJECT["project"]["dependencies"] + [
 PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)))
 CORE_SUITE = ("-m", "not engines and not full and not installed")
 
-MOST_LINES = 400
 # The rest is mostly the wording of texts, which no test should pin.
 MUTANTS_NOTICED = 0.75
 TEXT = {".cfg", ".md", ".py", ".sh", ".toml", ".txt", ".yml", ""}
@@ -110,14 +109,12 @@ def lint(session: nox.Session) -> None:
 
 
 def house_faults() -> Iterator[str]:
-    """Find files that are too long and lines that do not belong here."""
+    """Find lines that do not belong here."""
     files = list(project_files())
     pages = {path.name for path in files}
     for path in files:
         where = path.relative_to(ROOT)
         lines = path.read_text("utf-8", errors="replace").splitlines()
-        if path.suffix == ".py" and len(lines) > MOST_LINES:
-            yield f"{where}: {len(lines)} lines, {MOST_LINES} at most: divide it"
         if re.fullmatch(r"_?(?:common|helpers?|misc|utils?)", path.stem):
             yield f"{where}: name it after what it does"
         for number, line in enumerate(lines, 1):

@@ -9,15 +9,15 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 from qtasks_hookspecs import TaskFunc, TaskMessage
 from qtasks_hookspecs._types import error_classes
 from qtasks_hookspecs.exc import PluginRegistrationError, TaskNameError
-from qtasks_pluggy._adapters import engine_of, refuse_what_is_lacking, refuse_workers_like
-from qtasks_pluggy._engine import Engine
-from qtasks_pluggy._executor import TaskExecutor
-from qtasks_pluggy._handle import TaskHandle
 from qtasks_pluggy._lifecycle import Lifecycle
-from qtasks_pluggy._names import nearest
-from qtasks_pluggy._plugins import PluginManager
-from qtasks_pluggy._submit import Submissions, submit, unknown_task
+from qtasks_pluggy._plugins.manager import PluginManager
+from qtasks_pluggy._run.executor import TaskExecutor
+from qtasks_pluggy._submit.handle import TaskHandle
+from qtasks_pluggy._submit.lookup import engine_of, refuse_workers_like
+from qtasks_pluggy._submit.protocol import Engine, refuse_what_is_lacking
+from qtasks_pluggy._submit.submit import Submissions, submit, unknown_task
 from qtasks_pluggy._task import AsyncTask, Decorator, EchoDecorator, SyncTask
+from qtasks_pluggy._text import nearest
 from qtasks_pluggy._waiting import Waiting
 
 P = ParamSpec("P")

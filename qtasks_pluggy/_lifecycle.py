@@ -10,10 +10,11 @@ from typing import Any, Self
 
 from qtasks_hookspecs.exc import NotRunningError, PluginError
 from qtasks_pluggy import _log
-from qtasks_pluggy._chain import Entry
-from qtasks_pluggy._engine import Engine, reach
-from qtasks_pluggy._locks import lock_of
-from qtasks_pluggy._plugins import PluginManager
+from qtasks_pluggy._fork import lock_of
+from qtasks_pluggy._plugins.chain import Entry
+from qtasks_pluggy._plugins.manager import PluginManager
+from qtasks_pluggy._submit.calls import reach
+from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 
 from qtasks_hookspecs.exc import SettingsError
-from qtasks_pluggy._names import nearest
+from qtasks_pluggy._text import nearest
 
 ENVIRONMENT_PREFIX: Final = "QTASKS_PLUGGY_"
 OWN_FILE: Final = "qtasks_pluggy.toml"

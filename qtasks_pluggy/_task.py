@@ -11,7 +11,7 @@ import attrs
 
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskCancelError, TaskPluginTriggerError
-from qtasks_pluggy._handle import TaskHandle, seconds
+from qtasks_pluggy._submit.handle import TaskHandle, seconds
 from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
 
 if TYPE_CHECKING:

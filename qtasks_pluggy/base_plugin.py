@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
-
-from qtasks_hookspecs import hookimpl
 
 __all__ = ["BasePlugin"]
 
@@ -33,54 +30,3 @@ class BasePlugin:
     def trigger(self, name: str, **kwargs: Any) -> Any:
         """Answer the hook ``name``; None is no opinion."""
         del name, kwargs
-
-
-class Adapter:
-    """The hookimpls that stand for a ``BasePlugin``.
-
-    Args:
-        plugin: The plugin.
-        hooks: The names of the hooks that it is asked for.
-    """
-
-    def __init__(self, plugin: BasePlugin, hooks: Iterable[str]) -> None:
-        self.plugin: BasePlugin = plugin
-        for hook in hooks:
-            setattr(self, hook, hookimpl(self._hookimpl(hook)))
-
-    def _hookimpl(self, hook: str) -> Callable[..., Any]:
-        plugin = self.plugin
-
-        def adapted(**kwargs: Any) -> Any:
-            if hook == "qtasks_start":
-                return plugin.start()
-            if hook == "qtasks_stop":
-                return plugin.stop()
-            return plugin.trigger(hook, **kwargs)
-
-        return adapted
-
-
-def given(plugin: Any) -> Any:
-    """Return a registered plugin as the app gave it: without the adapter, if it has one."""
-    return plugin.plugin if type(plugin) is Adapter else plugin
-
-
-def triggers(plugin: BasePlugin, limit: Iterable[str] | None, hooks: Iterable[str]) -> list[str]:
-    """Say which triggers a plugin wants, known or not.
-
-    Args:
-        plugin: The plugin.
-        limit: The app's own choice of triggers; None for all.
-        hooks: All hooks there are.
-
-    Returns:
-        Names of triggers; start and stop are not among them.
-    """
-    handlers = getattr(plugin, "handlers", None)
-    all_hooks = [hook for hook in hooks if hook not in {"qtasks_start", "qtasks_stop"}]
-    wanted = list(handlers) if isinstance(handlers, dict) else all_hooks
-    if limit is None:
-        return wanted
-    chosen = list(limit)
-    return [name for name in chosen if name in wanted or name not in all_hooks]

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import click
 
 from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask
-from qtasks_pluggy._names import nearest
+from qtasks_pluggy._text import nearest
 from qtasks_pluggy.cli._traceback import own_traceback
 from qtasks_pluggy.exc import EngineError, PluginError, QTasksError, SettingsError
 

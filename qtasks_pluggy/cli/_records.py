@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final, Self
 
 import attrs
 
-from qtasks_pluggy._names import nearest
+from qtasks_pluggy._text import nearest
 from qtasks_pluggy.cli._load import Trouble
 
 STDIN: Final = "-"

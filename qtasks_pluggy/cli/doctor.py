@@ -10,7 +10,7 @@ import attrs
 import click
 
 from qtasks_pluggy import PluginManager
-from qtasks_pluggy._chain import Link
+from qtasks_pluggy._plugins.chain import Link
 from qtasks_pluggy.cli._load import Trouble, load_app
 from qtasks_pluggy.cli._screen import Column, show_table
 from qtasks_pluggy.cli.hooks import HOOKS

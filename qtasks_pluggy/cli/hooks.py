@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from qtasks_hookspecs import _hooks
-from qtasks_pluggy._names import nearest
+from qtasks_pluggy._text import nearest
 from qtasks_pluggy.cli._load import Trouble
 from qtasks_pluggy.cli._screen import Column, show_table
 

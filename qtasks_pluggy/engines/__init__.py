@@ -18,11 +18,11 @@ own object comes from. This module has what an adapter needs besides ``qtasks_pl
 
 from __future__ import annotations
 
-from qtasks_pluggy._adapters import url_options
-from qtasks_pluggy._engine import Capabilities, Engine, Host, NoRoomError
-from qtasks_pluggy._locks import lock_of
+from qtasks_pluggy._fork import lock_of
 from qtasks_pluggy._log import event as log_event
-from qtasks_pluggy._outcome import Ended, Outcome, status_of
+from qtasks_pluggy._submit.lookup import url_options
+from qtasks_pluggy._submit.outcome import Ended, Outcome, status_of
+from qtasks_pluggy._submit.protocol import Capabilities, Engine, Host, NoRoomError
 from qtasks_pluggy._waiting import background
 
 __all__ = [

@@ -55,12 +55,7 @@ from qtasks_pluggy.engines.servers import (
     unserializable,
     wait_by_looking,
 )
-from qtasks_pluggy.exc import (
-    CapabilityError,
-    EngineError,
-    TaskCancelError,
-    TaskPluginTriggerError,
-)
+from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError, TaskPluginTriggerError
 
 __all__ = ["CeleryEngine", "Plugins", "at_least_once", "install"]
 

@@ -19,14 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import (
-    Capabilities,
-    Ended,
-    NoRoomError,
-    Outcome,
-    background,
-    log_event,
-)
+from qtasks_pluggy.engines import Capabilities, Ended, NoRoomError, Outcome, background, log_event
 from qtasks_pluggy.engines._memory_queue import (
     Alarm,
     EndFuture,

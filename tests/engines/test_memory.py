@@ -10,10 +10,7 @@ import time
 import pytest
 
 from qtasks_pluggy import TaskStatus
-from qtasks_pluggy.exc import (
-    QueueFullError,
-    TaskCancelError,
-)
+from qtasks_pluggy.exc import QueueFullError, TaskCancelError
 from tests.engines.processes import wait_until
 from tests.engines.shops import LONG, Gate, app_of
 

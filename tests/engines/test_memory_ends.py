@@ -13,12 +13,7 @@ from structlog.testing import capture_logs
 
 from qtasks_hookspecs import Retry
 from qtasks_pluggy import QueueTasks, TaskStatus
-from qtasks_pluggy.exc import (
-    EngineError,
-    NotRunningError,
-    TaskCancelError,
-    TaskPluginTriggerError,
-)
+from qtasks_pluggy.exc import EngineError, NotRunningError, TaskCancelError, TaskPluginTriggerError
 from tests.engines.shops import LONG, Closing, Gate, app_of
 
 

@@ -9,11 +9,7 @@ import pytest
 
 from qtasks_hookspecs import hookimpl
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.exc import (
-    NotRunningError,
-    PluginError,
-    TaskPluginTriggerError,
-)
+from qtasks_pluggy.exc import NotRunningError, PluginError, TaskPluginTriggerError
 from tests.runs import answering, failing, plugin
 
 

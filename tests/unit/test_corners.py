@@ -12,7 +12,7 @@ import pytest
 
 from qtasks_hookspecs import Replace, Retry, TaskFunc, hookimpl, hookspec, when
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor, Trail
-from qtasks_pluggy._quarantine import Breaker
+from qtasks_pluggy._plugins.quarantine import Breaker
 from qtasks_pluggy._waiting import _clocked, finish
 from qtasks_pluggy.exc import PluginRegistrationError, TaskPluginTriggerError, TaskTimeoutError
 from tests.runs import answering, both_ways, failing, plugin

@@ -11,14 +11,7 @@ from typing import Any
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskTimeoutError
 from qtasks_pluggy import _log
-from qtasks_pluggy._waiting import (
-    GRACE,
-    LimitExceededError,
-    Raised,
-    Waiting,
-    raise_as_is,
-    unpack,
-)
+from qtasks_pluggy._waiting import GRACE, LimitExceededError, Raised, Waiting, raise_as_is, unpack
 
 
 async def call_function(

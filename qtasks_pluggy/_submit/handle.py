@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qtasks_hookspecs import TaskMessage
-from qtasks_pluggy._engine import Engine, has_to_be_waited_for, reach, settle
-from qtasks_pluggy._outcome import Ended, TaskStatus
-from qtasks_pluggy._trail import Trail
+from qtasks_pluggy._plugins.trail import Trail
+from qtasks_pluggy._submit.calls import has_to_be_waited_for, reach, settle
+from qtasks_pluggy._submit.outcome import Ended, TaskStatus
+from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Raised, Waiting, finish, raise_as_is
 
 if TYPE_CHECKING:

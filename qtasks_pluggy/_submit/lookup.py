@@ -7,10 +7,9 @@ from inspect import getmro
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from qtasks_hookspecs import TaskFunc
-from qtasks_hookspecs.exc import CapabilityError, EngineError
-from qtasks_pluggy._engine import Engine
-from qtasks_pluggy._names import nearest
+from qtasks_hookspecs.exc import EngineError
+from qtasks_pluggy._submit.protocol import Engine
+from qtasks_pluggy._text import nearest
 
 GROUP: Final = "qtasks_pluggy.engines"
 
@@ -63,20 +62,6 @@ def refuse_workers_like(given: Any, app: str) -> None:
     if given < 1:
         msg = f"{what}; got {given}"
         raise ValueError(msg)
-
-
-def refuse_what_is_lacking(engine: Engine, app: str, task_func: TaskFunc) -> None:
-    """Refuse a task that an engine cannot do as it is declared.
-
-    Raises:
-        CapabilityError: The engine cannot do what the task's declaration asks for.
-    """
-    if task_func.priority and not engine.capabilities.priority:
-        msg = (
-            f"engine {engine.name!r} has no priorities, and task {task_func.name!r} of app"
-            f" {app!r} is declared with priority={task_func.priority}; leave it out"
-        )
-        raise CapabilityError(msg)
 
 
 _URLS: Final = "memory:// and huey+sqlite:///file.db are URLs"

@@ -7,20 +7,35 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry
 from qtasks_hookspecs._markers import When
-from qtasks_pluggy._filter import facts, passes
-from qtasks_pluggy._names import who
-from qtasks_pluggy._quarantine import NO_BREAKER, Breaker
+from qtasks_pluggy._plugins.filters import facts, passes
+from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
+from qtasks_pluggy._plugins.trail import TrailRecord
+from qtasks_pluggy._plugins.validation import Candidate, conditions, is_blocking, parameters
 from qtasks_pluggy._settings import Settings
-from qtasks_pluggy._trail import TrailRecord
-from qtasks_pluggy._validation import Candidate, conditions, is_blocking, parameters
+from qtasks_pluggy._text import who
 
 DECISIONS: Final = frozenset({Replace, Retry, Raise, Cancel, DeadLetter})
+
+
+class Hook(Protocol):
+    """As much of a hook's caller as a walk along its chain looks at."""
+
+    names: frozenset[str]
+    size: int
+    lastresult: bool
+    pipeline: str | None
+    manager: Any
+
+    @property
+    def name(self) -> str:
+        """The hook's name."""
+        ...
 
 
 @attrs.frozen(eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from qtasks_pluggy._names import nearest
+from qtasks_pluggy._text import nearest
 
 if TYPE_CHECKING:
     from qtasks_hookspecs._markers import When

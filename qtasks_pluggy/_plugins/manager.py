@@ -14,15 +14,16 @@ from qtasks_hookspecs import _hooks
 from qtasks_hookspecs._markers import PROJECT_NAME
 from qtasks_hookspecs.exc import PluginRegistrationError
 from qtasks_pluggy import _log, _settings
-from qtasks_pluggy._chain import Chain, Link, in_call_order, make_link
-from qtasks_pluggy._discovery import PluginInfo, installed, left_out, load
-from qtasks_pluggy._dispatch import HookCaller, SubsetHookCaller, dispatch
-from qtasks_pluggy._locks import lock_of
-from qtasks_pluggy._quarantine import NO_BREAKER, Breaker
-from qtasks_pluggy._registry import Table, candidate_of, check_all, name_of, not_registered
-from qtasks_pluggy._validation import Candidate, check_extra
+from qtasks_pluggy._fork import lock_of
+from qtasks_pluggy._plugins.adapter import given
+from qtasks_pluggy._plugins.caller import HookCaller, SubsetHookCaller
+from qtasks_pluggy._plugins.chain import Chain, Link, in_call_order, make_link
+from qtasks_pluggy._plugins.discovery import PluginInfo, installed, left_out, load
+from qtasks_pluggy._plugins.dispatch import dispatch
+from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
+from qtasks_pluggy._plugins.registry import Table, candidate_of, check_all, name_of, not_registered
+from qtasks_pluggy._plugins.validation import Candidate, check_extra
 from qtasks_pluggy._waiting import IN_THREAD, finish
-from qtasks_pluggy.base_plugin import given
 
 BUILTIN, INSTALLED, ADDED = range(3)
 BUILTINS: Final = ("fallback", "retry")

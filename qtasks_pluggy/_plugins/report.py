@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
 from qtasks_hookspecs.exc import PluginError
 from qtasks_pluggy import _log
-from qtasks_pluggy._chain import Entry, Link, record_of
-from qtasks_pluggy._names import text_of
-from qtasks_pluggy._trail import short
+from qtasks_pluggy._plugins.chain import Entry, Hook, Link, record_of
+from qtasks_pluggy._plugins.trail import short
+from qtasks_pluggy._text import text_of
 from qtasks_pluggy._waiting import LimitExceededError
 
-if TYPE_CHECKING:
-    from qtasks_pluggy._dispatch import HookCaller
 
-
-def misuse(hook: HookCaller, values: Mapping[str, Any]) -> TypeError:
+def misuse(hook: Hook, values: Mapping[str, Any]) -> TypeError:
     """Say that a hook was called with the wrong parameters."""
     return TypeError(
         f"hook {hook.name!r} takes {sorted(hook.names)}, but was called with {sorted(values)}"
@@ -26,7 +23,7 @@ def misuse(hook: HookCaller, values: Mapping[str, Any]) -> TypeError:
 
 
 def failed(
-    hook: HookCaller,
+    hook: Hook,
     link: Link,
     failure: BaseException,
     values: Mapping[str, Any],
@@ -114,7 +111,7 @@ def note(error: BaseException, text: str) -> None:
         pass
 
 
-def tell(hook: HookCaller, values: Mapping[str, Any], entries: list[Entry], answer: Any) -> None:
+def tell(hook: Hook, values: Mapping[str, Any], entries: list[Entry], answer: Any) -> None:
     """Note a dispatch that went wrong on the error, and log it where somebody listens."""
     # A host's own hooks have an error perhaps, but no run.
     error, run = values["e"], values.get("task_executor")

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from qtasks_hookspecs import DeadLetter, Raise, Replace, Retry
-from qtasks_hookspecs.exc import CapabilityError
-from qtasks_pluggy._chain import DECISIONS
-
-if TYPE_CHECKING:
-    from qtasks_pluggy._dispatch import HookCaller
-    from qtasks_pluggy._engine import Host
+from qtasks_hookspecs import Raise, Replace, Retry
+from qtasks_pluggy._plugins.chain import DECISIONS, Hook
 
 TRIGGER: Final = "task_executor_run_task_trigger_error"
 ARGUMENTS: Final = "args, kwargs"
 
 
-def accept(hook: HookCaller, values: dict[str, Any], reply: Any) -> bool:
+def accept(hook: Hook, values: dict[str, Any], reply: Any) -> bool:
     """Say whether an answer counts; in a pipeline, hand it on to the links that follow."""
     if reply is None:
         return False
@@ -30,9 +25,9 @@ def accept(hook: HookCaller, values: dict[str, Any], reply: Any) -> bool:
         run = values.get("task_executor")
         if kind is Retry and not _may_retry(run, reply):
             return False
-        engine = getattr(run, "engine", None)
-        if engine is not None:
-            refuse_what_it_lacks(engine, reply)
+        refuse = getattr(run, "refuse", None)
+        if refuse is not None:
+            refuse(reply)
         error = values.get("e")
         return not (
             kind is Raise
@@ -57,28 +52,6 @@ def _may_retry(run: Any, retry: Retry) -> bool:
     attempt: int = getattr(run, "attempt", 1)
     most: int | None = getattr(run, "max_attempts", None)
     return attempt <= retry.limit and (most is None or attempt < most)
-
-
-def refuse_what_it_lacks(engine: Host, decision: Any) -> None:
-    """Refuse a decision that the run's engine cannot carry out.
-
-    Raises:
-        CapabilityError: It cannot.
-    """
-    can = engine.capabilities
-    if isinstance(decision, Retry) and decision.delay and not can.delay:
-        does = f"answered Retry(delay={decision.delay}), and engine {engine.name!r} cannot delay"
-        msg = f"{does} a run; answer Retry() to retry at once, or give it what it needs to delay"
-    elif isinstance(decision, DeadLetter) and not can.dead_letter:
-        does = f"answered DeadLetter, and engine {engine.name!r} has no place for dead letters"
-        msg = f"{does}; answer Cancel or Raise instead"
-    elif isinstance(decision, Raise) and isinstance(decision.error, engine.control):
-        kind = type(decision.error).__name__
-        does = f"answered Raise of {kind}, by which tasks tell engine {engine.name!r} what to do"
-        msg = f"{does}; answer a decision, Retry, Cancel or DeadLetter, or Raise another error"
-    else:
-        return
-    raise CapabilityError(msg)
 
 
 def _arguments(reply: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias, overload
 
 import attrs
 
-from qtasks_pluggy._names import who
+from qtasks_pluggy._text import who
 
 Status: TypeAlias = Literal[
     "answered", "no_opinion", "raised", "timed_out", "filtered", "quarantined", "reentered"

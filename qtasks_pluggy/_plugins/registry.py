@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from qtasks_hookspecs.exc import PluginRegistrationError
-from qtasks_pluggy._names import nearest, text_of, who
-from qtasks_pluggy._validation import Candidate, check
-from qtasks_pluggy.base_plugin import given
+from qtasks_pluggy._plugins.adapter import given
+from qtasks_pluggy._plugins.validation import Candidate, check
+from qtasks_pluggy._text import nearest, text_of, who
 
 
 class _Plugins(list[Any]):

@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
-import pluggy
 
 from qtasks_hookspecs import Replace
 from qtasks_pluggy import _log
-from qtasks_pluggy._answers import ARGUMENTS, accept, left
-from qtasks_pluggy._chain import NO_LINKS, Chain, Entry, Link
-from qtasks_pluggy._report import blame, failed, misuse, settle, tell
-from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish, unpack
-from qtasks_pluggy.base_plugin import given
-
-if TYPE_CHECKING:
-    from qtasks_pluggy._plugins import PluginManager
-
+from qtasks_pluggy._plugins.answers import accept, left
+from qtasks_pluggy._plugins.chain import Chain, Entry, Hook, Link
+from qtasks_pluggy._plugins.report import blame, failed, misuse, settle, tell
+from qtasks_pluggy._waiting import Waiting, unpack
 
 # The most common answers, which need no second look.
 _PLAIN: Final = frozenset({Replace, bool, int, float, str, bytes, dict, list, tuple})
@@ -40,94 +34,8 @@ _at_work: Final[contextvars.ContextVar[tuple[Work, ...]]] = contextvars.ContextV
 )
 
 
-class HookCaller(pluggy.HookCaller):
-    """A hook that is called by our convention, plainly or by ``call_async``."""
-
-    __slots__ = ("chain", "lastresult", "manager", "names", "pipeline", "size")
-
-    def __init__(
-        self, name: str, manager: PluginManager, namespace: Any, options: Mapping[str, Any]
-    ) -> None:
-        # The chain is None where nobody implements the hook: then no run calls it.
-        super().__init__(name, manager.call_hookimpls, namespace, options)  # type: ignore[arg-type]  # our hookspec's options hold pluggy's
-        assert self.spec is not None  # noqa: S101  # pluggy sets it where a namespace is given
-        self.manager: PluginManager = manager
-        self.chain: Chain | None = None
-        self.lastresult: bool = options.get("lastresult", False)
-        self.pipeline: str | None = options.get("pipeline")
-        self.names: frozenset[str] = frozenset(self.spec.argnames)
-        self.size: int = len(self.names)
-        refused = [one for one in ("firstresult", "historic") if options.get(one)]
-        if refused:
-            msg = (
-                f"hook {name!r}: {refused[0]}=True is pluggy's own convention, and hooks here are"
-                " called by another; mark it with hookspec from qtasks_hookspecs"
-            )
-            raise ValueError(msg)
-        carries = ("args", "kwargs") if self.pipeline == ARGUMENTS else (self.pipeline,)
-        if self.pipeline is not None and not self.names.issuperset(carries):
-            msg = (
-                f"hook {name!r}: pipeline={self.pipeline!r} is no parameter of it; name one of"
-                f" {', '.join(self.spec.argnames) or 'its own'}"
-            )
-            raise ValueError(msg)
-
-    def __call__(self, **values: Any) -> Any:
-        """Call the hook from plain code; its async hookimpls run on the background loop.
-
-        Returns:
-            The winning answer or None; of a pipeline what is left at its end.
-        """
-        return finish(dispatch(self, self.chain or NO_LINKS, values, IN_THREAD))
-
-    def call_async(self, **values: Any) -> Coroutine[Any, Any, Any]:
-        """Call the hook from async code.
-
-        Returns:
-            The same as a plain call, to be awaited.
-        """
-        return dispatch(self, self.chain or NO_LINKS, values, ON_LOOP)
-
-
-class SubsetHookCaller(HookCaller):
-    """A hook without the hookimpls of some plugins, as ``subset_hook_caller`` gives it."""
-
-    __slots__ = ("original", "removed")
-
-    def __init__(self, original: HookCaller, removed: Sequence[Any]) -> None:
-        assert original.spec is not None  # noqa: S101  # one of our hooks
-        options: Any = original.spec.opts
-        super().__init__(original.name, original.manager, original.spec.namespace, options)
-        self.original = original
-        self.removed = removed
-
-    def __call__(self, **values: Any) -> Any:
-        """Call what is left of the hook from plain code."""
-        return finish(dispatch(self, self._left(), values, IN_THREAD))
-
-    def call_async(self, **values: Any) -> Coroutine[Any, Any, Any]:
-        """Call what is left of the hook from async code."""
-        return dispatch(self, self._left(), values, ON_LOOP)
-
-    def _left(self) -> Chain:
-        """Return the original's chain of this moment, less the removed plugins."""
-
-        def kept(links: tuple[Link, ...]) -> tuple[Link, ...]:
-            return tuple(link for link in links if self._keeps(link.impl.plugin))
-
-        whole = self.original.chain or NO_LINKS
-        return Chain(kept(whole.links), kept(whole.wrappers))
-
-    def get_hookimpls(self) -> list[pluggy.HookImpl]:
-        """Return the hookimpls that are left."""
-        return [impl for impl in self.original.get_hookimpls() if self._keeps(impl.plugin)]
-
-    def _keeps(self, plugin: Any) -> bool:
-        return not any(one is plugin or one is given(plugin) for one in self.removed)
-
-
 async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each branch is a rule
-    hook: HookCaller,
+    hook: Hook,
     chain: Chain,
     values: dict[str, Any],
     waiting: Waiting,
@@ -277,7 +185,7 @@ class _Opened:
 
 
 def _open(
-    hook: HookCaller,
+    hook: Hook,
     link: Link,
     values: Mapping[str, Any],
     entries: list[Entry],
@@ -311,7 +219,7 @@ def _open(
 
 
 async def _close(  # noqa: PLR0917  # the dispatch, as it stands at that wrapper
-    hook: HookCaller,
+    hook: Hook,
     wrapper: _Opened,
     values: dict[str, Any],
     entries: list[Entry],

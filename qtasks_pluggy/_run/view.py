@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qtasks_hookspecs import TaskFunc, TaskMessage
 from qtasks_pluggy import _log
-from qtasks_pluggy._chain import Entry, record_of
+from qtasks_pluggy._plugins.chain import Entry, record_of
+from qtasks_pluggy._plugins.trail import Trail
+from qtasks_pluggy._run.decisions import refuse_what_it_lacks
+from qtasks_pluggy._submit.protocol import Host
 from qtasks_pluggy._task import Context
-from qtasks_pluggy._trail import Trail
-
-if TYPE_CHECKING:
-    from qtasks_pluggy._engine import Host
 
 
 class Run:
@@ -95,6 +94,15 @@ class Run:
     def engine(self) -> Host | None:
         """What carries this run; None in place."""
         return self._engine
+
+    def refuse(self, decision: Any) -> None:
+        """Refuse a decision that the run's engine cannot carry out.
+
+        Raises:
+            CapabilityError: It cannot.
+        """
+        if self._engine is not None:
+            refuse_what_it_lacks(self._engine, decision)
 
     @property
     def log(self) -> Any:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from qtasks_hookspecs import TaskMessage
 from qtasks_hookspecs.exc import CapabilityError, EngineError, TaskNameError
-from qtasks_pluggy._engine import hand_over
-from qtasks_pluggy._handle import TaskHandle
-from qtasks_pluggy._names import nearest
+from qtasks_pluggy._submit.calls import hand_over
+from qtasks_pluggy._submit.handle import TaskHandle
+from qtasks_pluggy._submit.protocol import SubmittingApp
+from qtasks_pluggy._text import nearest
 from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
-
-if TYPE_CHECKING:
-    from qtasks_pluggy._app import QueueTasks
 
 R_co = TypeVar("R_co", covariant=True)
 
 
 async def submit(
-    app: QueueTasks, waiting: Waiting, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    app: SubmittingApp, waiting: Waiting, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> TaskHandle[Any]:
     """Hand one run to the app's engine.
 
@@ -57,7 +55,7 @@ class Submissions(Generic[R_co]):
         calls: The arguments of each run.
     """
 
-    def __init__(self, app: QueueTasks, task: Any, calls: Iterable[Any]) -> None:
+    def __init__(self, app: SubmittingApp, task: Any, calls: Iterable[Any]) -> None:
         self._app = app
         self._task = task
         self._calls = iter(calls)
@@ -79,7 +77,7 @@ def _call_of(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((), dict(call)) if isinstance(call, Mapping) else ((call,), {})
 
 
-def unknown_task(app: QueueTasks, name: str) -> TaskNameError:
+def unknown_task(app: SubmittingApp, name: str) -> TaskNameError:
     """Say that a message names a task that the app does not have."""
     hint = f"did you mean {nearest(name, app.tasks)!r}?" if app.tasks else "it has none."
     msg = (

@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
 
 from qtasks_hookspecs import Replace, TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import EngineError, PluginError, TaskPluginTriggerError
-from qtasks_pluggy._chain import DECISIONS
-from qtasks_pluggy._function import call_function
-from qtasks_pluggy._outcome import Outcome, intercepted, outcome_of, set_aside
-from qtasks_pluggy._plugins import PluginManager
-from qtasks_pluggy._run import Run
+from qtasks_pluggy._plugins.chain import DECISIONS
+from qtasks_pluggy._plugins.manager import PluginManager
+from qtasks_pluggy._run.decisions import intercepted, outcome_of, set_aside
+from qtasks_pluggy._run.function import call_function
+from qtasks_pluggy._run.view import Run
+from qtasks_pluggy._submit.outcome import Outcome
+from qtasks_pluggy._submit.protocol import Host
 from qtasks_pluggy._task import AsyncTask, SyncTask
 from qtasks_pluggy._waiting import (
     IN_THREAD,
@@ -32,9 +34,6 @@ from qtasks_pluggy._waiting import (
     finish,
     raise_as_is,
 )
-
-if TYPE_CHECKING:
-    from qtasks_pluggy._engine import Host
 
 Runnable: TypeAlias = "TaskFunc | AsyncTask[..., Any] | SyncTask[..., Any] | Callable[..., Any]"
 

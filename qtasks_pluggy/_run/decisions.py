@@ -1,88 +1,25 @@
-"""What an attempt comes to, as work for the run's host, and how a submitted run ends."""
+"""What a decision of the plugins comes to, as work for the run's host."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from enum import StrEnum
-from typing import Any, Final, Literal
-
-import attrs
+from typing import Any, Final
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, TaskFunc, TaskMessage
-from qtasks_hookspecs.exc import TaskCancelError, TaskDeadLetteredError, TaskPluginTriggerError
+from qtasks_hookspecs.exc import (
+    CapabilityError,
+    TaskCancelError,
+    TaskDeadLetteredError,
+    TaskPluginTriggerError,
+)
 from qtasks_pluggy import _log
-from qtasks_pluggy._chain import Entry, record_of
-from qtasks_pluggy._report import note
-from qtasks_pluggy._trail import Trail, short
+from qtasks_pluggy._plugins.chain import Entry, record_of
+from qtasks_pluggy._plugins.report import note
+from qtasks_pluggy._plugins.trail import short
+from qtasks_pluggy._submit.outcome import Outcome
+from qtasks_pluggy._submit.protocol import Host
 from qtasks_pluggy._waiting import Waiting
-
-
-class TaskStatus(StrEnum):
-    """How far a submitted run is."""
-
-    queued = "queued"
-    running = "running"
-    succeeded = "succeeded"
-    failed = "failed"
-    cancelled = "cancelled"
-    dead_lettered = "dead_lettered"
-
-
-_STATUS: Final = {
-    "succeed": TaskStatus.succeeded,
-    "cancel": TaskStatus.cancelled,
-    "dead_letter": TaskStatus.dead_lettered,
-}
-
-
-@attrs.frozen(eq=False)
-class Outcome:
-    """How an attempt ended, for the host of the run to carry out.
-
-    Attributes:
-        action: What is to be done. ``pass`` is for an engine's own control exception: it is to be
-            raised as it is.
-        error: What the caller will see; for a retry, the error that it answers; None on success.
-        delay: Seconds before the next attempt; None leaves it to the host.
-        reason: Why, for people.
-        result: The result, on success.
-    """
-
-    action: Literal["succeed", "fail", "retry", "cancel", "dead_letter", "pass"]
-    error: Exception | None = None
-    delay: float | None = None
-    reason: str = ""
-    result: Any = None
-
-    @property
-    def status(self) -> TaskStatus:
-        """How a run ends that ends by this."""
-        return _STATUS.get(self.action, TaskStatus.failed)
-
-
-@attrs.frozen(eq=False)
-class Ended:
-    """How a submitted run ended.
-
-    Attributes:
-        status: One of the four ends.
-        result: The result, on success.
-        error: What the caller is to see, otherwise.
-        trail: Who was asked; None where the engine cannot carry it.
-    """
-
-    status: TaskStatus
-    result: Any = None
-    error: BaseException | None = None
-    trail: Trail | None = None
-
-
-def status_of(error: Any) -> TaskStatus:
-    """Tell how a run has ended by the error that its caller sees."""
-    if isinstance(error, TaskDeadLetteredError):
-        return TaskStatus.dead_lettered
-    return TaskStatus.cancelled if isinstance(error, TaskCancelError) else TaskStatus.failed
 
 
 def intercepted(task_func: TaskFunc, error: Exception) -> TaskPluginTriggerError | None:
@@ -170,3 +107,25 @@ def _caused(error: Exception, cause: Exception) -> Exception:
 
 # Not the cause itself, which would be pickled with the error, and can be what cannot be.
 _OURS: Final = "__qtasks_pluggy_cause_id__"
+
+
+def refuse_what_it_lacks(engine: Host, decision: Any) -> None:
+    """Refuse a decision that the run's engine cannot carry out.
+
+    Raises:
+        CapabilityError: It cannot.
+    """
+    can = engine.capabilities
+    if isinstance(decision, Retry) and decision.delay and not can.delay:
+        does = f"answered Retry(delay={decision.delay}), and engine {engine.name!r} cannot delay"
+        msg = f"{does} a run; answer Retry() to retry at once, or give it what it needs to delay"
+    elif isinstance(decision, DeadLetter) and not can.dead_letter:
+        does = f"answered DeadLetter, and engine {engine.name!r} has no place for dead letters"
+        msg = f"{does}; answer Cancel or Raise instead"
+    elif isinstance(decision, Raise) and isinstance(decision.error, engine.control):
+        kind = type(decision.error).__name__
+        does = f"answered Raise of {kind}, by which tasks tell engine {engine.name!r} what to do"
+        msg = f"{does}; answer a decision, Retry, Cancel or DeadLetter, or Raise another error"
+    else:
+        return
+    raise CapabilityError(msg)

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import attrs
 
 from qtasks_hookspecs._markers import ENTRY_POINT_GROUP
-from qtasks_pluggy._names import text_of
-from qtasks_pluggy._validation import Candidate
+from qtasks_pluggy._plugins.validation import Candidate
+from qtasks_pluggy._text import text_of
 
 
 @attrs.frozen

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from qtasks_pluggy._locks import lock_of
+from qtasks_pluggy._fork import lock_of
 
 
 class Breaker:

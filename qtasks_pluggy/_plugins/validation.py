@@ -10,9 +10,10 @@ from typing import Any
 import attrs
 
 from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATTRIBUTE
-from qtasks_pluggy._filter import never_matches
-from qtasks_pluggy._names import nearest, text_of, who
-from qtasks_pluggy.base_plugin import Adapter, BasePlugin, triggers
+from qtasks_pluggy._plugins.adapter import Adapter, triggers
+from qtasks_pluggy._plugins.filters import never_matches
+from qtasks_pluggy._text import nearest, text_of, who
+from qtasks_pluggy.base_plugin import BasePlugin
 
 _MARK = f"{PROJECT_NAME}_impl"
 

@@ -1,0 +1,18 @@
+"""The plugin side: what is registered, and how a hook asks it; it knows no run, engine or app.
+
+===================  ===========================================================================
+``manager.py``       ``PluginManager``: what is registered, and each hook's chain
+``discovery.py``     the installed plugins
+``registry.py``      which plugin is which
+``validation.py``    what can be wrong with a plugin
+``adapter.py``       a ``BasePlugin`` as hookimpls
+``caller.py``        ``pm.hook.<name>``, plain and async
+``dispatch.py``      THE RULE: everybody is asked, the last answer wins
+``answers.py``       which answers count
+``chain.py``         the links of a hook's chain, and their order
+``filters.py``       which links are asked about an error
+``quarantine.py``    leaving alone what keeps failing
+``report.py``        how a dispatch is told
+``trail.py``         who was asked, what each answered, what won
+===================  ===========================================================================
+"""

@@ -1,0 +1,11 @@
+"""The seam to engines: what an app and an adapter say to each other.
+
+===================  ===========================================================================
+``protocol.py``      what an adapter has, and what it is given
+``outcome.py``       how an attempt ends, and how a submitted run ends
+``lookup.py``        finding the adapter for a URL or an engine's own object
+``calls.py``         calling an engine's methods, plain or async
+``submit.py``        handing runs to the app's engine
+``handle.py``        what ``submit`` gives back
+===================  ===========================================================================
+"""

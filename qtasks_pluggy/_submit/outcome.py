@@ -1,0 +1,78 @@
+"""How an attempt ends, for the run's host to carry out, and how a submitted run ends."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+import attrs
+
+from qtasks_hookspecs.exc import TaskCancelError, TaskDeadLetteredError
+from qtasks_pluggy._plugins.trail import Trail
+
+
+class TaskStatus(StrEnum):
+    """How far a submitted run is."""
+
+    queued = "queued"
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+    dead_lettered = "dead_lettered"
+
+
+_STATUS: Final = {
+    "succeed": TaskStatus.succeeded,
+    "cancel": TaskStatus.cancelled,
+    "dead_letter": TaskStatus.dead_lettered,
+}
+
+
+@attrs.frozen(eq=False)
+class Outcome:
+    """How an attempt ended, for the host of the run to carry out.
+
+    Attributes:
+        action: What is to be done. ``pass`` is for an engine's own control exception: it is to be
+            raised as it is.
+        error: What the caller will see; for a retry, the error that it answers; None on success.
+        delay: Seconds before the next attempt; None leaves it to the host.
+        reason: Why, for people.
+        result: The result, on success.
+    """
+
+    action: Literal["succeed", "fail", "retry", "cancel", "dead_letter", "pass"]
+    error: Exception | None = None
+    delay: float | None = None
+    reason: str = ""
+    result: Any = None
+
+    @property
+    def status(self) -> TaskStatus:
+        """How a run ends that ends by this."""
+        return _STATUS.get(self.action, TaskStatus.failed)
+
+
+@attrs.frozen(eq=False)
+class Ended:
+    """How a submitted run ended.
+
+    Attributes:
+        status: One of the four ends.
+        result: The result, on success.
+        error: What the caller is to see, otherwise.
+        trail: Who was asked; None where the engine cannot carry it.
+    """
+
+    status: TaskStatus
+    result: Any = None
+    error: BaseException | None = None
+    trail: Trail | None = None
+
+
+def status_of(error: Any) -> TaskStatus:
+    """Tell how a run has ended by the error that its caller sees."""
+    if isinstance(error, TaskDeadLetteredError):
+        return TaskStatus.dead_lettered
+    return TaskStatus.cancelled if isinstance(error, TaskCancelError) else TaskStatus.failed
