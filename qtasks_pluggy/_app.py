@@ -13,12 +13,12 @@ from qtasks_pluggy._lifecycle import Lifecycle
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.executor import TaskExecutor
 from qtasks_pluggy._submit.handle import TaskHandle
-from qtasks_pluggy._submit.lookup import engine_of, refuse_workers_like
-from qtasks_pluggy._submit.protocol import Engine, refuse_what_is_lacking
+from qtasks_pluggy._submit.lookup import check_workers, resolve_engine
+from qtasks_pluggy._submit.protocol import Engine, check_task_supported
 from qtasks_pluggy._submit.submit import Submissions, submit, unknown_task
 from qtasks_pluggy._task import AsyncTask, Decorator, EchoDecorator, SyncTask
-from qtasks_pluggy._text import nearest
-from qtasks_pluggy._waiting import Waiting
+from qtasks_pluggy._text import closest_match
+from qtasks_pluggy._waiting import Backend
 
 P = ParamSpec("P")
 Intercept: TypeAlias = type[BaseException] | Iterable[type[BaseException]] | None
@@ -99,13 +99,13 @@ class QueueTasks(Lifecycle):
             ValueError: ``workers`` is below 1.
         """
         if workers is not None:
-            refuse_workers_like(workers, self.name)
-        adapter = engine_of(engine)
+            check_workers(workers, self.name)
+        adapter = resolve_engine(engine)
         with self._lock:
             self._refuse_if_started()
             functions = [task.task_func for task in self._tasks.values()]
             for task_func in functions:
-                refuse_what_is_lacking(adapter, self.name, task_func)
+                check_task_supported(adapter, self.name, task_func)
             for task_func in functions if adapter is not self._engine else ():
                 adapter.register(self, task_func)
             self._engine, self._workers = adapter, workers
@@ -217,7 +217,7 @@ class QueueTasks(Lifecycle):
             kind = AsyncTask if task_func.is_async else SyncTask
             task: Any = kind(task_func, self)
             if self._engine is not None:
-                refuse_what_is_lacking(self._engine, self.name, task_func)
+                check_task_supported(self._engine, self.name, task_func)
                 self._engine.register(self, task_func)
             self._tasks[task_func.name] = task
             return task
@@ -256,7 +256,9 @@ class QueueTasks(Lifecycle):
         """
         if self.plugins.unregister(name=name) is None:
             known = [one for one, plugin in self.plugins.list_name_plugin() if plugin is not None]
-            hint = f"did you mean {nearest(name, known)!r}?" if known else "there are no plugins"
+            hint = (
+                f"did you mean {closest_match(name, known)!r}?" if known else "there are no plugins"
+            )
             msg = f"app {self.name!r}: no plugin is named {name!r}; {hint}"
             raise PluginRegistrationError(msg)
 
@@ -268,8 +270,8 @@ class QueueTasks(Lifecycle):
         Raises:
             NotRunningError: The app was stopped.
         """
-        if not self._runnable:
-            self.get_ready()
+        if not self._loaded:
+            self.ensure_loaded()
         return TaskExecutor(task, None, args=args, kwargs=kwargs, plugins=self.plugins).execute()
 
     def run_sync(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -278,8 +280,8 @@ class QueueTasks(Lifecycle):
         Raises:
             NotRunningError: The app was stopped.
         """
-        if not self._runnable:
-            self.get_ready()
+        if not self._loaded:
+            self.ensure_loaded()
         executor = TaskExecutor(task, None, args=args, kwargs=kwargs, plugins=self.plugins)
         return executor.execute_sync()
 
@@ -296,17 +298,17 @@ class QueueTasks(Lifecycle):
         task = self._tasks.get(message.name)
         if task is None:
             raise unknown_task(self, message.name)
-        if not self._runnable:
-            self.get_ready()
+        if not self._loaded:
+            self.ensure_loaded()
         return TaskExecutor(task, message, plugins=self.plugins)
 
     def submit_on(
-        self, waiting: Waiting, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, backend: Backend, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, TaskHandle[Any]]:
         """Hand a run to the engine; what ``task.submit(...)`` does."""
         if self._engine is not None:
             self._refuse_unless_started(task.name)
-        return submit(self, waiting, task, args, kwargs)
+        return submit(self, backend, task, args, kwargs)
 
     def submit_many(self, task: Any, calls: Iterable[Any]) -> Submissions[Any]:
         """Submit a run for each of many calls, one by one as the handles are asked for.

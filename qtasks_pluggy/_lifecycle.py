@@ -13,9 +13,9 @@ from qtasks_pluggy import _log
 from qtasks_pluggy._fork import lock_of
 from qtasks_pluggy._plugins.chain import Entry
 from qtasks_pluggy._plugins.manager import PluginManager
-from qtasks_pluggy._submit.calls import reach
+from qtasks_pluggy._submit.calls import call_engine
 from qtasks_pluggy._submit.protocol import Engine
-from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
+from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
 
 
 class _State(Enum):
@@ -44,7 +44,7 @@ class Lifecycle:
         self._entries: list[Entry] = []
         self._attempt = 1
         self._state = _State.NEW
-        self._runnable = False
+        self._loaded = False
         self._lock = lock_of(self)
 
     def __enter__(self) -> Self:
@@ -58,25 +58,25 @@ class Lifecycle:
             RuntimeError: The app is started already.
             SettingsError: Faults of the settings.
         """
-        finish(self._start(IN_THREAD))
+        run_to_completion(self._start(SYNC))
         return self
 
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
         """Stop: the engine, which finishes the runs at work here, then the plugins, in reverse."""
-        finish(self._stop(IN_THREAD))
+        run_to_completion(self._stop(SYNC))
 
     async def __aenter__(self) -> Self:
         """Start as ``with`` does, from async code."""
-        await self._start(ON_LOOP)
+        await self._start(ASYNCIO)
         return self
 
     async def __aexit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
         """Stop as ``with`` does, from async code."""
-        await self._stop(ON_LOOP)
+        await self._stop(ASYNCIO)
 
     @property
     def is_started(self) -> bool:
@@ -84,12 +84,12 @@ class Lifecycle:
         return self._state in {_State.STARTING, _State.STARTED}
 
     @property
-    def in_worker(self) -> Worker:
+    def in_worker(self) -> WorkerLifespan:
         """The app's life in a worker process of its engine, for ``with`` and ``async with``.
 
         As ``with app:``, except that the engine, which began the process, is not started.
         """
-        return Worker(self._start, self._stop)
+        return WorkerLifespan(self._start, self._stop)
 
     def _refuse_if_started(self) -> None:
         if self.is_started:
@@ -104,7 +104,7 @@ class Lifecycle:
             )
             raise NotRunningError(msg)
 
-    def get_ready(self) -> None:
+    def ensure_loaded(self) -> None:
         """Load what a first run needs, if that has not been done.
 
         Raises:
@@ -112,7 +112,7 @@ class Lifecycle:
             PluginRegistrationError: Faults of the installed plugins, all of them.
             SettingsError: Faults of the settings.
         """
-        if self._runnable:
+        if self._loaded:
             return
         with self._lock:
             if self._state is _State.STOPPED:
@@ -121,9 +121,9 @@ class Lifecycle:
                     " 'with app:' or 'async with app:'"
                 )
                 raise NotRunningError(msg)
-            if not self._runnable:
+            if not self._loaded:
                 self.load_plugins()
-                self._runnable = True
+                self._loaded = True
 
     def load_plugins(self, faults: list[str] | None = None) -> None:
         """Read the settings and load the installed plugins, as a start or a first run does.
@@ -139,20 +139,20 @@ class Lifecycle:
             self.plugins.discover(faults)
         self.plugins.configure()
 
-    async def _start(self, waiting: Waiting, *, in_worker: bool = False) -> None:
+    async def _start(self, backend: Backend, *, in_worker: bool = False) -> None:
         with self._lock:
             self._refuse_if_started()
-            before = self._state, self._runnable
+            before = self._state, self._loaded
             self.load_plugins()
-            self._state, self._runnable = _State.STARTING, True
+            self._state, self._loaded = _State.STARTING, True
         self._entries = []
         hooks = self.plugins.hook
         try:
-            await self._call(hooks.qtasks_start, waiting, settings={})
+            await self._call(hooks.qtasks_start, backend, settings={})
             if self._engine is not None and not in_worker:
-                await reach(self._engine, waiting, "start", self, self._workers)
+                await call_engine(self._engine, backend, "start", self, self._workers)
         except BaseException:
-            self._state, self._runnable = before
+            self._state, self._loaded = before
             started = [link.plugin for link, _, status, *_ in self._entries if status != "raised"]
             plugins = self.plugins.list_name_plugin()
             for name in reversed(started):
@@ -160,34 +160,34 @@ class Lifecycle:
                 others = [plugin for other, plugin in plugins if other != name]
                 stop = self.plugins.subset_hook_caller("qtasks_stop", others)
                 with suppress(PluginError):
-                    await self._call(stop, waiting)
+                    await self._call(stop, backend)
             raise
         self._state = _State.STARTED
         if in_worker:
             names = [name for name, plugin in self.plugins.list_name_plugin() if plugin is not None]
             _log.event("info", "worker_asks_plugins", app=self.name, plugins=names)
 
-    async def _stop(self, waiting: Waiting, *, in_worker: bool = False) -> None:
+    async def _stop(self, backend: Backend, *, in_worker: bool = False) -> None:
         try:
             if self._engine is not None and not in_worker:
-                await reach(self._engine, waiting, "stop")
+                await call_engine(self._engine, backend, "stop")
         finally:
-            await self._stop_plugins(waiting)
+            await self._stop_plugins(backend)
 
-    async def _stop_plugins(self, waiting: Waiting) -> None:
+    async def _stop_plugins(self, backend: Backend) -> None:
         try:
-            await self._call(self.plugins.hook.qtasks_stop, waiting)
+            await self._call(self.plugins.hook.qtasks_stop, backend)
         finally:
-            self._state, self._runnable = _State.STOPPED, False
+            self._state, self._loaded = _State.STOPPED, False
 
-    async def _call(self, hook: Any, waiting: Waiting, **values: Any) -> None:
-        if waiting.on_loop:
+    async def _call(self, hook: Any, backend: Backend, **values: Any) -> None:
+        if backend.on_loop:
             await hook.call_async(app=self, **values)
         else:
             hook(app=self, **values)
 
 
-class Worker:
+class WorkerLifespan:
     """An app's life in a worker process of its engine.
 
     Args:
@@ -205,20 +205,20 @@ class Worker:
 
     def __enter__(self) -> None:
         """Start the plugins."""
-        finish(self._start(IN_THREAD, in_worker=True))
+        run_to_completion(self._start(SYNC, in_worker=True))
 
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
         """Stop the plugins."""
-        finish(self._stop(IN_THREAD, in_worker=True))
+        run_to_completion(self._stop(SYNC, in_worker=True))
 
     async def __aenter__(self) -> None:
         """Start the plugins, from async code."""
-        await self._start(ON_LOOP, in_worker=True)
+        await self._start(ASYNCIO, in_worker=True)
 
     async def __aexit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
         """Stop the plugins, from async code."""
-        await self._stop(ON_LOOP, in_worker=True)
+        await self._stop(ASYNCIO, in_worker=True)

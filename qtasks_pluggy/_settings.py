@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 
 from qtasks_hookspecs.exc import SettingsError
-from qtasks_pluggy._text import nearest
+from qtasks_pluggy._text import closest_match
 
 ENVIRONMENT_PREFIX: Final = "QTASKS_PLUGGY_"
 OWN_FILE: Final = "qtasks_pluggy.toml"
@@ -176,7 +176,7 @@ class Loaded:
                         "setting": key,
                         "source": self.sources[key],
                         "name": name,
-                        "did_you_mean": nearest(name, known) if known else None,
+                        "did_you_mean": closest_match(name, known) if known else None,
                     }
 
 
@@ -224,7 +224,7 @@ def _of(source: str) -> str:
 
 
 def _unknown(key: str, source: str) -> SettingsError:
-    meant = nearest(key, KEYS)
+    meant = closest_match(key, KEYS)
     if source.startswith(ENVIRONMENT_PREFIX):
         meant = f"{ENVIRONMENT_PREFIX}{meant.upper()}"
         return SettingsError(f"{source}: unknown setting; did you mean {meant}?")

@@ -12,7 +12,7 @@ import attrs
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskCancelError, TaskPluginTriggerError
 from qtasks_pluggy._submit.handle import TaskHandle, seconds
-from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
+from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
 
 if TYPE_CHECKING:
     # With defaults, so that ``self: AsyncTask`` alone is a whole annotation.
@@ -120,12 +120,12 @@ if TYPE_CHECKING:
             """Pause."""
 
 
-class TaskHost(Protocol):
+class TaskApp(Protocol):
     """What a task needs of the app behind it."""
 
     def submit_on(
         self,
-        waiting: Waiting,
+        backend: Backend,
         task: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -161,16 +161,16 @@ class _Task(Generic[P, R_co]):
         run: The run that this is a view of; None for the task itself.
     """
 
-    __slots__ = ("_delay", "_host", "_run", "_to_submit", "task_func")
+    __slots__ = ("_delay", "_host", "_run", "_submit_only", "task_func")
 
     def __init__(
-        self, task_func: TaskFunc, host: TaskHost | None = None, run: RunningTask | None = None
+        self, task_func: TaskFunc, host: TaskApp | None = None, run: RunningTask | None = None
     ) -> None:
         self.task_func: TaskFunc = task_func
         self._host = host
         self._run = run
         self._delay: float | None = None
-        self._to_submit = False
+        self._submit_only = False
 
     @property
     def name(self) -> str:
@@ -229,13 +229,13 @@ class _Task(Generic[P, R_co]):
             NotRunningError: The app is not started.
             QueueFullError: The engine is full, and waiting for room would never end.
         """
-        return finish(self._app().submit_on(IN_THREAD, self, args, kwargs))
+        return run_to_completion(self._app().submit_on(SYNC, self, args, kwargs))
 
     def submit_async(
         self, /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, TaskHandle[R_co]]:
         """Hand a run to the app's engine, from async code; as ``submit_sync`` does."""
-        return self._app().submit_on(ON_LOOP, self, args, kwargs)
+        return self._app().submit_on(ASYNCIO, self, args, kwargs)
 
     def with_options(self, *, delay: float | None = None, priority: int | None = None) -> Self:
         """Return this task with other options for the runs that are submitted by it.
@@ -258,17 +258,17 @@ class _Task(Generic[P, R_co]):
             func = attrs.evolve(func, priority=priority)
         other = type(self)(func, self._host)
         other._delay = delay  # noqa: SLF001  # one of us
-        other._to_submit = True  # noqa: SLF001  # one of us
+        other._submit_only = True  # noqa: SLF001  # one of us
         return other
 
-    def _not_here(self) -> RuntimeError:
+    def _refuse_call(self) -> RuntimeError:
         msg = (
             f"task {self.name!r} with_options() is for submitting, and this is a call here and now,"
             " which has no options; call the task itself, or submit it"
         )
         return RuntimeError(msg)
 
-    def _app(self) -> TaskHost:
+    def _app(self) -> TaskApp:
         if self._host is None:
             msg = f"task {self.name!r} has no app to run it; use TaskExecutor, or call .func"
             raise RuntimeError(msg)
@@ -310,8 +310,8 @@ class AsyncTask(_Task[P, R_co]):
         Raises:
             NotRunningError: The app was stopped.
         """
-        if self._to_submit:
-            raise self._not_here()
+        if self._submit_only:
+            raise self._refuse_call()
         return await self._app().run_async(self, args, kwargs)  # type: ignore[no-any-return]  # what the function returns
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, TaskHandle[R_co]]:
@@ -356,8 +356,8 @@ class SyncTask(_Task[P, R_co]):
         Raises:
             NotRunningError: The app was stopped.
         """
-        if self._to_submit:
-            raise self._not_here()
+        if self._submit_only:
+            raise self._refuse_call()
         return self._app().run_sync(self, args, kwargs)
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]:

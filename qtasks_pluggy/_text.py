@@ -6,21 +6,21 @@ import difflib
 from collections.abc import Iterable
 
 
-def who(plugin: str, distribution: str | None, version: str | None) -> str:
+def describe_plugin(plugin: str, distribution: str | None, version: str | None) -> str:
     """Name a plugin, with the distribution that installed it if one did."""
     if distribution is None:
         return f"plugin {plugin!r}"
     return f"plugin {plugin!r} ({distribution} {version})"
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def closest_match(name: str, names: Iterable[str]) -> str:
     """Return the name most like a given one; at least one name must be there."""
     by_letters = {one.casefold(): one for one in sorted(names)}
     near = difflib.get_close_matches(name.casefold(), by_letters, n=1, cutoff=0)
     return by_letters[near[0]]
 
 
-def text_of(error: BaseException) -> str:
+def safe_str(error: BaseException) -> str:
     """Return an error's text, whatever its class makes of ``str()``."""
     try:
         return str(error)

@@ -2,7 +2,7 @@
 
 The life of a run is one ``async def``. On an event loop its awaits suspend as usual. In plain
 code none of them ever does: each of these methods has waited, in the calling thread, before it
-returns, so that ``finish`` can step the whole life to its end with a single ``send``.
+returns, so that ``run_to_completion`` can step the whole life to its end with a single ``send``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import attrs
 
 T = TypeVar("T")
 
-Carried: TypeAlias = list[Any]
+Captured: TypeAlias = list[Any]
 """A value and an error, one of them None. Errors cross threads, futures and coroutines as values:
 a coroutine cannot raise ``StopIteration``, and a future that refuses it is waited for for ever. A
-list, so that ``unpack`` can empty it: no frame that carried an error must hold it."""
+list, so that ``unwrap`` can empty it: no frame that carried an error must hold it."""
 
 
 @attrs.frozen
@@ -35,7 +35,7 @@ class Raised:
     error: StopIteration
 
 
-class Waiting(Protocol):
+class Backend(Protocol):
     """How a run waits."""
 
     on_loop: bool
@@ -51,11 +51,11 @@ class Waiting(Protocol):
         """
         ...
 
-    async def function(self, function: Callable[[], Any]) -> Carried:
+    async def function(self, function: Callable[[], Any]) -> Captured:
         """Call the function of a plain task."""
         ...
 
-    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Carried:
+    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Captured:
         """Call a function that must not hold up the caller's thread, in a daemon thread.
 
         Raises:
@@ -88,12 +88,12 @@ _IN_ITS_THREAD: Final = "; it was left behind in its thread"
 _ON_THE_LOOP: Final = "; it held up the event loop without yielding"
 _SWALLOWED: Final = "; it swallowed its cancellation and was left behind"
 # Time for a cancelled coroutine to clean up; one that takes longer is left behind.
-GRACE: Final = 0.1
+CANCEL_GRACE: Final = 0.1
 # Seconds that a thread waits for async code at a time.
-LOOK: Final = 0.5
+POLL_SECONDS: Final = 0.5
 
 
-async def _bounded(thing: Awaitable[T], limit: float) -> T:
+async def with_timeout(thing: Awaitable[T], limit: float) -> T:
     """Wait for an awaitable in a task of its own, at most for some seconds."""
     longest = [0.0]
     task = asyncio.ensure_future(_clocked(thing, longest))
@@ -103,12 +103,12 @@ async def _bounded(thing: Awaitable[T], limit: float) -> T:
         done = task.done() or (await asyncio.wait({task}, timeout=limit))[0]
     except asyncio.CancelledError:
         task.cancel()
-        await asyncio.wait({task}, timeout=GRACE)
+        await asyncio.wait({task}, timeout=CANCEL_GRACE)
         raise
     if done and longest[0] <= limit:
         return task.result()
     task.cancel()
-    await asyncio.wait({task}, timeout=GRACE)
+    await asyncio.wait({task}, timeout=CANCEL_GRACE)
     # Looked at, whatever it comes to, so that asyncio does not complain.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     if task.done():
@@ -149,7 +149,7 @@ def _close(thing: Any) -> None:
         thing.close()
 
 
-def carry(function: Callable[[], Any]) -> Carried:
+def capture(function: Callable[[], Any]) -> Captured:
     """Call a function; return its value or its error."""
     try:
         return [function(), None]
@@ -157,7 +157,7 @@ def carry(function: Callable[[], Any]) -> Carried:
         return [None, error]
 
 
-def raise_as_is(error: BaseException) -> NoReturn:
+def reraise(error: BaseException) -> NoReturn:
     """Raise an error that was caught before, its ``__context__`` untouched.
 
     Raising it while another one is being handled, by a caller far up, would set it.
@@ -172,30 +172,30 @@ def raise_as_is(error: BaseException) -> NoReturn:
         del error, context
 
 
-def unpack(carried: Carried) -> Any:
+def unwrap(carried: Captured) -> Any:
     """Return the value that was carried, or raise the error."""
     value, error = carried
     carried.clear()
     if error is None:
         return value
     try:
-        raise_as_is(error)
+        reraise(error)
     finally:
         del error, carried
 
 
 def _in_daemon_thread(
     function: Callable[[], Any], *, holds_the_loop: bool
-) -> concurrent.futures.Future[Carried]:
-    future: concurrent.futures.Future[Carried] = concurrent.futures.Future()
+) -> concurrent.futures.Future[Captured]:
+    future: concurrent.futures.Future[Captured] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
     context = contextvars.copy_context()
-    if holds_the_loop and background.is_here():
+    if holds_the_loop and background.in_loop_thread():
         # Plain code on that loop waits for this thread, so this thread cannot wait for the loop.
         context.run(_holds_the_loop.set, True)  # noqa: FBT003  # ContextVar's own signature
 
     def body() -> None:
-        future.set_result(context.run(carry, function))
+        future.set_result(context.run(capture, function))
 
     threading.Thread(target=body, name="qtasks-pluggy-blocking", daemon=True).start()
     return future
@@ -208,16 +208,16 @@ class _OnLoop:
         await asyncio.sleep(seconds)
 
     async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
-        return await (thing if limit is None else _bounded(thing, limit))
+        return await (thing if limit is None else with_timeout(thing, limit))
 
-    async def function(self, function: Callable[[], Any]) -> Carried:
-        if background.is_here():
+    async def function(self, function: Callable[[], Any]) -> Captured:
+        if background.in_loop_thread():
             # There plain code waits for async code that waits for plain code, and so on: a pool
             # with an end to it could be full of threads that wait for each other.
             return await asyncio.wrap_future(_in_daemon_thread(function, holds_the_loop=False))
-        return await asyncio.to_thread(carry, function)
+        return await asyncio.to_thread(capture, function)
 
-    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Carried:
+    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Captured:
         future = asyncio.wrap_future(_in_daemon_thread(function, holds_the_loop=False))
         done, _ = await asyncio.wait({future}, timeout=limit)
         if not done:
@@ -243,7 +243,7 @@ class _OnLoop:
 class _OnEngineLoop(_OnLoop):
     """On an event loop, for an engine's runs, whose plain functions may wait for each other."""
 
-    async def function(self, function: Callable[[], Any]) -> Carried:
+    async def function(self, function: Callable[[], Any]) -> Captured:
         return await asyncio.wrap_future(_in_daemon_thread(function, holds_the_loop=False))
 
 
@@ -256,10 +256,10 @@ class _InThread:
     async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
         return background.run(thing, limit)
 
-    async def function(self, function: Callable[[], Any]) -> Carried:
-        return carry(function)
+    async def function(self, function: Callable[[], Any]) -> Captured:
+        return capture(function)
 
-    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Carried:
+    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Captured:
         try:
             return _in_daemon_thread(function, holds_the_loop=True).result(
                 None if limit is None else min(limit, threading.TIMEOUT_MAX)
@@ -274,13 +274,13 @@ class _InThread:
         return False
 
 
-ON_LOOP: Final[Waiting] = _OnLoop()
-ON_ENGINE_LOOP: Final[Waiting] = _OnEngineLoop()
-IN_THREAD: Final[Waiting] = _InThread()
+ASYNCIO: Final[Backend] = _OnLoop()
+ASYNCIO_WORKER: Final[Backend] = _OnEngineLoop()
+SYNC: Final[Backend] = _InThread()
 
 
-def finish(life: Coroutine[Any, Any, T]) -> T:
-    """Step a coroutine that waits by ``IN_THREAD`` to its end, without an event loop."""
+def run_to_completion(life: Coroutine[Any, Any, T]) -> T:
+    """Step a coroutine that waits by ``SYNC`` to its end, without an event loop."""
     try:
         life.send(None)
     except StopIteration as end:
@@ -297,9 +297,9 @@ class _BackgroundLoop:
     """
 
     def __init__(self) -> None:
-        self.forget()
+        self.reset_after_fork()
 
-    def forget(self) -> None:
+    def reset_after_fork(self) -> None:
         """Begin anew, as in a forked process, which has the loop's state but not its thread."""
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -313,7 +313,7 @@ class _BackgroundLoop:
             RuntimeError: The caller is on the loop's own thread, where waiting would never end.
         """
         loop = self._started()
-        if self.is_here() or _holds_the_loop.get():
+        if self.in_loop_thread() or _holds_the_loop.get():
             _close(thing)
             msg = (
                 "qtasks_pluggy: plain code on the background event loop needs async code to be"
@@ -321,17 +321,17 @@ class _BackgroundLoop:
                 " 'await task(...)' or 'await executor.execute()' of an async task instead"
             )
             raise RuntimeError(msg)
-        future: concurrent.futures.Future[Carried] = concurrent.futures.Future()
+        future: concurrent.futures.Future[Captured] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
-        tasks: list[asyncio.Task[Carried]] = []
+        tasks: list[asyncio.Task[Captured]] = []
 
-        async def body() -> Carried:
+        async def body() -> Captured:
             try:
-                return [await (thing if limit is None else _bounded(thing, limit)), None]
+                return [await (thing if limit is None else with_timeout(thing, limit)), None]
             except BaseException as error:  # noqa: BLE001  # raised by whoever waits
                 return [None, error]
 
-        def end(task: asyncio.Task[Carried]) -> None:
+        def end(task: asyncio.Task[Captured]) -> None:
             # Told when the task is over, not by the task: the process may end right after.
             future.set_result(
                 [None, asyncio.CancelledError()] if task.cancelled() else task.result()
@@ -345,20 +345,20 @@ class _BackgroundLoop:
         context = contextvars.copy_context()
         try:
             loop.call_soon_threadsafe(start, context=context)
-            carried: Carried | None = None
+            carried: Captured | None = None
             while carried is None:
                 # What an engine raises in this thread, as for a time limit, waits for a wait's end.
                 with suppress(concurrent.futures.TimeoutError):
-                    carried = future.result(LOOK)
+                    carried = future.result(POLL_SECONDS)
         except BaseException:
             # Ctrl-C in the waiting thread: what it waited for must not go on unseen.
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
             with suppress(Exception):
-                future.result(GRACE)
+                future.result(CANCEL_GRACE)
             raise
-        return unpack(carried)  # type: ignore[no-any-return]  # what the awaitable returned
+        return unwrap(carried)  # type: ignore[no-any-return]  # what the awaitable returned
 
-    def is_here(self) -> bool:
+    def in_loop_thread(self) -> bool:
         """Say whether the caller is on the loop's own thread."""
         return threading.current_thread() is self._thread
 
@@ -388,7 +388,7 @@ background: Final = _BackgroundLoop()
 
 
 def _after_fork() -> None:  # pragma: no cover  # in processes that are not measured
-    background.forget()
+    background.reset_after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork

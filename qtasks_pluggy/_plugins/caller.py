@@ -11,7 +11,7 @@ from qtasks_pluggy._plugins.adapter import given
 from qtasks_pluggy._plugins.answers import ARGUMENTS
 from qtasks_pluggy._plugins.chain import NO_LINKS, Chain, Link
 from qtasks_pluggy._plugins.dispatch import dispatch
-from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, finish
+from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
 
 
 class HookCaller(pluggy.HookCaller):
@@ -50,7 +50,7 @@ class HookCaller(pluggy.HookCaller):
         Returns:
             The winning answer or None; of a pipeline what is left at its end.
         """
-        return finish(dispatch(self, self.chain or NO_LINKS, values, IN_THREAD))
+        return run_to_completion(dispatch(self, self.chain or NO_LINKS, values, SYNC))
 
     def call_async(self, **values: Any) -> Coroutine[Any, Any, Any]:
         """Call the hook from async code.
@@ -58,7 +58,11 @@ class HookCaller(pluggy.HookCaller):
         Returns:
             The same as a plain call, to be awaited.
         """
-        return dispatch(self, self.chain or NO_LINKS, values, ON_LOOP)
+        return dispatch(self, self.chain or NO_LINKS, values, ASYNCIO)
+
+    def call(self, backend: Backend, /, **values: Any) -> Coroutine[Any, Any, Any]:
+        """Call the hook as a part of a run, which waits in its own way; to be awaited."""
+        return dispatch(self, self.chain or NO_LINKS, values, backend)
 
 
 class SubsetHookCaller(HookCaller):
@@ -75,11 +79,11 @@ class SubsetHookCaller(HookCaller):
 
     def __call__(self, **values: Any) -> Any:
         """Call what is left of the hook from plain code."""
-        return finish(dispatch(self, self._left(), values, IN_THREAD))
+        return run_to_completion(dispatch(self, self._left(), values, SYNC))
 
     def call_async(self, **values: Any) -> Coroutine[Any, Any, Any]:
         """Call what is left of the hook from async code."""
-        return dispatch(self, self._left(), values, ON_LOOP)
+        return dispatch(self, self._left(), values, ASYNCIO)
 
     def _left(self) -> Chain:
         """Return the original's chain of this moment, less the removed plugins."""

@@ -18,7 +18,7 @@ from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._plugins.trail import TrailRecord
 from qtasks_pluggy._plugins.validation import Candidate, conditions, is_blocking, parameters
 from qtasks_pluggy._settings import Settings
-from qtasks_pluggy._text import who
+from qtasks_pluggy._text import describe_plugin
 
 DECISIONS: Final = frozenset({Replace, Retry, Raise, Cancel, DeadLetter})
 
@@ -93,7 +93,7 @@ class Link:
     @property
     def who(self) -> str:
         """The plugin as errors and events name it."""
-        return who(self.plugin, self.distribution, self.version)
+        return describe_plugin(self.plugin, self.distribution, self.version)
 
     def call(self, values: Mapping[str, Any]) -> Any:
         """Call the function with the parameters that it names."""

@@ -11,7 +11,7 @@ import attrs
 
 from qtasks_hookspecs._markers import ENTRY_POINT_GROUP
 from qtasks_pluggy._plugins.validation import Candidate
-from qtasks_pluggy._text import text_of
+from qtasks_pluggy._text import safe_str
 
 
 @attrs.frozen
@@ -87,7 +87,7 @@ def load(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> No
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an import raises
         candidate.fault(
             f"entry point {entry_point.value!r} failed to import with"
-            f" {type(error).__name__}: {text_of(error)}; mend or uninstall it"
+            f" {type(error).__name__}: {safe_str(error)}; mend or uninstall it"
         )
 
 

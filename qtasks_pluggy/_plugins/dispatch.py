@@ -20,8 +20,8 @@ from qtasks_hookspecs import Replace
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.answers import accept, left
 from qtasks_pluggy._plugins.chain import Chain, Entry, Hook, Link
-from qtasks_pluggy._plugins.report import blame, failed, misuse, settle, tell
-from qtasks_pluggy._waiting import Waiting, unpack
+from qtasks_pluggy._plugins.report import blame, failed, misuse, tell, wait_for
+from qtasks_pluggy._waiting import Backend, unwrap
 
 # The most common answers, which need no second look.
 _PLAIN: Final = frozenset({Replace, bool, int, float, str, bytes, dict, list, tuple})
@@ -38,7 +38,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
     hook: Hook,
     chain: Chain,
     values: dict[str, Any],
-    waiting: Waiting,
+    backend: Backend,
 ) -> Any:
     """Ask every link of a chain, and return the winning answer.
 
@@ -46,7 +46,7 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
         hook: The hook.
         chain: Its chain when the dispatch began.
         values: The hook's parameters by name.
-        waiting: How the caller waits.
+        backend: How the caller waits.
 
     Returns:
         The last answer that is not None, or None; for a pipeline what its last link left; for a
@@ -103,8 +103,8 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
                 elif link.plain:
                     reply = link.function(*link.pick(values))
                 elif link.blocking:
-                    met = waiting.cancellations()
-                    reply = unpack(await waiting.thread(partial(link.call, values), link.limit))
+                    met = backend.cancellations()
+                    reply = unwrap(await backend.thread(partial(link.call, values), link.limit))
                 else:
                     reply = link.call(values)
                 kind = type(reply)
@@ -112,12 +112,12 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
                     counts = reply is not None
                 else:
                     if hasattr(kind, "__await__"):
-                        met = waiting.cancellations()
-                        reply = await waiting.awaitable(reply, link.limit)
+                        met = backend.cancellations()
+                        reply = await backend.awaitable(reply, link.limit)
                         kind = type(reply)
                     counts = accept(hook, dict(values) if link.observed else values, reply)
             except (Exception, asyncio.CancelledError) as failure:
-                if met is not None and _asked_for(failure, waiting, met):
+                if met is not None and _asked_for(failure, backend, met):
                     breaker.abandoned(work)
                     raise
                 went_wrong = True
@@ -135,12 +135,12 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
             status = "answered" if counts else "no_opinion"
             entries.append([link, attempt, status, kind, seconds, False])
             if seconds > link.overrun or breaker.failures:
-                settle(link, values, seconds if met is None else 0.0, work)
+                wait_for(link, values, seconds if met is None else 0.0, work)
         _at_work.set(outer)
         if hook.pipeline is not None:
             answer = left(hook.pipeline, values)
         while opened:
-            at = (hook, opened.pop(), values, entries, attempt, waiting)
+            at = (hook, opened.pop(), values, entries, attempt, backend)
             answer, winner = await _close(*at, answer, winner)
     finally:
         work.clear()
@@ -154,13 +154,13 @@ async def dispatch(  # noqa: C901, PLR0912, PLR0915  # one walk, in which each b
     return answer if lastresult or hook.pipeline else None
 
 
-def _asked_for(failure: BaseException, waiting: Waiting, met: int) -> bool:
+def _asked_for(failure: BaseException, backend: Backend, met: int) -> bool:
     """Say whether a failure is the run's own cancellation, asked for since the wait began.
 
     A cancellation comes where something is waited for and nowhere else, and one that the run has
     met already, because it is being closed, is not met again.
     """
-    return isinstance(failure, asyncio.CancelledError) and waiting.cancelled(met)
+    return isinstance(failure, asyncio.CancelledError) and backend.cancelled(met)
 
 
 def _not_asked(
@@ -224,7 +224,7 @@ async def _close(  # noqa: PLR0917  # the dispatch, as it stands at that wrapper
     values: dict[str, Any],
     entries: list[Entry],
     attempt: int,
-    waiting: Waiting,
+    backend: Backend,
     answer: Any,
     winner: int,
 ) -> tuple[Any, int]:
@@ -238,15 +238,15 @@ async def _close(  # noqa: PLR0917  # the dispatch, as it stands at that wrapper
     try:
         reply = _sent(wrapper.generator, answer)
         if hasattr(type(reply), "__await__") and reply is not answer:
-            met = waiting.cancellations()
-            reply = await waiting.awaitable(reply, link.limit)
+            met = backend.cancellations()
+            reply = await backend.awaitable(reply, link.limit)
         # A wrapper's None is an answer: that the error goes on, that the result is None.
         seen = dict(values) if link.observed else values
         replaces = reply is not answer and accept(
             hook, seen, Replace(None) if reply is None else reply
         )
     except (Exception, asyncio.CancelledError) as failure:
-        if met is not None and _asked_for(failure, waiting, met):
+        if met is not None and _asked_for(failure, backend, met):
             link.breaker.abandoned(wrapper.call)
             raise
         seconds = perf_counter() - start
@@ -258,7 +258,7 @@ async def _close(  # noqa: PLR0917  # the dispatch, as it stands at that wrapper
     finally:
         work.clear()
         _at_work.set(outer)
-    settle(link, values, perf_counter() - start, wrapper.call)
+    wait_for(link, values, perf_counter() - start, wrapper.call)
     status = "answered" if replaces else "no_opinion"
     kind = None if reply is answer else type(reply)
     entries.append([link, attempt, status, kind, perf_counter() - start, False])

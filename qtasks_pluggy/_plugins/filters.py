@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from qtasks_pluggy._text import nearest
+from qtasks_pluggy._text import closest_match
 
 if TYPE_CHECKING:
     from qtasks_hookspecs._markers import When
@@ -76,7 +76,8 @@ def never_matches(condition: When, parameters: frozenset[str]) -> str | None:
         if "." not in one and one not in _BUILTIN_ERRORS:
             return (
                 f"@when(error={one!r}) is no built-in exception; did you mean"
-                f" {nearest(one, _BUILTIN_ERRORS)!r}, or a name with its module, 'package.{one}'?"
+                f" {closest_match(one, _BUILTIN_ERRORS)!r}, or a name with its module,"
+                f" 'package.{one}'?"
             )
     return None
 

@@ -23,7 +23,7 @@ from qtasks_pluggy._plugins.dispatch import dispatch
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._plugins.registry import Table, candidate_of, check_all, name_of, not_registered
 from qtasks_pluggy._plugins.validation import Candidate, check_extra
-from qtasks_pluggy._waiting import IN_THREAD, finish
+from qtasks_pluggy._waiting import SYNC, run_to_completion
 
 BUILTIN, INSTALLED, ADDED = range(3)
 BUILTINS: Final = ("fallback", "retry")
@@ -213,7 +213,7 @@ class PluginManager(pluggy.PluginManager):
             raise PluginRegistrationError(faults)
         with self._lock:
             chain = self._chain(hook, hookimpls)
-        return finish(dispatch(hook, chain, dict(values), IN_THREAD))
+        return run_to_completion(dispatch(hook, chain, dict(values), SYNC))
 
     def configure(self) -> None:
         """Take the settings of this moment's environment.

@@ -8,7 +8,7 @@ from typing import Any
 from qtasks_hookspecs.exc import PluginRegistrationError
 from qtasks_pluggy._plugins.adapter import given
 from qtasks_pluggy._plugins.validation import Candidate, check
-from qtasks_pluggy._text import nearest, text_of, who
+from qtasks_pluggy._text import closest_match, describe_plugin, safe_str
 
 
 class _Plugins(list[Any]):
@@ -38,7 +38,7 @@ def candidate_of(plugin: Any, name_it: Callable[[Any], str], name: str | None = 
         return Candidate(name or name_it(plugin), plugin)
     except Exception as error:  # noqa: BLE001  # a property of its own, or its __getattr__
         nameless = Candidate(type(plugin).__name__, plugin)
-        told = f"{type(error).__name__}: {text_of(error)}"
+        told = f"{type(error).__name__}: {safe_str(error)}"
         nameless.fault(f"reading its name failed with {told}; give it a name=, or mend it")
         return nameless
 
@@ -78,16 +78,14 @@ def check_all(
             continue
         other = taken.get(candidate.name)
         if other is not None:
-            candidate.fault(
-                f"its name is taken by {who(other.name, other.distribution, other.version)};"
-                " give it another name="
-            )
+            claimed_by = describe_plugin(other.name, other.distribution, other.version)
+            candidate.fault(f"its name is taken by {claimed_by}; give it another name=")
         already = name_of(candidate.plugin, taken.values())
         taken[candidate.name] = candidate
         try:
             check(candidate, hooks, options_of, trigger_names)
         except Exception as error:  # noqa: BLE001  # its own __dir__, __getattribute__, handlers
-            told = f"{type(error).__name__}: {text_of(error)}"
+            told = f"{type(error).__name__}: {safe_str(error)}"
             candidate.fault(f"looking at it failed with {told}; mend it")
         if already is not None and other is None:
             candidate.fault(f"is registered already, as {already!r}; add it once")
@@ -110,5 +108,5 @@ def not_registered(
     shown = plugin if isinstance(plugin, str) else name or type(plugin).__name__
     hint = "there are no plugins"
     if registered:
-        hint = f"did you mean name={nearest(shown, registered)!r}?"
+        hint = f"did you mean name={closest_match(shown, registered)!r}?"
     return PluginRegistrationError(f"plugin {shown!r} is not registered; {hint}")

@@ -11,7 +11,7 @@ from qtasks_hookspecs.exc import PluginError
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.chain import Entry, Hook, Link, record_of
 from qtasks_pluggy._plugins.trail import short
-from qtasks_pluggy._text import text_of
+from qtasks_pluggy._text import safe_str
 from qtasks_pluggy._waiting import LimitExceededError
 
 
@@ -59,7 +59,7 @@ def failed(
         )
         where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
         msg = (
-            f"{link.who} failed in {where} with {type(shown).__name__}: {text_of(shown)};"
+            f"{link.who} failed in {where} with {type(shown).__name__}: {safe_str(shown)};"
             f" {why} (QTASKS_PLUGGY_DISABLE={link.plugin})"
         )
         raise PluginError(msg, task_error=values.get("e")) from shown
@@ -71,7 +71,7 @@ def blame(link: Link, failure: BaseException, values: Mapping[str, Any]) -> None
     _log.event("error", "plugin_failed", **place, error=type(failure).__name__, exc_info=failure)
 
 
-def settle(link: Link, values: Mapping[str, Any], seconds: float, call: object) -> None:
+def wait_for(link: Link, values: Mapping[str, Any], seconds: float, call: object) -> None:
     """Hold a call that came back against its time limit, and its quarantine against the call."""
     breaker = link.breaker
     place = _place(link, task_name(values))

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias, overload
 
 import attrs
 
-from qtasks_pluggy._text import who
+from qtasks_pluggy._text import describe_plugin
 
 Status: TypeAlias = Literal[
     "answered", "no_opinion", "raised", "timed_out", "filtered", "quarantined", "reentered"
@@ -59,7 +59,7 @@ class TrailRecord:
     @property
     def who(self) -> str:
         """The plugin with its distribution and version, as far as they are known."""
-        return who(self.plugin, self.distribution, self.version)
+        return describe_plugin(self.plugin, self.distribution, self.version)
 
     @property
     def did(self) -> str:

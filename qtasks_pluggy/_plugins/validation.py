@@ -12,7 +12,7 @@ import attrs
 from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATTRIBUTE
 from qtasks_pluggy._plugins.adapter import Adapter, triggers
 from qtasks_pluggy._plugins.filters import never_matches
-from qtasks_pluggy._text import nearest, text_of, who
+from qtasks_pluggy._text import closest_match, describe_plugin, safe_str
 from qtasks_pluggy.base_plugin import BasePlugin
 
 _MARK = f"{PROJECT_NAME}_impl"
@@ -39,7 +39,7 @@ class Candidate:
     def fault(self, text: str) -> None:
         """Take down what is wrong, who it is, and what switches it off."""
         self.problems.append(
-            f"{who(self.name, self.distribution, self.version)}: {text}"
+            f"{describe_plugin(self.name, self.distribution, self.version)}: {text}"
             f" (or switch it off: QTASKS_PLUGGY_DISABLE={self.name})"
         )
 
@@ -66,7 +66,7 @@ def check(
         try:
             plugin = plugin()
         except Exception as error:  # noqa: BLE001  # whatever a plugin's constructor raises
-            told = f"{type(error).__name__}: {text_of(error)}"
+            told = f"{type(error).__name__}: {safe_str(error)}"
             candidate.fault(f"{plugin.__name__}() failed with {told}")
             return
     if isinstance(plugin, BasePlugin):
@@ -108,7 +108,9 @@ def _adapt(
     wanted = triggers(plugin, trigger_names, hooks)
     for name in wanted:
         if name not in hooks:
-            candidate.fault(f"unknown trigger {name!r}; did you mean {nearest(name, hooks)!r}?")
+            candidate.fault(
+                f"unknown trigger {name!r}; did you mean {closest_match(name, hooks)!r}?"
+            )
     known = dict.fromkeys(name for name in wanted if name in hooks)
     candidate.plugin = Adapter(plugin, [*known, "qtasks_start", "qtasks_stop"])
 
@@ -152,7 +154,7 @@ def _check_hookimpl(
     if hook not in hooks:
         if not options.get("optionalhook"):
             candidate.fault(
-                f"unknown hook {hook!r}; did you mean {nearest(hook, hooks)!r}?"
+                f"unknown hook {hook!r}; did you mean {closest_match(hook, hooks)!r}?"
                 " (optionalhook=True lets a hook be unknown)"
             )
         return

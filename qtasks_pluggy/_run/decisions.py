@@ -19,10 +19,10 @@ from qtasks_pluggy._plugins.report import note
 from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._submit.outcome import Outcome
 from qtasks_pluggy._submit.protocol import Host
-from qtasks_pluggy._waiting import Waiting
+from qtasks_pluggy._waiting import Backend
 
 
-def intercepted(task_func: TaskFunc, error: Exception) -> TaskPluginTriggerError | None:
+def wrap_intercepted(task_func: TaskFunc, error: Exception) -> TaskPluginTriggerError | None:
     """Wrap an ordinary error for the plugins, where the task lets them see it."""
     classes = task_func.intercept
     if not classes or isinstance(error, TaskCancelError) or not isinstance(error, classes):
@@ -32,7 +32,7 @@ def intercepted(task_func: TaskFunc, error: Exception) -> TaskPluginTriggerError
     return asked
 
 
-def outcome_of(answer: Any, error: Exception, entries: Sequence[Entry]) -> Outcome | Replace:
+def outcome_from(answer: Any, error: Exception, entries: Sequence[Entry]) -> Outcome | Replace:
     """Translate a decision on a task's own error, or that there is none.
 
     Args:
@@ -48,40 +48,42 @@ def outcome_of(answer: Any, error: Exception, entries: Sequence[Entry]) -> Outco
         told = short(map(record_of, entries))
         note(error, f"task_executor_run_task_trigger_error: {told}")
     if isinstance(answer, Raise):
-        return Outcome("fail", _caused(answer.error, error))
+        return Outcome("fail", chain_cause(answer.error, error))
     if isinstance(answer, Cancel):
-        cancelled = _caused(TaskCancelError(answer.reason), error)
+        cancelled = chain_cause(TaskCancelError(answer.reason), error)
         return Outcome("cancel", cancelled, reason=answer.reason)
     if isinstance(answer, DeadLetter):
-        letter = _caused(TaskDeadLetteredError(answer.reason), error)
+        letter = chain_cause(TaskDeadLetteredError(answer.reason), error)
         return Outcome("dead_letter", letter, reason=answer.reason)
     if isinstance(error, TaskCancelError):
         return Outcome("cancel", error, reason=error.reason)
     return Outcome("fail", error)
 
 
-async def set_aside(message: TaskMessage, outcome: Outcome, app: Any, waiting: Waiting) -> None:
+async def deliver_dead_letter(
+    message: TaskMessage, outcome: Outcome, app: Any, backend: Backend
+) -> None:
     """Hand a dead letter to the app, or else to the log.
 
     Args:
         message: The run's message.
         outcome: The plugins' decision.
         app: The app, whose ``dead_letter`` may be None.
-        waiting: How the caller waits.
+        backend: How the caller waits.
     """
     ended: Any = outcome.error
     error = ended if ended.__cause__ is None else ended.__cause__
-    hand_over = getattr(app, "dead_letter", None)
+    enqueue = getattr(app, "dead_letter", None)
     known = {"task": message.name, "uuid": str(message.uuid), "reason": outcome.reason}
-    if hand_over is not None:
-        met = waiting.cancellations()
+    if enqueue is not None:
+        met = backend.cancellations()
         try:
-            taken = hand_over(message, error, outcome.reason)
+            taken = enqueue(message, error, outcome.reason)
             if hasattr(type(taken), "__await__"):
-                await waiting.awaitable(taken)
+                await backend.awaitable(taken)
         except (Exception, asyncio.CancelledError) as failure:
             # The app's own code: whatever is wrong with it, the run has its end.
-            if isinstance(failure, asyncio.CancelledError) and waiting.cancelled(met):
+            if isinstance(failure, asyncio.CancelledError) and backend.cancelled(met):
                 raise
             _log.event("error", "dead_letter_failed", **known, exc_info=failure)
         else:
@@ -89,7 +91,7 @@ async def set_aside(message: TaskMessage, outcome: Outcome, app: Any, waiting: W
     _log.event("warning", "task_dead_lettered", **known, error=type(error).__name__)
 
 
-def _caused(error: Exception, cause: Exception) -> Exception:
+def chain_cause(error: Exception, cause: Exception) -> Exception:
     """Give an error its cause, unless it brought one or would be its own."""
     seen: set[int] = set()
     behind: BaseException | None = cause
@@ -109,7 +111,7 @@ def _caused(error: Exception, cause: Exception) -> Exception:
 _OURS: Final = "__qtasks_pluggy_cause_id__"
 
 
-def refuse_what_it_lacks(engine: Host, decision: Any) -> None:
+def check_decision_supported(engine: Host, decision: Any) -> None:
     """Refuse a decision that the run's engine cannot carry out.
 
     Raises:

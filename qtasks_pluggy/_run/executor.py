@@ -19,20 +19,20 @@ from qtasks_hookspecs import Replace, TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import EngineError, PluginError, TaskPluginTriggerError
 from qtasks_pluggy._plugins.chain import DECISIONS
 from qtasks_pluggy._plugins.manager import PluginManager
-from qtasks_pluggy._run.decisions import intercepted, outcome_of, set_aside
+from qtasks_pluggy._run.decisions import deliver_dead_letter, outcome_from, wrap_intercepted
 from qtasks_pluggy._run.function import call_function
-from qtasks_pluggy._run.view import Run
+from qtasks_pluggy._run.view import RunView
 from qtasks_pluggy._submit.outcome import Outcome
 from qtasks_pluggy._submit.protocol import Host
 from qtasks_pluggy._task import AsyncTask, SyncTask
 from qtasks_pluggy._waiting import (
-    IN_THREAD,
-    ON_ENGINE_LOOP,
-    ON_LOOP,
+    ASYNCIO,
+    ASYNCIO_WORKER,
+    SYNC,
+    Backend,
     Raised,
-    Waiting,
-    finish,
-    raise_as_is,
+    reraise,
+    run_to_completion,
 )
 
 Runnable: TypeAlias = "TaskFunc | AsyncTask[..., Any] | SyncTask[..., Any] | Callable[..., Any]"
@@ -40,7 +40,7 @@ Runnable: TypeAlias = "TaskFunc | AsyncTask[..., Any] | SyncTask[..., Any] | Cal
 _NO_PLUGINS: Final = PluginManager()
 
 
-class TaskExecutor(Run):
+class TaskExecutor(RunView):
     """The life of one run: one executor, one run.
 
     Args:
@@ -56,7 +56,7 @@ class TaskExecutor(Run):
         PluginRegistrationError: Faults of ``plugins``.
     """
 
-    __slots__ = ("_given", "_hooks", "_task", "_waiting")
+    __slots__ = ("_backend", "_given", "_hooks", "_task")
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class TaskExecutor(Run):
         self._hooks: Any = manager.hook
         self._result = self._yielded = None
         self._entries = []
-        self._waiting: Waiting | None = None
+        self._backend: Backend | None = None
         self._engine = None
 
     def execute(self) -> Coroutine[Any, Any, Any]:
@@ -115,7 +115,7 @@ class TaskExecutor(Run):
             TaskDeadLetteredError: The run was set aside.
             PluginError: A plugin failed, and the settings say ``strict``.
         """
-        return self._life(ON_LOOP)
+        return self._run(ASYNCIO)
 
     def execute_sync(self) -> Any:
         """Run the task from plain code; an ``async def`` task runs on the background loop.
@@ -129,7 +129,7 @@ class TaskExecutor(Run):
             TaskDeadLetteredError: The run was set aside.
             PluginError: A plugin failed, and the settings say ``strict``.
         """
-        result = finish(self._life(IN_THREAD))
+        result = run_to_completion(self._run(SYNC))
         if type(result) is Raised:
             raise result.error
         return result
@@ -147,11 +147,11 @@ class TaskExecutor(Run):
         Raises:
             RuntimeError: This executor has run already.
         """
-        return self._attempt_for(engine, ON_ENGINE_LOOP)
+        return self._attempt_for(engine, ASYNCIO_WORKER)
 
     def attempt_on_sync(self, engine: Host) -> Outcome:
         """Make one attempt for an engine, from plain code, as ``attempt_on`` does."""
-        return finish(self._attempt_for(engine, IN_THREAD))
+        return run_to_completion(self._attempt_for(engine, SYNC))
 
     def give_up(self, error: Exception) -> Coroutine[Any, Any, Outcome]:
         """End a run, from async code, whose next attempt the engine could not arrange.
@@ -162,46 +162,46 @@ class TaskExecutor(Run):
         Returns:
             What the engine is to do, to be awaited. The plugins have been told.
         """
-        return self._end(Outcome("fail", error), ON_ENGINE_LOOP)
+        return self._end(Outcome("fail", error), ASYNCIO_WORKER)
 
     def give_up_sync(self, error: Exception) -> Outcome:
         """End a run from plain code, as ``give_up`` does."""
-        return finish(self._end(Outcome("fail", error), IN_THREAD))
+        return run_to_completion(self._end(Outcome("fail", error), SYNC))
 
-    async def _life(self, waiting: Waiting) -> Any:
+    async def _run(self, backend: Backend) -> Any:
         """Attempt until there is a result or a final failure, then close."""
-        if self._waiting is not None:
+        if self._backend is not None:
             msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
             raise RuntimeError(msg)
-        self._waiting = waiting
+        self._backend = backend
         try:
-            while (outcome := await self._attempt_once(waiting)) is not None:
+            while (outcome := await self._attempt_task(backend)) is not None:
                 if outcome.action != "retry":
-                    raise_as_is(await self._final_error(outcome))
+                    reraise(await self._final_error(outcome))
                 if outcome.delay:
-                    await waiting.sleep(outcome.delay)
+                    await backend.sleep(outcome.delay)
                 self._next_attempt()
         except BaseException as error:
             # A traceback holds this frame; this frame must not hold the error.
             outcome = None
             await self.close(error)
-            if isinstance(error, StopIteration) and not waiting.on_loop:
+            if isinstance(error, StopIteration) and not backend.on_loop:
                 return Raised(error)
             raise
         if self._hooks.task_executor_task_close.chain is not None:
             await self.close(None)
         return self._result
 
-    async def _attempt_for(self, engine: Host, waiting: Waiting) -> Outcome:
+    async def _attempt_for(self, engine: Host, backend: Backend) -> Outcome:
         """Attempt once, then close, unless the engine is to make another attempt."""
-        if self._waiting is not None:
+        if self._backend is not None:
             msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
             raise RuntimeError(msg)
         if self._engine is not None:
             self._next_attempt()
         self._engine = engine
         try:
-            outcome = await self._attempt_once(waiting)
+            outcome = await self._attempt_task(backend)
             if outcome is None:
                 outcome = Outcome("succeed", result=self._result)
                 try:
@@ -213,16 +213,16 @@ class TaskExecutor(Run):
                 and outcome.action in {"fail", "pass"}
                 and engine.goes_on(outcome.error)
             ):
-                self._waiting = None
+                self._backend = None
                 return outcome
         except BaseException as error:
             await self.close(error)
             raise
-        return await self._end(outcome, waiting)
+        return await self._end(outcome, backend)
 
-    async def _end(self, outcome: Outcome, waiting: Waiting) -> Outcome:
+    async def _end(self, outcome: Outcome, backend: Backend) -> Outcome:
         """Tell the plugins of a failure and of the end; what they are told is what is returned."""
-        self._waiting = waiting
+        self._backend = backend
         try:
             if outcome.action not in {"succeed", "pass"}:
                 outcome = attrs.evolve(outcome, error=await self._final_error(outcome))
@@ -235,18 +235,18 @@ class TaskExecutor(Run):
             return Outcome("fail", strict)
         return outcome
 
-    async def _attempt_once(  # noqa: C901, PLR0912  # one attempt, top to bottom
-        self, waiting: Waiting
+    async def _attempt_task(  # noqa: C901, PLR0912  # one attempt, top to bottom
+        self, backend: Backend
     ) -> Outcome | None:
         """Make one attempt.
 
         Args:
-            waiting: How the caller waits.
+            backend: How the caller waits.
 
         Returns:
             None when there is a result, in ``self.result``; else what the host is to do.
         """
-        self._waiting = waiting
+        self._backend = backend
         hooks = self._hooks
         asked: TaskPluginTriggerError | None = None
         failure: Exception | None = None
@@ -265,7 +265,7 @@ class TaskExecutor(Run):
                 if self._engine is not None and isinstance(error, self._engine.control):
                     return Outcome("pass", error)
                 failure = error
-                asked = intercepted(self._task_func, error)
+                asked = wrap_intercepted(self._task_func, error)
             if failure is None:
                 if hooks.task_executor_run_task.chain is not None:
                     hook = hooks.task_executor_run_task
@@ -275,19 +275,19 @@ class TaskExecutor(Run):
             begin = len(self._entries)
             hook = hooks.task_executor_run_task_trigger_error
             if asked is not None and hook.chain is not None:
-                call = hook.call_async if waiting.on_loop else hook
+                call = hook.call_async if backend.on_loop else hook
                 answer = call(
                     task_executor=self,
                     task_func=self._task_func,
                     task_broker=self._message or self.task_broker,
                     e=asked,
                 )
-                if waiting.on_loop:
+                if backend.on_loop:
                     answer = await answer
             if answer is not None and type(answer) not in DECISIONS:
                 self._result = answer
                 return None
-            outcome = outcome_of(answer, failure, self._entries[begin:])
+            outcome = outcome_from(answer, failure, self._entries[begin:])
             if isinstance(outcome, Replace):
                 self._result = outcome.value
                 return None
@@ -308,15 +308,15 @@ class TaskExecutor(Run):
             TaskTimeoutError: The task's ``max_time`` is over.
         """
         func = self._task_func
-        args = (self._view(), *self._args) if func.echo else self._args
-        waiting = self._waiting
+        args = (self._echo_task(), *self._args) if func.echo else self._args
+        backend = self._backend
         if func.is_async and func.max_time is None and not func.is_generator:
             running: Awaitable[Any] = func.func(*args, **self._kwargs)
-            return IN_THREAD.awaitable(running) if waiting is IN_THREAD else running
+            return SYNC.awaitable(running) if backend is SYNC else running
         items: list[Any] = []
         self._yielded = items
         call = partial(func.func, *args, **self._kwargs)
-        return call_function(func, call, items, waiting or ON_LOOP)
+        return call_function(func, call, items, backend or ASYNCIO)
 
     async def _final_error(self, outcome: Outcome) -> Exception:
         """Carry out a final outcome, and tell the plugins of a failure.
@@ -330,11 +330,11 @@ class TaskExecutor(Run):
         error: Any = outcome.error
         if outcome.action == "dead_letter":
             app = getattr(self._task, "host", None)
-            await set_aside(self.task_broker, outcome, app, self._waiting or ON_LOOP)
+            await deliver_dead_letter(self.task_broker, outcome, app, self._backend or ASYNCIO)
         hook = self._hooks.task_executor_task_failed
         if outcome.action != "cancel" and hook.chain is not None:
             try:
-                await self._call(hook, **self._identity(), e=error)
+                await self._call(hook, **self._hook_arguments(), e=error)
             except PluginError as strict:
                 error = strict
         return error  # type: ignore[no-any-return]  # only a success has none
@@ -353,24 +353,24 @@ class TaskExecutor(Run):
             return
         if isinstance(error, GeneratorExit):
             # Nobody will step this run again: what can be started is, and nothing is waited for.
-            closing = hook.call_async(task_executor=self, **self._identity())
+            closing = hook.call_async(task_executor=self, **self._hook_arguments())
             with suppress(Exception):
                 closing.send(None)
             closing.close()
             return
         try:
-            await self._call(hook, **self._identity())
+            await self._call(hook, **self._hook_arguments())
         except PluginError as strict:
             if error is not None and not isinstance(error, Exception):
                 return
             strict.task_error = error
             raise
 
-    def _identity(self) -> dict[str, Any]:
+    def _hook_arguments(self) -> dict[str, Any]:
         return {"task_func": self._task_func, "task_broker": self.task_broker}
 
     async def _call(self, hook: Any, **values: Any) -> Any:
-        if (self._waiting or ON_LOOP).on_loop:
+        if (self._backend or ASYNCIO).on_loop:
             return await hook.call_async(task_executor=self, **values)
         return hook(task_executor=self, **values)
 
@@ -392,6 +392,6 @@ class TaskExecutor(Run):
             message, uuid=message.uuid, created_at=message.created_at, attempt=self._attempt
         )
 
-    def _view(self) -> Any:
+    def _echo_task(self) -> Any:
         kind = AsyncTask if self._task_func.is_async else SyncTask
         return kind(self._task_func, getattr(self._task, "host", None), self)

@@ -11,11 +11,18 @@ from typing import Any
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskTimeoutError
 from qtasks_pluggy import _log
-from qtasks_pluggy._waiting import GRACE, LimitExceededError, Raised, Waiting, raise_as_is, unpack
+from qtasks_pluggy._waiting import (
+    CANCEL_GRACE,
+    Backend,
+    LimitExceededError,
+    Raised,
+    reraise,
+    unwrap,
+)
 
 
 async def call_function(
-    func: TaskFunc, call: Callable[[], Any], items: list[Any], waiting: Waiting
+    func: TaskFunc, call: Callable[[], Any], items: list[Any], backend: Backend
 ) -> Any:
     """Call any function but a bare async one, which needs no help.
 
@@ -23,7 +30,7 @@ async def call_function(
         func: The task's definition.
         call: Its function, with the arguments.
         items: Where a generator's items go, each as soon as it is there.
-        waiting: How the caller waits.
+        backend: How the caller waits.
 
     Returns:
         What the function returns; of a generator ``items``; ``Raised`` for a ``StopIteration``.
@@ -36,22 +43,22 @@ async def call_function(
         running = _items_of(call(), items) if func.is_generator else call()
         if limit is not None:
             running = _limited(running, limit, func.name)
-        return await waiting.awaitable(running)
+        return await backend.awaitable(running)
     if func.is_generator:
         call = partial(_collect, call, items)
     if limit is None:
-        carried = await waiting.function(call)
+        carried = await backend.function(call)
     else:
         try:
-            carried = await waiting.thread(call, limit)
+            carried = await backend.thread(call, limit)
         except LimitExceededError:
             _log.event("warning", "task_abandoned", task=func.name, max_time=limit)
             raise _out_of_time(func.name, limit) from None
     if isinstance(carried[1], StopIteration):
         return Raised(carried[1])
-    result = unpack(carried)
+    result = unwrap(carried)
     # A plain function around an async one, as decorators make them.
-    return await waiting.awaitable(result) if isinstance(result, CoroutineType) else result
+    return await backend.awaitable(result) if isinstance(result, CoroutineType) else result
 
 
 def _out_of_time(name: str, limit: float) -> TaskTimeoutError:
@@ -78,7 +85,7 @@ async def _limited(running: Awaitable[Any], limit: float, name: str) -> Any:
         if not in_time and (error is None or isinstance(error, Exception)):
             raise asyncio.CancelledError if cancelled else _out_of_time(name, limit) from error
         if error is not None:
-            raise_as_is(error)
+            reraise(error)
         return task.result()
     finally:
         # A traceback holds this frame; this frame must not hold the error, nor the task that does.
@@ -110,7 +117,7 @@ async def _cut(task: asyncio.Task[Any], limit: float, name: str) -> None:
     """Cancel a task whose time is over, and leave it behind if it does not end."""
     task.cancel()
     try:
-        await asyncio.wait({task}, timeout=GRACE)
+        await asyncio.wait({task}, timeout=CANCEL_GRACE)
     finally:
         if not task.done():
             _log.event("warning", "task_abandoned", task=name, max_time=limit)

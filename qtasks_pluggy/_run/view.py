@@ -10,12 +10,12 @@ from qtasks_hookspecs import TaskFunc, TaskMessage
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.chain import Entry, record_of
 from qtasks_pluggy._plugins.trail import Trail
-from qtasks_pluggy._run.decisions import refuse_what_it_lacks
+from qtasks_pluggy._run.decisions import check_decision_supported
 from qtasks_pluggy._submit.protocol import Host
 from qtasks_pluggy._task import Context
 
 
-class Run:
+class RunView:
     """One run as its plugins see it, none of it to be written by accident."""
 
     __slots__ = (
@@ -102,7 +102,7 @@ class Run:
             CapabilityError: It cannot.
         """
         if self._engine is not None:
-            refuse_what_it_lacks(self._engine, decision)
+            check_decision_supported(self._engine, decision)
 
     @property
     def log(self) -> Any:

@@ -11,14 +11,14 @@ from typing import Any, Final
 from qtasks_hookspecs import TaskMessage
 from qtasks_hookspecs.exc import QueueFullError
 from qtasks_pluggy._submit.protocol import Engine, NoRoomError
-from qtasks_pluggy._waiting import Waiting, carry, unpack
+from qtasks_pluggy._waiting import Backend, capture, unwrap
 
 # Seconds, the least and the most, between two looks of async code whether a run has ended.
 _LOOKS: Final = (0.002, 0.1)
 
 
-async def hand_over(
-    engine: Engine, waiting: Waiting, message: TaskMessage, delay: float | None
+async def enqueue(
+    engine: Engine, backend: Backend, message: TaskMessage, delay: float | None
 ) -> Any:
     """Call an engine's ``submit``, and wait in the caller's way, for room too.
 
@@ -26,55 +26,55 @@ async def hand_over(
         QueueFullError: It is full, and waiting here would never end.
     """
     try:
-        if engine.blocking and waiting.on_loop and not iscoroutinefunction(engine.submit):
+        if engine.blocking and backend.on_loop and not iscoroutinefunction(engine.submit):
             submit = partial(engine.submit, message, delay)
-            return unpack(await asyncio.to_thread(carry, submit))
+            return unwrap(await asyncio.to_thread(capture, submit))
         ticket = engine.submit(message, delay)
-        return await settle(ticket, engine, waiting, "submit") if iscoroutine(ticket) else ticket
+        return await wait_for(ticket, engine, backend, "submit") if iscoroutine(ticket) else ticket
     except NoRoomError as full:
         room = full.room
-    return await settle(room, engine, waiting, "room")
+    return await wait_for(room, engine, backend, "room")
 
 
-async def reach(engine: Engine, waiting: Waiting, method: str, /, *args: Any) -> Any:
+async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: Any) -> Any:
     """Call an engine's method of any kind, and wait for it in the caller's way.
 
     Raises:
         RuntimeError: The caller blocks the very event loop that the engine needs.
     """
     call = getattr(engine, method)
-    if waiting.on_loop and engine.blocking and not iscoroutinefunction(call):
+    if backend.on_loop and engine.blocking and not iscoroutinefunction(call):
         if method != "result":
-            thread = asyncio.ensure_future(asyncio.to_thread(carry, partial(call, *args)))
+            thread = asyncio.ensure_future(asyncio.to_thread(capture, partial(call, *args)))
             try:
-                return unpack(await asyncio.shield(thread))
+                return unwrap(await asyncio.shield(thread))
             except asyncio.CancelledError:
                 # A start goes on in its thread, and nobody would stop what has begun there.
                 if method == "start" and (await asyncio.wait({thread}))[0]:
                     _, failure = thread.result()
                     if failure is None:
-                        await asyncio.to_thread(carry, engine.stop)
+                        await asyncio.to_thread(capture, engine.stop)
                 raise
         # No thread waits: there are few of them, and all else that the caller does needs them too.
         look, (pause, most) = partial(call, args[0], 0), _LOOKS
-        while (ended := unpack(await asyncio.to_thread(carry, look))) is None:
-            await waiting.sleep(pause)
+        while (ended := unwrap(await asyncio.to_thread(capture, look))) is None:
+            await backend.sleep(pause)
             pause = min(pause * 1.5, most)
         return ended
     thing = call(*args)
-    if has_to_be_waited_for(thing):
+    if is_pending(thing):
         limit = args[1] if method == "result" else None
-        return await settle(thing, engine, waiting, method, limit)
+        return await wait_for(thing, engine, backend, method, limit)
     return thing
 
 
-def has_to_be_waited_for(thing: Any) -> bool:
+def is_pending(thing: Any) -> bool:
     """Say whether an engine's method gave something to wait for, instead of what it is to give."""
     return isinstance(thing, Future) or hasattr(type(thing), "__await__")
 
 
-async def settle(
-    thing: Any, engine: Engine, waiting: Waiting, method: str, limit: float | None = None
+async def wait_for(
+    thing: Any, engine: Engine, backend: Backend, method: str, limit: float | None = None
 ) -> Any:
     """Wait for what an engine's method gave, in the caller's way.
 
@@ -83,30 +83,30 @@ async def settle(
         RuntimeError: The caller blocks the very event loop that the engine needs.
     """
     if isinstance(thing, Future):
-        return await _wait_for(thing, engine, waiting, method, limit)
+        return await _wait_for_future(thing, engine, backend, method, limit)
     loop = engine.loop
     if loop is None:
-        return await waiting.awaitable(thing)
+        return await backend.awaitable(thing)
     if _is_here(loop):
-        if waiting.on_loop:
+        if backend.on_loop:
             return await thing
         thing.close()
-        raise _would_never_end(engine, method)
+        raise _deadlock_error(engine, method)
     future = asyncio.run_coroutine_threadsafe(thing, loop)
-    return await _wait_for(future, engine, waiting, "call", None)
+    return await _wait_for_future(future, engine, backend, "call", None)
 
 
-async def _wait_for(
-    future: Future[Any], engine: Engine, waiting: Waiting, method: str, limit: float | None
+async def _wait_for_future(
+    future: Future[Any], engine: Engine, backend: Backend, method: str, limit: float | None
 ) -> Any:
     shared = method == "result"  # others may wait for it too
-    if waiting.on_loop:
+    if backend.on_loop:
         thing = asyncio.wrap_future(future)
         return await (asyncio.shield(thing) if shared else thing)
     if not future.done() and _is_here(engine.loop):
         if not shared:
             future.cancel()
-        raise _would_never_end(engine, method)
+        raise _deadlock_error(engine, method)
     try:
         return future.result(limit)
     except TimeoutError:
@@ -118,7 +118,7 @@ async def _wait_for(
         raise
 
 
-def _would_never_end(engine: Engine, method: str) -> Exception:
+def _deadlock_error(engine: Engine, method: str) -> Exception:
     if method == "room":
         msg = (
             f"engine {engine.name!r} takes no more for now, and this is its own event loop's"

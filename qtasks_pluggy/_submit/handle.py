@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qtasks_hookspecs import TaskMessage
 from qtasks_pluggy._plugins.trail import Trail
-from qtasks_pluggy._submit.calls import has_to_be_waited_for, reach, settle
+from qtasks_pluggy._submit.calls import call_engine, is_pending, wait_for
 from qtasks_pluggy._submit.outcome import Ended, TaskStatus
 from qtasks_pluggy._submit.protocol import Engine
-from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Raised, Waiting, finish, raise_as_is
+from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, Raised, reraise, run_to_completion
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -85,14 +85,14 @@ class TaskHandle(Generic[R_co]):
             TimeoutError: The time is over; the run goes on.
         """
         limit = None if timeout is None else seconds(timeout, "result(timeout=...)")
-        result = finish(self._wait(IN_THREAD, limit))
+        result = run_to_completion(self._wait(SYNC, limit))
         if type(result) is Raised:
             raise result.error
         return result  # type: ignore[no-any-return]  # the function's
 
     def __await__(self) -> Generator[Any, Any, R_co]:
         """Wait for the run's end, as ``result()`` does, without blocking."""
-        return self._wait(ON_LOOP, None).__await__()
+        return self._wait(ASYNCIO, None).__await__()
 
     def cancel(self, reason: str = "") -> bool:
         """Ask for the run's cancellation; blocking where the engine is elsewhere.
@@ -115,17 +115,17 @@ class TaskHandle(Generic[R_co]):
             raise TypeError(msg)
         return self._ended is None and self._engine.cancel(self._ticket, reason)
 
-    async def _wait(self, waiting: Waiting, limit: float | None) -> Any:
+    async def _wait(self, backend: Backend, limit: float | None) -> Any:
         ended = self._ended
         if ended is None:
             engine = self._engine
             if engine.blocking:
-                ended = await reach(engine, waiting, "result", self._ticket, limit)
+                ended = await call_engine(engine, backend, "result", self._ticket, limit)
             else:
-                # As ``reach`` does, where there is seldom anything to wait for.
+                # As ``call_engine`` does, where there is seldom anything to wait for.
                 ended = engine.result(self._ticket, limit)
-                if type(ended) is not Ended and has_to_be_waited_for(ended):
-                    ended = await settle(ended, engine, waiting, "result", limit)
+                if type(ended) is not Ended and is_pending(ended):
+                    ended = await wait_for(ended, engine, backend, "result", limit)
             # Another who waits may have it by now, and one whose time is over has nothing.
             if ended is not None and self._ended is None:
                 if ended.error is not None:
@@ -138,11 +138,11 @@ class TaskHandle(Generic[R_co]):
                 " it goes on"
             )
             raise TimeoutError(msg)
-        if isinstance(ended.error, StopIteration) and not waiting.on_loop:
+        if isinstance(ended.error, StopIteration) and not backend.on_loop:
             return Raised(ended.error)
         if ended.error is not None:
             # The run's own, as futures do: else each who waits would add his frames for the next.
-            raise_as_is(ended.error.with_traceback(self._traceback))
+            reraise(ended.error.with_traceback(self._traceback))
         return ended.result
 
     def __repr__(self) -> str:

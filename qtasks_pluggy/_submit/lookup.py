@@ -9,12 +9,12 @@ from urllib.parse import parse_qsl
 
 from qtasks_hookspecs.exc import EngineError
 from qtasks_pluggy._submit.protocol import Engine
-from qtasks_pluggy._text import nearest
+from qtasks_pluggy._text import closest_match
 
 GROUP: Final = "qtasks_pluggy.engines"
 
 
-def engine_of(given: Any) -> Engine:
+def resolve_engine(given: Any) -> Engine:
     """Find the adapter for what an app was given as its engine.
 
     Args:
@@ -31,7 +31,7 @@ def engine_of(given: Any) -> Engine:
         if scheme in known and separator:
             return _load(known[scheme], given)
         # Not the rest of it, which may hold a password.
-        near = nearest(scheme, ["memory", *known])
+        near = closest_match(scheme, ["memory", *known])
         msg = (
             f"QueueTasks(engine='{scheme}{separator}...'): no engine has this scheme; did you mean"
             f" {near!r}? {_URLS}, and the others take their own object"
@@ -48,7 +48,7 @@ def engine_of(given: Any) -> Engine:
     raise TypeError(msg)
 
 
-def refuse_workers_like(given: Any, app: str) -> None:
+def check_workers(given: Any, app: str) -> None:
     """Refuse a number of workers that no engine can have: it would do no run, in silence.
 
     Raises:
@@ -81,7 +81,7 @@ def url_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
     found = dict(options)
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in options:
-            near = nearest(name, options)
+            near = closest_match(name, options)
             msg = f"engine {engine!r} has no option {name!r}; did you mean {near!r}?"
             raise EngineError(msg)
         kind = type(options[name])

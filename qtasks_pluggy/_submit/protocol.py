@@ -13,7 +13,7 @@ from qtasks_hookspecs import RunningTask, TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import CapabilityError, QueueFullError
 from qtasks_pluggy._plugins.trail import Trail
 from qtasks_pluggy._submit.outcome import Outcome, TaskStatus
-from qtasks_pluggy._waiting import Waiting
+from qtasks_pluggy._waiting import Backend
 
 
 class EngineApp(Protocol):
@@ -48,7 +48,7 @@ class SubmittingApp(EngineApp, Protocol):
         ...
 
     def submit_on(
-        self, waiting: Waiting, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, backend: Backend, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
         """Hand a run of a task to the engine."""
         ...
@@ -261,7 +261,7 @@ class NoRoomError(QueueFullError):
         self.room = room
 
 
-def refuse_what_is_lacking(engine: Engine, app: str, task_func: TaskFunc) -> None:
+def check_task_supported(engine: Engine, app: str, task_func: TaskFunc) -> None:
     """Refuse a task that an engine cannot do as it is declared.
 
     Raises:

@@ -7,17 +7,17 @@ from typing import Any, Generic, TypeVar
 
 from qtasks_hookspecs import TaskMessage
 from qtasks_hookspecs.exc import CapabilityError, EngineError, TaskNameError
-from qtasks_pluggy._submit.calls import hand_over
+from qtasks_pluggy._submit.calls import enqueue
 from qtasks_pluggy._submit.handle import TaskHandle
 from qtasks_pluggy._submit.protocol import SubmittingApp
-from qtasks_pluggy._text import nearest
-from qtasks_pluggy._waiting import IN_THREAD, ON_LOOP, Waiting, finish
+from qtasks_pluggy._text import closest_match
+from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
 
 R_co = TypeVar("R_co", covariant=True)
 
 
 async def submit(
-    app: SubmittingApp, waiting: Waiting, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    app: SubmittingApp, backend: Backend, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> TaskHandle[Any]:
     """Hand one run to the app's engine.
 
@@ -42,7 +42,7 @@ async def submit(
             msg = f"engine {engine.name!r} has no priorities, {about} priority={func.priority}"
             raise CapabilityError(msg)
     message = TaskMessage(func.name, args, kwargs, priority=func.priority, engine=engine.name)
-    ticket = await hand_over(engine, waiting, message, task.delay)
+    ticket = await enqueue(engine, backend, message, task.delay)
     return TaskHandle(engine, message, ticket)
 
 
@@ -63,12 +63,12 @@ class Submissions(Generic[R_co]):
     def __iter__(self) -> Iterator[TaskHandle[R_co]]:
         """Submit from plain code."""
         for args, kwargs in map(_call_of, self._calls):
-            yield finish(self._app.submit_on(IN_THREAD, self._task, args, kwargs))
+            yield run_to_completion(self._app.submit_on(SYNC, self._task, args, kwargs))
 
     async def __aiter__(self) -> AsyncIterator[TaskHandle[R_co]]:
         """Submit from async code."""
         for args, kwargs in map(_call_of, self._calls):
-            yield await self._app.submit_on(ON_LOOP, self._task, args, kwargs)
+            yield await self._app.submit_on(ASYNCIO, self._task, args, kwargs)
 
 
 def _call_of(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -79,7 +79,7 @@ def _call_of(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def unknown_task(app: SubmittingApp, name: str) -> TaskNameError:
     """Say that a message names a task that the app does not have."""
-    hint = f"did you mean {nearest(name, app.tasks)!r}?" if app.tasks else "it has none."
+    hint = f"did you mean {closest_match(name, app.tasks)!r}?" if app.tasks else "it has none."
     msg = (
         f"app {app.name!r} has no task {name!r}; {hint} A worker must import every module that"
         " declares tasks, and run the same code as those who submit"

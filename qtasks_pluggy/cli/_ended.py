@@ -53,7 +53,7 @@ class Ended:
     @property
     def why(self) -> str:
         """The error's own text."""
-        return self.error if isinstance(self.error, str) else text_of(self.error)
+        return self.error if isinstance(self.error, str) else safe_str(self.error)
 
 
 def run(app: QueueTasks, task: Task, record: Record, begun: Callable[[str], None]) -> Ended:
@@ -158,7 +158,7 @@ def not_a_call(record: Record) -> Ended:
     return Ended(record.line, None, "failed", error=record.problem)
 
 
-def text_of(error: object) -> str:
+def safe_str(error: object) -> str:
     """Return an error's text, whatever its class makes of ``str``."""
     try:
         return str(error)

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import click
 
 from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask
-from qtasks_pluggy._text import nearest
+from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.cli._traceback import own_traceback
 from qtasks_pluggy.exc import EngineError, PluginError, QTasksError, SettingsError
 
@@ -57,7 +57,7 @@ def load_app(spec: str) -> QueueTasks:
         else f"{where!r} has no {attr!r}"
     )
     if apps:
-        hint = f"did you mean {where}:{nearest(attr, apps)}?"
+        hint = f"did you mean {where}:{closest_match(attr, apps)}?"
     else:
         hint = f"nothing in {where!r} is a QueueTasks; make one, as in app = QueueTasks('name')"
     msg = f"APP {spec!r}: {what}; {hint}"
@@ -83,7 +83,7 @@ def load_task(app: QueueTasks, name: str) -> Task:
     if not app.tasks:
         hint = "it has no tasks at all; declare one with @app.task"
     else:
-        hint = f"did you mean {nearest(name, app.tasks)!r}?"
+        hint = f"did you mean {closest_match(name, app.tasks)!r}?"
         if len(app.tasks) > 1:
             hint += f" Its tasks are {', '.join(sorted(app.tasks))}."
     msg = f"app {app.name!r} has no task {name!r}; {hint}"
@@ -141,7 +141,7 @@ def _load_module(name: str) -> ModuleType:
             getattr(sys.modules.get(parent), "__path__", None) if parent else [str(Path.cwd())]
         )
         beside = [f"{parent}.{one.name}".lstrip(".") for one in pkgutil.iter_modules(folders)]
-        hint = f"did you mean {nearest(missing, beside)!r}? " if beside and last else ""
+        hint = f"did you mean {closest_match(missing, beside)!r}? " if beside and last else ""
         msg = (
             f"there is no module {missing!r}; {hint}It is looked for in the current folder,"
             f" {Path.cwd()}, and among what is installed."
@@ -161,7 +161,7 @@ def _load_file(where: str) -> ModuleType:
     if not path.is_file():
         folder = Path(where).parent
         beside = [str(folder / one.name) for one in path.parent.glob("*.py")]
-        hint = f"did you mean {nearest(where, beside)}?" if beside else "look at its folder"
+        hint = f"did you mean {closest_match(where, beside)}?" if beside else "look at its folder"
         what = "is not a file" if path.exists() else "does not exist"
         msg = f"the file {where} {what}; {hint}"
         raise Trouble(msg)

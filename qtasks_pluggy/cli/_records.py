@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final, Self
 
 import attrs
 
-from qtasks_pluggy._text import nearest
+from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.cli._load import Trouble
 
 STDIN: Final = "-"
@@ -135,7 +135,11 @@ class Records:
                 hint = "name a file in it"
             elif isinstance(error, FileNotFoundError):
                 beside = [str(one) for one in path.parent.glob("*") if one.is_file()]
-                hint = f"did you mean {nearest(name, beside)}?" if beside else "look at its folder"
+                hint = (
+                    f"did you mean {closest_match(name, beside)}?"
+                    if beside
+                    else "look at its folder"
+                )
             msg = f"the records cannot be read from {name}: {error.strerror}; {hint}"
             raise Trouble(msg) from None
         about = os.fstat(source.fileno())

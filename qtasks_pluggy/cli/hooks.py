@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from qtasks_hookspecs import _hooks
-from qtasks_pluggy._text import nearest
+from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.cli._load import Trouble
 from qtasks_pluggy.cli._screen import Column, show_table
 
@@ -34,7 +34,7 @@ def hooks(name: str | None, *, as_json: bool) -> None:
       2  no hook has that name
     """  # noqa: D301  # \b is click's own mark, not an escape
     if name is not None and name not in HOOKS:
-        msg = f"no hook is named {name!r}; did you mean {nearest(name, HOOKS)!r}?"
+        msg = f"no hook is named {name!r}; did you mean {closest_match(name, HOOKS)!r}?"
         raise Trouble(msg)
     chosen = [_told(one) for one in HOOKS if name in {None, one}]
     if as_json:

@@ -103,7 +103,7 @@ class MemoryEngine:
             log_event("warning", "memory_engine_keeps_nothing", app=app.name, hint=hint)
         self.workers = workers or self.workers
         self._app = app
-        self._in_threads = background.is_here()
+        self._in_threads = background.in_loop_thread()
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._context = contextvars.copy_context()

@@ -70,7 +70,7 @@ class Plugged:
             func: The engine's own task function.
         """
         app = self.app
-        app.get_ready()
+        app.ensure_loaded()
         task = self._funcs.get((message.name, func))
         if task is None:
             task = TaskFunc(message.name, func, intercept=self.intercept, max_retries=None)

@@ -362,7 +362,7 @@ def test_a_message_needs_no_started_app():
     app = QueueTasks("shop", plugins=[Ends("late")], discover=False)
     app.task(name="ask")(raising(TaskPluginTriggerError()))
     assert "late" == app.executor_for(TaskMessage("ask")).attempt_on_sync(engine_of()).result
-    app.get_ready()
+    app.ensure_loaded()
 
 
 def test_an_option_is_on_or_off():

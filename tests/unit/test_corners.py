@@ -13,7 +13,7 @@ import pytest
 from qtasks_hookspecs import Replace, Retry, TaskFunc, hookimpl, hookspec, when
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor, Trail
 from qtasks_pluggy._plugins.quarantine import Breaker
-from qtasks_pluggy._waiting import _clocked, finish
+from qtasks_pluggy._waiting import _clocked, run_to_completion
 from qtasks_pluggy.exc import PluginRegistrationError, TaskPluginTriggerError, TaskTimeoutError
 from tests.runs import answering, both_ways, failing, plugin
 
@@ -253,7 +253,7 @@ def test_a_breaker_that_closed_in_the_meantime_admits():
 def test_plain_code_never_suspends():
     """A wait that would suspend in plain code is our own mistake, and says so."""
     with pytest.raises(RuntimeError, match="suspended"):
-        finish(asyncio.sleep(0))
+        run_to_completion(asyncio.sleep(0))
 
 
 def test_a_coroutine_that_nobody_steps_any_more_is_closed():
