@@ -4,6 +4,7 @@
 ``_markers.py``    the project's name and entry point group, and the marks for hooks
 ``_hooks.py``      every hook, in the order in which a run meets it: START HERE
 ``_decisions.py``  what a hookimpl may answer besides a plain value
+``_outcome.py``    how one attempt ended
 ``_types.py``      what hooks are given: the task, the message, the run, the app
 ``exc.py``         the errors
 =================  =================================================================
@@ -24,11 +25,14 @@ from __future__ import annotations
 from qtasks_hookspecs import exc
 from qtasks_hookspecs._decisions import Cancel, DeadLetter, Raise, Replace, Retry
 from qtasks_hookspecs._markers import blocking, hookimpl, hookspec, when
+from qtasks_hookspecs._outcome import Outcome, OutcomeStatus
 from qtasks_hookspecs._types import RunningApp, RunningTask, TaskFunc, TaskMessage
 
 __all__ = [
     "Cancel",
     "DeadLetter",
+    "Outcome",
+    "OutcomeStatus",
     "Raise",
     "Replace",
     "Retry",

@@ -27,8 +27,8 @@ SECTIONS = ["When", "Args", "Returns", "Raises", "Example"]
 # What semantic versioning covers. A name is added here when it is added there, on purpose.
 PUBLIC = {
     qtasks_hookspecs: """
-        Cancel DeadLetter Raise Replace Retry RunningApp RunningTask TaskFunc TaskMessage
-        blocking exc hookimpl hookspec when
+        Cancel DeadLetter Outcome OutcomeStatus Raise Replace Retry RunningApp RunningTask TaskFunc
+        TaskMessage blocking exc hookimpl hookspec when
     """,
     qtasks_pluggy: """
         AsyncTask BasePlugin PluginManager QueueTasks SyncTask TaskExecutor TaskFunc TaskHandle
