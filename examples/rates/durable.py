@@ -1,11 +1,10 @@
-"""The census of many files, through a queue in a SQLite file, while its worker is killed.
+"""The year's runs through a queue in a SQLite file, while its worker is killed.
 
-No server is needed. As a module this is what Huey's own command works for; as a script it submits
-the runs, starts that command, kills it in the middle with -9, starts it again, and counts:
+It needs no server. As a module this is what Huey's own command works for; as a script it submits
+the runs, starts that command, kills it halfway with -9, starts it again, and counts how the runs
+ended, by their uuid:
 
-    python examples/durable.py --runs 10000
-
-What the plugins that pip installed say about the broken files counts here too.
+    python examples/rates/durable.py --runs 11680
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from census import app, census, sources  # beside this file
+from rates import app, calls, eur_100  # beside this file
 
-DATABASE = Path(os.environ.get("CENSUS_DATABASE", "census.db")).resolve()
+DATABASE = Path(os.environ.get("RATES_DATABASE", "rates.db")).resolve()
 app.set_engine(f"huey+sqlite:///{DATABASE}")
 huey = app.engine.native
 
@@ -33,7 +32,7 @@ OPTIONS = ["--workers", "2", "--worker-type", "process", "--delay", "0.05", "--q
 
 def start_worker() -> subprocess.Popen[bytes]:
     """Start Huey's own command; in a shell: ``huey_consumer durable.huey``."""
-    environment = os.environ | {"CENSUS_DATABASE": str(DATABASE)}
+    environment = os.environ | {"RATES_DATABASE": str(DATABASE)}
     return subprocess.Popen(  # noqa: S603  # Huey's own command
         [*WORKER, *OPTIONS], cwd=Path(__file__).parent, env=environment, start_new_session=True
     )
@@ -49,8 +48,7 @@ def main(runs: int) -> int:
     """Submit, kill, start again, count by uuid; return how many runs are missing."""
     begun = time.monotonic()
     with app:
-        calls = ((str(path),) for path in islice(cycle(sources()), runs))
-        handles = list(app.submit_many(census, calls))
+        handles = list(app.submit_many(eur_100, islice(calls(), runs)))
         print(f"submitted {len(handles):,} runs to {DATABASE.name}")
         worker = start_worker()
         ends: dict[str, str] = {}
@@ -74,6 +72,6 @@ def main(runs: int) -> int:
 
 
 if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description="Census through SQLite, its worker killed.")
+    arguments = argparse.ArgumentParser(description="Rates through SQLite, the worker killed.")
     arguments.add_argument("--runs", type=int, default=1000, help="how many [1000]")
     sys.exit(main(arguments.parse_args().runs))
