@@ -201,10 +201,10 @@ def wheel(session: nox.Session) -> None:
     for package in PACKAGES:
         shutil.rmtree(unpacked / package)
     session.chdir(unpacked)
-    example = "examples/qtasks-census-fallback"
+    example = "examples/qtasks-last-rate"
     session.install(f"{wheel}{CORE[1:]}", f"./{example}")
     session.run("python", "-c", CHECK_INSTALLED, log=False)
-    suite = ("tests/contract", "tests/plugins", "tests/examples/test_census_installed.py")
+    suite = ("tests/contract", "tests/plugins", "tests/examples/test_rates_installed.py")
     session.run("pytest", *suite, "-m", "not engines and not full", *session.posargs)
     # The example's own tests, with what the example asks for: pytest, and none of our plugins.
     session.chdir(example)
@@ -248,7 +248,7 @@ def mutate(session: nox.Session) -> None:
     # mutmut takes a folder's path for the dotted name: so both packages lie at the top.
     for package in PACKAGES:
         shutil.copytree(ROOT / package, copy / Path(package).name)
-    for folder in ("docs", "examples", "tests"):
+    for folder in ("benchmarks", "docs", "examples", "tests"):
         shutil.copytree(ROOT / folder, copy / folder)
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.md"), ROOT / "pyproject.toml"):
         shutil.copy(path, copy)

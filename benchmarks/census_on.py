@@ -6,9 +6,9 @@ module this is what the engine's own worker command works for; as a script it su
 starts such workers, and counts:
 
     CENSUS_ENGINE=celery CENSUS_BROKER=amqp://localhost CENSUS_RESULTS=redis://localhost \
-        python examples/census_on.py --runs 10000 --workers 2
+        python benchmarks/census_on.py --runs 10000 --workers 2
 
-One file in twenty is broken, and what the plugins that pip installed say about it counts.
+One file in twenty is broken, and the plugin of the census answers for it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""The census: real input, its errors, and a plugin that answers them."""
+"""The census, the input of benchmarks and soak: what it counts, and what its plugin answers."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import subprocess
 import sys
 import warnings
@@ -12,14 +11,15 @@ import warnings
 import pytest
 
 from qtasks_pluggy.exc import TaskPluginTriggerError
-from tests.examples.conftest import BROKEN, EXAMPLES, load, records, run_command
+from tests.benchmarks.conftest import BENCHMARKS, BROKEN, load
+from tests.examples.conftest import run_command
 
-CENSUS = str(EXAMPLES / "census.py")
+CENSUS = str(BENCHMARKS / "census.py")
 
 
 @pytest.fixture(params=["census", "census_async"])
 def count(request):
-    """Run one of the tasks, without any installed plugin."""
+    """Run one of the tasks, without its plugin."""
     module = load("census")
     module.app.plugins.set_blocked("census-fallback")
     task = getattr(module, request.param)
@@ -174,75 +174,20 @@ def test_the_script_is_quiet_when_nobody_listens():
 
 
 @pytest.mark.parametrize("task", ["census", "census_async"])
-def test_an_installed_plugin_recovers_what_the_census_cannot_count(site, tmp_path, task):
-    """Found by its entry point alone; the table names it, and each of its counts is marked."""
-    given = records([json.__file__, *BROKEN])
-    code, out, err = run_command(
-        "run",
-        CENSUS,
-        task,
-        "--each",
-        "-",
-        "--out",
-        "out.jsonl",
-        given=given,
-        folder=tmp_path,
-        PYTHONPATH=str(site),
-    )
+def test_the_plugin_of_the_census_answers_for_what_it_cannot_count(tmp_path, task):
+    """Each broken file is recovered, and its counts are marked; switched off, each one fails."""
+    given = "".join(f"{json.dumps({'path': str(path)})}\n" for path in (json.__file__, *BROKEN))
+    args = ("run", CENSUS, task, "--each", "-", "--out", "out.jsonl", "--json")
+    code, out, err = run_command(*args, given=given, folder=tmp_path)
+    told = json.loads(out)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
-    good = [line for line in lines if line["plugin"] is None]
-    recovered = [line for line in lines if line["plugin"] == "census-fallback"]
+    recovered = [line["result"] for line in lines if line["plugin"] == "census-fallback"]
+    disabled, out, _ = run_command(
+        *args, given=given, folder=tmp_path, QTASKS_PLUGGY_DISABLE="census-fallback"
+    )
 
     assert (0, "") == (code, err)
-    assert f"recovered     {len(BROKEN)}  census-fallback\n" in out
-    assert ["approximate" in line["result"] for line in good] == [False]
-    assert [line["result"]["approximate"] for line in recovered] == [True] * len(BROKEN)
-    assert all(line["result"]["lines"] >= 6 for line in recovered)
-    assert sum(line["result"]["functions"] for line in recovered) >= len(BROKEN)
-
-
-@pytest.mark.parametrize("how", ["uninstalled", "disabled"])
-@pytest.mark.parametrize("task", ["census", "census_async"])
-def test_without_the_plugin_the_same_runs_fail_with_the_tasks_own_error(site, tmp_path, task, how):
-    """Uninstalled or switched off: exit code 1, and the error names the file."""
-    switch = {}
-    if how == "uninstalled":
-        shutil.rmtree(site)
-    else:
-        switch = {"QTASKS_PLUGGY_DISABLE": "census-fallback"}
-    code, out, _ = run_command(
-        "run",
-        CENSUS,
-        task,
-        "--each",
-        "-",
-        "--out",
-        "out.jsonl",
-        given=records(BROKEN),
-        folder=tmp_path,
-        PYTHONPATH=str(site),
-        **switch,
-    )
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
-
-    assert code == 1
-    assert f"failed      {len(BROKEN)}  TaskPluginTriggerError" in out.replace("good       ", "")
-    assert all(line["error"].startswith("TaskPluginTriggerError: ") for line in lines)
-    assert {str(path) for path in BROKEN} == {
-        line["error"].removeprefix("TaskPluginTriggerError: ").split(": ")[0].split(", line")[0]
-        for line in lines
-    }
-
-
-def test_the_plugin_is_listed(site, tmp_path):
-    """``plugins`` tells name, distribution, version and hook."""
-    code, out, _ = run_command("plugins", "--json", given="", folder=tmp_path, PYTHONPATH=str(site))
-    (row,) = [row for row in json.loads(out) if row["name"] == "census-fallback"]
-
-    assert code == 0
-    assert ("qtasks-census-fallback", "0.1.0", True) == (
-        row["distribution"],
-        row["version"],
-        row["enabled"],
-    )
-    assert ["task_executor_run_task_trigger_error"] == row["hooks"]
+    assert {"census-fallback": len(BROKEN)} == told["recovered"]
+    assert len(BROKEN) == len(recovered)
+    assert all(counts["approximate"] and counts["lines"] >= 6 for counts in recovered)
+    assert (1, 1) == (disabled, json.loads(out)["good"])

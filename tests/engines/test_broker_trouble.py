@@ -15,7 +15,7 @@ from tests.engines.processes import Process, wait_until
 pytestmark = [pytest.mark.engines, pytest.mark.full]
 
 LONG = 60
-EXAMPLES = Path(__file__).parents[2] / "examples"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ENGINES = ("celery", "dramatiq", "taskiq")
 WAITING = """
 import time
@@ -77,13 +77,14 @@ def drive(tmp_path, guard, request):
 
     def start(engine, broker, *command):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "QTASKS_"))}
-        path = os.pathsep.join([str(EXAMPLES), str(tmp_path), env.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(BENCHMARKS), str(tmp_path), env.get("PYTHONPATH", "")])
         env |= {
             "CENSUS_ENGINE": engine,
             "CENSUS_BROKER": broker,
             "CENSUS_RESULTS": request.getfixturevalue("redis_url"),
             "CENSUS_NAME": name,
             "PYTHONPATH": path,
+            "QTASKS_PLUGGY_DISABLE": "census-fallback",
             "QTASKS_PLUGGY_TIMEOUT": "1",
         }
         log = tmp_path / f"log-{len(started)}.txt"

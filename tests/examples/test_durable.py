@@ -1,4 +1,4 @@
-"""The census through SQLite, its worker killed in the middle: nothing is lost."""
+"""The rates through SQLite, the worker killed halfway: nothing is lost."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import sys
 
 import pytest
 
-from tests.examples.conftest import EXAMPLES
+from tests.examples.conftest import RATES
 
 pytestmark = pytest.mark.engines
 
 
 @pytest.mark.parametrize(
-    "runs", [300, pytest.param(10_000, marks=pytest.mark.full)], ids=["300", "10000"]
+    "runs", [300, pytest.param(11_680, marks=pytest.mark.full)], ids=["300", "11680"]
 )
 def test_every_run_has_its_end_though_the_worker_is_killed(runs, tmp_path):
     """Counted by uuid, all runs have ended, good or as their plugins say."""
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "durable.py"), "--runs", str(runs)],
+        [sys.executable, str(RATES / "durable.py"), "--runs", str(runs)],
         capture_output=True,
         check=False,
         cwd=tmp_path,

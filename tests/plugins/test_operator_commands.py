@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from qtasks_pluggy.cli._command import command
 
 ROOT = Path(__file__).parents[2]
-BROKEN = sorted((ROOT / "examples/broken_sources").glob("*.py"))
 
 
 def test_doctor_tells_every_fault_and_the_chain_without_them(distributions):
@@ -54,44 +53,34 @@ def test_doctor_tells_every_fault_and_the_chain_without_them(distributions):
 
 
 SECTIONS = {
-    "fallback": {
-        "rules": [
-            {
-                "task": "census*",
-                "error": "qtasks_hookspecs.exc.TaskPluginTriggerError",
-                "result": {"functions": 0},
-            }
-        ]
-    },
-    "retry": {"errors": ["OSError"], "limit": 2, "delay": 0.001, "jitter": 0},
+    "fallback": {"rules": [{"task": "eur_*", "error": ["KeyError"], "result": 0}]},
+    "retry": {"errors": ["LookupError"], "limit": 2, "delay": 0.001, "jitter": 0},
 }
 
 
-@pytest.mark.parametrize("task", ["census", "census_async"])
-def test_the_census_recovers_by_settings_alone(task, tmp_path):
-    """The built-in plugins, enabled in the environment, serve the census without any code."""
-    records = [{"path": str(path)} for path in BROKEN] + [{"path": str(tmp_path / "missing.py")}]
+def test_the_rates_recover_by_settings_alone(tmp_path):
+    """The built-in plugins, enabled in the environment, decide without any code or package."""
+    calls = [["2022-04-14", "USD"], ["2022-04-15", "USD"], ["2022-04-14", "RUB"]]
     settings = {
         "QTASKS_PLUGGY_ENABLE": "fallback,retry",
         "QTASKS_PLUGGY_PLUGIN": json.dumps(SECTIONS),
         "QTASKS_PLUGGY_SAFE_MODE": "true",
     }
-    app = str(ROOT / "examples/census.py")
+    app = str(ROOT / "examples/rates/rates.py")
+    args = ("run", app, "eur_100", "--each", "-", "--out", "-")
     done = subprocess.run(
-        [sys.executable, "-m", "qtasks_pluggy.cli", "run", app, task, "--each", "-", "--out", "-"],
+        [sys.executable, "-m", "qtasks_pluggy.cli", *args],
         capture_output=True,
         check=False,
         cwd=tmp_path,
         env=os.environ | settings,
-        input="\n".join(map(json.dumps, records)),
+        input="\n".join(map(json.dumps, calls)),
         text=True,
         timeout=60,
     )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    ended = sorted(map(json.loads, done.stdout.splitlines()), key=lambda one: one["line"])
 
-    assert len(records) == len(lines), done.stderr
-    saved = [line for line in lines if line["plugin"] == "fallback"]
-    assert len(BROKEN) == len(saved)
-    assert [{"functions": 0}] * len(BROKEN) == [line["result"] for line in saved]
-    (missing,) = [line for line in lines if line["status"] != "succeeded"]
-    assert "missing.py" in missing["error"]
+    assert len(calls) == len(ended), done.stderr
+    assert [None, "fallback", None] == [one["plugin"] for one in ended]
+    assert [108.78, 0] == [one["result"] for one in ended[:2]]
+    assert "failed" == ended[2]["status"]
