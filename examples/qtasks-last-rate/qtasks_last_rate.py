@@ -6,10 +6,9 @@ days before, and the first rate that it finds becomes the result of the run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import date, timedelta
-from inspect import signature
 from typing import Any
 
 from qtasks_hookspecs import RunningTask, TaskFunc, hookimpl, when
@@ -37,15 +36,16 @@ class LastRate:
         self, task_executor: RunningTask, task_func: TaskFunc
     ) -> float | None:
         """Answer with the last rate before that day; None, no opinion, if it is too old."""
-        call = signature(task_func.func).bind(*task_executor.args, **task_executor.kwargs)
+        return self._last(task_func.func, *task_executor.args, **task_executor.kwargs)
+
+    def _last(self, eur_100: Callable[[str, str], float], day: str, currency: str) -> float | None:
         try:
-            day = date.fromisoformat(call.arguments["day"])
+            missing = date.fromisoformat(day)
         except ValueError:
             return None  # no day, so there is none before it
         for age in range(1, self.max_age_days + 1):
-            call.arguments["day"] = str(day - timedelta(days=age))
             with suppress(*NO_RATE):
-                return task_func.func(*call.args, **call.kwargs)
+                return eur_100(str(missing - timedelta(days=age)), currency)
         return None
 
 
