@@ -99,7 +99,7 @@ def test_the_demo_shows_what_it_says(site, tmp_path):
 
 def test_the_demo_asks_for_the_plugin_where_it_is_not_installed(tmp_path):
     """It says what to install, and runs nothing."""
-    code, out, err = run_python("-I", str(RATES / "demo.py"), folder=tmp_path)
+    code, out, err = run_python("-I", "-S", str(RATES / "demo.py"), folder=tmp_path)
 
     assert (1, "") == (code, out)
     assert f"pip install {EXAMPLES}/qtasks-last-rate" in err
