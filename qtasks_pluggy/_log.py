@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import structlog
 
+from qtasks_pluggy._text import printable
+
 NAME: Final = "qtasks_pluggy"
 _stdlib: Final = logging.getLogger(NAME)
 
@@ -71,7 +73,7 @@ class _Stderr:
     def msg(self, message: str) -> None:
         """Write one line, where there is a standard error at all."""
         if sys.stderr is not None:
-            print(message, file=sys.stderr, flush=True)  # noqa: T201  # the sink of last resort
+            print(printable(message), file=sys.stderr, flush=True)  # noqa: T201  # the sink of last resort
 
     log = debug = info = warning = warn = error = critical = exception = fatal = msg
 

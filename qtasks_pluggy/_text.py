@@ -1,9 +1,10 @@
-"""How errors and events name a plugin, quote its error, and correct a name that nobody has."""
+"""Text: how plugins and errors are told, names corrected, and all made fit for a terminal."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
 
 
 def describe_plugin(plugin: str, distribution: str | None, version: str | None) -> str:
@@ -26,3 +27,22 @@ def safe_str(error: BaseException) -> str:
         return str(error)
     except Exception as another:  # noqa: BLE001  # somebody else's __str__
         return f"(no text: its __str__ raises {type(another).__name__})"
+
+
+def printable(text: str, spell: Callable[[str], str] = lambda one: ascii(one)[1:-1]) -> str:
+    """Spell out what a terminal obeys instead of showing it; lines, tabs and blanks stay.
+
+    Args:
+        text: Any text: data, a name, an error's.
+        spell: Spells one letter, without quotes.
+
+    Returns:
+        The text, with escape sequences, marks of direction, surrogates and their like spelled out.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if _is_shown(one) else spell(one) for one in text)
+
+
+def _is_shown(letter: str) -> bool:
+    return letter.isprintable() or letter in "\n\t" or unicodedata.category(letter) == "Zs"

@@ -48,12 +48,6 @@ class Breaker:
         self._seconds = seconds
 
     @property
-    def left(self) -> float | None:
-        """Seconds until the next trial; None outside of a quarantine."""
-        until = self.until
-        return None if until is None else max(0.0, until - self._clock())
-
-    @property
     def facts(self) -> dict[str, float]:
         """What an event tells of a quarantine."""
         return {"failures": self.failures, "seconds": self._seconds}

@@ -13,7 +13,8 @@
 ``_ended.py``       how a run ended
 ``_tally.py``       how all of them ended
 ``_output.py``      JSON, and files of JSON lines that are whole at any moment
-``_screen.py``      what people see, on a terminal and on a pipe
+``_screen.py``      tables, summaries and the progress bar, on a terminal and on a pipe
+``_say.py``         how anything is printed, so that nothing in it changes a terminal
 ``_traceback.py``   tracebacks that begin in the user's own code
 ==================  ==========================================================================
 """

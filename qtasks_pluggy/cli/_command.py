@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import click
 
+from qtasks_pluggy._text import printable
+from qtasks_pluggy.cli._say import say
 from qtasks_pluggy.cli.doctor import doctor
 from qtasks_pluggy.cli.hooks import hooks
 from qtasks_pluggy.cli.plugins import plugins
@@ -11,13 +17,30 @@ from qtasks_pluggy.cli.run import run
 
 
 class _Group(click.Group):
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the options that stand before the command's name."""
+        with _printable_errors():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; Ctrl-C ends it with the code that shells expect."""
         try:
-            return super().invoke(ctx)
+            with _printable_errors():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            say("Interrupted.", err=True)
             ctx.exit(130)
+
+
+@contextmanager
+def _printable_errors() -> Iterator[None]:
+    """Make the errors that click prints itself printable; they quote what was given."""
+    try:
+        yield
+    except click.ClickException as error:
+        told = printable(error.format_message())
+        vars(error)["format_message"] = lambda: told
+        raise
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

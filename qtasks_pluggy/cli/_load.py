@@ -7,15 +7,21 @@ import importlib.util
 import os
 import pkgutil
 import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from inspect import getmro
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 import click
 
-from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask
+from qtasks_pluggy import AsyncTask, PluginManager, QueueTasks, SyncTask
+from qtasks_pluggy._submit.lookup import GROUP
 from qtasks_pluggy._text import closest_match
+from qtasks_pluggy.cli._say import say
 from qtasks_pluggy.cli._traceback import own_traceback
+from qtasks_pluggy.engines import installed_in
 from qtasks_pluggy.exc import EngineError, PluginError, QTasksError, SettingsError
 
 Task: TypeAlias = AsyncTask[..., Any] | SyncTask[..., Any]
@@ -39,6 +45,37 @@ def load_app(spec: str) -> QueueTasks:
     Raises:
         Trouble: There is no such thing, or importing it failed.
     """
+    return _find(spec, _own_app, "its own worker does its tasks, and run those of a QueueTasks")
+
+
+def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
+    """Load the plugins of the app that APP names, as its start does.
+
+    Args:
+        spec: As for ``load_app``, or an engine's own app that ``install()`` was called on; None
+            for the installed plugins alone.
+
+    Returns:
+        The plugins, and the faults of those that cannot be loaded.
+
+    Raises:
+        Trouble: There is no such app, importing it failed, or a setting has a wrong value.
+    """
+    faults: list[str] = []
+    app = None
+    if spec is not None:
+        hint = "install() was not called on it; call {module}.install where the app is made"
+        app = _find(spec, _app_behind, hint)
+    manager = PluginManager() if app is None else app.plugins
+    try:
+        (manager.discover if app is None else app.load_plugins)(faults)
+    except SettingsError as error:
+        raise Trouble(str(error)) from None
+    return manager, faults
+
+
+def _find(spec: str, app_in: Callable[[object], QueueTasks | None], native_hint: str) -> QueueTasks:
+    """Import the app that APP names; ``app_in`` finds it in the object of that name."""
     where, colon, attr = spec.rpartition(":")
     if not colon:
         where, attr = spec, "app"
@@ -48,20 +85,37 @@ def load_app(spec: str) -> QueueTasks:
     _make_importable(Path.cwd())
     module = _load_file(where) if _names_a_file(where) else _load_module(where)
     found = getattr(module, attr, None)
-    if isinstance(found, QueueTasks):
-        return found
-    apps = [name for name, value in vars(module).items() if isinstance(value, QueueTasks)]
-    what = (
-        f"{attr!r} in {where!r} is of type {type(found).__name__}, not QueueTasks"
-        if hasattr(module, attr)
-        else f"{where!r} has no {attr!r}"
-    )
+    app = app_in(found)
+    if app is not None:
+        return app
+    what = f"{where!r} has no {attr!r}"
+    hint = f"nothing in {where!r} is a QueueTasks; make one, as in app = QueueTasks('name')"
+    if hasattr(module, attr):
+        what = f"{attr!r} in {where!r} is of type {type(found).__name__}, not QueueTasks"
+        adapter = _adapter_of(found)
+        if adapter is not None:
+            hint = native_hint.format(module=adapter.module)
+    apps = [name for name, value in vars(module).items() if app_in(value) is not None]
     if apps:
         hint = f"did you mean {where}:{closest_match(attr, apps)}?"
-    else:
-        hint = f"nothing in {where!r} is a QueueTasks; make one, as in app = QueueTasks('name')"
     msg = f"APP {spec!r}: {what}; {hint}"
     raise Trouble(msg)
+
+
+def _own_app(value: object) -> QueueTasks | None:
+    return value if isinstance(value, QueueTasks) else None
+
+
+def _app_behind(value: object) -> QueueTasks | None:
+    # Nothing is asked of objects that belong to no engine: a lazy one would do what it puts off.
+    app = value if _adapter_of(value) is None else installed_in(value)
+    return _own_app(app)
+
+
+def _adapter_of(value: object) -> EntryPoint | None:
+    """Find the adapter of the engine whose object it is."""
+    packages = {kind.__module__.partition(".")[0] for kind in getmro(type(value))}
+    return next((one for one in entry_points(group=GROUP) if one.name in packages), None)
 
 
 def load_task(app: QueueTasks, name: str) -> Task:
@@ -199,7 +253,7 @@ def _make_importable(folder: Path) -> None:
 def _raised_on_import(where: str, error: BaseException) -> Trouble:
     if isinstance(error, Trouble):
         return error
-    click.echo(own_traceback(error), err=True, nl=False)
+    say(own_traceback(error).rstrip("\n"), err=True)
     return Trouble(
         f"importing {where!r} raised {type(error).__name__}; the traceback above shows where"
     )

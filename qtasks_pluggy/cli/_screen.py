@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Final, Self, TextIO
 
 import attrs
-import click
 from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
@@ -17,7 +16,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from qtasks_pluggy._text import printable
 from qtasks_pluggy.cli._records import Records
+from qtasks_pluggy.cli._say import one_line, say
 from qtasks_pluggy.cli._tally import Tally
 
 GAP: Final = 3
@@ -55,11 +56,11 @@ def show_table(
         err: Whether it goes to standard error.
     """
     stream = sys.stderr if err else sys.stdout
-    cells = [[printable(cell, stream) for cell in row] for row in rows]
+    cells = [[one_line(cell, stream) for cell in row] for row in rows]
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
         for line in _plain(columns, cells):
-            click.echo(line, err=err)
+            say(line, err=err)
         return
     widths = _widths(columns, cells)
     last = columns[-1]
@@ -122,26 +123,6 @@ def _plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterable
         yield "  ".join(aligned).rstrip()
 
 
-def printable(text: str, stream: TextIO, most: int | None = None) -> str:
-    """Make a text safe for a terminal: one line, no control characters, nothing unencodable.
-
-    Args:
-        text: Any text, an error's for example.
-        stream: Where it will go.
-        most: How many characters of it to keep; None for all.
-
-    Returns:
-        What to print.
-    """
-    words = " ".join(text.split())
-    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in words)
-    encoding = stream.encoding or "utf-8"
-    shown = shown.encode(encoding, "backslashreplace").decode(encoding)
-    if most is not None and len(shown) > most:
-        return f"{shown[: most - 3]}..."
-    return shown
-
-
 def show_summary(
     tally: Tally, title: str, seconds: float, *, most_running: int = 20, err: bool = False
 ) -> None:
@@ -156,11 +137,11 @@ def show_summary(
     """
     stream = sys.stderr if err else sys.stdout
     rate = f", {tally.runs / seconds:,.0f} a second" if tally.runs > 1 and seconds > 0 else ""
-    headline = f"{printable(title, stream)}: {count_runs(tally.runs)} in {_duration(seconds)}{rate}"
+    headline = f"{one_line(title, stream)}: {count_runs(tally.runs)} in {_duration(seconds)}{rate}"
     if tally.interrupted:
         headline += ", then interrupted"
-    click.secho(headline, bold=True, err=err)
-    click.echo(err=err)
+    say(headline, bold=True, err=err)
+    say(err=err)
     rows: list[list[str]] = [["good", f"{tally.good:,}", "", ""]]
     for (plugin, how), count in _most_first(tally.recovered):
         rows.append(["recovered", f"{count.runs:,}", f"{plugin} {how}".strip(), ""])
@@ -194,7 +175,7 @@ def _most_first(counts: dict[Any, Any]) -> list[tuple[Any, Any]]:
 
 
 def _first(count: Any, stream: TextIO) -> str:
-    return f"line {count.line}: {printable(count.why, stream, MOST_TOLD)}"
+    return f"line {count.line}: {one_line(count.why, stream, MOST_TOLD)}"
 
 
 def _duration(seconds: float) -> str:
@@ -222,7 +203,7 @@ class Silent:
 
     def say(self, text: str) -> None:
         """Say it on standard error."""
-        click.echo(text, err=True)
+        say(text, err=True)
 
     def end_at_once(self, running: list[tuple[int, str]]) -> None:
         """Name the runs that are left behind, and end the process.
@@ -260,7 +241,7 @@ class ProgressBar(Silent):
             # What a task prints belongs to the output, unless that is the same terminal.
             redirect_stdout=sys.stdout.isatty(),
         )
-        description = printable(title, sys.stderr, 40)
+        description = one_line(title, sys.stderr, 40)
         self._bar = self._progress.add_task(description, total=records.size, counts="")
 
     def __enter__(self) -> Self:
@@ -286,7 +267,7 @@ class ProgressBar(Silent):
 
     def say(self, text: str) -> None:
         """Say it above the line."""
-        self._progress.console.print(Text(text))
+        self._progress.console.print(Text(printable(text)))
 
     def _leave(self, text: str) -> None:
         # The cursor, which the progress line hides.

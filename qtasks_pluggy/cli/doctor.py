@@ -11,10 +11,12 @@ import click
 
 from qtasks_pluggy import PluginManager
 from qtasks_pluggy._plugins.chain import Link
-from qtasks_pluggy.cli._load import Trouble, load_app
+from qtasks_pluggy._plugins.discovery import PluginInfo, installed
+from qtasks_pluggy._plugins.manager import BUILTINS
+from qtasks_pluggy.cli._load import load_plugins
+from qtasks_pluggy.cli._say import say, say_json
 from qtasks_pluggy.cli._screen import Column, show_table
 from qtasks_pluggy.cli.hooks import HOOKS
-from qtasks_pluggy.exc import SettingsError
 
 _CHAIN: Final = [
     Column("", right=True),
@@ -33,30 +35,45 @@ _CHAIN: Final = [
 def doctor(app_spec: str | None, *, as_json: bool) -> None:
     """Examine the installed plugins, and those that APP adds.
 
+    APP is a QueueTasks, or a Celery app, Dramatiq broker, Taskiq broker or Huey that install()
+    was called on: module:attribute or file.py:attribute.
+
     Shows each hook's chain in the order of the calls, every setting and where it came from, and
-    every fault, not only the first. Of the plugins' own sections only the keys are shown: their
-    values may be secrets.
+    every fault, not only the first: also a setting that names a plugin which is not there. Of the
+    plugins' own sections only the keys are shown: their values may be secrets. Quarantine belongs
+    to the process that does the runs, and stands in its log: plugin_quarantined.
 
     \b
     Exit codes:
       0  all is well
-      1  a plugin has a fault, or is in quarantine
-      2  usage, settings, import of APP
+      1  a plugin or a setting has a fault
+      2  usage, wrong value of a setting, import of APP
     """  # noqa: D301  # \b is click's own mark, not an escape
-    faults: list[str] = []
-    app = None if app_spec is None else load_app(app_spec)
-    manager = PluginManager() if app is None else app.plugins
-    try:
-        (manager.discover if app is None else app.load_plugins)(faults)
-    except SettingsError as error:
-        raise Trouble(str(error)) from None
+    manager, faults = load_plugins(app_spec)
+    faults += _dead_settings(manager, all_named=app_spec is not None)
     found = _examine(manager, faults)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        say_json(found)
     else:
         _show(found)
-    ill = faults or any(plugin["quarantined"] for plugin in found["plugins"])
-    click.get_current_context().exit(1 if ill else 0)
+    click.get_current_context().exit(1 if faults else 0)
+
+
+def _dead_settings(manager: PluginManager, *, all_named: bool) -> list[str]:
+    """Tell of each name in the settings that no plugin has."""
+    hint = "" if all_named else " If an app adds it, name that APP."
+    faults = []
+    # Those too that this app leaves out: the settings may be for several apps.
+    plugins = {candidate.name for candidate, _ in installed()}
+    plugins |= {one.name for one in manager.list_plugin_info()}
+    for one in manager.loaded.unknown_names(plugins, BUILTINS):
+        near = one["did_you_mean"]
+        meant = "there are none" if near is None else f"did you mean {near!r}?"
+        faults.append(
+            f"setting {one['setting']!r} ({one['source']}) names {one['name']!r}, and no plugin has"
+            f" that name; {meant}{hint}"
+        )
+    return faults
 
 
 def _examine(manager: PluginManager, faults: list[str]) -> dict[str, Any]:
@@ -68,9 +85,14 @@ def _examine(manager: PluginManager, faults: list[str]) -> dict[str, Any]:
             key: {"value": value, "source": loaded.sources[key]} for key, value in values.items()
         },
         "hooks": {name: _chain(manager, name) for name in HOOKS},
-        "plugins": [attrs.asdict(one) for one in manager.list_plugin_info()],
+        "plugins": [_info(one) for one in manager.list_plugin_info()],
         "faults": faults,
     }
+
+
+def _info(one: PluginInfo) -> dict[str, Any]:
+    # Quarantine is not told: it is kept by the processes that do the runs.
+    return attrs.asdict(one, filter=lambda field, _: field.name != "quarantined")
 
 
 def _chain(manager: PluginManager, hook: str) -> list[dict[str, Any]]:
@@ -98,7 +120,6 @@ def _link(link: Link, order: tuple[str, ...]) -> dict[str, Any]:
         "when": [_condition(attrs.asdict(one, recurse=False)) for one in link.when],
         "timeout": link.limit,
         "observed": link.observed,
-        "quarantine_left": link.breaker.left,
     }
 
 
@@ -116,32 +137,30 @@ def _condition(one: Mapping[str, Any]) -> str:
 def _show(found: Mapping[str, Any]) -> None:
     for hook, chain in found["hooks"].items():
         if chain:
-            click.secho(f"\n{hook}", bold=True)
+            say(f"\n{hook}", bold=True)
             show_table(_CHAIN, [_row(number, link) for number, link in enumerate(chain, start=1)])
     unused = [hook for hook, chain in found["hooks"].items() if not chain]
     if unused:
-        click.secho("\nnobody implements", bold=True)
-        click.echo("\n".join(unused))
+        say("\nnobody implements", bold=True)
+        say("\n".join(unused))
     off = [one for one in found["plugins"] if not one["enabled"]]
     if off:
-        click.secho("\nnot asked", bold=True)
+        say("\nnot asked", bold=True)
         rows = [[one["name"], _from(one), one["reason"] or ""] for one in off]
         show_table([Column("plugin", style="bold"), Column("distribution"), Column("why")], rows)
-    click.secho("\nsettings", bold=True)
+    say("\nsettings", bold=True)
     rows = [
         [key, json.dumps(one["value"]), one["source"]] for key, one in found["settings"].items()
     ]
     show_table([Column("key", style="bold"), Column("value"), Column("from")], rows)
     if found["faults"]:
-        click.secho("\nfaults", bold=True, fg="red")
+        say("\nfaults", bold=True, fg="red")
         for fault in found["faults"]:
-            click.echo(f"- {fault}")
+            say(f"- {fault}")
 
 
 def _row(number: int, link: Mapping[str, Any]) -> list[str]:
     asked = " or ".join(link["when"]) or "always"
-    if link["quarantine_left"] is not None:
-        asked = f"not for {link['quarantine_left']:.0f} s: quarantine"
     kind = link["kind"] if link["place"] is None else f"{link['kind']}, {link['place']}"
     limit = "" if link["timeout"] is None else f"{link['timeout']:g} s"
     answers = "observed only" if link["observed"] else "used"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from types import FunctionType
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ import click
 from qtasks_hookspecs import _hooks
 from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.cli._load import Trouble
+from qtasks_pluggy.cli._say import say, say_json
 from qtasks_pluggy.cli._screen import Column, show_table
 
 HOOKS: Final = {
@@ -26,7 +26,9 @@ HOOKS: Final = {
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text.")
 def hooks(name: str | None, *, as_json: bool) -> None:
-    """List the hooks that a plugin can implement, or tell all about NAME.
+    """List the hooks of plugins, or show one in full.
+
+    NAME is the hook to show, with its parameters, what it is for, and an example.
 
     \b
     Exit codes:
@@ -38,14 +40,14 @@ def hooks(name: str | None, *, as_json: bool) -> None:
         raise Trouble(msg)
     chosen = [_told(one) for one in HOOKS if name in {None, one}]
     if as_json:
-        click.echo(json.dumps(chosen, indent=2))
+        say_json(chosen)
     elif name is None:
         columns = [Column("hook", style="bold"), Column("what it is for")]
         show_table(columns, [[one["name"], one["summary"]] for one in chosen])
     else:
         (hook,) = chosen
-        click.secho(f"{hook['name']}({', '.join(hook['parameters'])})", bold=True)
-        click.echo(f"\n{hook['text']}")
+        say(f"{hook['name']}({', '.join(hook['parameters'])})", bold=True)
+        say(f"\n{hook['text']}")
 
 
 def _told(name: str) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from qtasks_pluggy import PluginManager
-from qtasks_pluggy.cli._load import Trouble, load_app
+from qtasks_pluggy.cli._load import load_plugins
+from qtasks_pluggy.cli._say import say, say_json
 from qtasks_pluggy.cli._screen import Column, show_table
-from qtasks_pluggy.exc import SettingsError
 
 
 @click.command(name="plugins")
@@ -20,7 +18,9 @@ from qtasks_pluggy.exc import SettingsError
 def plugins(app_spec: str | None, *, as_json: bool) -> None:
     """List the installed plugins, and those that APP adds.
 
-    They are listed in the order of registration; doctor shows the order of the calls.
+    They are listed in the order of registration; doctor shows the order of the calls. APP is a
+    QueueTasks, or a Celery app, Dramatiq broker, Taskiq broker or Huey that install() was called
+    on: module:attribute or file.py:attribute.
 
     \b
     Exit codes:
@@ -28,13 +28,7 @@ def plugins(app_spec: str | None, *, as_json: bool) -> None:
       1  one could not
       2  usage, settings, import of APP
     """  # noqa: D301  # \b is click's own mark, not an escape
-    app = None if app_spec is None else load_app(app_spec)
-    manager = PluginManager() if app is None else app.plugins
-    problems: list[str] = []
-    try:
-        (manager.discover if app is None else app.load_plugins)(problems)
-    except SettingsError as error:
-        raise Trouble(str(error)) from None
+    manager, problems = load_plugins(app_spec)
     rows = [
         {
             "name": one.name,
@@ -48,16 +42,16 @@ def plugins(app_spec: str | None, *, as_json: bool) -> None:
         for one in manager.list_plugin_info()
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        say_json(rows)
     elif rows:
         _show(rows)
     else:
-        click.echo(
+        say(
             "There are no plugins. A plugin is what an installed distribution names in the entry"
             " point group qtasks_pluggy."
         )
     for problem in problems:
-        click.echo(f"Error: {problem}", err=True)
+        say(f"Error: {problem}", err=True)
     click.get_current_context().exit(1 if problems else 0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 import time
@@ -27,6 +26,7 @@ from qtasks_pluggy.cli._load import (
 )
 from qtasks_pluggy.cli._output import STDOUT, Output, UnwritableResultError, as_line, to_json
 from qtasks_pluggy.cli._records import Record, Records, from_arguments
+from qtasks_pluggy.cli._say import readable_json, say, say_json
 from qtasks_pluggy.cli._screen import show_summary, watcher
 from qtasks_pluggy.cli._traceback import own_traceback
 from qtasks_pluggy.exc import QTasksError
@@ -139,7 +139,7 @@ def _run_once(
         raise one.error
     line, unwritable = as_line(one)
     if as_json:
-        click.echo(line)
+        say(line)
     elif one.error is None:
         _show_result(one, unwritable)
     else:
@@ -168,29 +168,27 @@ def _nobody(_: str) -> None:
 
 def _show_result(ended: Ended, unwritable: UnwritableResultError | None) -> None:
     if ended.decided is not None:
-        click.echo(f"recovered by {ended.decided.who}", err=True)
+        say(f"recovered by {ended.decided.who}", err=True)
     if unwritable is not None:
         _say_error(str(unwritable))
     elif sys.stdout.isatty():
-        text = json.dumps(ended.result, indent=2, ensure_ascii=False)
-        encoding = sys.stdout.encoding
-        click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
+        say(readable_json(ended.result))
     else:
-        click.echo(to_json(ended.result))
+        say(to_json(ended.result))
 
 
 def _show_failure(task: Task, ended: Ended) -> None:
     if isinstance(ended.error, BaseException):
-        click.echo(own_traceback(ended.error), err=True)
+        say(own_traceback(ended.error), err=True)
     if ended.trail:
-        click.echo(f"{ended.trail}\n", err=True)
+        say(f"{ended.trail}\n", err=True)
     status = ended.status.replace("_", "-")
     why = f"{ended.kind}: {ended.why}" if ended.why else ended.kind
     _say_error(f"task {task.name!r} {status}: {why} (run {ended.uuid})")
 
 
 def _say_error(text: str) -> None:
-    click.echo(f"Error: {text}", err=True)
+    say(f"Error: {text}", err=True)
 
 
 def _run_each(
@@ -208,7 +206,7 @@ def _run_each(
             msg = f"--out {out} is the file that the records are read from; give another one"
             raise Trouble(msg)
         if records.is_terminal():
-            click.echo("Type one JSON record a line; Ctrl-D ends the input.", err=True)
+            say("Type one JSON record a line; Ctrl-D ends the input.", err=True)
         if out is None:
             return _run_batch(app, task, records, size, None, by_engine=by_engine, as_json=as_json)
         with Output(out) as output:
@@ -249,11 +247,11 @@ def _run_batch(
     seconds = time.monotonic() - begin
     if as_json:
         told = {"task": task.name, "seconds": round(seconds, 3), **tally.as_json()}
-        click.echo(json.dumps(told), err=to_stdout)
+        say_json(told, indent=None, err=to_stdout)
     else:
         show_summary(tally, task.name, seconds, err=to_stdout)
         if output is not None and not to_stdout and batch.trouble is None:
-            click.echo(f"\nEvery run is a line in {output.name}.")
+            say(f"\nEvery run is a line in {output.name}.")
     if batch.trouble is not None:
         _say_error(batch.trouble)
     if fault is not None:

@@ -24,6 +24,7 @@ from qtasks_pluggy._submit.lookup import url_options
 from qtasks_pluggy._submit.outcome import Ended, Outcome, status_of
 from qtasks_pluggy._submit.protocol import Capabilities, Engine, Host, NoRoomError
 from qtasks_pluggy._waiting import background
+from qtasks_pluggy.engines._installed import installed_in
 
 __all__ = [
     "Capabilities",
@@ -33,6 +34,7 @@ __all__ = [
     "NoRoomError",
     "Outcome",
     "background",
+    "installed_in",
     "lock_of",
     "log_event",
     "status_of",

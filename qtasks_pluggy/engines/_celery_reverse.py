@@ -140,7 +140,7 @@ class _Native:
         native = self._native
         # Others, that were started for runs in this very process.
         self.life.end()
-        self._plugged = Plugged(native.main or "celery", map(resolved, plugins), **options)
+        self._plugged = Plugged(native, native.main or "celery", map(resolved, plugins), **options)
         self._names = [name_of(plugin) for plugin in plugins]
         self._given = plugins
         # Spawned children get it with the other settings.

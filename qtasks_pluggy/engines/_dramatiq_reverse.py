@@ -57,7 +57,7 @@ def install(
         TypeError: It is no broker.
     """
     refuse_other("dramatiq", broker, Broker)
-    plugged = Plugged("dramatiq", plugins, discover=discover, intercept=intercept)
+    plugged = Plugged(broker, "dramatiq", plugins, discover=discover, intercept=intercept)
     one = _natives.get(broker)
     if one is None:
         one = _natives[broker] = _Native(broker, plugged)

@@ -58,7 +58,8 @@ def install(
         TypeError: It is no Huey.
     """
     refuse_other("huey", huey, Huey)
-    adapter = _Native(huey, Plugged(huey.name, plugins, discover=discover, intercept=intercept))
+    plugged = Plugged(huey, huey.name, plugins, discover=discover, intercept=intercept)
+    adapter = _Native(huey, plugged)
     huey.pre_execute(name=f"{MODULE}-install")(adapter.wrap)
     return adapter.covered
 

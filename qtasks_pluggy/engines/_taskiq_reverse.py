@@ -90,7 +90,7 @@ def install(
             " runs nothing; call it with every broker that runs the shared tasks: it covers them"
         )
         raise EngineError(msg)
-    plugged = Plugged("taskiq", plugins, discover=discover, intercept=intercept)
+    plugged = Plugged(broker, "taskiq", plugins, discover=discover, intercept=intercept)
     native: _Native | None = vars(broker).get(_INSTALLED)
     if native is None:
         native = vars(broker)[_INSTALLED] = _Native(broker, plugged)

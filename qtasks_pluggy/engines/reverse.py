@@ -8,6 +8,7 @@ from typing import Any
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskFunc, TaskMessage
 from qtasks_pluggy.engines import lock_of
+from qtasks_pluggy.engines._installed import INSTALLED
 
 
 def refuse_other(engine: str, given: Any, kind: type[Any]) -> None:
@@ -28,7 +29,10 @@ def refuse_other(engine: str, given: Any, kind: type[Any]) -> None:
 class Plugged:
     """The plugins behind an engine's own app, made anew in every process that runs its tasks.
 
+    The engine's own app knows its latest one, so that ``installed_in`` finds it.
+
     Args:
+        native: The engine's own app.
         name: The app's name.
         plugins: As for ``QueueTasks``.
         discover: As for ``QueueTasks``.
@@ -37,6 +41,7 @@ class Plugged:
 
     def __init__(
         self,
+        native: Any,
         name: str,
         plugins: Iterable[Any],
         *,
@@ -52,6 +57,7 @@ class Plugged:
         self._funcs: dict[tuple[str, Any], TaskFunc] = {}
         # Made here once, so that faults of the arguments are told where they were given.
         self._app = self._make_app()
+        vars(native)[INSTALLED] = self
 
     @property
     def app(self) -> QueueTasks:

@@ -10,7 +10,8 @@ import signal
 
 import pytest
 
-from qtasks_pluggy.cli._screen import Column, printable, show_summary, show_table
+from qtasks_pluggy.cli._say import one_line
+from qtasks_pluggy.cli._screen import Column, show_summary, show_table
 from qtasks_pluggy.cli._tally import Tally
 
 APP = """
@@ -221,7 +222,7 @@ class Stream:
 )
 def test_what_cannot_be_shown_is_spelled_out(text, shown):
     """One line, nothing that moves a cursor, nothing that the stream cannot take."""
-    assert shown == printable(text, Stream(), 10 if len(text) == 20 else None)
+    assert shown == one_line(text, Stream(), 10 if len(text) == 20 else None)
 
 
 @pytest.mark.parametrize(

@@ -242,12 +242,12 @@ def test_a_breaker_that_closed_in_the_meantime_admits():
     assert breaker.failed(object())
     assert not breaker.failed(early)
     assert not breaker.succeeded(early)
-    assert 10.0 == breaker.left
+    assert 10.0 == breaker.until
     now[0] = 10.0
     assert breaker.admits(trial)
     assert not breaker.admits(late)
     assert breaker.succeeded(trial)
-    assert breaker.left is None
+    assert breaker.until is None
 
 
 def test_plain_code_never_suspends():
