@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ class _Group(click.Group):
 
 
 @contextmanager
-def _printable_errors() -> Iterator[None]:
+def _printable_errors() -> Generator[None]:
     """Make the errors that click prints itself printable; they quote what was given."""
     try:
         yield

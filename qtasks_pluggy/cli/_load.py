@@ -45,7 +45,8 @@ def load_app(spec: str) -> QueueTasks:
     Raises:
         Trouble: There is no such thing, or importing it failed.
     """
-    return _find(spec, _own_app, "its own worker does its tasks, and run those of a QueueTasks")
+    hint = "its tasks are run by its own worker; give a QueueTasks"
+    return _find(spec, _own_app, "a QueueTasks", hint)
 
 
 def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
@@ -64,8 +65,9 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
     faults: list[str] = []
     app = None
     if spec is not None:
-        hint = "install() was not called on it; call {module}.install where the app is made"
-        app = _find(spec, _app_behind, hint)
+        wanted = "a QueueTasks, or an app that install() was called on"
+        hint = "install() was not called on it: call {module}.install() where the app is made"
+        app = _find(spec, _app_behind, wanted, hint)
     manager = PluginManager() if app is None else app.plugins
     try:
         (manager.discover if app is None else app.load_plugins)(faults)
@@ -74,8 +76,17 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
     return manager, faults
 
 
-def _find(spec: str, app_in: Callable[[object], QueueTasks | None], native_hint: str) -> QueueTasks:
-    """Import the app that APP names; ``app_in`` finds it in the object of that name."""
+def _find(
+    spec: str, app_in: Callable[[object], QueueTasks | None], wanted: str, native_hint: str
+) -> QueueTasks:
+    """Import the app that APP names.
+
+    Args:
+        spec: As for ``load_app``.
+        app_in: Returns the app that an object is or has behind it; None if there is none.
+        wanted: What such objects are.
+        native_hint: What to do where it is an engine's own object, and there is none.
+    """
     where, colon, attr = spec.rpartition(":")
     if not colon:
         where, attr = spec, "app"
@@ -88,17 +99,21 @@ def _find(spec: str, app_in: Callable[[object], QueueTasks | None], native_hint:
     app = app_in(found)
     if app is not None:
         return app
-    what = f"{where!r} has no {attr!r}"
-    hint = f"nothing in {where!r} is a QueueTasks; make one, as in app = QueueTasks('name')"
-    if hasattr(module, attr):
-        what = f"{attr!r} in {where!r} is of type {type(found).__name__}, not QueueTasks"
-        adapter = _adapter_of(found)
-        if adapter is not None:
-            hint = native_hint.format(module=adapter.module)
+    what = f"APP {spec!r}: {attr!r} in {where!r} is of type {type(found).__name__}"
+    hint = f"nothing in {where!r} is {wanted}; make one, as in app = QueueTasks('name')"
+    adapter = _adapter_of(found)
+    if adapter is not None:
+        hint = native_hint.format(module=adapter.module)
+    elif hasattr(module, attr):
+        what = f"{what}, not QueueTasks"
+    else:
+        what = f"APP {spec!r}: {where!r} has no {attr!r}"
     apps = [name for name, value in vars(module).items() if app_in(value) is not None]
-    if apps:
+    if apps and adapter is not None:
+        hint = f"{hint}, or name {where}:{closest_match(attr, apps)}"
+    elif apps:
         hint = f"did you mean {where}:{closest_match(attr, apps)}?"
-    msg = f"APP {spec!r}: {what}; {hint}"
+    msg = f"{what}; {hint}"
     raise Trouble(msg)
 
 

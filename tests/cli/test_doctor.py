@@ -131,6 +131,66 @@ def test_doctor_shows_no_values_of_sections():
     assert "s3cret" not in text
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("enable", '["falback"]'),
+        ("disable", '["falback"]'),
+        ("order", '["falback"]'),
+        ("observe", '["falback"]'),
+        ("timeouts", "{falback = 1.5}"),
+        ("plugin", "{falback = {}}"),
+    ],
+)
+@pytest.mark.parametrize("app", [[], ["shop_for_doctor.py"]])
+def test_a_setting_that_names_no_plugin_is_a_fault(app, key, value):
+    """Doctor lists it with the nearest name, and where it came from; its exit code is 1."""
+    Path("qtasks_pluggy.toml").write_text(f"{key} = {value}\n", "utf-8")
+
+    result = run("doctor", *app, "--json")
+    (fault,) = json.loads(result.stdout)["faults"]
+
+    assert 1 == result.exit_code
+    assert fault.startswith(f"setting {key!r} (")
+    assert "qtasks_pluggy.toml) names 'falback', and no plugin has that name" in fault
+    assert "did you mean 'fallback'?" in fault
+    assert ("name that APP" in fault) == (not app)
+    assert fault in run("doctor", *app).output
+
+
+def test_a_name_in_the_environment_that_no_plugin_has_is_a_fault(monkeypatch):
+    """The fault names the variable."""
+    monkeypatch.setenv("QTASKS_PLUGGY_OBSERVE", "nosuch")
+
+    result = run("doctor", "--json")
+
+    assert 1 == result.exit_code
+    assert "(QTASKS_PLUGGY_OBSERVE) names 'nosuch'" in json.loads(result.stdout)["faults"][0]
+
+
+def test_settings_may_name_what_the_app_adds(monkeypatch):
+    """A plugin of the app's own is one that is there."""
+    monkeypatch.setenv("QTASKS_PLUGGY_OBSERVE", "slow")
+
+    assert [] == examined()["faults"]
+
+
+def test_doctor_does_not_tell_of_quarantine():
+    """It is kept by the process that does the runs, which doctor is not."""
+    found = examined()
+
+    assert "quarantine" not in json.dumps([found["hooks"], found["plugins"]])
+
+
+@pytest.mark.parametrize("command_name", [[], *([name] for name in command.commands)])
+def test_no_help_text_is_cut(command_name):
+    """Each line of the list of commands, and each text, says all that it has to."""
+    result = run(*command_name, "-h")
+
+    assert 0 == result.exit_code
+    assert "..." not in result.output.replace("[ARGS]...", "").replace("[ARGS]... ", "")
+
+
 def test_doctor_reads_well_on_a_pipe():
     """Without a terminal doctor writes plain columns."""
     result = run("doctor", "shop_for_doctor.py")
