@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import reprlib
 import stat
@@ -10,7 +11,6 @@ from typing import Any, Final, Self
 
 from qtasks_pluggy.cli._ended import Ended
 from qtasks_pluggy.cli._load import Trouble
-from qtasks_pluggy.cli._say import ascii_json
 
 STDOUT: Final = "-"
 
@@ -46,7 +46,7 @@ def to_json(value: Any) -> str:
         raise TypeError
 
     try:
-        return ascii_json(value, allow_nan=False, default=take_down)
+        return json.dumps(value, allow_nan=False, default=take_down)
     except (TypeError, ValueError, RecursionError) as error:
         if found:
             inner = type(found[0]).__qualname__
@@ -79,12 +79,12 @@ def as_line(ended: Ended) -> tuple[str, UnwritableResultError | None]:
         result = "null"
         error = str(fault)
     fields = {
-        "line": ascii_json(ended.line),
-        "uuid": ascii_json(ended.uuid),
-        "status": ascii_json(ended.status),
+        "line": json.dumps(ended.line),
+        "uuid": json.dumps(ended.uuid),
+        "status": json.dumps(ended.status),
         "result": result,
-        "plugin": ascii_json(ended.plugin),
-        "error": ascii_json(error),
+        "plugin": json.dumps(ended.plugin),
+        "error": json.dumps(error),
     }
     return "{" + ", ".join(f'"{name}": {text}' for name, text in fields.items()) + "}", unwritable
 

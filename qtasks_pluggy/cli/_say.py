@@ -32,22 +32,7 @@ def say_json(value: Any, *, indent: int | None = 2, err: bool = False) -> None:
         indent: Blanks for each level; None for one line.
         err: Whether it goes to standard error.
     """
-    say(ascii_json(value, indent=indent), err=err)
-
-
-def ascii_json(value: Any, **options: Any) -> str:
-    """Write a value as JSON, all in printable ASCII.
-
-    Args:
-        value: What JSON can hold.
-        options: As for ``json.dumps``.
-
-    Raises:
-        TypeError: JSON cannot hold it.
-        ValueError: JSON cannot hold it.
-    """
-    # DEL is the one character of ASCII that is not printable and that JSON leaves as it is.
-    return json.dumps(value, **options).replace("\x7f", "\\u007f")
+    say(json.dumps(value, indent=indent), err=err)
 
 
 def readable_json(value: Any) -> str:
@@ -57,7 +42,7 @@ def readable_json(value: Any) -> str:
         value: What JSON can hold.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    return printable(text, lambda letter: ascii_json(letter)[1:-1])
+    return printable(text, lambda letter: json.dumps(letter)[1:-1])
 
 
 def one_line(text: str, stream: TextIO, most: int | None = None) -> str:

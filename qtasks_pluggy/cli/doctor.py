@@ -61,19 +61,15 @@ def doctor(app_spec: str | None, *, as_json: bool) -> None:
 
 def _dead_settings(manager: PluginManager, *, all_named: bool) -> list[str]:
     """Tell of each name in the settings that no plugin has."""
-    hint = "" if all_named else " If an app adds it, name that APP."
-    faults = []
     # Those too that this app leaves out: the settings may be for several apps.
     plugins = {candidate.name for candidate, _ in installed()}
     plugins |= {one.name for one in manager.list_plugin_info()}
-    for one in manager.loaded.unknown_names(plugins, BUILTINS):
-        near = one["did_you_mean"]
-        meant = "there are none" if near is None else f"did you mean {near!r}?"
-        faults.append(
-            f"setting {one['setting']!r} ({one['source']}) names {one['name']!r}, and no plugin has"
-            f" that name; {meant}{hint}"
-        )
-    return faults
+    hint = "" if all_named else " If an app adds it, name that APP."
+    return [
+        f"setting {one['setting']!r} ({one['source']}) names {one['name']!r}, and no plugin has"
+        f" that name; did you mean {one['did_you_mean']!r}?{hint}"
+        for one in manager.loaded.unknown_names(plugins, BUILTINS)
+    ]
 
 
 def _examine(manager: PluginManager, faults: list[str]) -> dict[str, Any]:
