@@ -98,7 +98,7 @@ def _link(link: Link, order: tuple[str, ...]) -> dict[str, Any]:
         "when": [_condition(attrs.asdict(one, recurse=False)) for one in link.when],
         "timeout": link.limit,
         "observed": link.observed,
-        "quarantine_left": link.breaker.left,
+        "quarantine_left": link.breaker.seconds_left,
     }
 
 
