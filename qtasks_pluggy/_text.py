@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import unicodedata
 from collections.abc import Callable, Iterable
 
@@ -12,6 +13,13 @@ def describe_plugin(plugin: str, distribution: str | None, version: str | None) 
     if distribution is None:
         return f"plugin {plugin!r}"
     return f"plugin {plugin!r} ({distribution} {version})"
+
+
+def switch_off(plugin: str) -> str:
+    """Say what setting switches a plugin off: the variable, unless the name cannot be in a list."""
+    if "," in plugin:
+        return f"disable = [{json.dumps(plugin)}] in qtasks_pluggy.toml"
+    return f"QTASKS_PLUGGY_DISABLE={plugin}"
 
 
 def closest_match(name: str, names: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ from qtasks_pluggy._plugins.dispatch import dispatch
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._plugins.registry import Table, candidate_of, check_all, name_of, not_registered
 from qtasks_pluggy._plugins.validation import Candidate, check_extra
+from qtasks_pluggy._text import describe_plugin
 from qtasks_pluggy._waiting import SYNC, run_to_completion
 
 BUILTIN, INSTALLED, ADDED = range(3)
@@ -63,6 +64,8 @@ class PluginManager(pluggy.PluginManager):
         self._ranks: dict[str, tuple[int, str, int]] = {}
         self._origins: dict[str, Candidate] = {}
         self._skipped: dict[str, PluginInfo] = {}
+        self._unusable: list[PluginInfo] = []
+        self._told: set[str] = set()
         self._links: dict[pluggy.HookImpl, Link] = {}
         self._added = 0
         self._discovered = False
@@ -222,19 +225,58 @@ class PluginManager(pluggy.PluginManager):
             SettingsError: Faults of the settings; the old ones stay.
         """
         with self._lock:
-            before = self.loaded
-            self._use(_settings.load(self._given, outside=True))
-            try:
-                self._load_builtins()
-            except BaseException:
-                self._use(before)
-                raise
-            self._rebuild()
+            self._configure()
+            self._tell_dead_settings()
 
-    def _use(self, loaded: _settings.Loaded) -> None:
-        self.loaded: _settings.Loaded = loaded
-        self.settings: _settings.Settings = loaded.settings
+    def _configure(self) -> None:
+        before = self._read
+        self._use(_settings.load(self._given, outside=True))
+        try:
+            self._load_builtins()
+        except BaseException:
+            self._use(before)
+            raise
+        self._rebuild()
+        if self.loaded.file is not None and self._is_news(self.loaded.file):
+            _log.event("info", "settings_file_used", file=self.loaded.file)
+        for file, reason in self.loaded.skipped.items():
+            if self._is_news(reason):
+                _log.event("warning", "settings_file_skipped", file=file, reason=reason)
+
+    def _use(self, read: _settings.Loaded) -> None:
+        """Use settings as they were read, for the plugins that are known by now."""
+        self._read = read
+        self.loaded: _settings.Loaded = read.for_plugins(self._names())
+        self.settings: _settings.Settings = self.loaded.settings
         self._links.clear()
+
+    def _names(self) -> set[str]:
+        return {*BUILTINS, *self._origins, *self._skipped, *(one.name for one in self._unusable)}
+
+    def dead_settings(self) -> list[dict[str, str | None]]:
+        """Return what the settings say of plugins that are not there.
+
+        Returns:
+            For each the ``setting``, its ``source``, the ``name``, and what it may have meant,
+            ``did_you_mean``.
+        """
+        with self._lock:
+            names = self._names()
+            if not self._discovered and [*self.loaded.unknown_names(names, BUILTINS)]:
+                # Settings are often shared: what is installed is no slip where it is not loaded.
+                names |= {found.candidate.name for found in installed()}
+            return [*self.loaded.unknown_names(names, BUILTINS)]
+
+    def _tell_dead_settings(self) -> None:
+        for one in self.dead_settings():
+            if self._is_news(str(one)):
+                _log.event("warning", "unknown_plugin_name", **one)
+
+    def _is_news(self, told: str) -> bool:
+        """Say whether something was not told before: an app may start often."""
+        news = told not in self._told
+        self._told.add(told)
+        return news
 
     def _load_builtins(self) -> None:
         """Load the built-in plugins that the settings enable."""
@@ -260,11 +302,10 @@ class PluginManager(pluggy.PluginManager):
         with self._lock:
             if self._discovered:
                 return
-            self.configure()
+            self._configure()
             self._load_entry_points(faults)
             self._discovered = True
-            for one in self.loaded.unknown_names({*self._origins, *self._skipped}, BUILTINS):
-                _log.event("warning", "unknown_plugin_name", **one)
+            self._tell_dead_settings()
 
     def list_plugin_info(self) -> list[PluginInfo]:
         """Return what is known of every plugin, those that are switched off included."""
@@ -272,7 +313,8 @@ class PluginManager(pluggy.PluginManager):
             known = [
                 self._info(name) for name in sorted(self._origins, key=self._ranks.__getitem__)
             ]
-            return known + [self._skipped[name] for name in sorted(self._skipped)]
+            off = [self._skipped[name] for name in sorted(self._skipped)]
+            return [*known, *off, *self._unusable]
 
     def _info(self, name: str) -> PluginInfo:
         origin, asked = self._origins[name], self._asks(name)
@@ -315,11 +357,14 @@ class PluginManager(pluggy.PluginManager):
                     self._skipped[one.name] = left_out(one, "disabled, and faulty")
             faulty = [one for one in wanted if one.problems]
             problems = [text for one in faulty for text in one.problems]
-            if problems and faults is None:
+            goes_on = tier == INSTALLED and self.settings.on_fault == "skip"
+            if problems and faults is None and not goes_on:
                 raise PluginRegistrationError(problems)
             for one in faulty:
                 wanted.remove(one)
                 self._skipped[one.name] = left_out(one, "faulty")
+                if faults is None:
+                    _log.event("error", "plugin_left_out", **one.place, faults=one.problems)
             if faults is not None:
                 faults += problems
             for one in wanted:
@@ -329,23 +374,38 @@ class PluginManager(pluggy.PluginManager):
                 self._ranks[one.name] = (tier, order, self._added)
                 self._origins[one.name] = one
                 self._skipped.pop(one.name, None)
+            if self._read.variables:
+                self._use(self._read)
             self._rebuild()
             names = {one.name for one in wanted}
             return [one.name if one.name in names else None for one in candidates]
 
     def _load_entry_points(self, faults: list[str] | None) -> None:
         candidates: list[Candidate] = []
-        for candidate, entry_point in installed():
+        self._unusable.clear()
+        for found in installed():
+            candidate = found.candidate
             reason = "blocked" if self.is_blocked(candidate.name) else None
             reason = reason or self.loaded.keeps_out(candidate.name)
             if reason is not None:
                 self._skipped[candidate.name] = left_out(candidate, reason)
                 continue
-            if entry_point is not None:
-                load(candidate, entry_point)
+            if found.unusable is not None:
+                self._leave_out(candidate, found.unusable, faults)
+                continue
+            if found.entry_point is not None:
+                load(candidate, found.entry_point)
             candidates.append(candidate)
         # Where one cannot be loaded the others are looked at all the same: faults come together.
         self._register_candidates(candidates, INSTALLED, faults=faults)
+
+    def _leave_out(self, candidate: Candidate, reason: str, faults: list[str] | None) -> None:
+        """Go on without an installed plugin whose files are damaged, and say so."""
+        self._unusable.append(left_out(candidate, reason))
+        if faults is not None:
+            faults.append(f"{describe_plugin(**candidate.place)} is left out: {reason}")
+        elif self._is_news(f"{candidate.place}: {reason}"):
+            _log.event("warning", "distribution_left_out", **candidate.place, reason=reason)
 
     def _callers(self) -> dict[str, HookCaller]:
         return {

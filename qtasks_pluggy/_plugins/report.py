@@ -11,7 +11,7 @@ from qtasks_hookspecs.exc import PluginError
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.chain import Entry, Hook, Link, record_of
 from qtasks_pluggy._plugins.trail import short
-from qtasks_pluggy._text import safe_str
+from qtasks_pluggy._text import safe_str, switch_off
 from qtasks_pluggy._waiting import LimitExceededError
 
 
@@ -60,7 +60,7 @@ def failed(
         where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
         msg = (
             f"{link.who} failed in {where} with {type(shown).__name__}: {safe_str(shown)};"
-            f" {why} (QTASKS_PLUGGY_DISABLE={link.plugin})"
+            f" {why} ({switch_off(link.plugin)})"
         )
         raise PluginError(msg, task_error=values.get("e")) from shown
 

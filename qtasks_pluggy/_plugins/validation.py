@@ -12,7 +12,7 @@ import attrs
 from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATTRIBUTE
 from qtasks_pluggy._plugins.adapter import Adapter, triggers
 from qtasks_pluggy._plugins.filters import never_matches
-from qtasks_pluggy._text import closest_match, describe_plugin, safe_str
+from qtasks_pluggy._text import closest_match, describe_plugin, safe_str, switch_off
 from qtasks_pluggy.base_plugin import BasePlugin
 
 _MARK = f"{PROJECT_NAME}_impl"
@@ -36,11 +36,19 @@ class Candidate:
     version: str | None = None
     problems: list[str] = attrs.field(factory=list)
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it comes from, as events tell it."""
+        return {
+            "plugin": self.name,
+            "distribution": self.distribution,
+            "version": self.version,
+        }
+
     def fault(self, text: str) -> None:
         """Take down what is wrong, who it is, and what switches it off."""
         self.problems.append(
-            f"{describe_plugin(self.name, self.distribution, self.version)}: {text}"
-            f" (or switch it off: QTASKS_PLUGGY_DISABLE={self.name})"
+            f"{describe_plugin(**self.place)}: {text} (or switch it off: {switch_off(self.name)})"
         )
 
 
