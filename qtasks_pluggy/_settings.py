@@ -9,7 +9,7 @@ import json
 import os
 import re
 import reprlib
-import threading
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final, Literal
 
@@ -50,8 +50,8 @@ def _is_number(value: Any, *types: type) -> bool:
 
 
 def _is_seconds(value: Any) -> bool:
-    # What Python itself can wait for; neither infinity nor NaN is below it.
-    return _is_number(value, int, float) and 0 < value <= threading.TIMEOUT_MAX
+    # Neither infinity nor NaN is in between, nor a whole number that no float can hold.
+    return _is_number(value, int, float) and 0 < value <= sys.float_info.max
 
 
 def _is_limit(name: Any, value: Any) -> bool:
@@ -87,7 +87,7 @@ SWITCH: Final = Kind(
     _read_switch,
     "true or false",
 )
-SECONDS: Final = Kind("more than 0 seconds, at most 292 years", _is_seconds, float, "seconds")
+SECONDS: Final = Kind("more than 0 seconds", _is_seconds, float, "seconds")
 COUNT: Final = Kind(
     "a whole number, 1 or more",
     lambda value: _is_number(value, int) and value >= 1,
@@ -257,24 +257,20 @@ class Loaded:
             For each the setting, its source, the name, and the nearest name that there is.
         """
         everybody = {*plugins, *builtins}
-        named = [
-            (key, self.sources[key], name, builtins if key == "enable" else everybody)
+        dead = [
+            (key, self.sources[key], name, known)
             for key in NAMING
             for name in getattr(self.settings, key) or ()
+            if name not in (known := builtins if key == "enable" else everybody)
         ]
-        named += [
+        dead += [
             ("plugin", variable, variable.removeprefix(PLUGIN_PREFIX).lower(), everybody)
             for variable in self.variables
             if not _addressed(variable, everybody)[0]
         ]
-        for key, source, name, known in named:
-            if source in self.variables or name not in known:
-                yield {
-                    "setting": key,
-                    "source": source,
-                    "name": name,
-                    "did_you_mean": closest_match(name, known) if known else None,
-                }
+        for key, source, name, known in dead:
+            meant = closest_match(name, known) if known else None
+            yield {"setting": key, "source": source, "name": name, "did_you_mean": meant}
 
 
 def _addressed(variable: str, plugins: Collection[str]) -> tuple[list[str], str]:
