@@ -11,8 +11,7 @@ import click
 
 from qtasks_pluggy import PluginManager
 from qtasks_pluggy._plugins.chain import Link
-from qtasks_pluggy._plugins.discovery import PluginInfo, installed
-from qtasks_pluggy._plugins.manager import BUILTINS
+from qtasks_pluggy._plugins.discovery import PluginInfo
 from qtasks_pluggy.cli._load import load_plugins
 from qtasks_pluggy.cli._say import say, say_json
 from qtasks_pluggy.cli._screen import Column, show_table
@@ -61,14 +60,11 @@ def doctor(app_spec: str | None, *, as_json: bool) -> None:
 
 def _dead_settings(manager: PluginManager, *, all_named: bool) -> list[str]:
     """Tell of each name in the settings that no plugin has."""
-    # Those too that this app leaves out: the settings may be for several apps.
-    plugins = {candidate.name for candidate, _ in installed()}
-    plugins |= {one.name for one in manager.list_plugin_info()}
     hint = "" if all_named else " If an app adds it, name that APP."
     return [
         f"setting {one['setting']!r} ({one['source']}) names {one['name']!r}, and no plugin has"
         f" that name; did you mean {one['did_you_mean']!r}?{hint}"
-        for one in manager.loaded.unknown_names(plugins, BUILTINS)
+        for one in manager.dead_settings()
     ]
 
 

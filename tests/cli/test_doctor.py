@@ -168,6 +168,19 @@ def test_a_name_in_the_environment_that_no_plugin_has_is_a_fault(monkeypatch):
     assert "(QTASKS_PLUGGY_OBSERVE) names 'nosuch'" in json.loads(result.stdout)["faults"][0]
 
 
+def test_a_variable_for_a_plugin_that_is_not_there_is_a_fault(monkeypatch):
+    """One that sets a value of a plugin's section stops no app, and doctor tells of it."""
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_SOLW_URL", "here")
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_SLOW_URL", "here")
+
+    found = examined()
+
+    (fault,) = found["faults"]
+    assert "(QTASKS_PLUGGY_PLUGIN_SOLW_URL) names 'solw_url'" in fault
+    assert "did you mean 'slow'?" in fault
+    assert {"slow": ["url"]} == found["settings"]["plugin"]["value"]
+
+
 def test_settings_may_name_what_the_app_adds(monkeypatch):
     """A plugin of the app's own is one that is there."""
     monkeypatch.setenv("QTASKS_PLUGGY_OBSERVE", "slow")
