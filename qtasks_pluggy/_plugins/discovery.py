@@ -41,7 +41,7 @@ class PluginInfo:
 
 
 def left_out(candidate: Candidate, reason: str) -> PluginInfo:
-    """Tell of a plugin that is not registered."""
+    """Describe a plugin that is not registered."""
     return PluginInfo(
         name=candidate.name,
         distribution=candidate.distribution,
@@ -63,7 +63,7 @@ def installed() -> Iterator[tuple[Candidate, importlib.metadata.EntryPoint | Non
         distribution, version, entry_point = claims[0]
         candidate = Candidate(name, None, distribution, version)
         if isinstance(entry_point, Exception):
-            candidate.fault(
+            candidate.add_problem(
                 f"its entry_points.txt cannot be read: {type(entry_point).__name__}:"
                 f" {entry_point}; mend or uninstall it"
             )
@@ -73,7 +73,7 @@ def installed() -> Iterator[tuple[Candidate, importlib.metadata.EntryPoint | Non
             yield candidate, entry_point
             continue
         others = " and ".join(sorted(f"{other} {its}" for other, its, _ in claims))
-        candidate.fault(
+        candidate.add_problem(
             f"{others} both claim this name in the entry point group {ENTRY_POINT_GROUP!r};"
             " uninstall one of them"
         )
@@ -85,7 +85,7 @@ def load(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> No
     try:
         candidate.plugin = entry_point.load()
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an import raises
-        candidate.fault(
+        candidate.add_problem(
             f"entry point {entry_point.value!r} failed to import with"
             f" {type(error).__name__}: {safe_str(error)}; mend or uninstall it"
         )

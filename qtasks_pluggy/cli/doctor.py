@@ -125,6 +125,8 @@ def _condition(one: Mapping[str, Any]) -> str:
         if name == "error" and value is not None:
             names = [error if isinstance(error, str) else error.__qualname__ for error in value]
             told.append(f"error={' or '.join(names)}")
+        elif name == "outcome" and value is not None:
+            told.append(f"outcome={' or '.join(sorted(value))}")
         elif value is not None:
             told.append(f"{name}={value}")
     return ", ".join(told)
