@@ -139,9 +139,8 @@ class Lifecycle:
             PluginRegistrationError: Faults of the installed plugins, all of them.
             SettingsError: Faults of the settings.
         """
-        problems = self.plugins.discover(skip_faulty=skip_faulty) if self._discover else []
-        self.plugins.configure()
-        return problems
+        load = self.plugins.discover if self._discover else self.plugins.configure
+        return load(skip_faulty=skip_faulty)
 
     async def _start(self, backend: Backend, *, in_worker: bool = False) -> None:
         with self._lock:
@@ -159,10 +158,11 @@ class Lifecycle:
             self._state, self._loaded = before
             started = [link.plugin for link, _, status, *_ in self._entries if status != "raised"]
             plugins = self.plugins.list_name_plugin()
+            hook_of_stop: Any = hooks.qtasks_stop
             for name in reversed(started):
                 # One by one: under strict, one that fails to stop must not keep the others running.
                 others = [plugin for other, plugin in plugins if other != name]
-                stop = SubsetHookCaller(hooks.qtasks_stop, others)
+                stop = SubsetHookCaller(hook_of_stop, others)
                 with suppress(PluginError):
                     await self._call(stop, backend)
             raise

@@ -144,8 +144,9 @@ def when(
 
 
 def _several(value: Any) -> tuple[Any, ...]:
-    single = isinstance(value, (str, type)) or not isinstance(value, Iterable)
-    return (value,) if single else tuple(value)
+    if isinstance(value, Iterable) and not isinstance(value, (str, type)):
+        return tuple(value)
+    return (value,)
 
 
 def _status(value: object) -> OutcomeStatus:

@@ -15,6 +15,7 @@ from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry
 from qtasks_hookspecs._markers import When
 from qtasks_pluggy._plugins.filters import filter_key, matches
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
+from qtasks_pluggy._plugins.sections import section_for
 from qtasks_pluggy._plugins.trail import TrailRecord
 from qtasks_pluggy._plugins.validation import Candidate, conditions, is_blocking, parameters
 from qtasks_pluggy._settings import Settings
@@ -240,7 +241,7 @@ def make_link(
     positional, keywords, _ = parameters(function, names)
     if hook == "qtasks_start" and "settings" in (*positional, *keywords):
         # Each plugin gets its own section, and none of the others'.
-        function = partial(function, settings=dict(settings.plugin.get(name, {})))
+        function = partial(function, settings=section_for(function, name, settings))
         keywords = tuple(one for one in (*positional, *keywords) if one != "settings")
         positional = ()
     return Link(

@@ -28,6 +28,7 @@ class PluginInfo:
         reason: Why not, if it is not.
         quarantined: The hooks in which it is skipped for now, for failing too often in a row.
         builtin: Whether it comes with qtasks-pluggy itself, which no app adds.
+        keys: The keys that it declares for its section of the settings.
     """
 
     name: str
@@ -38,6 +39,7 @@ class PluginInfo:
     reason: str | None = None
     quarantined: tuple[str, ...] = ()
     builtin: bool = False
+    keys: tuple[str, ...] = ()
 
 
 def left_out(candidate: Candidate, reason: str) -> PluginInfo:

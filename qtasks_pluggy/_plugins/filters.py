@@ -153,12 +153,14 @@ def _why_never_ends_so(condition: When, hook: str, parameters: frozenset[str]) -
         return "@when(outcome=...) is on a hook without an outcome; filter by error=, task= or tag="
     if not condition.outcome:
         return "@when(outcome=()) names no status; name one"
-    if hook == "task_executor_task_close" and condition.outcome == {OutcomeStatus.retried}:
+    if hook == "task_executor_task_close" and condition.outcome == frozenset(
+        {OutcomeStatus.retried}
+    ):
         return (
             "@when(outcome='retried') is on a hook that is called when the run is over, and a"
             " retried one is not; put it on task_executor_attempt_ended"
         )
-    if condition.error is not None and condition.outcome == {OutcomeStatus.succeeded}:
+    if condition.error is not None and condition.outcome == frozenset({OutcomeStatus.succeeded}):
         return "@when(outcome='succeeded', error=...) matches nothing: success has no error"
     return None
 

@@ -21,6 +21,7 @@ from qtasks_pluggy._plugins.caller import HookCaller
 from qtasks_pluggy._plugins.chain import Chain, Link, in_call_order, make_link
 from qtasks_pluggy._plugins.discovery import PluginInfo, installed, left_out, load
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
+from qtasks_pluggy._plugins.sections import section_keys
 from qtasks_pluggy._plugins.validation import (
     Candidate,
     Hooks,
@@ -149,7 +150,7 @@ class PluginManager(pluggy.PluginManager):
         if problems:
             raise PluginRegistrationError(problems)
         for caller, impl in waiting:
-            caller._add_hookimpl(impl)  # noqa: SLF001  # as pluggy's own manager does
+            caller._add_hookimpl(impl)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as pluggy's own manager does
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         """Read an attribute's mark, without evaluating properties, as pluggy 1.6 would."""
@@ -262,21 +263,44 @@ class PluginManager(pluggy.PluginManager):
         )
         raise TypeError(msg)
 
-    def configure(self) -> None:
+    def configure(self, *, skip_faulty: bool = False) -> list[str]:
         """Take the settings of this moment's environment.
 
+        Args:
+            skip_faulty: Whether to go on with plugins whose section has faults.
+
+        Returns:
+            The faults of sections, as far as they are gone on with.
+
         Raises:
+            PluginRegistrationError: Faults of the sections of registered plugins, all of them.
             SettingsError: Faults of the settings; the old ones stay.
         """
         with self._lock:
-            before = self.loaded
-            self._apply(_settings.load(self._app_settings, outside=True))
-            try:
-                self._load_builtins()
-            except BaseException:
-                self._apply(before)
-                raise
-            self._rebuild()
+            self._configure()
+            problems = self._section_problems()
+            if problems and not skip_faulty:
+                raise PluginRegistrationError(problems)
+            return problems
+
+    def _configure(self) -> None:
+        before = self.loaded
+        self._apply(_settings.load(self._app_settings, outside=True))
+        try:
+            self._load_builtins()
+        except BaseException:
+            self._apply(before)
+            raise
+        self._rebuild()
+
+    def _section_problems(self) -> list[str]:
+        """Find the faults of the sections of the plugins that are asked."""
+        problems: list[str] = []
+        for name, registered in self._origins.items():
+            if self._is_enabled(name):
+                candidate = attrs.evolve(registered, problems=problems)
+                candidate.check_section(self.settings)
+        return problems
 
     def _apply(self, loaded: _settings.Loaded) -> None:
         self.loaded: _settings.Loaded = loaded
@@ -295,13 +319,13 @@ class PluginManager(pluggy.PluginManager):
         self._register_candidates([Candidate(name, plugins[name]) for name in wanted], BUILTIN)
 
     def discover(self, *, skip_faulty: bool = False) -> list[str]:
-        """Load the installed plugins that the settings do not switch off, once.
+        """Take the settings, and load the installed plugins that they do not switch off, once.
 
         Args:
             skip_faulty: Whether to go on without the plugins that have faults.
 
         Returns:
-            The faults of the plugins that were left out.
+            The faults, as far as they are gone on with.
 
         Raises:
             PluginRegistrationError: Faults of the plugins, all of them; nothing is registered.
@@ -309,10 +333,13 @@ class PluginManager(pluggy.PluginManager):
         """
         with self._lock:
             if self._discovered:
-                return []
-            self.configure()
+                return self.configure(skip_faulty=skip_faulty)
+            self._configure()
             problems = self._register_candidates(
-                self._load_entry_points(), INSTALLED, skip_faulty=skip_faulty
+                self._load_entry_points(),
+                INSTALLED,
+                skip_faulty=skip_faulty,
+                problems=self._section_problems(),
             )
             self._discovered = True
             for one in self.loaded.unknown_names({*self._origins, *self._skipped}, BUILTINS):
@@ -346,6 +373,7 @@ class PluginManager(pluggy.PluginManager):
                 if any(self._breakers[impl].until for impl in impls if impl in self._breakers)
             ),
             builtin=self._ranks[name][0] == BUILTIN,
+            keys=tuple(key for function in origin.starts for key in section_keys(function)),
         )
 
     def _register_candidates(
@@ -355,19 +383,30 @@ class PluginManager(pluggy.PluginManager):
         trigger_names: Iterable[str] | None = None,
         *,
         skip_faulty: bool = False,
+        problems: Iterable[str] = (),
     ) -> list[str]:
         """Register all of them, or none where one has a fault; or leave those out that have.
 
+        Args:
+            candidates: The plugins.
+            tier: Where they come from: ``BUILTIN``, ``INSTALLED`` or ``ADDED``.
+            trigger_names: The triggers that a ``BasePlugin`` is limited to.
+            skip_faulty: Whether to leave out those that have faults.
+            problems: What was found wrong before, with others.
+
         Returns:
-            The faults of those that were left out.
+            All faults, as far as they are gone on with.
         """
         with self._lock:
             wanted = [one for one in candidates if not self.is_blocked(one.name)]
             validate_all(
                 wanted, self._origins, self._hooks(), self.parse_hookimpl_opts, trigger_names
             )
+            for one in wanted if tier == INSTALLED else ():
+                # The app's own are looked at when it starts: only then the settings are complete.
+                one.check_section(self.settings)
             faulty = self._skip_disabled([one for one in wanted if one.problems])
-            problems = [text for one in faulty for text in one.problems]
+            problems = [*problems, *(text for one in faulty for text in one.problems)]
             if problems and not skip_faulty:
                 raise PluginRegistrationError(problems)
             for one in faulty:

@@ -17,6 +17,8 @@ from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATT
 from qtasks_hookspecs.exc import PluginRegistrationError
 from qtasks_pluggy._plugins.adapter import Adapter, unwrap, wanted_triggers
 from qtasks_pluggy._plugins.filters import why_unmatchable
+from qtasks_pluggy._plugins.sections import section_problems
+from qtasks_pluggy._settings import Settings
 from qtasks_pluggy._text import closest_match, describe_error, describe_plugin, switch_off
 from qtasks_pluggy.base_plugin import BasePlugin
 
@@ -39,6 +41,7 @@ class Candidate:
         distribution: The distribution that installed it, if one did.
         version: That distribution's version.
         problems: What is wrong with it.
+        starts: Its hookimpls of ``qtasks_start``.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Candidate:
     distribution: str | None = None
     version: str | None = None
     problems: list[str] = attrs.field(factory=list)
+    starts: list[Callable[..., Any]] = attrs.field(factory=list)
 
     @classmethod
     def from_plugin(
@@ -91,6 +95,12 @@ class Candidate:
         self.problems.append(
             f"{describe_plugin(**self.place)}: {text} (or switch it off: {switch_off(self.name)})"
         )
+
+    def check_section(self, settings: Settings) -> None:
+        """Record what is wrong with the plugin's section of the settings."""
+        for function in self.starts:
+            for problem in section_problems(function, self.name, settings):
+                self.add_problem(problem)
 
     def call_factory(self) -> None:
         """Make the plugin, where an entry point names a class or a factory; it may fail."""
@@ -305,6 +315,8 @@ def _validate_hookimpl(
     if hook in hooks:
         for fault in hookimpl_faults(function, options, hook, hooks[hook]):
             candidate.add_problem(f"hook {hook!r}: {fault}")
+        if hook == "qtasks_start":
+            candidate.starts.append(function)
     elif not options.get("optionalhook"):
         candidate.add_problem(
             f"unknown hook {hook!r}; did you mean {closest_match(hook, hooks)!r}?"
