@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pkgutil import resolve_name
 from types import FunctionType, MethodType
 from typing import Any, Final
 
@@ -236,6 +237,11 @@ class PluginManager(pluggy.PluginManager):
 
     def get_canonical_name(self, plugin: Any) -> str:
         """Name a plugin: its ``.name``, else the module's or class's name."""
+        if isinstance(plugin, str):
+            try:
+                plugin = resolve_name(plugin)
+            except Exception:  # noqa: BLE001  # whatever an import raises, which registering tells
+                return plugin
         for own in (getattr(plugin, "name", None), getattr(plugin, "__name__", None)):
             if isinstance(own, str) and own:
                 return own

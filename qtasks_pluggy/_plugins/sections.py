@@ -97,7 +97,7 @@ def _load(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
             continue
         try:
             values[key] = _convert(section[key], kind)
-        except TypeError:
+        except (TypeError, OverflowError):
             given = type(section[key]).__name__
             problems.append(f"settings: {key!r} takes {_describe(kind)}, got {given}")
     if problems:
@@ -111,7 +111,8 @@ def _load(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
 def _unknown_keys(section: Iterable[str], fields: Mapping[str, Any]) -> Iterator[str]:
     for key in section:
         if key not in fields:
-            hint = f"did you mean {closest_match(key, fields)!r}?" if fields else "it takes none"
+            near = closest_match(str(key), fields) if fields else None
+            hint = "it takes none" if near is None else f"did you mean {near!r}?"
             yield f"settings: unknown key {key!r}; {hint}"
 
 
