@@ -146,6 +146,10 @@ def _show(found: Mapping[str, Any]) -> None:
         say("\nnot asked", bold=True)
         rows = [[one["name"], _from(one), one["reason"] or ""] for one in off]
         show_table([Column("plugin", style="bold"), Column("distribution"), Column("why")], rows)
+    declared = [[one["name"], ", ".join(one["keys"])] for one in found["plugins"] if one["keys"]]
+    if declared:
+        say("\nkeys of the plugins' own sections", bold=True)
+        show_table([Column("plugin", style="bold"), Column("keys")], declared)
     say("\nsettings", bold=True)
     rows = [
         [key, json.dumps(one["value"]), one["source"]] for key, one in found["settings"].items()
