@@ -11,6 +11,7 @@ from typing import Any, Self
 from qtasks_hookspecs.exc import NotRunningError, PluginError
 from qtasks_pluggy import _log
 from qtasks_pluggy._fork import lock_of
+from qtasks_pluggy._plugins.caller import SubsetHookCaller
 from qtasks_pluggy._plugins.chain import Entry
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._submit.calls import call_engine
@@ -125,19 +126,21 @@ class Lifecycle:
                 self.load_plugins()
                 self._loaded = True
 
-    def load_plugins(self, faults: list[str] | None = None) -> None:
+    def load_plugins(self, *, skip_faulty: bool = False) -> list[str]:
         """Read the settings and load the installed plugins, as a start or a first run does.
 
         Args:
-            faults: Takes the faults of installed plugins instead of an error.
+            skip_faulty: Whether to go on without the installed plugins that have faults.
+
+        Returns:
+            The faults of the plugins that were left out.
 
         Raises:
             PluginRegistrationError: Faults of the installed plugins, all of them.
             SettingsError: Faults of the settings.
         """
-        if self._discover:
-            self.plugins.discover(faults)
-        self.plugins.configure()
+        load = self.plugins.discover if self._discover else self.plugins.configure
+        return load(skip_faulty=skip_faulty)
 
     async def _start(self, backend: Backend, *, in_worker: bool = False) -> None:
         with self._lock:
@@ -155,10 +158,11 @@ class Lifecycle:
             self._state, self._loaded = before
             started = [link.plugin for link, _, status, *_ in self._entries if status != "raised"]
             plugins = self.plugins.list_name_plugin()
+            hook_of_stop: Any = hooks.qtasks_stop
             for name in reversed(started):
                 # One by one: under strict, one that fails to stop must not keep the others running.
                 others = [plugin for other, plugin in plugins if other != name]
-                stop = self.plugins.subset_hook_caller("qtasks_stop", others)
+                stop = SubsetHookCaller(hook_of_stop, others)
                 with suppress(PluginError):
                     await self._call(stop, backend)
             raise

@@ -7,6 +7,17 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from qtasks_hookspecs.exc import safe_str
+
+__all__ = [
+    "closest_match",
+    "describe_error",
+    "describe_plugin",
+    "printable",
+    "safe_str",
+    "switch_off",
+]
+
 
 def describe_plugin(plugin: str, distribution: str | None, version: str | None) -> str:
     """Name a plugin, with the distribution that installed it if one did."""
@@ -29,12 +40,9 @@ def closest_match(name: str, names: Iterable[str]) -> str:
     return by_letters[near[0]]
 
 
-def safe_str(error: BaseException) -> str:
-    """Return an error's text, whatever its class makes of ``str()``."""
-    try:
-        return str(error)
-    except Exception as another:  # noqa: BLE001  # somebody else's __str__
-        return f"(no text: its __str__ raises {type(another).__name__})"
+def describe_error(error: BaseException) -> str:
+    """Name an error's class, and show its text."""
+    return f"{type(error).__name__}: {safe_str(error)}"
 
 
 def printable(text: str, spell: Callable[[str], str] = lambda one: ascii(one)[1:-1]) -> str:

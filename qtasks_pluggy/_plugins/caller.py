@@ -7,7 +7,7 @@ from typing import Any
 
 import pluggy
 
-from qtasks_pluggy._plugins.adapter import given
+from qtasks_pluggy._plugins.adapter import unwrap
 from qtasks_pluggy._plugins.answers import ARGUMENTS
 from qtasks_pluggy._plugins.chain import NO_LINKS, Chain, Link
 from qtasks_pluggy._plugins.dispatch import dispatch
@@ -99,4 +99,4 @@ class SubsetHookCaller(HookCaller):
         return [impl for impl in self.original.get_hookimpls() if self._keeps(impl.plugin)]
 
     def _keeps(self, plugin: Any) -> bool:
-        return not any(one is plugin or one is given(plugin) for one in self.removed)
+        return not any(one is plugin or one is unwrap(plugin) for one in self.removed)

@@ -13,8 +13,9 @@ import attrs
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry
 from qtasks_hookspecs._markers import When
-from qtasks_pluggy._plugins.filters import facts, passes
+from qtasks_pluggy._plugins.filters import filter_key, matches
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
+from qtasks_pluggy._plugins.sections import section_for
 from qtasks_pluggy._plugins.trail import TrailRecord
 from qtasks_pluggy._plugins.validation import Candidate, conditions, is_blocking, parameters
 from qtasks_pluggy._settings import Settings
@@ -140,19 +141,19 @@ class Chain:
         so it is remembered: with many filtered plugins, a dispatch costs hardly more than with
         one.
         """
-        known = facts(values)
+        known = filter_key(values)
         plan = self._plans.get(known)
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             links = tuple(
                 link
-                if not link.when or passes(link.when, *known)
+                if not link.when or matches(link.when, known)
                 else [link, 1, "filtered", None, 0.0, False]
                 for link in self.links
             )
             wrappers = tuple(
-                link for link in self.wrappers if not link.when or passes(link.when, *known)
+                link for link in self.wrappers if not link.when or matches(link.when, known)
             )
             left_out = [link for link in self.wrappers if link not in wrappers]
             filtered = [[link, 1, "filtered", None, 0.0, False] for link in left_out]
@@ -240,7 +241,7 @@ def make_link(
     positional, keywords, _ = parameters(function, names)
     if hook == "qtasks_start" and "settings" in (*positional, *keywords):
         # Each plugin gets its own section, and none of the others'.
-        function = partial(function, settings=dict(settings.plugin.get(name, {})))
+        function = partial(function, settings=section_for(function, name, settings))
         keywords = tuple(one for one in (*positional, *keywords) if one != "settings")
         positional = ()
     return Link(

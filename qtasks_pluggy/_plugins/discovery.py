@@ -30,6 +30,7 @@ class PluginInfo:
         reason: Why not, if it is not.
         quarantined: The hooks in which it is skipped for now, for failing too often in a row.
         builtin: Whether it comes with qtasks-pluggy itself, which no app adds.
+        keys: The keys that it declares for its section of the settings.
     """
 
     name: str
@@ -40,10 +41,11 @@ class PluginInfo:
     reason: str | None = None
     quarantined: tuple[str, ...] = ()
     builtin: bool = False
+    keys: tuple[str, ...] = ()
 
 
 def left_out(candidate: Candidate, reason: str) -> PluginInfo:
-    """Tell of a plugin that is not registered."""
+    """Describe a plugin that is not registered."""
     return PluginInfo(
         name=candidate.name,
         distribution=candidate.distribution,
@@ -103,7 +105,7 @@ def _agreed(claims: list[Found]) -> Iterator[Found]:
     """Yield the one claim of a name; where there are more, that is the plugin's problem."""
     if len(claims) > 1:
         others = " and ".join(sorted(map(_label, claims)))
-        claims[0].candidate.fault(
+        claims[0].candidate.add_problem(
             f"{others} both claim this name in the entry point group {ENTRY_POINT_GROUP!r};"
             " uninstall one of them"
         )
@@ -145,7 +147,7 @@ def _found_in(distribution: importlib.metadata.Distribution) -> Iterator[Found]:
             if isinstance(error, UnicodeError):
                 yield Found(nameless, folder, unusable=f"{told}; reinstall it")
             else:
-                nameless.fault(f"{told}; mend or uninstall it")
+                nameless.add_problem(f"{told}; mend or uninstall it")
                 yield Found(nameless, folder)
         return
     if points:
@@ -175,7 +177,7 @@ def load(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> No
     try:
         candidate.plugin = entry_point.load()
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an import raises
-        candidate.fault(
+        candidate.add_problem(
             f"entry point {entry_point.value!r} failed to import with"
             f" {type(error).__name__}: {safe_str(error)}; mend or uninstall it"
         )

@@ -121,6 +121,8 @@ def _condition(one: Mapping[str, Any]) -> str:
         if name == "error" and value is not None:
             names = [error if isinstance(error, str) else error.__qualname__ for error in value]
             told.append(f"error={' or '.join(names)}")
+        elif name == "outcome" and value is not None:
+            told.append(f"outcome={' or '.join(sorted(value))}")
         elif value is not None:
             told.append(f"{name}={value}")
     return ", ".join(told)
@@ -140,6 +142,10 @@ def _show(found: Mapping[str, Any]) -> None:
         say("\nnot asked", bold=True)
         rows = [[one["name"], _from(one), one["reason"] or ""] for one in off]
         show_table([Column("plugin", style="bold"), Column("distribution"), Column("why")], rows)
+    declared = [[one["name"], ", ".join(one["keys"])] for one in found["plugins"] if one["keys"]]
+    if declared:
+        say("\nkeys of the plugins' own sections", bold=True)
+        show_table([Column("plugin", style="bold"), Column("keys")], declared)
     say("\nsettings", bold=True)
     rows = [
         [key, json.dumps(one["value"]), one["source"]] for key, one in found["settings"].items()
