@@ -244,7 +244,7 @@ class PluginManager(pluggy.PluginManager):
             try:
                 plugin = resolve_name(plugin)
             except Exception:  # noqa: BLE001  # whatever an import raises, which registering tells
-                return plugin
+                return str(plugin)
         for own in (getattr(plugin, "name", None), getattr(plugin, "__name__", None)):
             if isinstance(own, str) and own:
                 return own
