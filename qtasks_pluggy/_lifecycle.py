@@ -127,19 +127,21 @@ class Lifecycle:
                 self.load_plugins()
                 self._loaded = True
 
-    def load_plugins(self, faults: list[str] | None = None) -> None:
+    def load_plugins(self, *, skip_faulty: bool = False) -> list[str]:
         """Read the settings and load the installed plugins, as a start or a first run does.
 
         Args:
-            faults: Takes the faults of installed plugins instead of an error.
+            skip_faulty: Whether to go on without the installed plugins that have faults.
+
+        Returns:
+            The faults of the plugins that were left out.
 
         Raises:
             PluginRegistrationError: Faults of the installed plugins, all of them.
             SettingsError: Faults of the settings.
         """
-        if self._discover:
-            self.plugins.discover(faults)
-        self.plugins.configure()
+        load = self.plugins.discover if self._discover else self.plugins.configure
+        return load(skip_faulty=skip_faulty)
 
     async def _start(self, backend: Backend, *, in_worker: bool = False) -> None:
         with self._lock:
