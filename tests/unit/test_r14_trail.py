@@ -197,7 +197,7 @@ def test_r14_without_configuration_warnings_and_worse_go_to_stderr():
 
     assert "" == done.stdout
     assert "plugin_failed" in done.stderr
-    assert "plugin=broken" in done.stderr
+    assert "plugin='broken'" in done.stderr
     assert "task_error_dispatched" not in done.stderr
 
 
