@@ -9,8 +9,6 @@ from typing import Any, Final
 
 import structlog
 
-from qtasks_pluggy._text import printable
-
 NAME: Final = "qtasks_pluggy"
 _stdlib: Final = logging.getLogger(NAME)
 

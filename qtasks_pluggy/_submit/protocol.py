@@ -17,7 +17,11 @@ from qtasks_pluggy._waiting import Backend
 
 
 class EngineApp(Protocol):
-    """What an adapter may use of the app for which it carries runs."""
+    """What an adapter may read of the app for which it carries runs.
+
+    In a worker it uses ``executor_for(app, message)`` and ``worker_lifespan(app)`` of
+    ``qtasks_pluggy.engines`` besides.
+    """
 
     @property
     def name(self) -> str:
@@ -29,15 +33,6 @@ class EngineApp(Protocol):
         """Its tasks by name."""
         ...
 
-    @property
-    def in_worker(self) -> Any:
-        """Its life in a worker process, for ``with`` and ``async with``."""
-        ...
-
-    def executor_for(self, message: TaskMessage) -> Any:
-        """Make the executor for a message that was handed to a worker."""
-        ...
-
 
 class SubmittingApp(EngineApp, Protocol):
     """What submitting uses of its app, besides."""
@@ -47,7 +42,7 @@ class SubmittingApp(EngineApp, Protocol):
         """The adapter of its engine."""
         ...
 
-    def submit_on(
+    def _submit(
         self, backend: Backend, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
         """Hand a run of a task to the engine."""
@@ -155,7 +150,7 @@ class Engine(Protocol):
         """Make a task known to the engine, under the task's own name.
 
         Its body, in a worker, makes a message of what the engine handed over, calls
-        ``attempt_on`` or ``attempt_on_sync`` of ``app.executor_for(message)`` with the engine, and
+        ``attempt_on`` or ``attempt_on_sync`` of ``executor_for(app, message)`` with the engine, and
         carries out the outcome.
 
         Args:
@@ -245,6 +240,19 @@ class Engine(Protocol):
         Args:
             outcome: The attempt's outcome.
             native: What the engine handed to the worker.
+        """
+        ...
+
+
+@runtime_checkable
+class FindsRuns(Protocol):
+    """An engine that keeps results, and knows a run by its id alone, in any process."""
+
+    def ticket_for(self, uuid: str) -> Any:
+        """Make the ticket of a run that was submitted, asking nobody.
+
+        Args:
+            uuid: The run's id; perhaps of no run at all.
         """
         ...
 
