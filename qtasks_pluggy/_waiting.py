@@ -336,13 +336,13 @@ class _BackgroundLoop:
             )
 
         def start() -> None:
-            task = loop.create_task(body())
+            task = loop.create_task(body(), context=context)
             task.add_done_callback(end)
             tasks.append(task)
 
         context = contextvars.copy_context()
         try:
-            loop.call_soon_threadsafe(start, context=context)
+            loop.call_soon_threadsafe(start)
             carried: Captured | None = None
             while carried is None:
                 # What an engine raises in this thread, as for a time limit, waits for a wait's end.
