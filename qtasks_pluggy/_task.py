@@ -18,7 +18,7 @@ from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskCancelError, TaskPluginTriggerError
 from qtasks_pluggy._submit.handle import TaskHandle, seconds
 from qtasks_pluggy._submit.submit import SubmitOptions
-from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
+from qtasks_pluggy._waiting import ASYNCIO, SYNC, run_to_completion
 
 if TYPE_CHECKING:
     # With defaults, so that ``self: AsyncTask`` alone is a whole annotation.
@@ -126,30 +126,6 @@ if TYPE_CHECKING:
             """Pause."""
 
 
-class TaskApp(Protocol):
-    """What a task needs of its app."""
-
-    def _submit(
-        self,
-        backend: Backend,
-        task: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Coroutine[Any, Any, TaskHandle[Any]]:
-        """Hand a run of a task to the engine."""
-        ...
-
-    def _run_async(
-        self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Awaitable[Any]:
-        """Run a task from async code."""
-        ...
-
-    def _run_sync(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a task from plain code."""
-        ...
-
-
 class _Task(Generic[P, R_co]):
     """What both kinds of task have.
 
@@ -164,7 +140,7 @@ class _Task(Generic[P, R_co]):
     __wrapped__: Callable[..., Any]
 
     def __init__(
-        self, task_func: TaskFunc, app: TaskApp | None = None, run: RunningTask | None = None
+        self, task_func: TaskFunc, app: Any = None, run: RunningTask | None = None
     ) -> None:
         self.task_func: TaskFunc = task_func
         self._app = app
@@ -224,7 +200,10 @@ class _Task(Generic[P, R_co]):
         self, /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, TaskHandle[R_co]]:
         """Hand a run to the app's engine, from async code; as ``submit_sync`` does."""
-        return self._own_app()._submit(ASYNCIO, self, args, kwargs)  # noqa: SLF001  # its tasks'
+        app = self._own_app()
+        submitting: Coroutine[Any, Any, TaskHandle[R_co]]
+        submitting = app._submit(ASYNCIO, self, args, kwargs)  # noqa: SLF001  # its tasks'
+        return submitting
 
     def with_options(
         self,
@@ -270,7 +249,7 @@ class _Task(Generic[P, R_co]):
         )
         return RuntimeError(msg)
 
-    def _own_app(self) -> TaskApp:
+    def _own_app(self) -> Any:
         if self._app is None:
             msg = f"task {self.name!r} has no app to run it; use TaskExecutor, or call .func"
             raise RuntimeError(msg)

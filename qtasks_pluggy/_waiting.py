@@ -201,7 +201,7 @@ class _OnLoop:
                 thread = _in_daemon_thread(function, context, holds_the_loop=False)
                 return await asyncio.wrap_future(thread)
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(None, context.run, capture, function)
+            return await loop.run_in_executor(None, lambda: context.run(capture, function))
         finally:
             _adopt(context)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +13,6 @@ from qtasks_hookspecs import RunningTask, TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import CapabilityError, QueueFullError
 from qtasks_pluggy._plugins.trail import Trail
 from qtasks_pluggy._submit.outcome import Outcome, TaskStatus
-from qtasks_pluggy._waiting import Backend
 
 
 class EngineApp(Protocol):
@@ -40,12 +39,6 @@ class SubmittingApp(EngineApp, Protocol):
     @property
     def engine(self) -> Engine | None:
         """The adapter of its engine."""
-        ...
-
-    def _submit(
-        self, backend: Backend, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Coroutine[Any, Any, Any]:
-        """Hand a run of a task to the engine."""
         ...
 
 

@@ -94,7 +94,7 @@ class Submissions(Generic[R_co]):
     """
 
     def __init__(self, app: SubmittingApp, task: Any, calls: Iterable[Any]) -> None:
-        self._app = app
+        self._app: Any = app
         self._task = task
         self._calls = iter(calls)
 

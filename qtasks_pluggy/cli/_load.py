@@ -22,7 +22,8 @@ from qtasks_pluggy._submit.lookup import GROUP
 from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.cli._say import say
 from qtasks_pluggy.cli._traceback import own_traceback
-from qtasks_pluggy.engines import installed_in, load_plugins
+from qtasks_pluggy.engines import installed_in
+from qtasks_pluggy.engines import load_plugins as load_plugins_of
 from qtasks_pluggy.exc import EngineError, PluginError, QTasksError, SettingsError
 
 Task: TypeAlias = AsyncTask[..., Any] | SyncTask[..., Any]
@@ -71,7 +72,7 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
         app = _find(spec, _app_behind, wanted, hint)
     manager = PluginManager() if app is None else app.plugins
     try:
-        (manager.discover if app is None else partial(load_plugins, app))(faults)
+        (manager.discover if app is None else partial(load_plugins_of, app))(faults)
     except SettingsError as error:
         raise Trouble(str(error)) from None
     return manager, faults
