@@ -52,9 +52,12 @@ def _enabled(level: int) -> bool:
         return _stdlib.isEnabledFor(level)
     config = structlog.get_config()
     if config != _asked[0]:
-        _asked = config, getattr(structlog.get_logger(NAME).bind(), "is_enabled_for", None)
+        bound = structlog.get_logger(NAME).bind()
+        # Of the class: some loggers have any attribute until it is called.
+        can_tell = hasattr(type(bound), "is_enabled_for")
+        _asked = config, bound.is_enabled_for if can_tell else None
     asks = _asked[1]
-    # An app's own wrapper class may lack the question; then the event is built.
+    # One that cannot tell gets the event.
     return asks is None or bool(asks(level))
 
 
