@@ -33,6 +33,7 @@ P = ParamSpec("P")
 Intercept: TypeAlias = type[BaseException] | Iterable[type[BaseException]] | None
 R = TypeVar("R")
 Y = TypeVar("Y")
+_NO_EXTRA: Final[Mapping[str, Any]] = {}
 
 
 class QueueTasks(Lifecycle):
@@ -179,7 +180,7 @@ class QueueTasks(Lifecycle):
         max_time: float | timedelta | None = None,
         tags: Iterable[str] = (),
         description: str = "",
-        extra: Mapping[str, Any] = MappingProxyType({}),
+        extra: Mapping[str, Any] = _NO_EXTRA,
         **unknown: Any,
     ) -> Any:
         """Register a function as a task, ``@app.task`` or ``@app.task(...)``.
