@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from qtasks_hookspecs import Retry, TaskFunc
+from qtasks_hookspecs import TaskFunc
 from qtasks_pluggy import TaskExecutor
 from qtasks_pluggy.exc import TaskTimeoutError
 from tests.runs import both_ways, every_kind, function_of, plugin
@@ -98,21 +98,3 @@ def test_r19_an_awaited_task_uses_its_callers_context():
         )
         == "called"
     )
-
-
-@both_ways
-def test_r19_the_next_attempt_sees_what_the_last_one_bound(run):
-    """R19: attempts of one run share its context."""
-    seen = []
-
-    def body():
-        seen.append(ORDER.get())
-        ORDER.set("first attempt")
-        if len(seen) == 1:
-            raise LookupError
-
-    func = TaskFunc("t", body, max_time=60, intercept=LookupError)
-    retries = plugin("r", task_executor_run_task_trigger_error=lambda: Retry())
-    in_own_context(run, TaskExecutor(func, plugins=[retries]))
-
-    assert seen == ["none", "first attempt"]
