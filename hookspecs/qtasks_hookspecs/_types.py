@@ -30,7 +30,7 @@ def error_classes(value: ErrorClasses) -> tuple[type[BaseException], ...] | None
         return None
     # A string is no list of its letters, and a class that can be iterated over is one class.
     several = isinstance(value, Iterable) and not isinstance(value, (type, str))
-    classes: tuple[Any, ...] = tuple(value) if several else (value,)  # type: ignore[arg-type]
+    classes: tuple[Any, ...] = tuple(value) if several else (value,)  # type: ignore[arg-type]  # several says so
     for one in classes:
         if not (isinstance(one, type) and issubclass(one, BaseException)):
             hint = "; give the class itself, not its name" if isinstance(one, str) else ""

@@ -85,7 +85,7 @@ def test_a_functions_own_attributes_do_not_hide_the_tasks():
 
     def function() -> None: ...
 
-    function.submit = "mine"  # type: ignore[attr-defined]
+    function.submit = "mine"  # type: ignore[attr-defined]  # functions take any
     task = QueueTasks("other", discover=False).task(function)
 
     assert callable(task.submit)
