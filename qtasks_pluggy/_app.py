@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from datetime import timedelta
-from types import MappingProxyType
+from itertools import count
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
-from qtasks_hookspecs import TaskFunc, TaskMessage
+from qtasks_hookspecs import TaskFunc, TaskMessage, on_error
 from qtasks_hookspecs._types import error_classes
 from qtasks_hookspecs.exc import (
     CapabilityError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 Intercept: TypeAlias = type[BaseException] | Iterable[type[BaseException]] | None
+F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 Y = TypeVar("Y")
 _NO_EXTRA: Final[Mapping[str, Any]] = {}
@@ -277,6 +279,44 @@ class QueueTasks(Lifecycle):
         """
         registered = self.plugins.register(plugin, name, trigger_names)
         return registered or name or self.plugins.get_canonical_name(plugin)
+
+    def on_error(
+        self,
+        *classes: type[Exception],
+        task: str | None = None,
+        tag: str | None = None,
+        **marks: Any,
+    ) -> Callable[[F], F]:
+        """Ask this function about a task's error, ``@app.on_error(ConnectionError)``.
+
+        It becomes a plugin of its own that is named as the function, with ``-2``, ``-3`` and so on
+        where that name is taken: it can be ordered, observed and disabled, and has the last word.
+
+        Args:
+            *classes: The exception classes; none for whatever the app shows to plugins.
+            task: A glob (``fnmatch``) for the task's name.
+            tag: A tag that the task must have.
+            **marks: As for ``hookimpl``: ``tryfirst``, ``trylast``.
+
+        Returns:
+            A decorator that returns the function it is given.
+
+        Raises:
+            PluginRegistrationError: Faults of the function, all of them.
+            TypeError: An argument is no class of an ``Exception`` that plugins can be asked about.
+        """
+        mark = on_error(*classes, task=task, tag=tag, **marks)
+
+        def register(function: F) -> F:
+            mark(function)
+            name = wanted = getattr(function, "__name__", type(function).__name__)
+            numbers = count(2)
+            while self.plugins.has_plugin(name):
+                name = f"{wanted}-{next(numbers)}"
+            self.add_plugin(SimpleNamespace(**{wanted: function}), name)
+            return function
+
+        return register
 
     def remove_plugin(self, name: str) -> None:
         """Remove a plugin; runs that are asking it still do.

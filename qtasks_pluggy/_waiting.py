@@ -42,7 +42,12 @@ class Backend(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Pause for some seconds."""
 
-    async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
+    async def awaitable(
+        self,
+        thing: Awaitable[T],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> T:
         """Wait for an awaitable.
 
         Raises:
@@ -54,7 +59,12 @@ class Backend(Protocol):
         """Call the function of a plain task."""
         ...
 
-    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Captured:
+    async def thread(
+        self,
+        function: Callable[[], Any],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> Captured:
         """Call a function that must not hold up the caller's thread, in a daemon thread.
 
         Raises:
@@ -91,9 +101,11 @@ CANCEL_GRACE: Final = 0.1
 POLL_SECONDS: Final = 0.5
 
 
-async def with_timeout(thing: Awaitable[T], limit: float) -> T:
+async def with_timeout(
+    thing: Awaitable[T], limit: float, context: contextvars.Context | None = None
+) -> T:
     """Wait for an awaitable in a task of its own, at most for some seconds."""
-    task = asyncio.ensure_future(_await(thing))
+    task = asyncio.create_task(_await(thing), context=context)
     try:
         # Its first step comes before any timer: most hookimpls need no other.
         await asyncio.sleep(0)
@@ -185,14 +197,30 @@ def _in_daemon_thread(
     return future
 
 
+def _is_no_loop_running() -> bool:
+    """Say whether a run is stepped without a loop, for the last time."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
+
+
 class _OnLoop:
     on_loop = True
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
-        return await (thing if limit is None else with_timeout(thing, limit))
+    async def awaitable(
+        self,
+        thing: Awaitable[T],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> T:
+        if limit is None or _is_no_loop_running():
+            return await thing
+        return await with_timeout(thing, limit, context)
 
     async def function(self, function: Callable[[], Any]) -> Captured:
         context = contextvars.copy_context()
@@ -205,11 +233,17 @@ class _OnLoop:
         finally:
             _adopt(context)
 
-    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Captured:
-        context = contextvars.copy_context()
-        future = asyncio.wrap_future(_in_daemon_thread(function, context, holds_the_loop=False))
+    async def thread(
+        self,
+        function: Callable[[], Any],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> Captured:
+        elsewhere = contextvars.copy_context() if context is None else context
+        future = asyncio.wrap_future(_in_daemon_thread(function, elsewhere, holds_the_loop=False))
         done, _ = await asyncio.wait({future}, timeout=limit)
-        _adopt(context)
+        if context is None:
+            _adopt(elsewhere)
         if not done:
             # So that the thread, when it ends, finds nobody to tell, were the loop closed by then.
             future.cancel()
@@ -248,22 +282,33 @@ class _InThread:
     async def sleep(self, seconds: float) -> None:
         time.sleep(min(seconds, threading.TIMEOUT_MAX))  # noqa: ASYNC251  # this very class never suspends
 
-    async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
-        return background.run(thing, limit)
+    async def awaitable(
+        self,
+        thing: Awaitable[T],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> T:
+        return background.run(thing, limit, context)
 
     async def function(self, function: Callable[[], Any]) -> Captured:
         return capture(function)
 
-    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Captured:
-        context = contextvars.copy_context()
+    async def thread(
+        self,
+        function: Callable[[], Any],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> Captured:
+        elsewhere = contextvars.copy_context() if context is None else context
         try:
-            return _in_daemon_thread(function, context, holds_the_loop=True).result(
+            return _in_daemon_thread(function, elsewhere, holds_the_loop=True).result(
                 None if limit is None else min(limit, threading.TIMEOUT_MAX)
             )
         except concurrent.futures.TimeoutError:
             raise LimitExceededError(_IN_ITS_THREAD) from None
         finally:
-            _adopt(context)
+            if context is None:
+                _adopt(elsewhere)
 
     def cancellations(self) -> int:
         return 0
@@ -303,8 +348,13 @@ class _BackgroundLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
-    def run(self, thing: Awaitable[T], limit: float | None = None) -> T:
-        """Wait for an awaitable that runs on this loop, in the caller's context variables.
+    def run(
+        self,
+        thing: Awaitable[T],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> T:
+        """Wait for an awaitable that runs on this loop, in a context or a copy of the caller's.
 
         Raises:
             LimitExceededError: ``limit`` seconds are over; it was cancelled.
@@ -336,11 +386,11 @@ class _BackgroundLoop:
             )
 
         def start() -> None:
-            task = loop.create_task(body(), context=context)
+            task = loop.create_task(body(), context=elsewhere)
             task.add_done_callback(end)
             tasks.append(task)
 
-        context = contextvars.copy_context()
+        elsewhere = contextvars.copy_context() if context is None else context
         try:
             loop.call_soon_threadsafe(start)
             carried: Captured | None = None
@@ -354,8 +404,8 @@ class _BackgroundLoop:
             with suppress(Exception):
                 future.result(CANCEL_GRACE)
             raise
-        if limit is None:
-            _adopt(context)
+        if context is None and limit is None:
+            _adopt(elsewhere)
         return unwrap(carried)  # type: ignore[no-any-return]  # what the awaitable returned
 
     def in_loop_thread(self) -> bool:

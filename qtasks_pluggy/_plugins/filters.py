@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from qtasks_hookspecs import OutcomeStatus
 from qtasks_pluggy._text import closest_match
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _BUILTIN_ERRORS = frozenset(
 )
 
 
-def passes(
+def matches_(
     conditions: Iterable[When],
     errors: Iterable[type[BaseException]],
     task: str | None,
@@ -82,7 +83,7 @@ def never_matches(condition: When, parameters: frozenset[str]) -> str | None:
     return None
 
 
-def facts(values: dict[str, Any]) -> tuple[tuple[type, ...], str | None, tuple[str, ...]]:
+def filter_key(values: dict[str, Any]) -> tuple[tuple[type, ...], str | None, tuple[str, ...]]:
     """Return what filters look at, hashable: classes of the error, task name, tags."""
     error = values.get("e")
     errors: tuple[type, ...] = ()
@@ -91,3 +92,16 @@ def facts(values: dict[str, Any]) -> tuple[tuple[type, ...], str | None, tuple[s
         errors = (type(error),) if cause is None else (type(error), type(cause))
     task_func = values.get("task_func") or getattr(values.get("task_executor"), "task_func", None)
     return errors, getattr(task_func, "name", None), tuple(getattr(task_func, "tags", ()))
+
+
+FilterKey = tuple[tuple[type, ...], str | None, tuple[str, ...]]
+
+
+def matches(conditions: Iterable[When], key: FilterKey) -> bool:
+    """Say whether one of the conditions holds."""
+    return matches_(conditions, *key)
+
+
+def possible_statuses(conditions: Iterable[When]) -> frozenset[OutcomeStatus] | None:  # noqa: ARG001  # until outcomes are filtered
+    """Say which ends of an attempt the conditions let through; None for all."""
+    return None

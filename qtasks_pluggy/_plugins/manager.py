@@ -16,14 +16,12 @@ from qtasks_hookspecs.exc import PluginRegistrationError
 from qtasks_pluggy import _log, _settings
 from qtasks_pluggy._fork import lock_of
 from qtasks_pluggy._plugins.adapter import given
-from qtasks_pluggy._plugins.caller import HookCaller, SubsetHookCaller
-from qtasks_pluggy._plugins.chain import Chain, Link, in_call_order, make_link
+from qtasks_pluggy._plugins.caller import HookCaller
+from qtasks_pluggy._plugins.chain import Chain, Link, in_call_order
 from qtasks_pluggy._plugins.discovery import PluginInfo, installed, left_out, load
-from qtasks_pluggy._plugins.dispatch import dispatch
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._plugins.registry import Table, candidate_of, check_all, name_of, not_registered
-from qtasks_pluggy._plugins.validation import Candidate, check_extra
-from qtasks_pluggy._waiting import SYNC, run_to_completion
+from qtasks_pluggy._plugins.validation import Candidate
 
 BUILTIN, INSTALLED, ADDED = range(3)
 BUILTINS: Final = ("fallback", "retry")
@@ -184,36 +182,19 @@ class PluginManager(pluggy.PluginManager):
                 return own
         return type(plugin).__name__
 
-    def subset_hook_caller(self, name: str, remove_plugins: Iterable[Any]) -> HookCaller:
-        """Return a hook without the hookimpls of some plugins, called by the same rules."""
-        return SubsetHookCaller(getattr(self.hook, name), list(remove_plugins))
+    def subset_hook_caller(self, name: str, remove_plugins: Iterable[Any]) -> Any:  # noqa: ARG002  # pluggy's
+        """Refuse, with a ``TypeError``: who is asked is for the operator to say."""
+        msg = (
+            f"hook {name!r}: subset_hook_caller is not offered; use the setting disable, or a"
+            " PluginManager with the plugins that you want"
+        )
+        raise TypeError(msg)
 
     def add_hookcall_monitoring(self, before: Any, after: Any) -> Any:  # noqa: ARG002  # pluggy's
         """Refuse, with a ``TypeError``: pluggy's monitors expect its own way of calling."""
         told = "read executor.trail, or log at debug level"
         msg = f"{PROJECT_NAME} calls hooks by its own convention, no monitor sees that; {told}"
         raise TypeError(msg)
-
-    def call_hookimpls(
-        self,
-        hook_name: str,
-        hookimpls: Sequence[pluggy.HookImpl],
-        values: Mapping[str, Any],
-        _: bool,  # noqa: FBT001  # pluggy's firstresult
-    ) -> Any:
-        """Call some hookimpls of a hook by our convention; pluggy's ``call_extra`` comes here.
-
-        Raises:
-            PluginRegistrationError: Faults of the functions that are to be called with them.
-        """
-        hook = getattr(self.hook, hook_name)
-        extra = [one.function for one in hookimpls if one.plugin is None]
-        faults = [text for one in extra for text in check_extra(hook_name, hook.names, one)]
-        if faults:
-            raise PluginRegistrationError(faults)
-        with self._lock:
-            chain = self._chain(hook, hookimpls)
-        return run_to_completion(dispatch(hook, chain, dict(values), SYNC))
 
     def configure(self) -> None:
         """Take the settings of this moment's environment.
@@ -382,8 +363,8 @@ class PluginManager(pluggy.PluginManager):
         known = self._links.get(impl)
         if known is None:
             origin = self._origins.get(impl.plugin_name) or Candidate(impl.plugin_name, None)
-            breaker = self._breaker(impl) if "task_executor" in hook.names else NO_BREAKER
-            known = make_link(hook.name, hook.names, impl, origin, self.settings, breaker)
+            breaker = NO_BREAKER if hook.subject == "app" else self._breaker(impl)
+            known = Link.from_hookimpl(hook, impl, origin, self.settings, breaker)
             if impl.plugin is not None:
                 self._links[impl] = known
         return known

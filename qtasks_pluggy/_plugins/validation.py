@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATTRIBUTE
+from qtasks_hookspecs._on_error import SHORT_NAMES, on_error_mark
 from qtasks_pluggy._plugins.adapter import Adapter, triggers
 from qtasks_pluggy._plugins.filters import never_matches
 from qtasks_pluggy._text import closest_match, describe_plugin, safe_str
@@ -162,29 +163,14 @@ def _check_hookimpl(
         candidate.fault(f"hook {hook!r}: {fault}")
 
 
-def check_extra(hook: str, names: frozenset[str], function: Any) -> Iterator[str]:
-    """Find every fault of a function that ``call_extra`` is to ask beside the plugins.
-
-    Args:
-        hook: The hook's name.
-        names: The hook's parameters.
-        function: The function.
-
-    Yields:
-        A text for each.
-    """
-    shown = getattr(function, "__qualname__", type(function).__name__)
-    for fault in _faults_of(function, {}, names):
-        yield f"call_extra of hook {hook!r}: {shown!r}: {fault}"
-
-
 def _faults_of(function: Any, options: Mapping[str, Any], names: frozenset[str]) -> Iterator[str]:
     """Say what is wrong with a function as a hookimpl of a hook with these parameters."""
     fault = _shape(function, options)
     if fault:
         yield fault
+    known = names | SHORT_NAMES if on_error_mark(function) else names
     try:
-        faults = parameters(function, names)[2]
+        faults = parameters(function, known)[2]
     except (TypeError, ValueError) as error:
         yield f"its parameters cannot be read ({error}); use a function"
         return

@@ -235,7 +235,7 @@ class TaskExecutor(RunView):
             return Outcome("fail", strict)
         return outcome
 
-    async def _attempt_task(  # noqa: C901, PLR0912  # one attempt, top to bottom
+    async def _attempt_task(  # noqa: PLR0912  # one attempt, top to bottom
         self, backend: Backend
     ) -> Outcome | None:
         """Make one attempt.

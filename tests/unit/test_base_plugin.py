@@ -333,21 +333,6 @@ def test_it_is_removed():
         task()
 
 
-@pytest.mark.parametrize("later", [False, True])
-def test_it_is_left_out_of_a_subset(later):
-    """A hook without some plugins takes it as itself, also where it is registered later."""
-    keeps, other = Keeps("one", answer=1), Keeps("two", answer=2)
-    manager = PluginManager([other] if later else [other, keeps])
-    subset = manager.subset_hook_caller(TRIGGER, [keeps])
-    if later:
-        manager.register(keeps)
-    values = {"task_executor": None, "task_func": None, "task_broker": None, "e": ValueError()}
-
-    assert "one" == manager.get_name(keeps)
-    assert ["two"] == [impl.plugin_name for impl in subset.get_hookimpls()]
-    assert 2 == subset(**values)
-
-
 @both_ways
 @both_shapes
 def test_one_that_raises_is_isolated(shape, run, caplog):
