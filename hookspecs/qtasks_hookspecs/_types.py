@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import attrs
@@ -27,12 +28,23 @@ def error_classes(value: ErrorClasses) -> tuple[type[BaseException], ...] | None
     """
     if value is None:
         return None
-    classes = tuple(value) if isinstance(value, Iterable) else (value,)
+    # A string is no list of its letters, and a class that can be iterated over is one class.
+    several = isinstance(value, Iterable) and not isinstance(value, (type, str))
+    classes: tuple[Any, ...] = tuple(value) if several else (value,)  # type: ignore[arg-type]  # several says so
     for one in classes:
         if not (isinstance(one, type) and issubclass(one, BaseException)):
-            msg = f"intercept=: expected an exception class, several of them or None, got {one!r}"
+            hint = "; give the class itself, not its name" if isinstance(one, str) else ""
+            msg = (
+                f"intercept=: expected an exception class, several of them or None, got {one!r}"
+                f"{hint}"
+            )
             raise TypeError(msg)
     return classes
+
+
+def _as_seconds(value: Any) -> Any:
+    """Return a ``timedelta`` as seconds, and anything else as it is."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 def _positive_seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -92,7 +104,7 @@ class TaskFunc:
         intercept: Exception classes that plugins are asked about besides
             ``TaskPluginTriggerError``; None stands for the app's.
         max_retries: The most retries of one run that plugins may cause; None for no bound.
-        max_time: Seconds that one attempt may take; None for no limit.
+        max_time: Seconds that one attempt may take, or a ``timedelta``; None for no limit.
         tags: Words that plugins can filter by.
         description: What the task does, for people.
         extra: Whatever else the app gave with the task, for its plugins.
@@ -112,7 +124,9 @@ class TaskFunc:
         default=None, kw_only=True, converter=error_classes
     )
     max_retries: int | None = attrs.field(default=None, kw_only=True, validator=retry_count)
-    max_time: float | None = attrs.field(default=None, kw_only=True, validator=_positive_seconds)
+    max_time: float | None = attrs.field(
+        default=None, kw_only=True, converter=_as_seconds, validator=_positive_seconds
+    )
     tags: tuple[str, ...] = attrs.field(default=(), kw_only=True)
     description: str = attrs.field(default="", kw_only=True)
     extra: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, repr=False)

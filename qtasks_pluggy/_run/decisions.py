@@ -22,9 +22,13 @@ from qtasks_pluggy._submit.protocol import Host
 from qtasks_pluggy._waiting import Backend
 
 
-def wrap_intercepted(task_func: TaskFunc, error: Exception) -> TaskPluginTriggerError | None:
+def wrap_intercepted(
+    task_func: TaskFunc, app: Any, error: Exception
+) -> TaskPluginTriggerError | None:
     """Wrap an ordinary error for the plugins, where the task lets them see it."""
     classes = task_func.intercept
+    if classes is None:
+        classes = getattr(app, "_intercept", None)
     if not classes or isinstance(error, TaskCancelError) or not isinstance(error, classes):
         return None
     asked = TaskPluginTriggerError()

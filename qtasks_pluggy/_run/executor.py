@@ -94,7 +94,7 @@ class TaskExecutor(RunView):
             self._attempt = task_broker.attempt or 1
         manager: Any = plugins
         if plugins is None:
-            manager = getattr(getattr(self._task, "host", None), "plugins", _NO_PLUGINS)
+            manager = getattr(getattr(self._task, "app", None), "plugins", _NO_PLUGINS)
         elif not isinstance(plugins, PluginManager):
             manager = PluginManager(plugins)
         self._hooks: Any = manager.hook
@@ -265,7 +265,8 @@ class TaskExecutor(RunView):
                 if self._engine is not None and isinstance(error, self._engine.control):
                     return Outcome("pass", error)
                 failure = error
-                asked = wrap_intercepted(self._task_func, error)
+                app = getattr(self._task, "app", None)
+                asked = wrap_intercepted(self._task_func, app, error)
             if failure is None:
                 if hooks.task_executor_run_task.chain is not None:
                     hook = hooks.task_executor_run_task
@@ -329,7 +330,7 @@ class TaskExecutor(RunView):
         """
         error: Any = outcome.error
         if outcome.action == "dead_letter":
-            app = getattr(self._task, "host", None)
+            app = getattr(self._task, "app", None)
             await deliver_dead_letter(self.task_broker, outcome, app, self._backend or ASYNCIO)
         hook = self._hooks.task_executor_task_failed
         if outcome.action != "cancel" and hook.chain is not None:
@@ -394,4 +395,4 @@ class TaskExecutor(RunView):
 
     def _echo_task(self) -> Any:
         kind = AsyncTask if self._task_func.is_async else SyncTask
-        return kind(self._task_func, getattr(self._task, "host", None), self)
+        return kind(self._task_func, getattr(self._task, "app", None), self)

@@ -6,7 +6,6 @@ import builtins
 import difflib
 from typing import Any
 
-from qtasks_hookspecs import RunningTask
 from qtasks_hookspecs.exc import SettingsError
 
 _BUILTIN = sorted(
@@ -74,9 +73,3 @@ def unknown(where: str, given: Any, known: tuple[str, ...]) -> None:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
             msg = f"{where}: unknown key {key!r}; did you mean {near!r}?"
             raise SettingsError(msg)
-
-
-def say_that_it_has_no_settings(plugin: str, run: RunningTask) -> None:
-    """Tell the operator that an enabled plugin is asked, and has not read its section."""
-    hint = "it reads its settings when the app starts: use 'with app:' or 'async with app:'"
-    run.log.warning("plugin_not_started", plugin=plugin, hint=hint)

@@ -8,12 +8,11 @@ from typing import Any
 
 import attrs
 
-from qtasks_hookspecs import Replace, RunningTask, TaskFunc, hookimpl
+from qtasks_hookspecs import Replace, TaskFunc, hookimpl
 from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.builtin._errors import (
     matches,
     names,
-    say_that_it_has_no_settings,
     unknown,
 )
 
@@ -61,7 +60,6 @@ class Fallback:
 
     def __init__(self) -> None:
         self.rules: tuple[Rule, ...] = ()
-        self._has_told = False
 
     @hookimpl
     def qtasks_start(self, settings: Mapping[str, Any]) -> None:
@@ -74,7 +72,6 @@ class Fallback:
             SettingsError: The section has another key, or a rule is not as it should be.
         """
         unknown("plugin.fallback", settings, ("rules",))
-        self._has_told = True
         given = settings.get("rules", [])
         if not isinstance(given, (list, tuple)):
             msg = f"plugin.fallback.rules takes a list of tables, got {type(given).__name__}"
@@ -83,12 +80,9 @@ class Fallback:
 
     @hookimpl
     def task_executor_run_task_trigger_error(
-        self, task_executor: RunningTask, task_func: TaskFunc, e: TaskPluginTriggerError
+        self, task_func: TaskFunc, e: TaskPluginTriggerError
     ) -> Replace | None:
         """Answer with the result of the first rule that fits."""
-        if not self._has_told:
-            self._has_told = True
-            say_that_it_has_no_settings(self.name, task_executor)
         for rule in self.rules:
             if rule.fits(task_func, e):
                 return Replace(rule.result)

@@ -12,7 +12,6 @@ from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.builtin._errors import (
     matches,
     names,
-    say_that_it_has_no_settings,
     unknown,
 )
 
@@ -43,7 +42,6 @@ class RetryPlugin:
     def __init__(self) -> None:
         self.errors: tuple[str, ...] = ()
         self.limit: int = 3
-        self._has_told = False
         self._wait: Callable[[int], float] = lambda _: 0.0
 
     @hookimpl
@@ -58,7 +56,6 @@ class RetryPlugin:
             SettingsError: The section has another key, or a value is not as it should be.
         """
         unknown("plugin.retry", settings, _KEYS)
-        self._has_told = True
         if "errors" not in settings:
             msg = "plugin.retry needs errors, the names of the exception classes to retry"
             raise SettingsError(msg)
@@ -86,9 +83,6 @@ class RetryPlugin:
         self, task_executor: RunningTask, e: TaskPluginTriggerError
     ) -> Retry | None:
         """Answer with a retry that waits for as long as the schedule says."""
-        if not self._has_told:
-            self._has_told = True
-            say_that_it_has_no_settings(self.name, task_executor)
         if not matches(e, self.errors):
             return None
         return Retry(self._wait(task_executor.attempt), self.limit)
