@@ -11,12 +11,13 @@ from typing import Any, Self
 from qtasks_hookspecs.exc import NotRunningError, PluginError
 from qtasks_pluggy import _log
 from qtasks_pluggy._fork import lock_of
-from qtasks_pluggy._plugins.caller import SubsetHookCaller
-from qtasks_pluggy._plugins.chain import Entry
+from qtasks_pluggy._plugins.chain import Asked
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._submit.calls import call_engine
 from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
+
+_STARTED = frozenset({"answered", "no_opinion"})
 
 
 class _State(Enum):
@@ -42,7 +43,7 @@ class Lifecycle:
         self._engine: Engine | None = None
         self._workers: int | None = None
         # Where a dispatch of the app's own hooks writes what it did, as in a run.
-        self._entries: list[Entry] = []
+        self._entries: list[Asked] = []
         self._attempt = 1
         self._state = _State.NEW
         self._loaded = False
@@ -149,22 +150,18 @@ class Lifecycle:
             self.load_plugins()
             self._state, self._loaded = _State.STARTING, True
         self._entries = []
-        hooks = self.plugins.hook
+        hooks: Any = self.plugins.hook
         try:
-            await self._call(hooks.qtasks_start, backend, settings={})
+            await hooks.qtasks_start.call(backend, app=self, settings={})
             if self._engine is not None and not in_worker:
                 await call_engine(self._engine, backend, "start", self, self._workers)
         except BaseException:
             self._state, self._loaded = before
-            started = [link.plugin for link, _, status, *_ in self._entries if status != "raised"]
-            plugins = self.plugins.list_name_plugin()
-            hook_of_stop: Any = hooks.qtasks_stop
+            started = [one.link.plugin for one in self._entries if one.status in _STARTED]
             for name in reversed(started):
                 # One by one: under strict, one that fails to stop must not keep the others running.
-                others = [plugin for other, plugin in plugins if other != name]
-                stop = SubsetHookCaller(hook_of_stop, others)
                 with suppress(PluginError):
-                    await self._call(stop, backend)
+                    await hooks.qtasks_stop.call_only(backend, [name], app=self)
             raise
         self._state = _State.STARTED
         if in_worker:
@@ -180,15 +177,10 @@ class Lifecycle:
 
     async def _stop_plugins(self, backend: Backend) -> None:
         try:
-            await self._call(self.plugins.hook.qtasks_stop, backend)
+            hooks: Any = self.plugins.hook
+            await hooks.qtasks_stop.call(backend, app=self)
         finally:
             self._state, self._loaded = _State.STOPPED, False
-
-    async def _call(self, hook: Any, backend: Backend, **values: Any) -> None:
-        if backend.on_loop:
-            await hook.call_async(app=self, **values)
-        else:
-            hook(app=self, **values)
 
 
 class WorkerLifespan:

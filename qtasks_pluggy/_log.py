@@ -45,11 +45,20 @@ def event(level: str, name: str, /, **values: Any) -> None:
 
 def debug_enabled() -> bool:
     """Say whether a debug event would reach anybody, without building it."""
+    return _is_enabled(logging.DEBUG)
+
+
+def info_enabled() -> bool:
+    """Say whether an info event would reach anybody, without building it."""
+    return _is_enabled(logging.INFO)
+
+
+def _is_enabled(level: int) -> bool:
     if structlog.is_configured():
         # A host's own wrapper class may lack the question; then the event is built.
         asked = getattr(structlog.get_logger(NAME).bind(), "is_enabled_for", None)
-        return asked is None or bool(asked(logging.DEBUG))
-    return _stdlib.isEnabledFor(logging.DEBUG) and _stdlib.hasHandlers()
+        return asked is None or bool(asked(level))
+    return _stdlib.isEnabledFor(level) and _stdlib.hasHandlers()
 
 
 def _as_text(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:

@@ -43,7 +43,12 @@ class Backend(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Pause for some seconds."""
 
-    async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
+    async def awaitable(
+        self,
+        thing: Awaitable[T],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> T:
         """Wait for an awaitable.
 
         Raises:
@@ -55,7 +60,12 @@ class Backend(Protocol):
         """Call the function of a plain task."""
         ...
 
-    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Captured:
+    async def thread(
+        self,
+        function: Callable[[], Any],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> Captured:
         """Call a function that must not hold up the caller's thread, in a daemon thread.
 
         Raises:
@@ -93,10 +103,12 @@ CANCEL_GRACE: Final = 0.1
 POLL_SECONDS: Final = 0.5
 
 
-async def with_timeout(thing: Awaitable[T], limit: float) -> T:
+async def with_timeout(
+    thing: Awaitable[T], limit: float, context: contextvars.Context | None = None
+) -> T:
     """Wait for an awaitable in a task of its own, at most for some seconds."""
     longest = [0.0]
-    task = asyncio.ensure_future(_clocked(thing, longest))
+    task = asyncio.create_task(_coroutine(_clocked(thing, longest)), context=context)
     try:
         # Its first step comes before any timer: most hookimpls need no other.
         await asyncio.sleep(0)
@@ -114,6 +126,10 @@ async def with_timeout(thing: Awaitable[T], limit: float) -> T:
     if task.done():
         raise LimitExceededError(_ON_THE_LOOP if done else "")
     raise LimitExceededError(_SWALLOWED)
+
+
+async def _coroutine(thing: Awaitable[T]) -> T:
+    return await thing
 
 
 @types.coroutine
@@ -185,11 +201,14 @@ def unwrap(carried: Captured) -> Any:
 
 
 def _in_daemon_thread(
-    function: Callable[[], Any], *, holds_the_loop: bool
+    function: Callable[[], Any],
+    context: contextvars.Context | None = None,
+    *,
+    holds_the_loop: bool,
 ) -> concurrent.futures.Future[Captured]:
     future: concurrent.futures.Future[Captured] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
-    context = contextvars.copy_context()
+    context = context or contextvars.copy_context()
     if holds_the_loop and background.in_loop_thread():
         # Plain code on that loop waits for this thread, so this thread cannot wait for the loop.
         context.run(_holds_the_loop.set, True)  # noqa: FBT003  # ContextVar's own signature
@@ -201,14 +220,30 @@ def _in_daemon_thread(
     return future
 
 
+def _is_no_loop_running() -> bool:
+    """Say whether a run is stepped without a loop, for the last time."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
+
+
 class _OnLoop:
     on_loop = True
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
-        return await (thing if limit is None else with_timeout(thing, limit))
+    async def awaitable(
+        self,
+        thing: Awaitable[T],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> T:
+        if limit is None or _is_no_loop_running():
+            return await thing
+        return await with_timeout(thing, limit, context)
 
     async def function(self, function: Callable[[], Any]) -> Captured:
         if background.in_loop_thread():
@@ -217,8 +252,13 @@ class _OnLoop:
             return await asyncio.wrap_future(_in_daemon_thread(function, holds_the_loop=False))
         return await asyncio.to_thread(capture, function)
 
-    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Captured:
-        future = asyncio.wrap_future(_in_daemon_thread(function, holds_the_loop=False))
+    async def thread(
+        self,
+        function: Callable[[], Any],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> Captured:
+        future = asyncio.wrap_future(_in_daemon_thread(function, context, holds_the_loop=False))
         done, _ = await asyncio.wait({future}, timeout=limit)
         if not done:
             # So that the thread, when it ends, finds nobody to tell, were the loop closed by then.
@@ -253,15 +293,25 @@ class _InThread:
     async def sleep(self, seconds: float) -> None:
         time.sleep(min(seconds, threading.TIMEOUT_MAX))  # noqa: ASYNC251  # this very class never suspends
 
-    async def awaitable(self, thing: Awaitable[T], limit: float | None = None) -> T:
-        return background.run(thing, limit)
+    async def awaitable(
+        self,
+        thing: Awaitable[T],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> T:
+        return background.run(thing, limit, context)
 
     async def function(self, function: Callable[[], Any]) -> Captured:
         return capture(function)
 
-    async def thread(self, function: Callable[[], Any], limit: float | None = None) -> Captured:
+    async def thread(
+        self,
+        function: Callable[[], Any],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> Captured:
         try:
-            return _in_daemon_thread(function, holds_the_loop=True).result(
+            return _in_daemon_thread(function, context, holds_the_loop=True).result(
                 None if limit is None else min(limit, threading.TIMEOUT_MAX)
             )
         except concurrent.futures.TimeoutError:
@@ -305,8 +355,13 @@ class _BackgroundLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
-    def run(self, thing: Awaitable[T], limit: float | None = None) -> T:
-        """Wait for an awaitable that runs on this loop, in the caller's context variables.
+    def run(
+        self,
+        thing: Awaitable[T],
+        limit: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> T:
+        """Wait for an awaitable that runs on this loop, in a context or a copy of the caller's.
 
         Raises:
             LimitExceededError: ``limit`` seconds are over; it was cancelled.
@@ -342,9 +397,8 @@ class _BackgroundLoop:
             task.add_done_callback(end)
             tasks.append(task)
 
-        context = contextvars.copy_context()
         try:
-            loop.call_soon_threadsafe(start, context=context)
+            loop.call_soon_threadsafe(start, context=context or contextvars.copy_context())
             carried: Captured | None = None
             while carried is None:
                 # What an engine raises in this thread, as for a time limit, waits for a wait's end.

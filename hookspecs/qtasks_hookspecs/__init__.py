@@ -3,6 +3,7 @@
 =================  =================================================================
 ``_markers.py``    the project's name and entry point group, and the marks for hooks
 ``_hooks.py``      every hook, in the order in which a run meets it: START HERE
+``_on_error.py``   ``on_error``, the short form of the hook that most plugins are about
 ``_decisions.py``  what a hookimpl may answer besides a plain value
 ``_outcome.py``    how one attempt ended
 ``_types.py``      what hooks are given: the task, the message, the run, the app
@@ -25,6 +26,7 @@ from __future__ import annotations
 from qtasks_hookspecs import exc
 from qtasks_hookspecs._decisions import Cancel, DeadLetter, Raise, Replace, Retry
 from qtasks_hookspecs._markers import blocking, hookimpl, hookspec, when
+from qtasks_hookspecs._on_error import on_error
 from qtasks_hookspecs._outcome import Outcome, OutcomeStatus
 from qtasks_hookspecs._types import RunningApp, RunningTask, TaskFunc, TaskMessage
 
@@ -44,5 +46,6 @@ __all__ = [
     "exc",
     "hookimpl",
     "hookspec",
+    "on_error",
     "when",
 ]

@@ -8,11 +8,13 @@
 ``adapter.py``       a ``BasePlugin`` as hookimpls
 ``caller.py``        ``pm.hook.<name>``, plain and async
 ``dispatch.py``      THE RULE: everybody is asked, the last answer wins
+``ask.py``           asking one hookimpl, and all that can go wrong there
+``call.py``          one call of a hook, and what was answered so far
 ``answers.py``       which answers count
 ``chain.py``         the links of a hook's chain, and their order
 ``filters.py``       which links are asked: by error, end and task
 ``quarantine.py``    leaving alone what keeps failing
-``report.py``        how a dispatch is told
+``report.py``        what becomes known of a dispatch
 ``trail.py``         who was asked, what each answered, what won
 ===================  ===========================================================================
 """

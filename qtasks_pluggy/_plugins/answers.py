@@ -1,51 +1,85 @@
-"""Which answers count, and what they do in a pipeline."""
+"""Which answers count, and what they are in a pipeline."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from qtasks_hookspecs import Raise, Replace, Retry
-from qtasks_pluggy._plugins.chain import DECISIONS, Hook
+from qtasks_hookspecs._on_error import TRIGGER
+from qtasks_pluggy._plugins.chain import DECISIONS, Hook, Values
 
-TRIGGER: Final = "task_executor_run_task_trigger_error"
-ARGUMENTS: Final = "args, kwargs"
+ARGUMENTS = ("args", "kwargs")
 
 
-def accept(hook: Hook, values: dict[str, Any], reply: Any) -> bool:
-    """Say whether an answer counts; in a pipeline, hand it on to the links that follow."""
-    if reply is None:
+def counts(hook: Hook, values: Values, answer: Any) -> bool:
+    """Say whether an answer counts (R5).
+
+    Args:
+        hook: The hook.
+        values: Its parameters.
+        answer: What a hookimpl answered.
+
+    Raises:
+        CapabilityError: The engine of the run cannot carry the answer out.
+        TypeError: It is no answer to this hook.
+    """
+    if answer is None:
         return False
-    kind = type(reply)
-    if kind not in DECISIONS:
-        if kind is type and reply in DECISIONS:
-            msg = f"answered the class {reply.__name__}; answer an instance, {reply.__name__}(...)"
+    kind = type(answer)
+    is_decision = kind in DECISIONS
+    if issubclass(kind, (type, BaseException)):
+        _refuse_slips(answer)
+    if not hook.lastresult:
+        if is_decision and kind is not Replace:
+            msg = (
+                f"answered {kind.__name__}, which is a decision of {TRIGGER} only;"
+                f" {hook.name} takes a plain value or Replace(value)"
+            )
             raise TypeError(msg)
-    elif hook.lastresult:
-        run = values.get("task_executor")
-        if kind is Retry and not _may_retry(run, reply):
-            return False
-        refuse = getattr(run, "refuse", None)
-        if refuse is not None:
-            refuse(reply)
-        error = values.get("e")
-        return not (
-            kind is Raise
-            and (reply.error is error or reply.error is getattr(error, "__cause__", None))
-        )
-    elif kind is not Replace:
+        if hook.pipeline:
+            pipeline_values(hook, answer)
+        return True
+    run: Any = values.get("task_executor")
+    if kind is Retry and not _may_retry(run, answer):
+        return False
+    if kind is Raise and _raises_the_same(answer.error, values["e"]):
+        return False
+    if getattr(run, "engine", None) is not None:
+        run.refuse(answer)
+    return True
+
+
+def pipeline_values(hook: Hook, answer: Any) -> dict[str, Any]:
+    """Return the parameters that an answer replaces for the hookimpls that follow.
+
+    Raises:
+        TypeError: The arguments of a task are not answered as a pair.
+    """
+    value = answer.value if type(answer) is Replace else answer
+    if hook.pipeline == ARGUMENTS:
+        value = _arguments(value)
+        return dict(zip(ARGUMENTS, value, strict=True))
+    return dict.fromkeys(hook.pipeline, value)
+
+
+def _refuse_slips(answer: Any) -> None:
+    """Refuse the answers that everybody writes once by mistake."""
+    kind = answer if isinstance(answer, type) else type(answer)
+    if issubclass(kind, BaseException):
         msg = (
-            f"answered {kind.__name__}, which is a decision of {TRIGGER} only;"
-            f" {hook.name} takes a plain value or Replace(value)"
+            f"answered the exception {kind.__name__} as a plain value;"
+            " say Raise(e), or Replace(e) if you mean it as the result"
         )
         raise TypeError(msg)
-    else:
-        reply = reply.value
-    if hook.pipeline == ARGUMENTS:
-        values["args"], values["kwargs"] = _arguments(reply)
-    elif hook.pipeline is not None:
-        values[hook.pipeline] = reply
-    return True
+    if any(answer is decision for decision in DECISIONS):
+        msg = f"answered the class {answer.__name__}; answer an instance, {answer.__name__}(...)"
+        raise TypeError(msg)
+
+
+def _raises_the_same(error: BaseException, asked: Any) -> bool:
+    """Say whether ``Raise`` brings back the very error that the plugin was asked about."""
+    return error is asked or error is getattr(asked, "__cause__", None)
 
 
 def _may_retry(run: Any, retry: Retry) -> bool:
@@ -54,12 +88,12 @@ def _may_retry(run: Any, retry: Retry) -> bool:
     return attempt <= retry.limit and (most is None or attempt < most)
 
 
-def _arguments(reply: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(answer: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     # The arguments themselves are not shown: they may hold secrets.
-    if not (isinstance(reply, (tuple, list)) and len(reply) == 2):  # noqa: PLR2004  # a pair
-        msg = f"answered {type(reply).__name__}; answer a pair (args, kwargs), or None"
+    if not (isinstance(answer, (tuple, list)) and len(answer) == len(ARGUMENTS)):
+        msg = f"answered {type(answer).__name__}; answer a pair (args, kwargs), or None"
         raise TypeError(msg)
-    args, kwargs = reply
+    args, kwargs = answer
     if not (isinstance(args, (tuple, list)) and isinstance(kwargs, Mapping)):
         msg = (
             f"answered ({type(args).__name__}, {type(kwargs).__name__});"
@@ -67,8 +101,3 @@ def _arguments(reply: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         )
         raise TypeError(msg)
     return tuple(args), dict(kwargs)
-
-
-def left(pipeline: str, values: dict[str, Any]) -> Any:
-    """Return what a pipeline has come to."""
-    return (values["args"], values["kwargs"]) if pipeline == ARGUMENTS else values[pipeline]

@@ -2,45 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import pluggy
 
-from qtasks_pluggy._plugins.adapter import unwrap
+from qtasks_hookspecs import OutcomeStatus, _hooks
 from qtasks_pluggy._plugins.answers import ARGUMENTS
-from qtasks_pluggy._plugins.chain import NO_LINKS, Chain, Link
+from qtasks_pluggy._plugins.chain import NO_LINKS, Chain
 from qtasks_pluggy._plugins.dispatch import dispatch
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
+
+# What our hooks are about, by the parameter that says so.
+_SUBJECTS: Final = ("task_executor", "app")
+
+
+def _never(*_: Any) -> None:  # pragma: no cover
+    """Stand where pluggy has its own way of calling, which no call comes to here."""
 
 
 class HookCaller(pluggy.HookCaller):
     """A hook that is called by our convention, plainly or by ``call_async``."""
 
-    __slots__ = ("chain", "lastresult", "manager", "names", "pipeline", "size")
+    __slots__ = (
+        "anytrue",
+        "chain",
+        "has_error",
+        "lastresult",
+        "manager",
+        "names",
+        "pipeline",
+        "subject",
+    )
 
     def __init__(self, name: str, manager: Any, namespace: Any, options: Mapping[str, Any]) -> None:
-        # The chain is None where nobody implements the hook: then no run calls it.
-        super().__init__(name, manager.call_hookimpls, namespace, options)  # type: ignore[arg-type]  # our hookspec's options hold pluggy's
+        super().__init__(name, _never, namespace, options)  # type: ignore[arg-type]  # our hookspec's options hold pluggy's
         assert self.spec is not None  # noqa: S101  # pluggy sets it where a namespace is given
-        self.manager: Any = manager
+        self.manager = manager
+        # None where nobody implements the hook: then no run calls it.
         self.chain: Chain | None = None
-        self.lastresult: bool = options.get("lastresult", False)
-        self.pipeline: str | None = options.get("pipeline")
         self.names: frozenset[str] = frozenset(self.spec.argnames)
-        self.size: int = len(self.names)
+        self.lastresult: bool = options.get("lastresult", False)
+        self.anytrue: bool = options.get("anytrue", False)
+        pipeline = options.get("pipeline")
+        self.pipeline: tuple[str, ...] = () if pipeline is None else (pipeline,)
+        if pipeline == ", ".join(ARGUMENTS):
+            self.pipeline = ARGUMENTS
+        # A hook of the host's own may have a parameter of any name, which means nothing to us.
+        ours = namespace is _hooks
+        self.subject: str | None = next(
+            (one for one in _SUBJECTS if one in self.names and ours), None
+        )
+        self.has_error: bool = ours and "e" in self.names
+        self._check(options, self.spec.argnames)
+
+    def _check(self, options: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Refuse a specification that this convention cannot call.
+
+        Raises:
+            ValueError: It is marked for pluggy's own convention, or its pipeline is no parameter.
+        """
         refused = [one for one in ("firstresult", "historic") if options.get(one)]
         if refused:
             msg = (
-                f"hook {name!r}: {refused[0]}=True is pluggy's own convention, and hooks here are"
-                " called by another; mark it with hookspec from qtasks_hookspecs"
+                f"hook {self.name!r}: {refused[0]}=True is pluggy's own convention, and hooks here"
+                " are called by another; mark it with hookspec from qtasks_hookspecs"
             )
             raise ValueError(msg)
-        carries = ("args", "kwargs") if self.pipeline == ARGUMENTS else (self.pipeline,)
-        if self.pipeline is not None and not self.names.issuperset(carries):
+        if not self.names.issuperset(self.pipeline):
             msg = (
-                f"hook {name!r}: pipeline={self.pipeline!r} is no parameter of it; name one of"
-                f" {', '.join(self.spec.argnames) or 'its own'}"
+                f"hook {self.name!r}: pipeline={', '.join(self.pipeline)!r} is no parameter of it;"
+                f" name one of {', '.join(names) or 'its own'}"
             )
             raise ValueError(msg)
 
@@ -50,7 +82,7 @@ class HookCaller(pluggy.HookCaller):
         Returns:
             The winning answer or None; of a pipeline what is left at its end.
         """
-        return run_to_completion(dispatch(self, self.chain or NO_LINKS, values, SYNC))
+        return run_to_completion(self.call(SYNC, **values))
 
     def call_async(self, **values: Any) -> Coroutine[Any, Any, Any]:
         """Call the hook from async code.
@@ -58,45 +90,37 @@ class HookCaller(pluggy.HookCaller):
         Returns:
             The same as a plain call, to be awaited.
         """
-        return dispatch(self, self.chain or NO_LINKS, values, ASYNCIO)
+        return self.call(ASYNCIO, **values)
 
     def call(self, backend: Backend, /, **values: Any) -> Coroutine[Any, Any, Any]:
         """Call the hook as a part of a run, which waits in its own way; to be awaited."""
         return dispatch(self, self.chain or NO_LINKS, values, backend)
 
+    def call_only(
+        self, backend: Backend, plugins: Iterable[str], /, **values: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Call the hookimpls of some plugins alone, by name, in the order of the hook's chain."""
+        wanted, whole = frozenset(plugins), self.chain or NO_LINKS
+        some = Chain(
+            *(
+                tuple(link for link in links if link.plugin in wanted)
+                for links in (whole.links, whole.wrappers)
+            )
+        )
+        return dispatch(self, some, values, backend)
 
-class SubsetHookCaller(HookCaller):
-    """A hook without the hookimpls of some plugins, as ``subset_hook_caller`` gives it."""
+    def call_extra(self, methods: Any, kwargs: Any) -> Any:  # noqa: ARG002  # pluggy's
+        """Refuse, with a ``TypeError``: a function beside the plugins has no name to be told by."""
+        msg = (
+            f"hook {self.name!r}: call_extra is not offered, because a function that no plugin has"
+            " could not be ordered, limited or named; register a plugin, and unregister it after"
+        )
+        raise TypeError(msg)
 
-    __slots__ = ("original", "removed")
+    def listens(self, status: OutcomeStatus) -> bool:
+        """Say whether some hookimpl can want an attempt that ended so."""
+        return self.chain is not None and status in self.chain.statuses
 
-    def __init__(self, original: HookCaller, removed: Sequence[Any]) -> None:
-        assert original.spec is not None  # noqa: S101  # one of our hooks
-        options: Any = original.spec.opts
-        super().__init__(original.name, original.manager, original.spec.namespace, options)
-        self.original = original
-        self.removed = removed
-
-    def __call__(self, **values: Any) -> Any:
-        """Call what is left of the hook from plain code."""
-        return run_to_completion(dispatch(self, self._left(), values, SYNC))
-
-    def call_async(self, **values: Any) -> Coroutine[Any, Any, Any]:
-        """Call what is left of the hook from async code."""
-        return dispatch(self, self._left(), values, ASYNCIO)
-
-    def _left(self) -> Chain:
-        """Return the original's chain of this moment, less the removed plugins."""
-
-        def kept(links: tuple[Link, ...]) -> tuple[Link, ...]:
-            return tuple(link for link in links if self._keeps(link.impl.plugin))
-
-        whole = self.original.chain or NO_LINKS
-        return Chain(kept(whole.links), kept(whole.wrappers))
-
-    def get_hookimpls(self) -> list[pluggy.HookImpl]:
-        """Return the hookimpls that are left."""
-        return [impl for impl in self.original.get_hookimpls() if self._keeps(impl.plugin)]
-
-    def _keeps(self, plugin: Any) -> bool:
-        return not any(one is plugin or one is unwrap(plugin) for one in self.removed)
+    def consents(self, error: BaseException) -> bool:
+        """Say whether a handler names this error's class, by which it is to be asked about it."""
+        return self.chain is not None and self.chain.consents(error)

@@ -1,36 +1,53 @@
-"""The links of a hook's chain, and the trail entries that a walk along it writes."""
+"""The links of a hook's chain in call order, and what became of asking them."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from operator import itemgetter
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import attrs
 
-from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry
+from qtasks_hookspecs import Cancel, DeadLetter, OutcomeStatus, Raise, Replace, Retry
 from qtasks_hookspecs._markers import When
-from qtasks_pluggy._plugins.filters import filter_key, matches
+from qtasks_hookspecs._on_error import on_error_mark
+from qtasks_pluggy._plugins.filters import FilterKey, filter_key, matches, possible_statuses
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._plugins.sections import section_for
-from qtasks_pluggy._plugins.trail import TrailRecord
+from qtasks_pluggy._plugins.trail import Status, TrailRecord
 from qtasks_pluggy._plugins.validation import Candidate, conditions, is_blocking, parameters
 from qtasks_pluggy._settings import Settings
 from qtasks_pluggy._text import describe_plugin
 
 DECISIONS: Final = frozenset({Replace, Retry, Raise, Cancel, DeadLetter})
 
+Values: TypeAlias = dict[str, Any]
+"""A hook's parameters by name, as the next hookimpl is to see them."""
+
 
 class Hook(Protocol):
-    """As much of a hook's caller as a walk along its chain looks at."""
+    """As much of a hook's caller as a dispatch looks at.
+
+    Attributes:
+        names: The hook's parameters.
+        lastresult: Whether the last answer that is not None is the result.
+        pipeline: The parameters that an answer replaces for the hookimpls that follow.
+        anytrue: Whether the result says that some hookimpl answered exactly True.
+        subject: The parameter that the hook is about: the run, the app, or None for a hook of the
+            host's own, whose names mean nothing to us.
+        has_error: Whether it is a hook of ours that is given an error.
+        manager: The plugin manager.
+    """
 
     names: frozenset[str]
-    size: int
     lastresult: bool
-    pipeline: str | None
+    pipeline: tuple[str, ...]
+    anytrue: bool
+    subject: str | None
+    has_error: bool
     manager: Any
 
     @property
@@ -48,13 +65,13 @@ class Link:
         distribution: The distribution that installed it, if one did.
         version: That distribution's version.
         hook: The hook's name.
+        handler: The function's own name.
         impl: pluggy's own record of the hookimpl.
-        function: What is called.
-        positional: The names of the parameters that it takes by position.
-        keywords: Those that it takes by keyword alone.
+        invoke: Calls its function with those of the hook's parameters that it names.
         is_async: Whether it is an ``async def``.
         blocking: Whether it leaves the caller's thread.
         when: The conditions under which it is asked; empty for always.
+        consents: The classes that it names by ``on_error``, if any.
         limit: Seconds that it may take; None for no limit.
         observed: Whether its answer is only recorded.
         breaker: Its quarantine.
@@ -64,55 +81,163 @@ class Link:
     distribution: str | None
     version: str | None
     hook: str
+    handler: str
     impl: Any
-    function: Callable[..., Any]
-    positional: tuple[str, ...]
-    keywords: tuple[str, ...] = ()
+    invoke: Callable[[Values], Any]
     is_async: bool = False
     blocking: bool = False
     when: tuple[When, ...] = ()
+    consents: tuple[type[Exception], ...] = ()
     limit: float | None = None
     observed: bool = False
     breaker: Breaker = NO_BREAKER
-    plain: bool = attrs.field(init=False)
-    only: str | None = attrs.field(init=False, default=None)
     overrun: float = attrs.field(init=False)
-    pick: Callable[[Mapping[str, Any]], Sequence[Any]] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        """Prepare what each call would otherwise do again."""
-        names = self.positional
-        # With two names, for the sake of itemgetter, which gives no tuple for one.
-        pick = itemgetter(*names) if len(names) > 1 else lambda values: [values[n] for n in names]
-        special = self.keywords or self.blocking or self.observed
-        if len(names) == 1 and not special:
-            object.__setattr__(self, "only", names[0])
-        object.__setattr__(self, "pick", pick)
+        """Prepare what each call would otherwise compare twice."""
         object.__setattr__(self, "overrun", math.inf if self.limit is None else self.limit)
-        object.__setattr__(self, "plain", not special)
 
     @property
     def who(self) -> str:
         """The plugin as errors and events name it."""
         return describe_plugin(self.plugin, self.distribution, self.version)
 
-    def call(self, values: Mapping[str, Any]) -> Any:
-        """Call the function with the parameters that it names."""
-        if self.observed and "kwargs" in values:
-            # What it changes in place must not be seen by anybody else.
-            values = {**values, "kwargs": dict(values["kwargs"])}
-        if self.keywords:
-            by_keyword = {name: values[name] for name in self.keywords}
-            return self.function(*self.pick(values), **by_keyword)
-        return self.function(*self.pick(values))
+    @classmethod
+    def from_hookimpl(
+        cls, hook: Hook, impl: Any, origin: Candidate, settings: Settings, breaker: Breaker
+    ) -> Link:
+        """Gather all that is known about a hookimpl before it is called.
+
+        Args:
+            hook: The hook.
+            impl: pluggy's record of the hookimpl.
+            origin: Where its plugin comes from.
+            settings: The settings of this moment.
+            breaker: Its quarantine.
+        """
+        name, function = origin.name, impl.function
+        on_error = on_error_mark(function)
+        return cls(
+            plugin=name,
+            distribution=origin.distribution,
+            version=origin.version,
+            hook=hook.name,
+            handler=getattr(function, "__name__", hook.name),
+            impl=impl,
+            invoke=_invoker(hook, function, name, settings),
+            is_async=inspect.iscoroutinefunction(function),
+            blocking=is_blocking(function),
+            when=conditions(function),
+            consents=on_error.classes if on_error else (),
+            limit=_limit(hook, name, settings),
+            observed=name in settings.observe,
+            breaker=breaker,
+        )
 
 
-Entry: TypeAlias = list[Any]
-"""A trail record in the making, a bare list because every dispatch writes some: the link, the
-attempt, the status, the type of the answer or of the failure, the seconds, whether it won."""
+def _limit(hook: Hook, plugin: str, settings: Settings) -> float | None:
+    """Return the seconds that a plugin has for a hook; hooks of the host's own have no limit."""
+    if hook.subject == "app":
+        return getattr(settings, "start_timeout", 30.0)
+    return settings.timeouts.get(plugin, settings.timeout) if hook.subject else None
 
 
-Plan: TypeAlias = tuple[tuple["Link | Entry", ...], tuple["Link", ...]]
+# What the handlers of ``on_error`` may name besides the hook's own parameters.
+_SHORT: Final[Mapping[str, Callable[[Values], Any]]] = {
+    "error": lambda values: own_error(values["e"]),
+    "run": itemgetter("task_executor"),
+}
+
+
+def own_error(error: BaseException) -> BaseException:
+    """Return the task's own error: the cause of a trigger error that stands for another one."""
+    return error if error.__cause__ is None else error.__cause__
+
+
+def _invoker(hook: Hook, function: Any, plugin: str, settings: Settings) -> Callable[[Values], Any]:
+    """Return what calls a hookimpl with those of the hook's parameters that it names."""
+    on_error = on_error_mark(function)
+    known = hook.names | _SHORT.keys() if on_error else hook.names
+    positional, keywords, _ = parameters(function, known)
+    if hook.name == "qtasks_start" and "settings" in (*positional, *keywords):
+        # Each plugin gets its own section, and none of the others'.
+        function = partial(function, settings=section_for(function, plugin, settings))
+        keywords = tuple(one for one in (*positional, *keywords) if one != "settings")
+        positional = ()
+    if "kwargs" in hook.pipeline:
+        # Its own dict: what it changes without answering, nobody else may see.
+        call = _invoker_of(function, positional, keywords)
+        return lambda values: call({**values, "kwargs": dict(values["kwargs"])})
+    return _invoker_of(function, positional, keywords)
+
+
+def _invoker_of(
+    function: Any, positional: Sequence[str], keywords: Sequence[str]
+) -> Callable[[Values], Any]:
+    """Return what calls a function with named values, as cheaply as its signature allows."""
+    named = (*positional, *keywords)
+    if keywords or _SHORT.keys() & {*named}:
+        get = {name: _SHORT.get(name, itemgetter(name)) for name in named}
+        return lambda values: function(
+            *[get[name](values) for name in positional],
+            **{name: get[name](values) for name in keywords},
+        )
+    if not positional:
+        return lambda values: function()  # noqa: ARG005  # it names no parameter
+    if len(positional) == 1:
+        (only,) = positional
+        return lambda values: function(values[only])
+    several = itemgetter(*positional)
+    return lambda values: function(*several(values))
+
+
+class Asked(NamedTuple):
+    """What became of asking one link; a trail entry, too.
+
+    A named tuple, because every dispatch makes some. The trail keeps it without the answer, which
+    may hold the error and by it the whole run.
+    """
+
+    link: Link
+    attempt: int
+    status: Status
+    kind: type | None = None
+    seconds: float = 0.0
+    answer: Any = None
+    won: bool = False
+
+    def to_record(self) -> TrailRecord:
+        """Build the record that is read."""
+        link, attempt, status, kind, seconds, _, won = self
+        word = None
+        if kind is not None:
+            word = kind.__name__ if status == "raised" or kind in DECISIONS else "value"
+        return TrailRecord(
+            plugin=link.plugin,
+            distribution=link.distribution,
+            version=link.version,
+            hook=link.hook,
+            attempt=attempt,
+            status=status,
+            kind=word,
+            seconds=seconds,
+            observed=link.observed,
+            won=won,
+            handler=link.handler,
+        )
+
+
+def decided_by(entries: Sequence[Asked]) -> str | None:
+    """Name the plugin whose answer won, if one did."""
+    return next((entry.link.plugin for entry in entries if entry.won), None)
+
+
+Step: TypeAlias = tuple[Link, Status | None]
+"""A link, and why it is not asked at all, if it is not."""
+
+
+Plan: TypeAlias = tuple[tuple[Step, ...], tuple[Step, ...]]
+"""The links from first to last, and the wrappers from the outermost to the innermost."""
 
 
 @attrs.frozen(eq=False)
@@ -122,69 +247,51 @@ class Chain:
     Attributes:
         links: Called from first to last; the last answer wins.
         wrappers: Around them, from the innermost to the outermost.
+        statuses: The ends of an attempt that some link can want to hear of.
     """
 
     links: tuple[Link, ...] = ()
     wrappers: tuple[Link, ...] = ()
-    filtered: bool = attrs.field(init=False)
-    _plans: dict[Any, Plan] = attrs.field(init=False, factory=dict)
+    statuses: frozenset[OutcomeStatus] = attrs.field(init=False)
+    _everybody: Plan | None = attrs.field(init=False)
+    _planned: Callable[[FilterKey, bool], Plan] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        """See once whether there is anything to filter."""
-        filtered = any(link.when for link in (*self.links, *self.wrappers))
-        object.__setattr__(self, "filtered", filtered)
+        """See once what there is to filter."""
+        links = (*self.links, *self.wrappers)
+        wanted = [possible_statuses(link.when) for link in links]
+        known = [statuses for statuses in wanted if statuses is not None]
+        every = frozenset(OutcomeStatus) if len(known) < len(wanted) else frozenset()
+        object.__setattr__(self, "statuses", every.union(*known))
+        everybody = None if any(link.when for link in links) else self._plan_by(lambda _: None)
+        object.__setattr__(self, "_everybody", everybody)
+        # Error classes can be endless; what is remembered must not be.
+        object.__setattr__(self, "_planned", lru_cache(1024)(self._plan))
 
-    def narrowed(self, values: dict[str, Any]) -> Plan:
-        """Return links and wrappers as the filters leave them for this error and this task.
+    def plan(self, values: Values) -> Plan:
+        """Say of each link and each wrapper whether its filters let it be asked."""
+        consented_only = getattr(values.get("task_executor"), "_consented_only", False)
+        if self._everybody is not None and not consented_only:
+            return self._everybody
+        return self._planned(filter_key(values), consented_only)
 
-        A link that is not asked is replaced by its trail entry. The answer depends on few facts,
-        so it is remembered: with many filtered plugins, a dispatch costs hardly more than with
-        one.
-        """
-        known = filter_key(values)
-        plan = self._plans.get(known)
-        if plan is None:
-            if len(self._plans) >= _MOST_PLANS:
-                self._plans.clear()
-            links = tuple(
-                link
-                if not link.when or matches(link.when, known)
-                else [link, 1, "filtered", None, 0.0, False]
-                for link in self.links
-            )
-            wrappers = tuple(
-                link for link in self.wrappers if not link.when or matches(link.when, known)
-            )
-            left_out = [link for link in self.wrappers if link not in wrappers]
-            filtered = [[link, 1, "filtered", None, 0.0, False] for link in left_out]
-            plan = self._plans[known] = (*filtered, *links), wrappers
-        return plan
+    def _plan(self, key: FilterKey, consented_only: bool) -> Plan:  # noqa: FBT001  # for lru_cache
+        def skipped(link: Link) -> Status | None:
+            asked = not link.when or matches(link.when, key)
+            return None if asked and (link.consents or not consented_only) else "filtered"
+
+        return self._plan_by(skipped)
+
+    def _plan_by(self, skipped: Callable[[Link], Status | None]) -> Plan:
+        links, wrappers = self.links, reversed(self.wrappers)
+        return tuple((x, skipped(x)) for x in links), tuple((x, skipped(x)) for x in wrappers)
+
+    def consents(self, error: BaseException) -> bool:
+        """Say whether a handler names a class of this error, by which it is asked about it."""
+        return any(link.consents and isinstance(error, link.consents) for link in self.links)
 
 
-# Facts can be endless where tasks are made on the fly; what is remembered must not be.
-_MOST_PLANS: Final = 1024
 NO_LINKS: Final = Chain()
-
-
-def record_of(entry: Entry) -> TrailRecord:
-    """Build the record that is read."""
-    link, attempt, status, kind, seconds, won = entry
-    if kind is None or kind is type(None):
-        told = None
-    else:
-        told = kind.__name__ if status == "raised" or kind in DECISIONS else "value"
-    return TrailRecord(
-        plugin=link.plugin,
-        distribution=link.distribution,
-        version=link.version,
-        hook=link.hook,
-        attempt=attempt,
-        status=status,
-        kind=told,
-        seconds=seconds,
-        observed=link.observed,
-        won=won,
-    )
 
 
 def in_call_order(
@@ -206,57 +313,16 @@ def in_call_order(
     """
     places = {name: place for place, name in enumerate(order)}
 
-    def place(impl: Any, direction: int) -> tuple[int, Any]:
+    def place(impl: Any, direction: int) -> tuple[int, Any, int]:
+        # The handlers of one plugin keep the order in which they were decorated.
+        mark = on_error_mark(impl.function)
+        within = mark.number if mark else 0
         if impl.plugin_name in places:
-            return 2, places[impl.plugin_name]
+            return 2, places[impl.plugin_name], within
         group = 1 if impl.trylast else -1 if impl.tryfirst else 0
-        return group * direction, rank(impl)
+        return group * direction, rank(impl), within
 
     return (
         sorted((one for one in hookimpls if not one.wrapper), key=lambda one: place(one, 1)),
         sorted((one for one in hookimpls if one.wrapper), key=lambda one: place(one, -1)),
-    )
-
-
-def make_link(
-    hook: str,
-    names: frozenset[str],
-    impl: Any,
-    origin: Candidate,
-    settings: Settings,
-    breaker: Breaker,
-) -> Link:
-    """Gather all that is known about a hookimpl before it is called.
-
-    Args:
-        hook: The hook's name.
-        names: The hook's parameters.
-        impl: pluggy's record of the hookimpl.
-        origin: Where its plugin comes from.
-        settings: The settings of this moment.
-        breaker: Its quarantine.
-    """
-    name = origin.name
-    function = impl.function
-    positional, keywords, _ = parameters(function, names)
-    if hook == "qtasks_start" and "settings" in (*positional, *keywords):
-        # Each plugin gets its own section, and none of the others'.
-        function = partial(function, settings=section_for(function, name, settings))
-        keywords = tuple(one for one in (*positional, *keywords) if one != "settings")
-        positional = ()
-    return Link(
-        plugin=name,
-        distribution=origin.distribution,
-        version=origin.version,
-        hook=hook,
-        impl=impl,
-        function=function,
-        positional=positional,
-        keywords=keywords,
-        is_async=inspect.iscoroutinefunction(impl.function),
-        blocking=is_blocking(impl.function),
-        when=conditions(impl.function),
-        limit=settings.timeouts.get(name, settings.timeout) if "e" in names else None,
-        observed=name in settings.observe,
-        breaker=breaker,
     )

@@ -19,7 +19,7 @@ from qtasks_pluggy import _log, _settings
 from qtasks_pluggy._fork import lock_of
 from qtasks_pluggy._plugins.adapter import unwrap
 from qtasks_pluggy._plugins.caller import HookCaller
-from qtasks_pluggy._plugins.chain import Chain, Link, in_call_order, make_link
+from qtasks_pluggy._plugins.chain import Chain, Link, in_call_order
 from qtasks_pluggy._plugins.discovery import PluginInfo, installed, left_out, load
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._plugins.sections import section_keys
@@ -247,11 +247,11 @@ class PluginManager(pluggy.PluginManager):
                 return own
         return type(plugin).__name__
 
-    def subset_hook_caller(self, name: str, remove_plugins: Iterable[Any]) -> HookCaller:  # noqa: ARG002  # pluggy's
-        """Refuse, with a ``TypeError``: who is asked is the operator's to say, and the chain's."""
+    def subset_hook_caller(self, name: str, remove_plugins: Iterable[Any]) -> Any:  # noqa: ARG002  # pluggy's
+        """Refuse, with a ``TypeError``: who is asked is for the operator to say."""
         msg = (
-            f"subset_hook_caller({name!r}): every plugin of a manager is asked; call the hook of"
-            " another PluginManager, which has the plugins that you want"
+            f"hook {name!r}: subset_hook_caller is not offered; use the setting disable, or a"
+            " PluginManager with the plugins that you want"
         )
         raise TypeError(msg)
 
@@ -259,14 +259,6 @@ class PluginManager(pluggy.PluginManager):
         """Refuse, with a ``TypeError``: pluggy's monitors expect its own way of calling."""
         told = "read executor.trail, or log at debug level"
         msg = f"{PROJECT_NAME} calls hooks by its own convention, no monitor sees that; {told}"
-        raise TypeError(msg)
-
-    def call_hookimpls(self, hook_name: str, *_: Any) -> Any:
-        """Refuse, with a ``TypeError``, what pluggy's ``call_extra`` brings here."""
-        msg = (
-            f"call_extra of hook {hook_name!r}: what has no name cannot be ordered, limited or"
-            " switched off; register a plugin, and call the hook"
-        )
         raise TypeError(msg)
 
     def configure(self, *, skip_faulty: bool = False) -> list[str]:
@@ -501,9 +493,8 @@ class PluginManager(pluggy.PluginManager):
         known = self._links.get(impl)
         if known is None:
             origin = self._origins[impl.plugin_name]
-            asked_by_run = hasattr(_hooks, hook.name) and "task_executor" in hook.names
-            breaker = self._breaker(impl) if asked_by_run else NO_BREAKER
-            known = make_link(hook.name, hook.names, impl, origin, self.settings, breaker)
+            breaker = NO_BREAKER if hook.subject == "app" else self._breaker(impl)
+            known = Link.from_hookimpl(hook, impl, origin, self.settings, breaker)
             self._links[impl] = known
         return known
 

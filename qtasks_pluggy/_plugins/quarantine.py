@@ -13,9 +13,9 @@ from qtasks_pluggy._fork import lock_of
 class Breaker:
     """Counts one hookimpl's failures in a row, and keeps it out when there are too many.
 
-    The circuit breaker of M. Nygard's "Release It!", with one trial call when the time is over.
-    Each call brings an object of its own, by which the trial is known: a call that began before
-    the quarantine did, and ends while the trial is on, has no say in it.
+    The circuit breaker of M. Nygard's "Release It!". When the time is over one call is let through
+    as a trial, and the next trial is a period later: so a trial that is interrupted, and of which
+    nothing is heard, delays the hookimpl's return and never prevents it.
 
     Args:
         after: Failures in a row that begin a quarantine.
@@ -23,21 +23,11 @@ class Breaker:
         clock: Seconds, never going back.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_after",
-        "_clock",
-        "_lock",
-        "_seconds",
-        "_trial",
-        "failures",
-        "until",
-    )
+    __slots__ = ("__weakref__", "_after", "_clock", "_lock", "_seconds", "failures", "until")
 
     def __init__(self, after: int, seconds: float, clock: Callable[[], float]) -> None:
         self._lock = lock_of(self)
         self._clock = clock
-        self._trial: object = None
         self.failures = 0
         self.until: float | None = None
         self.configure(after, seconds)
@@ -48,45 +38,37 @@ class Breaker:
         self._seconds = seconds
 
     @property
-    def facts(self) -> dict[str, float]:
-        """What an event tells of a quarantine."""
+    def event_fields(self) -> dict[str, float]:
+        """What an event says of a quarantine."""
         return {"failures": self.failures, "seconds": self._seconds}
 
-    def admits(self, call: object) -> bool:
-        """Say whether a call may go through; after the time, one may at a time."""
+    def allow(self) -> bool:
+        """Say whether a call may go through; after the time, one in each period may."""
+        if self.until is None:
+            return True
         with self._lock:
-            if self.until is None:
-                return True
-            if self._trial is not None or self._clock() < self.until:
-                return False
-            self._trial = call
+            now = self._clock()
+            if self.until is not None:
+                if now < self.until:
+                    return False
+                self.until = now + self._seconds
             return True
 
-    def failed(self, call: object) -> bool:
-        """Count a failure; say whether a quarantine begins with it, anew or for the first time."""
+    def record_failure(self) -> bool:
+        """Count a failure; say whether it begins a quarantine, or a further period of one."""
         with self._lock:
             self.failures += 1
-            if self._trial is call:
-                self._trial = None
-            elif self.until is not None or self.failures < self._after:
+            if self.failures < self._after:
                 return False
             self.until = self._clock() + self._seconds
             return True
 
-    def succeeded(self, call: object) -> bool:
-        """Forget the failures; say whether a quarantine ends with it."""
+    def record_success(self) -> bool:
+        """Forget the failures; say whether that ends a quarantine."""
         with self._lock:
-            ended = self._trial is call
-            if self.until is None or ended:
-                self.failures = 0
-                self.until = self._trial = None
+            ended = self.until is not None
+            self.failures, self.until = 0, None
             return ended
-
-    def abandoned(self, call: object) -> None:
-        """Take back a call that neither failed nor succeeded: its run was cancelled."""
-        with self._lock:
-            if self._trial is call:
-                self._trial = None
 
 
 # For the hooks of the app's start and stop, which never come often enough.

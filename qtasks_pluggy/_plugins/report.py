@@ -1,97 +1,95 @@
-"""How a dispatch is told: to the log, on the task's error, and to everybody under ``strict``."""
+"""What becomes known of a dispatch: log events, the note on the task's error, and ``strict``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
 from qtasks_hookspecs.exc import PluginError
 from qtasks_pluggy import _log
-from qtasks_pluggy._plugins.chain import Entry, Hook, Link, record_of
+from qtasks_pluggy._plugins.call import Call
+from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link, own_error
 from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._text import safe_str
 from qtasks_pluggy._waiting import LimitExceededError
 
-
-def misuse(hook: Hook, values: Mapping[str, Any]) -> TypeError:
-    """Say that a hook was called with the wrong parameters."""
-    return TypeError(
-        f"hook {hook.name!r} takes {sorted(hook.names)}, but was called with {sorted(values)}"
-    )
+_WENT_WRONG: Final = frozenset({"raised", "timed_out"})
 
 
-def failed(
-    hook: Hook,
-    link: Link,
-    failure: BaseException,
-    values: Mapping[str, Any],
-    entries: list[Entry],
-    attempt: int,
-    seconds: float,
-    *,
-    call: object,
-) -> None:
-    """Take down a hookimpl's failure, tell the log, and under ``strict`` everybody."""
-    if frozenset(values) != hook.names:
-        # Not the plugin's fault: the hook was called without what it has to hand on.
-        link.breaker.abandoned(call)
-        raise misuse(hook, values)
-    event, status, shown = "plugin_failed", "raised", failure
+def report_failure(link: Link, call: Call, failure: BaseException, seconds: float) -> Asked:
+    """Log a hookimpl's failure, count it for the quarantine, and raise it under ``strict``.
+
+    Returns:
+        What became of the hookimpl.
+
+    Raises:
+        PluginError: It may not fail, because of ``strict`` or while starting.
+    """
+    fields = _event_fields(link, call.values)
+    begins_quarantine = link.breaker.record_failure()
     if isinstance(failure, LimitExceededError):
-        event, status = "plugin_timed_out", "timed_out"
-        shown = TimeoutError(f"no answer within its {link.limit} seconds{failure.left_behind}")
-    kind = type(failure) if status == "raised" else None
-    entries.append([link, attempt, status, kind, seconds, False])
-    task = task_name(values)
-    quarantined = link.breaker.failed(call)
-    traceback = {"exc_info": failure} if shown is failure else {"timeout": link.limit}
-    _log.event("error", event, **_place(link, task), error=type(shown).__name__, **traceback)
-    if quarantined:
-        _log.event("warning", "plugin_quarantined", **_place(link, task), **link.breaker.facts)
-    starting = hook.name == "qtasks_start"
-    if starting or (hook.manager.settings.strict and not link.observed):
-        why = (
-            "the app was not started; mend the plugin, or switch it off"
-            if starting
-            else "strict is on; mend the plugin, switch it off, or set QTASKS_PLUGGY_STRICT=false"
-        )
-        where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
-        msg = (
-            f"{link.who} failed in {where} with {type(shown).__name__}: {safe_str(shown)};"
-            f" {why} (QTASKS_PLUGGY_DISABLE={link.plugin})"
-        )
-        raise PluginError(msg, task_error=values.get("e")) from shown
+        text = f"no answer within its {link.limit} seconds{failure.left_behind}"
+        error: BaseException = TimeoutError(text)
+        asked = Asked(link, call.attempt, "timed_out", None, seconds)
+        _log.event("error", "plugin_timed_out", **fields, error="TimeoutError", timeout=link.limit)
+    else:
+        error = failure
+        asked = Asked(link, call.attempt, "raised", type(failure), seconds)
+        name = type(failure).__name__
+        _log.event("error", "plugin_failed", **fields, error=name, exc_info=failure)
+    if begins_quarantine:
+        _log.event("warning", "plugin_quarantined", **fields, **link.breaker.event_fields)
+    starting = call.hook.name == "qtasks_start"
+    if starting or (call.hook.manager.settings.strict and not link.observed):
+        call.record(asked)
+        raise _plugin_error(link, call, error, starting=starting) from error
+    return asked
 
 
-def blame(link: Link, failure: BaseException, values: Mapping[str, Any]) -> None:
+def _plugin_error(link: Link, call: Call, error: BaseException, *, starting: bool) -> PluginError:
+    """Say which plugin failed where, and what to do about it."""
+    why = "strict is on; mend the plugin, switch it off, or set QTASKS_PLUGGY_STRICT=false"
+    if starting:
+        why = "the app was not started; mend the plugin, or switch it off"
+    task = task_name(call.values)
+    where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
+    msg = (
+        f"{link.who} failed in {where} with {type(error).__name__}: {safe_str(error)};"
+        f" {why} (QTASKS_PLUGGY_DISABLE={link.plugin})"
+    )
+    return PluginError(msg, task_error=call.values["e"] if call.hook.has_error else None)
+
+
+def report_teardown_failure(link: Link, values: Mapping[str, Any], failure: BaseException) -> None:
     """Log a hookimpl's failure that comes on top of another error."""
-    place = _place(link, task_name(values))
-    _log.event("error", "plugin_failed", **place, error=type(failure).__name__, exc_info=failure)
+    fields = _event_fields(link, values)
+    _log.event("error", "plugin_failed", **fields, error=type(failure).__name__, exc_info=failure)
 
 
-def wait_for(link: Link, values: Mapping[str, Any], seconds: float, call: object) -> None:
-    """Hold a call that came back against its time limit, and its quarantine against the call."""
+def report_return(link: Link, values: Mapping[str, Any], seconds: float) -> None:
+    """Check a call that came back against its time limit, and count it for the quarantine."""
     breaker = link.breaker
-    place = _place(link, task_name(values))
-    if seconds > link.overrun and not (link.is_async or link.blocking):
-        # A plain call cannot be cut: its answer counts, and so does its overrun.
-        quarantined = breaker.failed(call)
-        _log.event("warning", "plugin_overran", **place, seconds=seconds, timeout=link.limit)
-        if quarantined:
-            _log.event("warning", "plugin_quarantined", **place, **breaker.facts)
-    elif breaker.failures and breaker.succeeded(call):
-        _log.event("warning", "plugin_released", **place)
+    fields = _event_fields(link, values)
+    if seconds > link.overrun:
+        # A call that was not cut: its answer counts, and so does its overrun.
+        begins_quarantine = breaker.record_failure()
+        _log.event("warning", "plugin_overran", **fields, seconds=seconds, timeout=link.limit)
+        if begins_quarantine:
+            _log.event("warning", "plugin_quarantined", **fields, **breaker.event_fields)
+    elif breaker.failures and breaker.record_success():
+        _log.event("warning", "plugin_released", **fields)
 
 
-def _place(link: Link, task: str | None) -> dict[str, Any]:
+def _event_fields(link: Link, values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "plugin": link.plugin,
+        "handler": link.handler,
         "distribution": link.distribution,
         "version": link.version,
         "hook": link.hook,
-        "task": task,
+        "task": task_name(values),
     }
 
 
@@ -101,8 +99,8 @@ def task_name(values: Mapping[str, Any]) -> str | None:
     return getattr(task_func, "name", None)
 
 
-def note(error: BaseException, text: str) -> None:
-    """Note a text on an error, once, however often the same error comes by."""
+def add_note_once(error: BaseException, text: str) -> None:
+    """Add a note to an error, once, however often the same error comes by."""
     text = f"qtasks_pluggy: {text}"
     try:
         if text not in getattr(error, "__notes__", ()):
@@ -111,30 +109,63 @@ def note(error: BaseException, text: str) -> None:
         pass
 
 
-def tell(hook: Hook, values: Mapping[str, Any], entries: list[Entry], answer: Any) -> None:
-    """Note a dispatch that went wrong on the error, and log it where somebody listens."""
-    # A host's own hooks have an error perhaps, but no run.
-    error, run = values["e"], values.get("task_executor")
-    records = [record_of(entry) for entry in entries]
-    if any(record.status in {"raised", "timed_out"} for record in records):
-        note(error, f"{hook.name}: {short(records)}")
-    if hook.lastresult and _log.debug_enabled():
-        event = {
-            "task": task_name(values),
-            "uuid": str(getattr(values.get("task_broker"), "uuid", None)),
-            "attempt": getattr(run, "attempt", None),
-            "error": type(error if error.__cause__ is None else error.__cause__).__name__,
-            "won": next((record.plugin for record in records if record.won), None),
-            "trail": [attrs.asdict(record) for record in records],
-        }
-        if hook.manager.settings.log_values:
-            args, kwargs = getattr(run, "args", None), dict(getattr(run, "kwargs", ()))
-            shown = {"args": args, "kwargs": kwargs, "answer": answer}
-            event |= {name: _shown(value) for name, value in shown.items()}
-        _log.event("debug", "task_error_dispatched", **event)
+def report_dispatch(call: Call) -> None:
+    """Note on the error what went wrong, and log who decided about it."""
+    entries = call.entries[call.begin :]
+    if any(entry.status in _WENT_WRONG for entry in entries):
+        records = [entry.to_record() for entry in entries]
+        add_note_once(call.values["e"], f"{call.hook.name}: {short(records)}")
+    if call.hook.lastresult:
+        if _log.info_enabled():
+            _report_decisions(call, entries)
+        if _log.debug_enabled():
+            _report_trail(call, entries)
 
 
-def _shown(value: Any) -> str:
+def _report_decisions(call: Call, entries: list[Asked]) -> None:
+    """Log the decision that is used, and those that are only observed."""
+    for entry in entries:
+        if entry is not call.winner and not (entry.link.observed and entry.status == "answered"):
+            continue
+        link, kind = entry.link, entry.kind
+        _log.event(
+            "info",
+            "task_error_decided",
+            **_error_fields(call),
+            plugin=link.plugin,
+            handler=link.handler,
+            version=link.version,
+            decision=kind.__name__ if kind in DECISIONS else "value",
+            observed=link.observed,
+        )
+
+
+def _report_trail(call: Call, entries: list[Asked]) -> None:
+    """Log all that was asked, and the values where the operator wants them."""
+    fields = _error_fields(call)
+    winner = call.winner
+    fields["won"] = None if winner is None else winner.link.plugin
+    fields["trail"] = [attrs.evolve(entry.to_record(), won=entry is winner) for entry in entries]
+    fields["trail"] = [attrs.asdict(record) for record in fields["trail"]]
+    if call.hook.manager.settings.log_values:
+        run = call.values["task_executor"]
+        args, kwargs = getattr(run, "args", None), dict(getattr(run, "kwargs", ()))
+        shown = {"args": args, "kwargs": kwargs, "answer": call.answer}
+        fields |= {name: _safe_repr(value) for name, value in shown.items()}
+    _log.event("debug", "task_error_dispatched", **fields)
+
+
+def _error_fields(call: Call) -> dict[str, Any]:
+    values = call.values
+    return {
+        "task": task_name(values),
+        "uuid": str(getattr(values["task_broker"], "uuid", None)),
+        "attempt": call.attempt,
+        "error": type(own_error(values["e"])).__name__,
+    }
+
+
+def _safe_repr(value: Any) -> str:
     try:
         return repr(value)
     except Exception as error:  # noqa: BLE001  # somebody else's __repr__

@@ -43,6 +43,7 @@ class TrailRecord:
         seconds: How long it took.
         observed: Whether it was only observed, its answer not used.
         won: Whether its answer was the one used.
+        handler: The function's own name.
     """
 
     plugin: str
@@ -55,6 +56,7 @@ class TrailRecord:
     seconds: float = 0.0
     observed: bool = False
     won: bool = False
+    handler: str | None = None
 
     @property
     def who(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeAlias
 import attrs
 
 from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATTRIBUTE
+from qtasks_hookspecs._on_error import SHORT_NAMES, on_error_mark
 from qtasks_hookspecs.exc import PluginRegistrationError
 from qtasks_pluggy._plugins.adapter import Adapter, unwrap, wanted_triggers
 from qtasks_pluggy._plugins.filters import why_unmatchable
@@ -341,8 +342,9 @@ def hookimpl_faults(
     fault = _shape(function, options)
     if fault:
         yield fault
+    known = names | SHORT_NAMES if on_error_mark(function) else names
     try:
-        faults = parameters(function, names)[2]
+        faults = parameters(function, known)[2]
     except (TypeError, ValueError) as error:
         yield f"its parameters cannot be read ({error}); use a function"
         return

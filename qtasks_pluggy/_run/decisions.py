@@ -14,8 +14,8 @@ from qtasks_hookspecs.exc import (
     TaskPluginTriggerError,
 )
 from qtasks_pluggy import _log
-from qtasks_pluggy._plugins.chain import Entry, record_of
-from qtasks_pluggy._plugins.report import note
+from qtasks_pluggy._plugins.chain import Asked
+from qtasks_pluggy._plugins.report import add_note_once
 from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._submit.outcome import Outcome
 from qtasks_pluggy._submit.protocol import Host
@@ -32,7 +32,7 @@ def wrap_intercepted(task_func: TaskFunc, error: Exception) -> TaskPluginTrigger
     return asked
 
 
-def outcome_from(answer: Any, error: Exception, entries: Sequence[Entry]) -> Outcome | Replace:
+def outcome_from(answer: Any, error: Exception, entries: Sequence[Asked]) -> Outcome | Replace:
     """Translate a decision on a task's own error, or that there is none.
 
     Args:
@@ -45,8 +45,8 @@ def outcome_from(answer: Any, error: Exception, entries: Sequence[Entry]) -> Out
     if isinstance(answer, Retry):
         return Outcome("retry", error, delay=answer.delay)
     if entries:
-        told = short(map(record_of, entries))
-        note(error, f"task_executor_run_task_trigger_error: {told}")
+        told = short(entry.to_record() for entry in entries)
+        add_note_once(error, f"task_executor_run_task_trigger_error: {told}")
     if isinstance(answer, Raise):
         return Outcome("fail", chain_cause(answer.error, error))
     if isinstance(answer, Cancel):

@@ -8,7 +8,7 @@ from typing import Any
 
 from qtasks_hookspecs import TaskFunc, TaskMessage
 from qtasks_pluggy import _log
-from qtasks_pluggy._plugins.chain import Entry, record_of
+from qtasks_pluggy._plugins.chain import Asked
 from qtasks_pluggy._plugins.trail import Trail
 from qtasks_pluggy._run.decisions import check_decision_supported
 from qtasks_pluggy._submit.protocol import Host
@@ -32,7 +32,7 @@ class RunView:
     _args: tuple[Any, ...]
     _attempt: int
     _engine: Host | None
-    _entries: list[Entry]
+    _entries: list[Asked]
     _kwargs: Mapping[str, Any]
     _message: TaskMessage | None
     _result: Any
@@ -88,7 +88,7 @@ class RunView:
     @property
     def trail(self) -> Trail:
         """Who was asked so far, what each answered, how long it took, and what won."""
-        return Trail(map(record_of, self._entries))
+        return Trail(entry.to_record() for entry in self._entries)
 
     @property
     def engine(self) -> Host | None:

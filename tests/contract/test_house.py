@@ -28,7 +28,7 @@ SECTIONS = ["When", "Args", "Returns", "Raises", "Example"]
 PUBLIC = {
     qtasks_hookspecs: """
         Cancel DeadLetter Outcome OutcomeStatus Raise Replace Retry RunningApp RunningTask TaskFunc
-        TaskMessage blocking exc hookimpl hookspec when
+        TaskMessage blocking exc hookimpl hookspec on_error when
     """,
     qtasks_pluggy: """
         AsyncTask BasePlugin PluginManager QueueTasks SyncTask TaskExecutor TaskFunc TaskHandle

@@ -212,11 +212,10 @@ class Model:
         ]
         # Wrappers begin from the outside, and end from the inside when all others were asked.
         for name in reversed(around):
-            if name in shut:
-                tell(name, "quarantined")
-        for name in around:
             if name in kept_out:
                 tell(name, "filtered")
+            elif name in shut:
+                tell(name, "quarantined")
         answer = None
         for name in [one for one in here if one not in around] + around:
             if name in around and name in kept_out + shut:

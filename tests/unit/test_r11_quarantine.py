@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -249,8 +250,8 @@ def test_r11_among_threads_one_trial_goes_through_at_a_time():
     assert 1 == trial.calls
 
 
-def test_r11_a_trial_whose_run_is_cancelled_is_no_trial():
-    """A cancelled trial neither ends the quarantine nor blocks the next trial."""
+def test_r11_a_cancelled_trial_waits_one_more_period():
+    """A cancelled trial neither ends the quarantine nor keeps the next trial away for ever."""
     begun = threading.Event()
 
     class Waiting:
@@ -273,8 +274,8 @@ def test_r11_a_trial_whose_run_is_cancelled_is_no_trial():
             with pytest.raises(TaskPluginTriggerError):
                 await TaskExecutor(FUNC, plugins=manager).execute()
         waiting.bad = False
-        clock.now += SECONDS
         for _ in range(2):
+            clock.now += SECONDS
             begun.clear()
             running = asyncio.ensure_future(TaskExecutor(FUNC, plugins=manager).execute())
             while not begun.is_set():
@@ -283,6 +284,7 @@ def test_r11_a_trial_whose_run_is_cancelled_is_no_trial():
             with pytest.raises(asyncio.CancelledError):
                 await running
         waiting.bad = True
+        clock.now += SECONDS
         executor = TaskExecutor(FUNC, plugins=manager)
         with pytest.raises(TaskPluginTriggerError):
             await executor.execute()
@@ -291,74 +293,27 @@ def test_r11_a_trial_whose_run_is_cancelled_is_no_trial():
     assert ["raised"] == asyncio.run(main())
 
 
-class Slow:
-    """A plugin each of whose calls waits until it is told how to end."""
-
-    name = "slow"
-
-    def __init__(self) -> None:
-        self.bad = False
-        self.begun: list[threading.Event] = []
-        self.ends: list[Callable[[], str]] = []
-
-    @hookimpl
-    @blocking
-    def task_executor_run_task_trigger_error(self) -> str:
-        if self.bad:
-            raise ValueError("in a bad mood")
-        ended = threading.Event()
-        verdicts: list[bool] = []
-
-        def end(*, well: bool) -> None:
-            verdicts.append(well)
-            ended.set()
-
-        self.ends.append(end)
-        assert ended.wait(30)
-        if not verdicts[0]:
-            raise ValueError("too late")
-        return "fine"
-
-    def begin(self, manager: PluginManager, found: dict[str, str], name: str) -> Callable[..., str]:
-        """Begin a call in a thread of its own; return how to end it."""
-        many = len(self.ends)
-
-        def run() -> None:
-            found[name] = status(manager)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        while len(self.ends) == many:
-            thread.join(0.001)
-            assert thread.is_alive()
-        tell = self.ends[many]
-
-        def end(*, well: bool) -> str:
-            tell(well=well)
-            thread.join(30)
-            return found[name]
-
-        return end
-
-
-@pytest.mark.parametrize("well", [True, False])
-def test_r11_a_call_from_before_the_quarantine_has_no_say_in_its_trial(well):
-    """Ending while the trial is on, well or not, it leaves the verdict to the trial."""
-    slow, found = Slow(), {}
-    manager, clock = make(slow, timeout=60)
-    early = slow.begin(manager, found, "early")
-    slow.bad = True
+@pytest.mark.parametrize("event", ["call", "return"])
+def test_r11_an_interrupt_around_the_trial_keeps_no_plugin_out_for_ever(event):
+    """A signal right before or right behind the breaker delays the trial by a period at most."""
+    moody = Moody()
+    manager, clock = make(moody)
     for _ in range(AFTER):
-        assert "raised" == status(manager)
-    slow.bad = False
+        status(manager)
+    moody.bad = False
     clock.now += SECONDS
-    trial = slow.begin(manager, found, "trial")
 
-    assert ("answered" if well else "raised") == early(well=well)
-    assert "quarantined" == status(manager)
-    assert "answered" == trial(well=True)
+    def interrupt(frame: Any, kind: str, _: Any) -> None:
+        if kind == event and frame.f_code.co_name == "allow":
+            sys.setprofile(None)
+            raise KeyboardInterrupt
 
-    assert () == manager.list_plugin_info()[0].quarantined
+    sys.setprofile(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        status(manager)
+    clock.now += SECONDS
+
+    assert ["answered", "answered"] == [status(manager), status(manager)]
 
 
 def test_r11_a_trial_that_its_caller_spoils_is_no_trial():

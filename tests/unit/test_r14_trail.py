@@ -116,7 +116,8 @@ def test_r14_one_event_a_dispatch_at_debug_level(run):
     with structlog.testing.capture_logs() as events:
         run(failing_run(answering(SECRET, "helpful")))
 
-    (event,) = events
+    decided, event = events
+    assert ("task_error_decided", "info") == (decided["event"], decided["log_level"])
     assert ("task_error_dispatched", "debug") == (event["event"], event["log_level"])
     assert ("sells", 1, "helpful") == (event["task"], event["attempt"], event["won"])
     assert ["helpful"] == [record["plugin"] for record in event["trail"]]
@@ -125,8 +126,8 @@ def test_r14_one_event_a_dispatch_at_debug_level(run):
 
 @both_ways
 def test_r14_no_event_where_nobody_listens(run):
-    """The event is not built unless debug is on."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    """The events are not built unless their levels are on."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     try:
         run_of = failing_run(answering(1))
         run(run_of)
@@ -147,10 +148,32 @@ def test_r14_values_are_logged_when_the_operator_asks(run):
     with structlog.testing.capture_logs() as events:
         run(failing_run(answering(SECRET), log_values=True))
         run(failing_run(answering(Awkward()), log_values=True))
+    events = [event for event in events if event["event"] == "task_error_dispatched"]
 
     assert all(SECRET in event["args"] and SECRET in event["kwargs"] for event in events)
     assert SECRET in events[0]["answer"]
     assert "whose repr raises RuntimeError" in events[1]["answer"]
+
+
+@both_ways
+def test_r14_each_decision_is_one_event_at_info_level(run):
+    """``task_error_decided`` says what a plugin decided about which error; observed ones too."""
+    first, second = answering(1, "first"), answering(Replace(SECRET), "second")
+
+    with structlog.testing.capture_logs() as events:
+        run(failing_run(first, second, answering(3, "trial"), observe=["trial"]))
+        with pytest.raises(TaskPluginTriggerError):
+            run(failing_run(plugin("mute", **{TRIGGER: lambda: None})))
+    decided = [event for event in events if event["event"] == "task_error_decided"]
+
+    assert [("second", "Replace", False), ("trial", "value", True)] == [
+        (event["plugin"], event["decision"], event["observed"]) for event in decided
+    ]
+    assert {("sells", 1, "TaskPluginTriggerError", "info")} == {
+        (event["task"], event["attempt"], event["error"], event["log_level"]) for event in decided
+    }
+    assert all(event["uuid"] and event["handler"] for event in decided)
+    assert SECRET not in repr(decided)
 
 
 PROGRAM = """

@@ -156,6 +156,7 @@ def test_a_log_that_fails_costs_no_run(run, monkeypatch):
             "qtasks_pluggy._log._stdlib", SimpleNamespace(hasHandlers=lambda: False)
         )
         monkeypatch.setattr("qtasks_pluggy._log.debug_enabled", lambda: False)
+        monkeypatch.setattr("qtasks_pluggy._log.info_enabled", lambda: False)
         assert 5 == result()
     monkeypatch.undo()
 
@@ -236,7 +237,7 @@ def test_a_wrapper_that_fails_when_closed_replaces_no_cancellation():
 
 
 def test_a_wrapper_on_trial_whose_run_is_cancelled_is_tried_again():
-    """A cancellation is no verdict on a wrapper that was in quarantine."""
+    """A cancellation is no verdict on a wrapper in quarantine, and its next trial comes."""
     now = [0.0]
     wrapper = Wrapper()
     manager = PluginManager([wrapper], settings={"quarantine_after": 1}, clock=lambda: now[0])
@@ -253,6 +254,7 @@ def test_a_wrapper_on_trial_whose_run_is_cancelled_is_tried_again():
     now[0] = 1000.0
     wrapper.bad = False
     cancelled_while_asked(manager)
+    now[0] = 2000.0
 
     assert "no_opinion" == status()
 

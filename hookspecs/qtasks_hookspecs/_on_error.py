@@ -1,0 +1,96 @@
+"""``on_error``: the short form of the hook that most plugins are about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Final, TypeVar
+
+import attrs
+
+from qtasks_hookspecs._markers import PROJECT_NAME, hookimpl, inner_function, when
+from qtasks_hookspecs.exc import TaskCancelError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TRIGGER: Final = "task_executor_run_task_trigger_error"
+SHORT_NAMES: Final = frozenset({"error", "run"})
+_ATTRIBUTE: Final = f"{PROJECT_NAME}_on_error"
+_numbers: Final = count(1)
+
+
+@attrs.frozen
+class OnError:
+    """What ``on_error`` says of a handler.
+
+    Attributes:
+        classes: The classes that it names; empty for whatever plugins may see.
+        number: Its place in the order of decoration.
+    """
+
+    classes: tuple[type[Exception], ...]
+    number: int
+
+
+def on_error(
+    *classes: type[Exception], task: str | None = None, tag: str | None = None, **marks: Any
+) -> Callable[[F], F]:
+    """Ask this function about a task's error.
+
+    Short for ``hookimpl(specname="task_executor_run_task_trigger_error")`` with ``@when``. The
+    function may have any name. It names what it wants of ``error``, the task's own exception;
+    ``run``, the executor; and the hook's own parameters. A module may have many, which are asked in
+    the order in which they are decorated.
+
+    Naming a class is consent: the function is asked about errors of that class in every app that
+    has it, also where ``intercept`` does not list the class. An explicit ``intercept=()`` refuses
+    that too.
+
+    Args:
+        *classes: The exception classes; none for whatever the app shows to plugins.
+        task: A glob (``fnmatch``) for the task's name.
+        tag: A tag that the task must have.
+        **marks: As for ``hookimpl``: ``tryfirst``, ``trylast``.
+
+    Returns:
+        A decorator that returns the function it is given.
+
+    Raises:
+        TypeError: An argument is no class of an ``Exception`` that plugins can be asked about.
+    """
+    for one in classes:
+        _check_class(one)
+
+    def mark(function: F) -> F:
+        if classes or task is not None or tag is not None:
+            when(error=classes or None, task=task, tag=tag)(function)
+        inner = inner_function(function)
+        known = on_error_mark(inner)
+        named = (*classes, *known.classes) if known else classes
+        setattr(inner, _ATTRIBUTE, OnError(named, known.number if known else next(_numbers)))
+        hookimpl(specname=TRIGGER, **marks)(function)
+        return function
+
+    return mark
+
+
+def _check_class(one: Any) -> None:
+    if isinstance(one, type) and issubclass(one, Exception):
+        if not issubclass(one, TaskCancelError):
+            return
+        why = "a task that cancels itself is not asked about"
+    elif isinstance(one, type) and issubclass(one, BaseException):
+        why = "plugins are never asked about it; name classes of Exception"
+    elif callable(one) and not isinstance(one, type):
+        why = "write the decorator with parentheses, @on_error()"
+    else:
+        why = "name the exception class itself, or use @when(error=...) for a dotted name"
+    shown = one.__name__ if isinstance(one, type) or callable(one) else repr(one)
+    msg = f"@on_error(...): expected exception classes, got {shown}: {why}"
+    raise TypeError(msg)
+
+
+def on_error_mark(function: Any) -> OnError | None:
+    """Return what ``on_error`` says of a function; None where it is no such handler."""
+    mark: OnError | None = getattr(function, _ATTRIBUTE, None)
+    return mark
