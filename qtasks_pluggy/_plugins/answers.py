@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from qtasks_hookspecs import Raise, Replace, Retry
 from qtasks_hookspecs._on_error import TRIGGER
 from qtasks_pluggy._plugins.chain import DECISIONS, Hook, Values
 
 ARGUMENTS = ("args", "kwargs")
+# Answers of these classes need no second look; most answers are.
+_ORDINARY: Final = frozenset({bool, int, float, str, bytes, dict, list, tuple, Replace})
 
 
 def counts(hook: Hook, values: Values, answer: Any) -> bool:
@@ -28,6 +30,8 @@ def counts(hook: Hook, values: Values, answer: Any) -> bool:
         return False
     kind = type(answer)
     is_decision = kind in DECISIONS
+    if kind in _ORDINARY and hook.lastresult:
+        return _can_be_stored(values, answer)
     if issubclass(kind, (type, BaseException)):
         _refuse_slips(answer)
     if not hook.lastresult:
@@ -45,6 +49,12 @@ def counts(hook: Hook, values: Values, answer: Any) -> bool:
         return False
     if kind is Raise and _raises_the_same(answer.error, values["e"]):
         return False
+    return _can_be_stored(values, answer)
+
+
+def _can_be_stored(values: Values, answer: Any) -> bool:
+    """Say yes, or let the run's engine refuse what it cannot carry out."""
+    run: Any = values.get("task_executor")
     if getattr(run, "engine", None) is not None:
         run.refuse(answer)
     return True

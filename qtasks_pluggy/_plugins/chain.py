@@ -227,6 +227,10 @@ class Asked(NamedTuple):
         )
 
 
+# Past the named tuple's own ``__new__``, for the many that have nothing to say.
+new_asked: Final[Callable[[tuple[Any, ...]], Asked]] = partial(tuple.__new__, Asked)
+
+
 def decided_by(entries: Sequence[Asked]) -> str | None:
     """Name the plugin whose answer won, if one did."""
     return next((entry.link.plugin for entry in entries if entry.won), None)
@@ -270,9 +274,9 @@ class Chain:
 
     def plan(self, values: Values) -> Plan:
         """Say of each link and each wrapper whether its filters let it be asked."""
-        consented_only = getattr(values.get("task_executor"), "_consented_only", False)
-        if self._everybody is not None and not consented_only:
+        if self._everybody is not None:
             return self._everybody
+        consented_only = getattr(values.get("task_executor"), "_consented_only", False)
         return self._planned(filter_key(values), consented_only)
 
     def _plan(self, key: FilterKey, consented_only: bool) -> Plan:  # noqa: FBT001  # for lru_cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import attrs
 
@@ -15,8 +15,6 @@ from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._text import safe_str
 from qtasks_pluggy._waiting import LimitExceededError
 
-_WENT_WRONG: Final = frozenset({"raised", "timed_out"})
-
 
 def report_failure(link: Link, call: Call, failure: BaseException, seconds: float) -> Asked:
     """Log a hookimpl's failure, count it for the quarantine, and raise it under ``strict``.
@@ -27,6 +25,7 @@ def report_failure(link: Link, call: Call, failure: BaseException, seconds: floa
     Raises:
         PluginError: It may not fail, because of ``strict`` or while starting.
     """
+    call.went_wrong = True
     fields = _event_fields(link, call.values)
     begins_quarantine = link.breaker.record_failure()
     if isinstance(failure, LimitExceededError):
@@ -111,13 +110,12 @@ def add_note_once(error: BaseException, text: str) -> None:
 
 def report_dispatch(call: Call) -> None:
     """Note on the error what went wrong, and log who decided about it."""
-    entries = call.entries[call.begin :]
-    if any(entry.status in _WENT_WRONG for entry in entries):
-        records = [entry.to_record() for entry in entries]
+    if call.went_wrong:
+        records = [entry.to_record() for entry in call.entries[call.first :]]
         add_note_once(call.values["e"], f"{call.hook.name}: {short(records)}")
-    if call.hook.lastresult:
-        if _log.info_enabled():
-            _report_decisions(call, entries)
+    if call.hook.lastresult and _log.info_enabled():
+        entries = call.entries[call.first :]
+        _report_decisions(call, entries)
         if _log.debug_enabled():
             _report_trail(call, entries)
 

@@ -234,6 +234,37 @@ def test_a_wrapper_that_is_filtered_out_leaves_its_record(run):
     assert ["filtered", "answered"] == [record.status for record in executor.trail]
 
 
+def test_what_a_hookimpl_leaves_running_is_not_the_hookimpl():
+    """A task that a hookimpl started may fail later, and the plugin is asked about it."""
+
+    async def main() -> Any:
+        over = asyncio.Event()
+        left: list[asyncio.Task[Any]] = []
+
+        async def later() -> Any:
+            await over.wait()
+            return await failing_task()
+
+        async def answers() -> int:
+            if not left:
+                left.append(asyncio.create_task(later()))
+            return 5
+
+        app = QueueTasks(
+            "shop", plugins=[plugin("p", **{TRIGGER: answers})], intercept=Exception, discover=False
+        )
+
+        @app.task
+        async def failing_task() -> float:
+            return 1 / 0
+
+        first = await failing_task()
+        over.set()
+        return first, await left[0]
+
+    assert (5, 5) == asyncio.run(main())
+
+
 def test_keywords_may_have_any_name():
     """``self`` and ``cls`` are names like any other, for an error and for a task."""
     app = QueueTasks(

@@ -205,6 +205,36 @@ def test_r2_runs_side_by_side_are_not_inside_of_each_other():
     assert len(asked) == 2
 
 
+def test_r2_what_a_hookimpl_began_may_outlive_it():
+    """A task that a hookimpl left running asks it again, once the hookimpl has ended."""
+    asked = []
+
+    async def main():
+        begun = []
+
+        async def later(go):
+            await go.wait()
+            return await TaskExecutor(failing("coroutine", ERROR), plugins=manager).execute()
+
+        async def decide(task_func):
+            asked.append(task_func.name)
+            if not begun:
+                go = asyncio.Event()
+                begun.extend((asyncio.create_task(later(go)), go))
+            return "saved"
+
+        spawns = plugin("spawns", task_executor_run_task_trigger_error=decide)
+        manager = PluginManager([spawns, Listener()])
+        first = await TaskExecutor(failing("coroutine", ERROR), plugins=manager).execute()
+        task, go = begun
+        go.set()
+        async with asyncio.timeout(10):
+            return first, await task
+
+    assert asyncio.run(main()) == ("saved", "saved")
+    assert len(asked) == 2
+
+
 def test_r2_a_run_inside_of_a_run_inside_of_a_hookimpl():
     """However deep: a hookimpl that is at work is not asked, one that has ended is."""
     depth = []
