@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import attrs
 from billiard import get_start_method
 from celery import Celery, Task, states
-from celery.app.task import get_actual_ignore_result
+from celery.app import trace
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.functional import lazy
 
@@ -41,6 +41,9 @@ _NAME: Final = "qtasks_pluggy.engines.celery:Plugins"
 _CONF: Final = "qtasks_pluggy"
 # By which an annotation gives a task another ``__call__``.
 _CALL: Final = "@__call__"
+# Whether a worker asks the message, besides the task, if it is to store an attempt's end: as of
+# Celery 5.6.
+_HEEDS_REQUEST: Final = hasattr(trace, "get_actual_ignore_result")
 # The attempts at work here that plugins see to. Not kept with the request: what Celery does not
 # know there goes with a retry's message, and the next attempt would be taken for this one.
 _taken: Final[ContextVar[frozenset[tuple[Any, ...]]]] = ContextVar(
@@ -255,7 +258,7 @@ class _Attempt:
         Raises:
             EngineError: It cannot be serialized.
         """
-        if is_answered(run) and not get_actual_ignore_result(self._task, self._task.request):
+        if is_answered(run) and not ignores_result(self._task):
             check_result(self._task.app, run)
 
     @property
@@ -340,6 +343,8 @@ def carry_out(outcome: Outcome, task: Any, **options: Any) -> Any:
             vars(task).pop("override_max_retries", None)
         if not request.is_eager:
             # Celery would store the retry now, and the next attempt may have stored the end.
+            if not _HEEDS_REQUEST:
+                raise Ignore
             request.ignore_result = True
         raise again
     if outcome.action == "cancel" and not request.is_eager:
@@ -351,9 +356,18 @@ def carry_out(outcome: Outcome, task: Any, **options: Any) -> Any:
     raise error or Ignore
 
 
+def ignores_result(task: Any) -> bool:
+    """Say whether nobody wants the result of the attempt at work; its message overrides the task.
+
+    What the request's class says is a default of Celery's own, and nobody's wish.
+    """
+    wish: bool | None = vars(task.request).get("ignore_result")
+    return bool(task.ignore_result if wish is None else wish)
+
+
 def _store_retry(task: Any, error: Exception | None) -> None:
     """Store that there will be another attempt, before there can be."""
-    if get_actual_ignore_result(task, task.request):
+    if ignores_result(task):
         return
     # It tells how far the run is, and nothing depends on it.
     with suppress(Exception):
@@ -368,7 +382,7 @@ def _store(task: Any, error: Exception | None, state: str) -> None:
         request.id,
         error,
         request=request,
-        store_result=not get_actual_ignore_result(task, request),
+        store_result=not ignores_result(task),
         call_errbacks=state == states.FAILURE,
         state=state,
     )

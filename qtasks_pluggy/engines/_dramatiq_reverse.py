@@ -185,8 +185,11 @@ class _Native(WorkerLife):
             raise EngineError(msg)
         return self.plugged.app
 
-    def after_declare_actor(self, broker: Broker, actor: Any) -> None:  # noqa: ARG002  # Dramatiq's
+    def after_declare_actor(self, broker: Broker, actor: Any) -> None:
         """Let the executor run the actor's function, where a worker does."""
+        if isinstance(actor, str):
+            # So Dramatiq 1 names those that were declared before the middleware came.
+            actor = broker.get_actor(actor)
         fn = actor.fn
         if hasattr(fn, HEADER):
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from huey import CancelExecution
 from huey.api import Result
 from huey.utils import Error
 
@@ -25,6 +26,16 @@ def text_of(error: BaseException | None) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001  # whatever an error's own methods raise
         return type(error).__name__
+
+
+def cancel_execution(text: str) -> CancelExecution:
+    """Make what ends a Huey task for good.
+
+    Huey 3.5 changed the order of its arguments.
+    """
+    error = CancelExecution(retry=False)
+    error.args = (text,)
+    return error
 
 
 def check_result(serializer: Any, task: str, result: Any) -> None:

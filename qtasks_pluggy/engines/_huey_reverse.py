@@ -17,7 +17,7 @@ from huey.storage import SqliteStorage
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import Capabilities
-from qtasks_pluggy.engines._huey_ends import check_result
+from qtasks_pluggy.engines._huey_ends import cancel_execution, check_result
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
 from qtasks_pluggy.engines._huey_worker import WorkerLife
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
@@ -192,7 +192,7 @@ class _Native:
             # None is the task's own delay, of which a plugin's 0 is none.
             raise RetryTask(delay=outcome.delay if task.retry_delay else outcome.delay or None)
         if outcome.action == "cancel":
-            raise CancelExecution(str(outcome.error), retry=False)
+            raise cancel_execution(str(outcome.error))
         raise outcome.error or CancelExecution(retry=False)
 
 

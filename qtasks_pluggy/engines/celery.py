@@ -14,6 +14,10 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
+from qtasks_pluggy.engines._versions import require
+
+require("celery", "5.3")
+
 import attrs
 from celery import Celery, states
 from celery.exceptions import NotRegistered, Retry, WorkerShutdown, WorkerTerminate

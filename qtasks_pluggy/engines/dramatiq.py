@@ -11,6 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from qtasks_pluggy.engines._versions import require
+
+require("dramatiq", "1.17")
+
 import dramatiq
 from dramatiq import Broker, Worker
 from dramatiq.brokers.stub import StubBroker

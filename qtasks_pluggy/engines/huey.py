@@ -17,6 +17,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from qtasks_pluggy.engines._versions import require
+
+require("huey", "3.0")
+
 from huey import CancelExecution, Huey
 from huey.api import Result, Task
 from huey.constants import EmptyData
@@ -29,6 +33,7 @@ from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Capabilities, Ended, Outcome
 from qtasks_pluggy.engines._huey_ends import (
     PLAIN,
+    cancel_execution,
     check_result,
     ended_of,
     portable,
@@ -323,7 +328,7 @@ class HueyEngine:
             # It would end the worker with the run.
             msg = f"task {native.name!r}: {ended.error!r}"
             raise RuntimeError(msg) from ended.error
-        raise CancelExecution(str(ended.error), retry=False)
+        raise cancel_execution(str(ended.error))
 
     def _work(self, app: QueueTasks, task: Task) -> Any:
         executor = app.executor_for(self.message(task))

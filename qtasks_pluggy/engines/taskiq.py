@@ -11,6 +11,10 @@ import json
 from contextlib import suppress
 from typing import Any, Final
 
+from qtasks_pluggy.engines._versions import require
+
+require("taskiq", "0.11.20")
+
 from taskiq import AsyncBroker, NoResultError
 from taskiq.kicker import AsyncKicker
 from taskiq.result_backends.dummy import DummyResultBackend
