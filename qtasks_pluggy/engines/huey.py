@@ -331,6 +331,8 @@ class HueyEngine:
         raise cancel_execution(str(ended.error))
 
     def _work(self, app: QueueTasks, task: Task) -> Any:
+        # Among its own arguments, where the first of Huey 3 puts it, it would go with a retry.
+        task.kwargs = {name: value for name, value in task.kwargs.items() if value is not task}
         executor = app.executor_for(self.message(task))
         try:
             outcome = executor.attempt_on_sync(self)
