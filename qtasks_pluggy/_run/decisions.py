@@ -14,7 +14,7 @@ from qtasks_hookspecs.exc import (
     TaskPluginTriggerError,
 )
 from qtasks_pluggy import _log
-from qtasks_pluggy._plugins.chain import Asked
+from qtasks_pluggy._plugins.chain import DECISIONS, Asked
 from qtasks_pluggy._plugins.report import add_note_once
 from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._submit.outcome import Outcome
@@ -111,12 +111,16 @@ def chain_cause(error: Exception, cause: Exception) -> Exception:
 _OURS: Final = "__qtasks_pluggy_cause_id__"
 
 
-def check_decision_supported(engine: Host, decision: Any) -> None:
-    """Refuse a decision that the run's engine cannot carry out.
+def check_answer_supported(engine: Host, decision: Any) -> None:
+    """Refuse an answer that the run's engine cannot carry out, or cannot store.
 
     Raises:
-        CapabilityError: It cannot.
+        CapabilityError: It cannot carry out the decision.
+        EngineError: It cannot store the value.
     """
+    if isinstance(decision, Replace) or type(decision) not in DECISIONS:
+        engine.check_answer(decision.value if isinstance(decision, Replace) else decision)
+        return
     can = engine.capabilities
     if isinstance(decision, Retry) and decision.delay and not can.delay:
         does = f"answered Retry(delay={decision.delay}), and engine {engine.name!r} cannot delay"

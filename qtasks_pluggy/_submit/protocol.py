@@ -99,6 +99,10 @@ class Host(Protocol):
         """Say whether it runs the task again by itself after an attempt that ended in this."""
         ...
 
+    def check_answer(self, value: Any) -> None:
+        """Refuse a plugin's answer that it cannot store as a run's result."""
+        ...
+
     def check_result(self, run: RunningTask) -> None:
         """Refuse a result that it cannot give to whoever waits."""
         ...
@@ -137,6 +141,17 @@ class Engine(Protocol):
 
         Args:
             error: One of ``control``, or an error about which no plugin had an opinion.
+        """
+        ...
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse a plugin's answer that it cannot store, in a worker, when it is given.
+
+        Args:
+            value: The answer, of ``Replace`` its value.
+
+        Raises:
+            EngineError: It cannot; the plugin has failed, and its answer is void.
         """
         ...
 
