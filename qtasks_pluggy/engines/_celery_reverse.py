@@ -19,6 +19,7 @@ import attrs
 from billiard import get_start_method
 from celery import Celery, Task, states
 from celery.app import trace
+from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.functional import lazy
 
@@ -29,7 +30,7 @@ from qtasks_pluggy.engines._celery_names import name_of, resolved
 from qtasks_pluggy.engines._celery_settings import broker_of, has_dead_letters, itself
 from qtasks_pluggy.engines._celery_worker import SPAWNED, WorkerLife, has_children
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
-from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
+from qtasks_pluggy.engines.servers import PLAIN, carried_out, unstorable
 from qtasks_pluggy.exc import EngineError
 
 CONTROL: Final = (Ignore, Reject, Retry)
@@ -252,14 +253,17 @@ class _Attempt:
         """Say whether the task has asked Celery for another attempt."""
         return isinstance(error, Retry)
 
-    def check_result(self, run: RunningTask) -> None:
-        """Refuse a plugin's answer that cannot be stored; what the task returns is its own affair.
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
 
         Raises:
             EngineError: It cannot be serialized.
         """
-        if is_answered(run) and not ignores_result(self._task):
-            check_result(self._task.app, run)
+        if not ignores_result(self._task):
+            check_storable(self._task.app, "the answer", value)
+
+    def check_result(self, run: RunningTask) -> None:
+        """Do nothing: what the task itself returns is Celery's affair."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -272,23 +276,23 @@ class _Attempt:
         )
 
 
-def check_result(native: Any, run: RunningTask) -> None:
-    """Refuse a result that Celery's backend cannot store.
+def check_storable(native: Any, what: str, value: Any) -> None:
+    """Refuse what Celery's backend cannot store.
+
+    Args:
+        native: The Celery app.
+        what: Whose value it is, for people.
+        value: A result, or an answer.
 
     Raises:
         EngineError: It cannot be serialized.
     """
-    if type(run.result) in PLAIN:
+    if type(value) in PLAIN or isinstance(native.backend, DisabledBackend):
         return
     try:
-        native.backend.encode(run.result)
+        native.backend.encode(value)
     except Exception as error:
-        msg = (
-            f"engine 'celery', task {run.task_func.name!r}: its result, a"
-            f" {type(run.result).__name__}, cannot be serialized ({type(error).__name__}: {error});"
-            " return something that can"
-        )
-        raise EngineError(msg) from error
+        raise unstorable(what, value, error, engine="celery") from error
 
 
 def message_of(request: Any, args: Any, kwargs: Any) -> TaskMessage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from typing import Any, Final
@@ -20,7 +20,7 @@ from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import Capabilities, Outcome, lock_of, log_event
 from qtasks_pluggy.engines._dramatiq_retries import AskedOnce
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
-from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
+from qtasks_pluggy.engines.servers import PLAIN, carried_out, unstorable
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 CONTROL: Final = (Retry, RateLimitExceeded, SkipMessage)
@@ -234,19 +234,17 @@ class _Attempt:
         self._broker = broker
         self._message = message
 
-    def check_result(self, run: RunningTask) -> None:
-        """Refuse a plugin's answer that cannot be stored; what the actor returns is its own affair.
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
 
         Raises:
             EngineError: It cannot be serialized.
         """
-        if is_answered(run):
-            try:
-                check_result(self._broker, self._message.actor_name, run.result)
-            except EngineError:
-                # Another attempt would come to the same.
-                _throws(self._message, EngineError)
-                raise
+        backends = (backend for backend, _ in _backends(self._broker, self._message))
+        check_storable(backends, "the answer", value)
+
+    def check_result(self, run: RunningTask) -> None:
+        """Do nothing: what the actor itself returns is Dramatiq's affair."""
 
     def goes_on(self, error: BaseException) -> bool:
         """Say whether Dramatiq's own retries, if it has them, run the actor again."""
@@ -344,33 +342,39 @@ def _throws(message: Any, kind: type[BaseException]) -> None:
 
 def store_error(broker: Broker, message: Any, outcome: Outcome) -> None:
     """Store an end as Dramatiq stores errors."""
+    for backend, ttl in _backends(broker, message):
+        if outcome.error is not None:
+            backend.store_exception(message, outcome.error, ttl)
+
+
+def _backends(broker: Broker, message: Any) -> Iterator[tuple[Any, int]]:
+    """Find where a message's result is to be stored, and for how many milliseconds."""
     for one in broker.middleware:
-        if isinstance(one, Results) and outcome.error is not None:
+        if isinstance(one, Results):
             rules: Any = one
             stores, ttl = rules._lookup_options(broker, message)  # noqa: SLF001  # its own
             if stores:
-                one.backend.store_exception(message, outcome.error, ttl)
+                yield one.backend, ttl
 
 
-def check_result(broker: Broker, task: str, result: Any) -> None:
-    """Look whether a result can be stored; Dramatiq would log it, and leave the caller waiting.
+def check_storable(backends: Iterable[Any], what: str, value: Any) -> None:
+    """Refuse what cannot be stored; Dramatiq would log it, and leave the caller waiting.
+
+    Args:
+        backends: Where it is to be stored.
+        what: Whose value it is, for people.
+        value: A result, or an answer.
 
     Raises:
-        EngineError: It cannot.
+        EngineError: It cannot be serialized.
     """
-    if type(result) in PLAIN:
+    if type(value) in PLAIN:
         return
-    for one in broker.middleware:
-        if isinstance(one, Results):
-            try:
-                one.backend.encoder.encode(result)
-            except Exception as error:
-                msg = (
-                    f"engine 'dramatiq', task {task!r}: its result, a {type(result).__name__},"
-                    f" cannot be serialized ({type(error).__name__}: {error}); return something"
-                    " that can"
-                )
-                raise EngineError(msg) from error
+    for backend in backends:
+        try:
+            backend.encoder.encode(value)
+        except Exception as error:
+            raise unstorable(what, value, error, engine="dramatiq") from error
 
 
 current: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_dramatiq_message", default=None)

@@ -17,7 +17,7 @@ from huey.storage import SqliteStorage
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import Capabilities
-from qtasks_pluggy.engines._huey_ends import cancel_execution, check_result
+from qtasks_pluggy.engines._huey_ends import cancel_execution, check_storable
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
 from qtasks_pluggy.engines._huey_worker import WorkerLife
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
@@ -100,19 +100,16 @@ class _Native:
         """What Huey can do; in immediate mode, which can begin later, nobody reads its schedule."""
         return Capabilities(delay=not self.native.immediate, results=True)
 
-    def check_result(self, run: RunningTask) -> None:
-        """Refuse a plugin's answer that cannot be stored; what the task returns is its own affair.
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
 
         Raises:
             EngineError: It does not pickle.
         """
-        if is_answered(run) and self.native.results:
-            try:
-                check_result(self.native.serializer, run.task_func.name, run.result)
-            except EngineError:
-                # Another attempt would come to the same.
-                _current.get().retries = 0
-                raise
+        check_storable(self.native, "the answer", value)
+
+    def check_result(self, run: RunningTask) -> None:
+        """Do nothing: what the task itself returns is Huey's affair."""
 
     def goes_on(self, error: BaseException) -> bool:
         """Say whether Huey runs the task at work again."""

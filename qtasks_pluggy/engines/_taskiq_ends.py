@@ -34,25 +34,25 @@ def unserializable(broker: AsyncBroker, message: TaskMessage) -> str | None:
     return servers.unserializable(message, serialize)
 
 
-def refuse_unserializable(result: Any, task: str) -> None:
-    """Refuse a result that Taskiq would drop, which leaves whoever waits for it waiting.
+def check_storable(what: str, value: Any) -> None:
+    """Refuse what Taskiq would drop, which leaves whoever waits for it waiting.
+
+    Args:
+        what: Whose value it is, for people.
+        value: A result, or an answer.
 
     Raises:
         EngineError: It has no form in JSON, the one that results have.
     """
-    if type(result) in servers.PLAIN:
+    if type(value) in servers.PLAIN:
         return
     try:
-        if isinstance(result, Iterator):
+        if isinstance(value, Iterator):
             msg = "it can be read once only"
             raise TypeError(msg)  # noqa: TRY301  # the same end as that of whatever has no form
-        _ANY.dump_python(result, mode="json")
+        _ANY.dump_python(value, mode="json")
     except Exception as error:
-        msg = (
-            f"engine 'taskiq', task {task!r}: its result, a {type(result).__name__}, cannot be"
-            f" serialized ({type(error).__name__}: {error}); return something that JSON can say"
-        )
-        raise EngineError(msg) from error
+        raise servers.unstorable(what, value, error, engine="taskiq") from error
 
 
 def packed(ended: Ended, backend: AsyncResultBackend[Any]) -> str:

@@ -22,7 +22,7 @@ from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import Capabilities, Outcome, lock_of
 from qtasks_pluggy.engines._taskiq_brokers import can_delay, is_safe, make_safe, unsent_retry
-from qtasks_pluggy.engines._taskiq_ends import refuse_unserializable
+from qtasks_pluggy.engines._taskiq_ends import check_storable
 from qtasks_pluggy.engines._taskiq_runs import (
     OURS,
     Run,
@@ -34,7 +34,6 @@ from qtasks_pluggy.engines._taskiq_runs import (
     take,
 )
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
-from qtasks_pluggy.engines.servers import is_answered
 from qtasks_pluggy.exc import EngineError
 
 CONTROL: Final = (NoResultError, TaskRejectedError)
@@ -269,19 +268,16 @@ class _Attempt:
             delay=can_delay(self._broker), results=True, at_least_once=is_safe(self._broker)
         )
 
-    def check_result(self, run: RunningTask) -> None:
-        """Refuse a plugin's answer that cannot be stored; what the task returns is its own affair.
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
 
         Raises:
             EngineError: It has no form in JSON.
         """
-        if is_answered(run):
-            try:
-                refuse_unserializable(run.result, self._message.task_name)
-            except EngineError:
-                # Another attempt would come to the same.
-                self._labels["retry_on_error"] = False
-                raise
+        check_storable("the answer", value)
+
+    def check_result(self, run: RunningTask) -> None:
+        """Do nothing: what the task itself returns is Taskiq's affair."""
 
     def goes_on(self, error: BaseException) -> bool:
         """Say whether Taskiq runs the task again."""

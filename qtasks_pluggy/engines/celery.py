@@ -34,7 +34,7 @@ from qtasks_pluggy.engines._celery_reverse import (
     OURS,
     Plugins,
     carry_out,
-    check_result,
+    check_storable,
     install,
     message_of,
 )
@@ -119,14 +119,25 @@ class CeleryEngine:
         """Say whether the task has asked Celery for another attempt."""
         return isinstance(error, Retry)
 
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
+
+        Raises:
+            EngineError: It cannot be serialized.
+        """
+        self._check_storable("the answer", value)
+
     def check_result(self, run: RunningTask) -> None:
         """Refuse a result that cannot be stored.
 
         Raises:
             EngineError: It cannot be serialized.
         """
+        self._check_storable(f"the result of task {run.task_func.name!r}", run.result)
+
+    def _check_storable(self, what: str, value: Any) -> None:
         if self.capabilities.results:
-            check_result(self.native, run)
+            check_storable(self.native, what, value)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to Celery, under its own name.

@@ -32,7 +32,7 @@ from qtasks_pluggy.engines._dramatiq_reverse import (
     WorkerLife,
     at_least_once,
     carry_out,
-    check_result,
+    check_storable,
     current,
     install,
     message_of,
@@ -100,14 +100,24 @@ class DramatiqEngine:
         """Say no: whoever retries is a plugin."""
         return False
 
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
+
+        Raises:
+            EngineError: It cannot be serialized.
+        """
+        self._check_storable("the answer", value)
+
     def check_result(self, run: RunningTask) -> None:
         """Refuse a result that cannot be stored.
 
         Raises:
             EngineError: It cannot be serialized.
         """
-        if self._results is not None:
-            check_result(self.native, run.task_func.name, run.result)
+        self._check_storable(f"the result of task {run.task_func.name!r}", run.result)
+
+    def _check_storable(self, what: str, value: Any) -> None:
+        check_storable(filter(None, (self._results,)), what, value)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to Dramatiq, under its own name.

@@ -34,10 +34,9 @@ from qtasks_pluggy.engines import Capabilities, Ended, Outcome
 from qtasks_pluggy.engines._huey_ends import (
     PLAIN,
     cancel_execution,
-    check_result,
+    check_storable,
     ended_of,
     portable,
-    text_of,
     unreadable,
 )
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
@@ -51,7 +50,7 @@ from qtasks_pluggy.engines._huey_reverse import (
 from qtasks_pluggy.engines._huey_storage import reach, sqlite_huey, told
 from qtasks_pluggy.engines._huey_unread import Unread
 from qtasks_pluggy.engines._huey_worker import WorkerLife
-from qtasks_pluggy.engines.servers import cut_by, unserializable
+from qtasks_pluggy.engines.servers import cut_by, text_of, unserializable
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 if TYPE_CHECKING:
@@ -109,11 +108,20 @@ class HueyEngine:
         Unread(huey, self._ledger, self._wrappers)
         huey.build_error_result = self._with_our_end(huey.build_error_result)
         huey.signal("revoked", "expired", "canceled")(self._ended_without_us)
+        huey.signal("retrying")(self._goes_on)
         WorkerLife(huey, lambda: self._app)
 
     def goes_on(self, error: BaseException) -> bool:
         """Say whether the task has asked Huey for another attempt."""
         return goes_on(error, 0)
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
+
+        Raises:
+            EngineError: It does not pickle.
+        """
+        check_storable(self.native, "the answer", value)
 
     def check_result(self, run: RunningTask) -> None:
         """Refuse a result that cannot be stored.
@@ -121,7 +129,7 @@ class HueyEngine:
         Raises:
             EngineError: It does not pickle.
         """
-        check_result(self.native.serializer, run.task_func.name, run.result)
+        check_storable(self.native, f"the result of task {run.task_func.name!r}", run.result)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to Huey, under its own name.
@@ -226,7 +234,10 @@ class HueyEngine:
             while True:
                 # In slices, because the first of several who wait takes it out of the storage.
                 with suppress(ResultTimeout):
-                    return ended_of(told(self.native, ticket.task.name, wait))
+                    ended = ended_of(told(self.native, ticket.task.name, wait))
+                    if ended is not None:
+                        return ended
+                    ticket.reset()
                 if end is not None and time.monotonic() >= end:
                     return None
         except EngineError:
@@ -242,7 +253,9 @@ class HueyEngine:
         raw = self.native.get_raw(ticket.id, peek=True)
         if raw is not EmptyData:
             try:
-                return ended_of(self.native.serializer.deserialize(raw)).status
+                ended = ended_of(self.native.serializer.deserialize(raw))
+                if ended is not None:
+                    return ended.status
             except Exception as error:  # noqa: BLE001  # whatever reading what others wrote raises
                 return unreadable(ticket, error).status
         entry = None if self._ledger is None else self._ledger.get(ticket.id)
@@ -358,6 +371,11 @@ class HueyEngine:
             return metadata if ended is None else {**metadata, HEADER: ended}
 
         return build_error_result
+
+    def _goes_on(self, _: str, task: Task) -> None:
+        """Forget the error of an attempt that is no end: others than this one are to be stored."""
+        if task.name in self._wrappers:
+            self.native.get_raw(task.id)
 
     def _ended_without_us(self, signal: str, task: Task, *_: Any) -> None:
         """Give an end to a run that Huey did not begin."""

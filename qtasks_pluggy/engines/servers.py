@@ -77,6 +77,30 @@ def unserializable(message: TaskMessage, serialize: Callable[[Any], object]) -> 
     return None
 
 
+def unstorable(what: str, value: Any, error: BaseException, *, engine: str) -> EngineError:
+    """Say that an engine cannot store a result.
+
+    Args:
+        what: Whose value it is, for people.
+        value: Of which the type is shown.
+        error: What the engine's own serializer says.
+        engine: The engine's name.
+    """
+    msg = (
+        f"engine {engine!r}: {what}, a {type(value).__name__}, cannot be stored"
+        f" ({text_of(error)}); return something that can, an id or a path"
+    )
+    return EngineError(msg)
+
+
+def text_of(error: BaseException | None) -> str:
+    """Return an error's class and text, whatever the class makes of ``str``."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
+        return type(error).__name__
+
+
 def is_answered(run: RunningTask) -> bool:
     """Say whether a plugin has had a say in a run; if not, its result is the engine's affair."""
     return any(record.won for record in run.trail)

@@ -37,9 +37,9 @@ from qtasks_pluggy.engines._taskiq_brokers import (
 )
 from qtasks_pluggy.engines._taskiq_ends import (
     HEADER,
+    check_storable,
     ended_of,
     records_of,
-    refuse_unserializable,
     unserializable,
 )
 from qtasks_pluggy.engines._taskiq_reverse import (
@@ -115,13 +115,21 @@ class TaskiqEngine:
         """Say no: whoever retries is a plugin."""
         return False
 
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
+
+        Raises:
+            EngineError: It has no form in JSON.
+        """
+        check_storable("the answer", value)
+
     def check_result(self, run: RunningTask) -> None:
         """Refuse a result that cannot be stored.
 
         Raises:
             EngineError: It has no form in JSON.
         """
-        refuse_unserializable(run.result, run.task_func.name)
+        check_storable(f"the result of task {run.task_func.name!r}", run.result)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to the broker, under its own name.
