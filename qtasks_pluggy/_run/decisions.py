@@ -38,14 +38,15 @@ def outcome_from(answer: Any, error: Exception, entries: Sequence[Asked]) -> Out
     Args:
         answer: What the plugins decided; None for nothing.
         error: The task's own error.
-        entries: What they said, for the note on an error that is not recovered.
+        entries: What they said, for the note where one of them decided, or failed.
     """
     if isinstance(answer, Replace):
         return answer
     if isinstance(answer, Retry):
         return Outcome("retry", error, delay=answer.delay)
-    if entries:
-        told = short(entry.to_record() for entry in entries)
+    records = [entry.to_record() for entry in entries]
+    if answer is not None or any(one.status in {"raised", "timed_out"} for one in records):
+        told = short(records)
         add_note_once(error, f"task_executor_run_task_trigger_error: {told}")
     if isinstance(answer, Raise):
         return Outcome("fail", chain_cause(answer.error, error))

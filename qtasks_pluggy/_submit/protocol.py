@@ -99,6 +99,10 @@ class Host(Protocol):
         """Say whether it runs the task again by itself after an attempt that ended in this."""
         ...
 
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Say in what a run fails whose task raised an error that is no ``Exception``."""
+        ...
+
     def check_answer(self, value: Any) -> None:
         """Refuse a plugin's answer that it cannot store as a run's result."""
         ...
@@ -141,6 +145,19 @@ class Engine(Protocol):
 
         Args:
             error: One of ``control``, or an error about which no plugin had an opinion.
+        """
+        ...
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Say in what a run fails whose task raised an error that is no ``Exception``.
+
+        Args:
+            error: ``SystemExit``, ``KeyboardInterrupt``, or a class of the user's own; no
+                cancellation.
+
+        Returns:
+            What the caller is to see, and the plugins are told of; None where the error is to go
+            on as it is, because it ends the worker.
         """
         ...
 
