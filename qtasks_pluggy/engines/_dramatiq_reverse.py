@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from dramatiq import Broker, Middleware
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import RateLimitExceeded, Retry
-from dramatiq.middleware import Retries, SkipMessage
+from dramatiq.middleware import Retries, Shutdown, SkipMessage
 from dramatiq.results import Results
 
 from qtasks_hookspecs import RunningTask
@@ -20,10 +19,12 @@ from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import Capabilities, Outcome, lock_of, log_event
 from qtasks_pluggy.engines._dramatiq_retries import AskedOnce
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
-from qtasks_pluggy.engines.servers import PLAIN, carried_out, unstorable
+from qtasks_pluggy.engines.servers import HANDS_OVER, PLAIN, attempt_of, carried_out, unstorable
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 CONTROL: Final = (Retry, RateLimitExceeded, SkipMessage)
+# How Dramatiq ends a worker in the middle of a run.
+STOPS_WORKER: Final = (Shutdown, KeyboardInterrupt)
 # Where a message has what is ours, and by which our own actors are known.
 HEADER: Final = "qtasks_pluggy"
 
@@ -58,9 +59,10 @@ def install(
     """
     refuse_other("dramatiq", broker, Broker)
     plugged = Plugged(broker, "dramatiq", plugins, discover=discover, intercept=intercept)
-    one = _natives.get(broker)
+    one: _Native | None = vars(broker).get(_INSTALLED)
     if one is None:
-        one = _natives[broker] = _Native(broker, plugged)
+        # There, and nowhere else: it goes with the broker.
+        one = vars(broker)[_INSTALLED] = _Native(broker, plugged)
         broker.add_middleware(one)
     one.take(plugged)
     return one.covered
@@ -201,7 +203,8 @@ class _Native(WorkerLife):
             # Calls of this actor by itself are as native as any other.
             token = current.set(None)
             try:
-                return self._work(message, fn, args, kwargs)
+                with HANDS_OVER:
+                    return self._work(message, fn, args, kwargs)
             finally:
                 current.reset(token)
 
@@ -211,7 +214,7 @@ class _Native(WorkerLife):
 
     def _work(self, message: Any, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         header = message.options.get(HEADER) or {}
-        seen = message_of(message, args, kwargs, header.get("attempt") or 1)
+        seen = message_of(message, args, kwargs, attempt_of(header))
         executor = self.plugged.executor_for(seen, fn)
         outcome = executor.attempt_on_sync(_Attempt(self._broker, message))
         if executor.attempt and outcome.action in {"fail", "pass"}:
@@ -233,6 +236,10 @@ class _Attempt:
     def __init__(self, broker: Broker, message: Any) -> None:
         self._broker = broker
         self._message = message
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Say what Dramatiq makes of an error that is no ``Exception``: as of any other."""
+        return None if isinstance(error, STOPS_WORKER) else error
 
     def check_answer(self, value: Any) -> None:
         """Refuse an answer that cannot be stored.
@@ -303,7 +310,7 @@ def carry_out(
     if outcome.action == "retry":
         # By ourselves: Dramatiq counts, and ends, its own retries, and theirs in an error of its.
         header = message.options.get(HEADER) or {}
-        ours = {**header, "attempt": (header.get("attempt") or 1) + 1}
+        ours = {**header, "attempt": attempt_of(header) + 1}
         again = message._message.copy(options={HEADER: ours})  # noqa: SLF001  # Dramatiq's own way
         delay = None if not outcome.delay else max(1, round(outcome.delay * 1000))
         try:
@@ -323,7 +330,7 @@ def carry_out(
         message.options["store_results"] = False
         msg = f"cancelled: {outcome.reason}"
         raise SkipMessage(msg)
-    error = outcome.error or SkipMessage(outcome.reason)
+    error = SkipMessage(outcome.reason) if outcome.error is None else outcome.error
     if outcome.action == "dead_letter":
         # Not to be retried; its place is the queue of what failed.
         _throws(message, type(error))
@@ -378,4 +385,4 @@ def check_storable(backends: Iterable[Any], what: str, value: Any) -> None:
 
 
 current: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_dramatiq_message", default=None)
-_natives: Final[WeakKeyDictionary[Broker, _Native]] = WeakKeyDictionary()
+_INSTALLED: Final = "qtasks_pluggy_installed"

@@ -50,7 +50,14 @@ from qtasks_pluggy.engines._huey_reverse import (
 from qtasks_pluggy.engines._huey_storage import reach, sqlite_huey, told
 from qtasks_pluggy.engines._huey_unread import Unread
 from qtasks_pluggy.engines._huey_worker import WorkerLife
-from qtasks_pluggy.engines.servers import cut_by, text_of, unserializable
+from qtasks_pluggy.engines.servers import (
+    HANDS_OVER,
+    attempt_of,
+    cut_by,
+    named,
+    text_of,
+    unserializable,
+)
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 if TYPE_CHECKING:
@@ -115,6 +122,14 @@ class HueyEngine:
         """Say whether the task has asked Huey for another attempt."""
         return goes_on(error, 0)
 
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Name what ends the task's own run: a task that calls sys.exit() ends itself alone."""
+        # How Huey ends a worker in the midst of a run; but no signal reaches a plain thread.
+        interrupted = type(threading.current_thread()) is not threading.Thread
+        if isinstance(error, KeyboardInterrupt) and interrupted:
+            return None
+        return named(error, self.name)
+
     def check_answer(self, value: Any) -> None:
         """Refuse an answer that cannot be stored.
 
@@ -143,7 +158,8 @@ class HueyEngine:
         self._app = app
 
         def body(*_: Any, task: Task, **__: Any) -> Any:
-            return self._work(app, task)
+            with HANDS_OVER:
+                return self._work(app, task)
 
         body.__module__ = MODULE
         try:
@@ -304,7 +320,7 @@ class HueyEngine:
             uuid=native.id,
             priority=native.priority or 0,
             created_at=header.get("created_at"),
-            attempt=header.get("attempt"),
+            attempt=attempt_of(header),
             queue=self.native.name,
             engine=self.name,
             redelivered=getattr(native, "redelivered", None),
@@ -320,13 +336,13 @@ class HueyEngine:
                     raise RetryTask from outcome.error
                 error = TaskCancelError(str(outcome.error))
                 native.our_end = Ended(TaskStatus.cancelled, error=error)
-            raise outcome.error or RetryTask()
+            raise RetryTask if outcome.error is None else outcome.error
         header = native.kwargs.get(HEADER, {})
         trail = [*header.get("trail", ()), *native.our_trail]
         if outcome.action == "succeed" and not trail and type(outcome.result) in self._bare:
             return outcome.result
         if outcome.action == "retry":
-            header = {**header, "attempt": (header.get("attempt") or 1) + 1, "trail": trail}
+            header = {**header, "attempt": attempt_of(header) + 1, "trail": trail}
             native.kwargs = {**native.kwargs, HEADER: header}
             raise RetryTask(delay=outcome.delay or None)
         ended = Ended(outcome.status, outcome.result, outcome.error, Trail(trail))
@@ -349,12 +365,8 @@ class HueyEngine:
         executor = app.executor_for(self.message(task))
         try:
             outcome = executor.attempt_on_sync(self)
-        except BaseException as error:
-            # How Huey ends a worker in the midst of a run; but no signal reaches a plain thread.
-            interrupted = type(threading.current_thread()) is not threading.Thread
-            if isinstance(error, KeyboardInterrupt) and interrupted:
-                raise
-            outcome = cut_by(error, task.name.removeprefix(f"{MODULE}."))
+        except BaseException as error:  # noqa: BLE001  # what ends the worker is raised again
+            outcome = cut_by(error, self)
         task.our_trail = executor.trail
         return self.carry_out(outcome, task)
 

@@ -59,7 +59,7 @@ from qtasks_pluggy.engines._taskiq_runs import (
     send_again,
     take,
 )
-from qtasks_pluggy.engines.servers import POLL, cut_by, refuse_url
+from qtasks_pluggy.engines.servers import HANDS_OVER, POLL, attempt_of, cut_by, named, refuse_url
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 __all__ = ["CancelledRunError", "TaskiqEngine", "at_least_once", "install"]
@@ -115,6 +115,11 @@ class TaskiqEngine:
         """Say no: whoever retries is a plugin."""
         return False
 
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Name what ends the task's own run: a task that calls sys.exit() ends itself alone."""
+        # How Taskiq ends a worker in the midst of a run.
+        return None if isinstance(error, KeyboardInterrupt) else named(error, self.name)
+
     def check_answer(self, value: Any) -> None:
         """Refuse an answer that cannot be stored.
 
@@ -158,7 +163,8 @@ class TaskiqEngine:
             if run is None:
                 # Somebody called it here and now.
                 return await app.run_async(app.tasks[name], args, kwargs)
-            return await self._work(app, run)
+            with HANDS_OVER:
+                return await self._work(app, run)
 
         vars(body)[OURS] = True
         # What plugins decide is not for middlewares to decide again.
@@ -289,7 +295,7 @@ class TaskiqEngine:
             native.message,
             priority=header.get("priority", 0),
             created_at=header.get("created_at"),
-            attempt=header.get("attempt"),
+            attempt=attempt_of(header),
             metadata=header.get("metadata", {}),
         )
 
@@ -299,7 +305,7 @@ class TaskiqEngine:
             if isinstance(outcome.error, NoResultError):
                 # By itself Taskiq stores nothing, and whoever waits would wait for ever.
                 return None
-            raise outcome.error or NoResultError()
+            raise NoResultError if outcome.error is None else outcome.error
         if outcome.action == "retry":
             return await self._retry(outcome, native)
         trail = native.ended.trail if native.ended is not None else None
@@ -312,7 +318,7 @@ class TaskiqEngine:
 
     async def _retry(self, outcome: Outcome, native: Run) -> None:
         header, ended = _header(native), native.ended
-        attempt = (header.get("attempt") or 1) + 1
+        attempt = attempt_of(header) + 1
         trail = records_of(() if ended is None else ended.trail)
         header = {**header, "attempt": attempt, "trail": trail}
         native.ended = None
@@ -331,15 +337,11 @@ class TaskiqEngine:
         met = 0 if here is None else here.cancelling()
         try:
             outcome = await executor.attempt_on(self)
-        except KeyboardInterrupt:
-            # How Taskiq ends a worker in the middle of a run.
-            raise
-        except asyncio.CancelledError as error:
-            if here is not None and here.cancelling() > met:
+        except BaseException as error:
+            asked_for = here is not None and here.cancelling() > met
+            if isinstance(error, asyncio.CancelledError) and asked_for:
                 raise
-            outcome = cut_by(error, run.message.task_name)
-        except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
-            outcome = cut_by(error, run.message.task_name)
+            outcome = cut_by(error, self)
         before = _header(run).get("trail", ())
         trail = Trail([*(TrailRecord(**record) for record in before), *executor.trail])
         run.ended = Ended(TaskStatus.running, trail=trail)
