@@ -160,7 +160,7 @@ def test_r6_sentry_sees_the_error_as_without_plugins():
         sent.append(event["exception"]["values"][-1])
 
     with sentry.new_scope() as scope:
-        client = sentry.Client(dsn="http://key@127.0.0.1/1", before_send=keep)
+        client = sentry.Client(dsn="http://localhost@127.0.0.1/1", before_send=keep)
         scope.set_client(client)
         for installed in (False, True):
             error = NATIVES["celery"](fail, Answers("silent", None), installed=installed).error
