@@ -14,7 +14,7 @@ from qtasks_hookspecs.exc import (
     TaskPluginTriggerError,
 )
 from qtasks_pluggy import _log
-from qtasks_pluggy._plugins.chain import Asked
+from qtasks_pluggy._plugins.chain import DECISIONS, Asked
 from qtasks_pluggy._plugins.report import add_note_once
 from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._submit.outcome import Outcome
@@ -42,14 +42,15 @@ def outcome_from(answer: Any, error: Exception, entries: Sequence[Asked]) -> Out
     Args:
         answer: What the plugins decided; None for nothing.
         error: The task's own error.
-        entries: What they said, for the note on an error that is not recovered.
+        entries: What they said, for the note where one of them decided, or failed.
     """
     if isinstance(answer, Replace):
         return answer
     if isinstance(answer, Retry):
         return Outcome("retry", error, delay=answer.delay)
-    if entries:
-        told = short(entry.to_record() for entry in entries)
+    records = [entry.to_record() for entry in entries]
+    if answer is not None or any(one.status in {"raised", "timed_out"} for one in records):
+        told = short(records)
         add_note_once(error, f"task_executor_run_task_trigger_error: {told}")
     if isinstance(answer, Raise):
         return Outcome("fail", chain_cause(answer.error, error))
@@ -115,12 +116,16 @@ def chain_cause(error: Exception, cause: Exception) -> Exception:
 _OURS: Final = "__qtasks_pluggy_cause_id__"
 
 
-def check_decision_supported(engine: Host, decision: Any) -> None:
-    """Refuse a decision that the run's engine cannot carry out.
+def check_answer_supported(engine: Host, decision: Any) -> None:
+    """Refuse an answer that the run's engine cannot carry out, or cannot store.
 
     Raises:
-        CapabilityError: It cannot.
+        CapabilityError: It cannot carry out the decision.
+        EngineError: It cannot store the value.
     """
+    if isinstance(decision, Replace) or type(decision) not in DECISIONS:
+        engine.check_answer(decision.value if isinstance(decision, Replace) else decision)
+        return
     can = engine.capabilities
     if isinstance(decision, Retry) and decision.delay and not can.delay:
         does = f"answered Retry(delay={decision.delay}), and engine {engine.name!r} cannot delay"

@@ -8,6 +8,7 @@ which makes one attempt by ``attempt_on``.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
@@ -56,7 +57,7 @@ class TaskExecutor(RunView):
         PluginRegistrationError: Faults of ``plugins``.
     """
 
-    __slots__ = ("_backend", "_given", "_hooks", "_task")
+    __slots__ = ("_backend", "_given", "_hooks", "_met", "_task")
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class TaskExecutor(RunView):
         """Make one attempt for an engine, from plain code, as ``attempt_on`` does."""
         return run_to_completion(self._attempt_for(engine, SYNC))
 
-    def give_up(self, error: Exception) -> Coroutine[Any, Any, Outcome]:
+    def give_up(self, error: BaseException) -> Coroutine[Any, Any, Outcome]:
         """End a run, from async code, whose next attempt the engine could not arrange.
 
         Args:
@@ -164,7 +165,7 @@ class TaskExecutor(RunView):
         """
         return self._end(Outcome("fail", error), ASYNCIO_WORKER)
 
-    def give_up_sync(self, error: Exception) -> Outcome:
+    def give_up_sync(self, error: BaseException) -> Outcome:
         """End a run from plain code, as ``give_up`` does."""
         return run_to_completion(self._end(Outcome("fail", error), SYNC))
 
@@ -200,6 +201,7 @@ class TaskExecutor(RunView):
         if self._engine is not None:
             self._next_attempt()
         self._engine = engine
+        self._met = backend.cancellations()
         try:
             outcome = await self._attempt_task(backend)
             if outcome is None:
@@ -216,8 +218,17 @@ class TaskExecutor(RunView):
                 self._backend = None
                 return outcome
         except BaseException as error:
-            await self.close(error)
-            raise
+            # On an event loop nobody steps a run again that is thrown a GeneratorExit.
+            gone = GeneratorExit if backend.on_loop else asyncio.CancelledError
+            cut = isinstance(error, (Exception, asyncio.CancelledError, gone))
+            failure = None if cut else engine.failure(error)
+            if failure is None:
+                await self.close(error)
+                raise
+            outcome = Outcome("fail", failure)
+            if engine.goes_on(failure):
+                self._backend = None
+                return outcome
         return await self._end(outcome, backend)
 
     async def _end(self, outcome: Outcome, backend: Backend) -> Outcome:
@@ -272,6 +283,9 @@ class TaskExecutor(RunView):
                     hook = hooks.task_executor_run_task
                     self._result = await self._call(hook, result=self._result)
                 return None
+            if self._engine is not None and backend.cancelled(self._met):
+                # Whoever cancelled the run wants no other end than that of its clean-up.
+                return Outcome("fail", failure)
             answer = None
             begin = len(self._entries)
             hook = hooks.task_executor_run_task_trigger_error
@@ -319,7 +333,7 @@ class TaskExecutor(RunView):
         call = partial(func.func, *args, **self._kwargs)
         return call_function(func, call, items, backend or ASYNCIO)
 
-    async def _final_error(self, outcome: Outcome) -> Exception:
+    async def _final_error(self, outcome: Outcome) -> BaseException:
         """Carry out a final outcome, and tell the plugins of a failure.
 
         Args:

@@ -43,7 +43,7 @@ class Outcome:
     """
 
     action: Literal["succeed", "fail", "retry", "cancel", "dead_letter", "pass"]
-    error: Exception | None = None
+    error: BaseException | None = None
     delay: float | None = None
     reason: str = ""
     result: Any = None
