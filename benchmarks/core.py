@@ -271,7 +271,7 @@ async def measure(rounds: int) -> list[tuple[str, float, float | None]]:
         ),
         (
             "import qtasks_pluggy / its dependencies",
-            imports("qtasks_pluggy", "pluggy, attrs, structlog, typed_settings", rounds),
+            imports("qtasks_pluggy", "pluggy, attrs, structlog", rounds),
             1.6,
         ),
     ]

@@ -267,7 +267,8 @@ class QueueTasks(Lifecycle):
         One added to a started app is asked from now on, but its ``qtasks_start`` is not called.
 
         Args:
-            plugin: A module or an object with hookimpls; a ``BasePlugin`` or a subclass of it.
+            plugin: A module or an object with hookimpls, or where to import it from
+                (``"module"``, ``"module:attribute"``); a ``BasePlugin`` or a subclass of it.
             name: Its name; else its ``.name``, else the module's or class's name.
             trigger_names: The triggers that a ``BasePlugin`` is limited to.
 
@@ -275,10 +276,18 @@ class QueueTasks(Lifecycle):
             The plugin's name.
 
         Raises:
-            PluginRegistrationError: Faults of the plugin, all of them; it is not added.
+            PluginRegistrationError: Faults of the plugin, all of them, or its name is blocked; it
+                is not added.
         """
         registered = self.plugins.register(plugin, name, trigger_names)
-        return registered or name or self.plugins.get_canonical_name(plugin)
+        known = registered or name or self.plugins.get_canonical_name(plugin)
+        if self.plugins.is_blocked(known):
+            msg = (
+                f"app {self.name!r}: plugin {known!r} is blocked, so it is not added; take it out,"
+                f" or call app.plugins.unblock({known!r}) first"
+            )
+            raise PluginRegistrationError(msg)
+        return known
 
     def on_error(
         self,

@@ -11,7 +11,7 @@ from typing import Any, Self
 from qtasks_hookspecs.exc import NotRunningError, PluginError
 from qtasks_pluggy import _log
 from qtasks_pluggy._fork import lock_of
-from qtasks_pluggy._plugins.adapter import given as unwrap
+from qtasks_pluggy._plugins.adapter import unwrap
 from qtasks_pluggy._plugins.chain import Asked
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._submit.calls import call_engine
@@ -140,19 +140,21 @@ class Lifecycle:
                 self._warned.add(name)
                 _log.event("warning", "plugin_not_started", app=self.name, plugin=name, hint=hint)
 
-    def _load_plugins(self, faults: list[str] | None = None) -> None:
+    def _load_plugins(self, *, skip_faulty: bool = False) -> list[str]:
         """Read the settings and load the installed plugins, as a start or a first run does.
 
         Args:
-            faults: Takes the faults of installed plugins instead of an error.
+            skip_faulty: Whether to go on without the installed plugins that have faults.
+
+        Returns:
+            The faults of the plugins that were left out.
 
         Raises:
             PluginRegistrationError: Faults of the installed plugins, all of them.
             SettingsError: Faults of the settings.
         """
-        if self._discover:
-            self.plugins.discover(faults)
-        self.plugins.configure()
+        load = self.plugins.discover if self._discover else self.plugins.configure
+        return load(skip_faulty=skip_faulty)
 
     async def _start(self, backend: Backend, *, in_worker: bool = False) -> None:
         with self._lock:

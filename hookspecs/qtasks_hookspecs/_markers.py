@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar, overload
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeAlias, TypeVar, overload
 
 import attrs
 import pluggy
 
+from qtasks_hookspecs._outcome import OutcomeStatus
+
 F = TypeVar("F", bound=Callable[..., object])
+ErrorNames: TypeAlias = type[BaseException] | str | Iterable[type[BaseException] | str]
+Statuses: TypeAlias = OutcomeStatus | str | Iterable[OutcomeStatus | str]
 
 PROJECT_NAME: Final = "qtasks_pluggy"
 ENTRY_POINT_GROUP: Final = "qtasks_pluggy"
@@ -25,13 +29,19 @@ _mark_spec: Final[pluggy.HookspecMarker] = pluggy.HookspecMarker(PROJECT_NAME)
 
 
 @overload
-def hookspec(function: F, *, lastresult: bool = ..., pipeline: str | None = ...) -> F: ...
+def hookspec(
+    function: F, *, lastresult: bool = ..., pipeline: str | None = ..., anytrue: bool = ...
+) -> F: ...
 @overload
 def hookspec(
-    function: None = ..., *, lastresult: bool = ..., pipeline: str | None = ...
+    function: None = ..., *, lastresult: bool = ..., pipeline: str | None = ..., anytrue: bool = ...
 ) -> Callable[[F], F]: ...
 def hookspec(
-    function: F | None = None, *, lastresult: bool = False, pipeline: str | None = None
+    function: F | None = None,
+    *,
+    lastresult: bool = False,
+    pipeline: str | None = None,
+    anytrue: bool = False,
 ) -> F | Callable[[F], F]:
     """Mark a function as a hook specification.
 
@@ -42,22 +52,25 @@ def hookspec(
         lastresult: Every hookimpl is called, and the last answer that is not None is the result.
         pipeline: The name of the parameter that each answer replaces for the hookimpls that
             follow; ``"args, kwargs"`` for a pair. The result is what the last of them left.
+        anytrue: Every hookimpl is called, and the result is True if one answered exactly True,
+            else None.
 
     Returns:
         The same function, marked.
 
     Raises:
-        ValueError: Both ``lastresult`` and ``pipeline`` are given.
+        ValueError: More than one of the three is given.
     """
-    if lastresult and pipeline:
-        msg = f"hookspec: lastresult=True and pipeline={pipeline!r} exclude each other; choose one"
+    ways = {"lastresult": lastresult, "pipeline": pipeline, "anytrue": anytrue}
+    chosen = [f"{name}={value!r}" for name, value in ways.items() if value]
+    if len(chosen) > 1:
+        msg = f"hookspec: {' and '.join(chosen)} exclude each other; choose one"
         raise ValueError(msg)
 
     def mark(spec: F) -> F:
         _mark_spec(spec)
         options: dict[str, Any] = getattr(spec, f"{PROJECT_NAME}_spec")
-        options["lastresult"] = lastresult
-        options["pipeline"] = pipeline
+        options |= ways
         return spec
 
     return mark if function is None else mark(function)
@@ -71,18 +84,21 @@ class When:
         error: Classes, or dotted names of classes; one must match the error or its cause.
         task: A glob for the task's name.
         tag: A tag that the task must have.
+        outcome: The ends of the attempt of which one must be its own.
     """
 
     error: tuple[type[BaseException] | str, ...] | None = None
     task: str | None = None
     tag: str | None = None
+    outcome: frozenset[OutcomeStatus] | None = None
 
 
 def when(
     *,
-    error: type[BaseException] | str | tuple[type[BaseException] | str, ...] | None = None,
+    error: ErrorNames | None = None,
     task: str | None = None,
     tag: str | None = None,
+    outcome: Statuses | None = None,
 ) -> Callable[[F], F]:
     """Ask this hookimpl only when the conditions hold; goes on either side of ``@hookimpl``.
 
@@ -90,17 +106,21 @@ def when(
 
     Args:
         error: A class or several, or their dotted names; names are compared with the names along
-            the error's class hierarchy and never imported, a built-in needs no prefix.
+            the error's class hierarchy and looked up in the modules that are loaded, never
+            imported; a built-in needs no prefix.
         task: A glob (``fnmatch``) for the task's name.
         tag: A tag that the task must have.
+        outcome: How the attempt ended, one ``OutcomeStatus`` or several, or their names; on the
+            hooks that have an ``outcome``, where ``error`` is compared with ``outcome.error``.
 
     Returns:
         A decorator that returns the function it is given.
 
     Raises:
         TypeError: A condition is of the wrong type, or there is none.
+        ValueError: No attempt ends so; the nearest status is named.
     """
-    errors = error if isinstance(error, tuple) or error is None else (error,)
+    errors = None if error is None else _several(error)
     for one in errors or ():
         if not (isinstance(one, str) or (isinstance(one, type) and issubclass(one, BaseException))):
             msg = f"@when(error=...): expected an exception class or its dotted name, got {one!r}"
@@ -109,17 +129,43 @@ def when(
         if value is not None and not isinstance(value, str):
             msg = f"@when({name}=...): expected a string, got {value!r}"
             raise TypeError(msg)
-    if errors is None and task is None and tag is None:
-        msg = "@when() needs at least one of error=, task= and tag="
+    statuses = None if outcome is None else frozenset(map(_status, _several(outcome)))
+    condition = When(errors, task, tag, statuses)
+    if condition == When():
+        msg = "@when() needs at least one of error=, task=, tag= and outcome="
         raise TypeError(msg)
-    condition = When(errors, task, tag)
 
     def mark(function: F) -> F:
-        conditions = (condition, *getattr(function, WHEN_ATTRIBUTE, ()))
-        setattr(function, WHEN_ATTRIBUTE, conditions)
+        inner = _inner(function)
+        setattr(inner, WHEN_ATTRIBUTE, (condition, *getattr(inner, WHEN_ATTRIBUTE, ())))
         return function
 
     return mark
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, Iterable) and not isinstance(value, (str, type)):
+        return tuple(value)
+    return (value,)
+
+
+def _status(value: object) -> OutcomeStatus:
+    if not isinstance(value, str):
+        msg = f"@when(outcome=...): expected an OutcomeStatus or its name, got {value!r}"
+        raise TypeError(msg)
+    try:
+        return OutcomeStatus(value)
+    except ValueError:
+        import difflib  # noqa: PLC0415  # a plugin without a slip need not load it
+
+        (near,) = difflib.get_close_matches(value, OutcomeStatus, n=1, cutoff=0)
+        msg = f"@when(outcome={value!r}): no attempt ends so; did you mean {str(near)!r}?"
+        raise ValueError(msg) from None
+
+
+def _inner(function: Any) -> Any:
+    """Return what is called: marks on a static method or a class method itself would be lost."""
+    return function.__func__ if isinstance(function, (staticmethod, classmethod)) else function
 
 
 def blocking(function: F) -> F:
@@ -134,7 +180,7 @@ def blocking(function: F) -> F:
     Returns:
         The same function, marked.
     """
-    setattr(function, BLOCKING_ATTRIBUTE, True)
+    setattr(_inner(function), BLOCKING_ATTRIBUTE, True)
     return function
 
 

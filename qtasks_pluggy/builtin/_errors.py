@@ -30,14 +30,17 @@ def names(value: Any, where: str) -> tuple[str, ...]:
     """
     found = [value] if isinstance(value, str) else value
     if not (isinstance(found, (list, tuple)) and found and all(isinstance(n, str) for n in found)):
-        msg = f"{where} takes the name of an exception class or a list of names, got {value!r}"
+        msg = (
+            f"{where} takes the name of an exception class or a list of names,"
+            f" got {type(value).__name__}"
+        )
         raise SettingsError(msg)
-    for name in found:
+    for number, name in enumerate(found, start=1):
         if "." not in name and name not in _BUILTIN:
             near = difflib.get_close_matches(name, _BUILTIN, n=1, cutoff=0)[0]
             msg = (
-                f"{where}: {name!r} is no built-in exception; did you mean {near!r},"
-                f" or a name with its module, 'package.{name}'?"
+                f"{where}: name {number} is no built-in exception; did you mean {near!r},"
+                " or a name with its module, 'package.Error'?"
             )
             raise SettingsError(msg)
     return tuple(found)

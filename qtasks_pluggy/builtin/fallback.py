@@ -74,7 +74,7 @@ class Fallback:
         unknown("plugin.fallback", settings, ("rules",))
         given = settings.get("rules", [])
         if not isinstance(given, (list, tuple)):
-            msg = f"plugin.fallback.rules takes a list of tables, got {given!r}"
+            msg = f"plugin.fallback.rules takes a list of tables, got {type(given).__name__}"
             raise SettingsError(msg)
         self.rules = tuple(_rule(number, one) for number, one in enumerate(given, start=1))
 
@@ -92,7 +92,7 @@ class Fallback:
 def _rule(number: int, given: Any) -> Rule:
     where = f"plugin.fallback.rules, rule {number}"
     if not isinstance(given, Mapping):
-        msg = f"{where}: expected a table, got {given!r}"
+        msg = f"{where}: expected a table, got {type(given).__name__}"
         raise SettingsError(msg)
     unknown(where, given, _KEYS)
     if "result" not in given or len(given) == 1:
@@ -100,7 +100,7 @@ def _rule(number: int, given: Any) -> Rule:
         raise SettingsError(msg)
     for key in ("task", "tag"):
         if key in given and not (isinstance(given[key], str) and given[key]):
-            msg = f"{where}: {key} takes a text, got {given[key]!r}"
+            msg = f"{where}: {key} takes a text, got {type(given[key]).__name__}"
             raise SettingsError(msg)
     error = names(given["error"], f"{where}: error") if "error" in given else None
     return Rule(given["result"], given.get("task"), given.get("tag"), error)

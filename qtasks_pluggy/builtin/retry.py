@@ -62,7 +62,7 @@ class RetryPlugin:
         self.errors = names(settings["errors"], "plugin.retry.errors")
         limit = settings.get("limit", 3)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            msg = f"plugin.retry.limit takes a whole number, 1 or more, got {limit!r}"
+            msg = "plugin.retry.limit takes a whole number, 1 or more"
             raise SettingsError(msg)
         self.limit = limit
         numbers = {key: _number(key, settings.get(key, own)) for key, own in _NUMBERS.items()}
@@ -90,10 +90,10 @@ class RetryPlugin:
 
 def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        msg = f"plugin.retry.{key} takes a number, got {value!r}"
+        msg = f"plugin.retry.{key} takes a number, got {type(value).__name__}"
         raise SettingsError(msg)
     least = 1 if key == "factor" else 0
     if value < least:
-        msg = f"plugin.retry.{key} takes {least} or more, got {value!r}"
+        msg = f"plugin.retry.{key} takes a number, {least} or more"
         raise SettingsError(msg)
     return float(value)

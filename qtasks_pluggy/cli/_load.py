@@ -64,18 +64,17 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
     Raises:
         Trouble: There is no such app, importing it failed, or a setting has a wrong value.
     """
-    faults: list[str] = []
     app = None
     if spec is not None:
         wanted = "a QueueTasks, or an app that install() was called on"
         hint = "install() was not called on it: call {module}.install() where the app is made"
         app = _find(spec, _app_behind, wanted, hint)
     manager = PluginManager() if app is None else app.plugins
+    load = manager.discover if app is None else partial(load_plugins_of, app)
     try:
-        (manager.discover if app is None else partial(load_plugins_of, app))(faults)
+        return manager, load(skip_faulty=True)
     except SettingsError as error:
         raise Trouble(str(error)) from None
-    return manager, faults
 
 
 def _find(

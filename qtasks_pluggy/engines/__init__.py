@@ -117,15 +117,19 @@ def prepare(app: Any) -> None:
     app._ensure_loaded()  # noqa: SLF001  # an app of ours
 
 
-def load_plugins(app: Any, faults: list[str] | None = None) -> None:
+def load_plugins(app: Any, *, skip_faulty: bool = False) -> list[str]:
     """Read the settings and load the installed plugins, as a start or a first run does.
 
     Args:
         app: The app.
-        faults: Takes the faults of installed plugins instead of an error.
+        skip_faulty: Leave out installed plugins with faults, instead of an error.
+
+    Returns:
+        The faults of those that were left out.
 
     Raises:
         PluginRegistrationError: Faults of the installed plugins, all of them.
         SettingsError: Faults of the settings.
     """
-    app._load_plugins(faults)  # noqa: SLF001  # an app of ours
+    problems: list[str] = app._load_plugins(skip_faulty=skip_faulty)  # noqa: SLF001  # an app of ours
+    return problems

@@ -24,10 +24,18 @@ def test_decisions_cannot_be_subclassed():
         type("Later", (Retry,), {})
 
 
-def test_a_hookspec_is_lastresult_or_a_pipeline():
-    """The two ways of a hook exclude each other."""
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"lastresult": True, "pipeline": "x"},
+        {"anytrue": True, "pipeline": "x"},
+        {"anytrue": True, "lastresult": True},
+    ],
+)
+def test_the_ways_of_a_hookspec_exclude_each_other(ways):
+    """A hook has one rule for its answers."""
     with pytest.raises(ValueError, match="exclude each other"):
-        hookspec(lastresult=True, pipeline="x")
+        hookspec(**ways)
 
 
 def test_hooks_of_a_hosts_own_follow_the_rules():
