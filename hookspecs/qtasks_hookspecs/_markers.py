@@ -136,7 +136,7 @@ def when(
         raise TypeError(msg)
 
     def mark(function: F) -> F:
-        inner = _inner(function)
+        inner = inner_function(function)
         setattr(inner, WHEN_ATTRIBUTE, (condition, *getattr(inner, WHEN_ATTRIBUTE, ())))
         return function
 
@@ -163,7 +163,7 @@ def _status(value: object) -> OutcomeStatus:
         raise ValueError(msg) from None
 
 
-def _inner(function: Any) -> Any:
+def inner_function(function: Any) -> Any:
     """Return what is called: marks on a static method or a class method itself would be lost."""
     return function.__func__ if isinstance(function, (staticmethod, classmethod)) else function
 
@@ -180,7 +180,7 @@ def blocking(function: F) -> F:
     Returns:
         The same function, marked.
     """
-    setattr(_inner(function), BLOCKING_ATTRIBUTE, True)
+    setattr(inner_function(function), BLOCKING_ATTRIBUTE, True)
     return function
 
 

@@ -122,14 +122,14 @@ def load_plugins(app: Any, *, skip_faulty: bool = False) -> list[str]:
 
     Args:
         app: The app.
-        skip_faulty: Leave out installed plugins with faults, instead of an error.
+        skip_faulty: Whether to go on without the installed plugins that have faults.
 
     Returns:
-        The faults of those that were left out.
+        The faults of the plugins that were left out.
 
     Raises:
         PluginRegistrationError: Faults of the installed plugins, all of them.
         SettingsError: Faults of the settings.
     """
-    problems: list[str] = app._load_plugins(skip_faulty=skip_faulty)  # noqa: SLF001  # an app of ours
-    return problems
+    faults: list[str] = app._load_plugins(skip_faulty=skip_faulty)  # noqa: SLF001  # an app of ours
+    return faults
