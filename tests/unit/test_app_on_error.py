@@ -5,12 +5,31 @@ from __future__ import annotations
 import pytest
 
 from qtasks_hookspecs import Retry
-from qtasks_pluggy import QueueTasks
+from qtasks_pluggy import QueueTasks, TaskExecutor
+from tests.runs import both_ways
 
 
 def names(app):
     """Return the names of the app's plugins."""
     return [name for name, _ in app.plugins.list_name_plugin()]
+
+
+@both_ways
+def test_naming_a_class_is_consent(run):
+    """A handler is asked about what it names where ``intercept`` says nothing."""
+    app = QueueTasks("shop", discover=False)
+
+    @app.task
+    def price(sku):
+        return {"tea": 3}[sku]
+
+    @app.on_error(KeyError)
+    def use_last_known(run, error):
+        return (run.args[0], type(error))
+
+    assert run(TaskExecutor(price, args=("rare",))) == ("rare", KeyError)
+    with pytest.raises(TypeError):
+        price([])
 
 
 def test_an_explicit_intercept_of_nothing_refuses_consent():
@@ -34,7 +53,7 @@ def test_each_handler_is_a_plugin_named_as_its_function():
     app = QueueTasks("shop", discover=False)
 
     def make():
-        def handler():
+        def handler(error):
             return None
 
         return handler
@@ -48,9 +67,7 @@ def test_each_handler_is_a_plugin_named_as_its_function():
 
 def test_a_later_handler_has_the_last_word():
     """As any plugin that the app adds; and it can be put on observe by its name."""
-    app = QueueTasks(
-        "shop", discover=False, intercept=LookupError, settings={"observe": ["second"]}
-    )
+    app = QueueTasks("shop", discover=False, settings={"observe": ["second"]})
     task = app.task(name="t")(lambda: {}[1])
     app.on_error(KeyError)(_named("first", 1))
     app.on_error(KeyError)(_named("second", 2))
@@ -69,7 +86,7 @@ def _named(name, answer):
 
 def test_a_handler_may_answer_a_decision():
     """A retry, say, in an app whose tasks say nothing."""
-    app = QueueTasks("shop", discover=False, intercept=OSError)
+    app = QueueTasks("shop", discover=False)
     attempts = []
 
     @app.task
