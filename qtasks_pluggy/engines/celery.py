@@ -37,6 +37,7 @@ from qtasks_pluggy.engines._celery_attempt import (
     error_of,
     message_of,
 )
+from qtasks_pluggy.engines._celery_losses import survive_losses
 from qtasks_pluggy.engines._celery_reverse import Plugins, install
 from qtasks_pluggy.engines._celery_settings import (
     VISIBILITY,
@@ -68,9 +69,6 @@ __all__ = ["CeleryEngine", "Plugins", "at_least_once", "install"]
 
 # The header of a message that has what is ours.
 HEADER: Final = "qtasks_pluggy"
-# Seconds before a run is done again whose worker was lost, and how often, besides its retries.
-_AFTER_LOSS: Final = 1
-_LOSSES: Final = 10
 _STATUS: Final = {
     states.STARTED: TaskStatus.running,
     states.RETRY: TaskStatus.queued,
@@ -160,7 +158,7 @@ class CeleryEngine:
         if self._app is not app:
             msg = f"engine 'celery' is behind app {self._app.name!r} already; make one for each app"
             raise EngineError(msg)
-        name, most = task_func.name, task_func.max_retries
+        name = task_func.name
         if name in vars(self.native)["_tasks"]:
             raise self._taken(name)
 
@@ -174,11 +172,7 @@ class CeleryEngine:
             bind=True,
             # Every Celery app of a process has those that are shared.
             shared=False,
-            acks_late=True,
-            # Counted, unlike a rejection: a run that kills its workers has an end.
-            retry_on_worker_lost=True,
-            default_retry_delay=_AFTER_LOSS,
-            max_retries=None if most is None else most + _LOSSES,
+            **survive_losses(task_func.max_retries),
             **{OURS: True},
         )(body)
         self._tasks[name] = task
