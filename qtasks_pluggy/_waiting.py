@@ -16,6 +16,7 @@ import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
 
 import attrs
@@ -56,8 +57,10 @@ class Backend(Protocol):
         """
         ...
 
-    async def function(self, function: Callable[[], Any]) -> Captured:
-        """Call the function of a plain task."""
+    async def function(
+        self, function: Callable[[], Any], context: contextvars.Context | None = None
+    ) -> Captured:
+        """Call the function of a plain task, in a context if it runs elsewhere."""
         ...
 
     async def thread(
@@ -208,7 +211,7 @@ def _in_daemon_thread(
 ) -> concurrent.futures.Future[Captured]:
     future: concurrent.futures.Future[Captured] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
-    context = context or contextvars.copy_context()
+    context = contextvars.copy_context() if context is None else context
     if holds_the_loop and background.in_loop_thread():
         # Plain code on that loop waits for this thread, so this thread cannot wait for the loop.
         context.run(_holds_the_loop.set, True)  # noqa: FBT003  # ContextVar's own signature
@@ -245,12 +248,15 @@ class _OnLoop:
             return await thing
         return await with_timeout(thing, limit, context)
 
-    async def function(self, function: Callable[[], Any]) -> Captured:
+    async def function(
+        self, function: Callable[[], Any], context: contextvars.Context | None = None
+    ) -> Captured:
         if background.in_loop_thread():
             # There plain code waits for async code that waits for plain code, and so on: a pool
             # with an end to it could be full of threads that wait for each other.
-            return await asyncio.wrap_future(_in_daemon_thread(function, holds_the_loop=False))
-        return await asyncio.to_thread(capture, function)
+            return await asyncio.wrap_future(_in_daemon_thread(function, context, holds_the_loop=False))
+        call: Any = capture if context is None else partial(context.run, capture)
+        return await asyncio.to_thread(call, function)  # type: ignore[no-any-return]  # capture's
 
     async def thread(
         self,
@@ -283,8 +289,10 @@ class _OnLoop:
 class _OnEngineLoop(_OnLoop):
     """On an event loop, for an engine's runs, whose plain functions may wait for each other."""
 
-    async def function(self, function: Callable[[], Any]) -> Captured:
-        return await asyncio.wrap_future(_in_daemon_thread(function, holds_the_loop=False))
+    async def function(
+        self, function: Callable[[], Any], context: contextvars.Context | None = None
+    ) -> Captured:
+        return await asyncio.wrap_future(_in_daemon_thread(function, context, holds_the_loop=False))
 
 
 class _InThread:
@@ -301,7 +309,11 @@ class _InThread:
     ) -> T:
         return background.run(thing, limit, context)
 
-    async def function(self, function: Callable[[], Any]) -> Captured:
+    async def function(
+        self,
+        function: Callable[[], Any],
+        context: contextvars.Context | None = None,  # noqa: ARG002  # it runs right here
+    ) -> Captured:
         return capture(function)
 
     async def thread(
@@ -393,12 +405,13 @@ class _BackgroundLoop:
             )
 
         def start() -> None:
-            task = loop.create_task(body())
+            task = loop.create_task(body(), context=context)
             task.add_done_callback(end)
             tasks.append(task)
 
+        context = contextvars.copy_context() if context is None else context
         try:
-            loop.call_soon_threadsafe(start, context=context or contextvars.copy_context())
+            loop.call_soon_threadsafe(start)
             carried: Captured | None = None
             while carried is None:
                 # What an engine raises in this thread, as for a time limit, waits for a wait's end.

@@ -102,7 +102,9 @@ def _frames(origin: Origin) -> dict[str, None]:
         frame = traceback.tb_frame
         module = str(frame.f_globals.get("__name__", ""))
         if _is_apps_own(module, frame.f_code, own):
-            frames[f"{_portable(module) or _stem(frame.f_code.co_filename)}:{frame.f_code.co_qualname}"] = None
+            frames[
+                f"{_portable(module) or _stem(frame.f_code.co_filename)}:{frame.f_code.co_qualname}"
+            ] = None
         traceback = traceback.tb_next
     return frames
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from functools import partial
 from types import CoroutineType
@@ -22,7 +23,11 @@ from qtasks_pluggy._waiting import (
 
 
 async def call_function(
-    func: TaskFunc, call: Callable[[], Any], items: list[Any], backend: Backend
+    func: TaskFunc,
+    call: Callable[[], Any],
+    items: list[Any],
+    backend: Backend,
+    context: contextvars.Context | None,
 ) -> Any:
     """Call any function but a bare async one, which needs no help.
 
@@ -31,6 +36,7 @@ async def call_function(
         call: Its function, with the arguments.
         items: Where a generator's items go, each as soon as it is there.
         backend: How the caller waits.
+        context: What it runs in; None for the caller's own.
 
     Returns:
         What the function returns; of a generator ``items``; ``Raised`` for a ``StopIteration``.
@@ -43,14 +49,14 @@ async def call_function(
         running = _items_of(call(), items) if func.is_generator else call()
         if limit is not None:
             running = _limited(running, limit, func.name)
-        return await backend.awaitable(running)
+        return await backend.awaitable(running, context=context)
     if func.is_generator:
         call = partial(_collect, call, items)
     if limit is None:
-        carried = await backend.function(call)
+        carried = await backend.function(call, context)
     else:
         try:
-            carried = await backend.thread(call, limit)
+            carried = await backend.thread(call, limit, context)
         except LimitExceededError:
             _log.event("warning", "task_abandoned", task=func.name, max_time=limit)
             raise _out_of_time(func.name, limit) from None
@@ -58,7 +64,9 @@ async def call_function(
         return Raised(carried[1])
     result = unwrap(carried)
     # A plain function around an async one, as decorators make them.
-    return await backend.awaitable(result) if isinstance(result, CoroutineType) else result
+    if isinstance(result, CoroutineType):
+        return await backend.awaitable(result, context=context)
+    return result
 
 
 def _out_of_time(name: str, limit: float) -> TaskTimeoutError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from qtasks_hookspecs import TaskFunc, TaskMessage
+from qtasks_hookspecs import DeadLetter, RunningApp, TaskFunc, TaskMessage
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.chain import Asked
 from qtasks_pluggy._plugins.trail import Trail
@@ -19,20 +19,24 @@ class RunView:
     """One run as its plugins see it, none of it to be written by accident."""
 
     __slots__ = (
+        "_app",
         "_args",
         "_attempt",
         "_engine",
         "_entries",
+        "_hooks",
         "_kwargs",
         "_message",
         "_result",
         "_task_func",
         "_yielded",
     )
+    _app: Any
     _args: tuple[Any, ...]
     _attempt: int
     _engine: Host | None
     _entries: list[Asked]
+    _hooks: Any
     _kwargs: Mapping[str, Any]
     _message: TaskMessage | None
     _result: Any
@@ -53,6 +57,11 @@ class RunView:
                 func.name, self._args, self._kwargs, priority=func.priority, attempt=self._attempt
             )
         return self._message
+
+    @property
+    def app(self) -> RunningApp | None:
+        """The app whose task this is; None for a bare executor."""
+        return self._app  # type: ignore[no-any-return]  # what made the task
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -101,8 +110,10 @@ class RunView:
         Raises:
             CapabilityError: It cannot.
         """
-        if self._engine is not None:
-            check_decision_supported(self._engine, decision)
+        keepers = self._hooks.task_executor_dead_letter.chain
+        if self._engine is None or (isinstance(decision, DeadLetter) and keepers is not None):
+            return
+        check_decision_supported(self._engine, decision)
 
     @property
     def log(self) -> Any:

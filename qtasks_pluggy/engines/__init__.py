@@ -21,12 +21,14 @@ from __future__ import annotations
 from qtasks_pluggy._fork import lock_of
 from qtasks_pluggy._log import event as log_event
 from qtasks_pluggy._submit.lookup import url_options
-from qtasks_pluggy._submit.outcome import Ended, Outcome, status_of
+from qtasks_pluggy._submit.outcome import Attempt, Ended, status_of
+from qtasks_pluggy._submit.outcome import Attempt as Outcome
 from qtasks_pluggy._submit.protocol import Capabilities, Engine, Host, NoRoomError
 from qtasks_pluggy._waiting import background
 from qtasks_pluggy.engines._installed import installed_in
 
 __all__ = [
+    "Attempt",
     "Capabilities",
     "Ended",
     "Engine",
