@@ -282,7 +282,10 @@ class _OnLoop:
         return asked_for and asked_for - getattr(task, "_must_cancel", False)
 
     def cancelled(self, met: int) -> bool:
-        task = asyncio.current_task()
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # a run that is stepped without a loop, for the last time
+            return False
         return task is not None and task.cancelling() > met
 
 

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import attrs
 
+from qtasks_hookspecs._decisions import in_seconds
+
 if TYPE_CHECKING:
+    from datetime import timedelta
     from uuid import UUID
 
 __all__ = ["RunningApp", "RunningTask", "TaskFunc", "TaskMessage"]
@@ -92,7 +95,7 @@ class TaskFunc:
         intercept: Exception classes that plugins are asked about besides
             ``TaskPluginTriggerError``; None stands for the app's.
         max_retries: The most retries of one run that plugins may cause; None for no bound.
-        max_time: Seconds that one attempt may take; None for no limit.
+        max_time: Seconds that one attempt may take, or a ``timedelta``; None for no limit.
         tags: Words that plugins can filter by.
         description: What the task does, for people.
         extra: Whatever else the app gave with the task, for its plugins.
@@ -112,7 +115,9 @@ class TaskFunc:
         default=None, kw_only=True, converter=error_classes
     )
     max_retries: int | None = attrs.field(default=None, kw_only=True, validator=retry_count)
-    max_time: float | None = attrs.field(default=None, kw_only=True, validator=_positive_seconds)
+    max_time: float | None = attrs.field(
+        default=None, kw_only=True, converter=in_seconds, validator=_positive_seconds
+    )
     tags: tuple[str, ...] = attrs.field(default=(), kw_only=True)
     description: str = attrs.field(default="", kw_only=True)
     extra: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, repr=False)
@@ -306,6 +311,11 @@ class RunningTask(Protocol):
     """What a hookimpl may read from ``task_executor``: one run, none of it to be written."""
 
     @property
+    def app(self) -> RunningApp | None:
+        """The app whose task this is; None for a bare executor."""
+        ...
+
+    @property
     def task_func(self) -> TaskFunc:
         """The task's definition."""
         ...
@@ -362,7 +372,7 @@ class RunningTask(Protocol):
 
 
 class RunningApp(Protocol):
-    """What ``qtasks_start`` and ``qtasks_stop`` may read from ``app``."""
+    """What a hookimpl may use of ``app``, and of ``task_executor.app``."""
 
     @property
     def name(self) -> str:
@@ -372,4 +382,37 @@ class RunningApp(Protocol):
     @property
     def tasks(self) -> Mapping[str, Any]:
         """The app's tasks by name."""
+        ...
+
+    @property
+    def engine(self) -> Any:
+        """What carries the app's submitted runs; None where it runs tasks in place only."""
+        ...
+
+    def replay(
+        self,
+        message: TaskMessage,
+        *,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        delay: float | timedelta | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> UUID | str:
+        """Run a message's task again: sent to the engine, or in place here and now.
+
+        Args:
+            message: The message of the run that is to be repeated.
+            args: Other positional arguments; None for the message's.
+            kwargs: Other keyword arguments; None for the message's.
+            delay: Seconds before the new run may begin, where the app has an engine.
+            metadata: What else is to travel with it, besides the message's own. ``replay_of`` is
+                the id of the run that is repeated.
+
+        Returns:
+            The id of the new run.
+
+        Raises:
+            TaskNameError: The app has no such task.
+            NotRunningError: The app is not started.
+        """
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -76,11 +77,23 @@ def chain_cause(error: Exception, cause: Exception) -> Exception:
     return error
 
 
+def came_of_cancellation(error: BaseException) -> bool:
+    """Say whether an error was raised while a cancellation was handled."""
+    seen: set[int] = set()
+    behind: BaseException | None = error
+    while behind is not None and id(behind) not in seen:
+        if isinstance(behind, asyncio.CancelledError):
+            return True
+        seen.add(id(behind))
+        behind = behind.__context__
+    return False
+
+
 def failure_on(engine: Host, error: BaseException) -> BaseException | None:
     """Say in what a run fails whose task raised an error that is no ``Exception``.
 
     Returns:
-        What the caller is to see; None where the error goes on as it is, because it ends the worker.
+        What the caller is to see; None where the error goes on as it is and ends the worker.
     """
     translate = getattr(engine, "failure", None)
     return error if translate is None else translate(error)  # type: ignore[no-any-return]

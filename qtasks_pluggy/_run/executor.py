@@ -34,6 +34,7 @@ from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.decisions import (
     STATUS_OF,
     attempt_from,
+    came_of_cancellation,
     failure_on,
     note_decision,
     wrap_intercepted,
@@ -132,8 +133,8 @@ class TaskExecutor(RunView):
         self._context: contextvars.Context | None = None
         # Whether only those handlers are asked that name the error's class.
         self._consented_only = False
-        # Those that the caller had met before the run began.
-        self._cancellations = 0
+        # Those that the caller had met before the run began, where that is known.
+        self._cancellations: int | None = None
 
     def execute(self) -> Coroutine[Any, Any, Any]:
         """Run the task from async code; a ``def`` task runs in a worker thread.
@@ -204,16 +205,15 @@ class TaskExecutor(RunView):
     async def _run(self, backend: Backend) -> Any:
         """Attempt until the run is over, in place, and end it."""
         self._begin(backend)
-        attempt = await self._attempt_once()
-        while attempt is not None and attempt.goes_on:
-            try:
+        try:
+            attempt = await self._attempt_once()
+            while attempt is not None and attempt.goes_on:
                 if attempt.delay:
                     await backend.sleep(attempt.delay)
-            except BaseException as cut:  # noqa: BLE001  # raised when plugins have heard of the end
-                attempt = self._cut_by(cut)
-            else:
                 self._next_attempt()
                 attempt = await self._attempt_once()
+        except BaseException as cut:  # noqa: BLE001  # raised when plugins have heard of the end
+            attempt = self._cut_by(cut)
         if attempt is not None or self._hooks.task_executor_task_close.listens(_SUCCEEDED):
             attempt = await self._end(attempt)
             if attempt.error is not None:
@@ -233,7 +233,10 @@ class TaskExecutor(RunView):
         if self._engine is not None:
             self._next_attempt()
         self._engine = engine
-        attempt = await self._attempt_once()
+        try:
+            attempt = await self._attempt_once()
+        except GeneratorExit as gone:
+            attempt = self._cut_by(gone)
         if attempt is not None and attempt.goes_on:
             self._backend = None
             return attempt
@@ -272,7 +275,8 @@ class TaskExecutor(RunView):
             msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
             raise RuntimeError(msg)
         self._backend = backend
-        # Where a caller cleans up after its own cancellation, that one is none of this run's.
+        # Asking what a caller has met costs as much as a run. One that has met something is mostly
+        # handling it.
         if backend.on_loop and sys.exception() is not None:
             self._cancellations = backend.cancellations()
 
@@ -326,13 +330,18 @@ class TaskExecutor(RunView):
         Returns:
             What it comes to; None for a result of whose end no plugin wants to hear.
         """
-        if not isinstance(error, Exception):
-            return self._cut_by(error)
+        is_cut = not isinstance(error, Exception)
+        if self._context is not None and (is_cut or isinstance(error, TaskTimeoutError)):
+            # A thread that was left behind is still in it.
+            self._context = self._context.copy()
+        if is_cut:
+            return self._cut_by(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), error)
-        if isinstance(error, TaskTimeoutError) and self._context is not None:
-            # The thread that was left behind is still in it.
-            self._context = self._context.copy()
+        if self._is_called_off(error):
+            # In place the task's own error goes on, as the function would have it.
+            cut = error if self._engine is None else asyncio.CancelledError()
+            return self._conclude(Attempt("fail" if cut is error else "pass", cut), error)
         begin = len(self._entries)
         answer = await self._ask(error)
         entries = self._entries[begin:]
@@ -349,17 +358,27 @@ class TaskExecutor(RunView):
             attempt, decider = await self._set_aside(attempt, error, decider)
         return self._conclude(attempt, error, decider)
 
+    def _is_called_off(self, error: Exception) -> bool:
+        """Say whether the run's cancellation was asked for since it began: nothing is decided then.
+
+        Where it is not known whether the caller had met one before, it is the run's if the error
+        came of it.
+        """
+        met, backend = self._cancellations, self._backend or ASYNCIO
+        is_known = met is not None or self._engine is not None
+        return backend.cancelled(met or 0) and (is_known or came_of_cancellation(error))
+
     async def _ask(self, error: Exception) -> Any:
         """Ask the plugins about the task's own error, if they may see it.
 
         Returns:
             The winning answer. None where there is none, and where the run's cancellation was asked
-            for: nothing is decided after that.
+            for meanwhile.
         """
         hook, backend = self._hooks.task_executor_run_task_trigger_error, self._backend or ASYNCIO
-        if hook.chain is None or backend.cancelled(self._cancellations):
+        if hook.chain is None:
             return None
-        asked = None
+        asked, met = None, backend.cancellations()
         try:
             if isinstance(error, TaskPluginTriggerError):
                 asked = error
@@ -374,7 +393,7 @@ class TaskExecutor(RunView):
             if asked is None:
                 return None
             answer = await self._call(hook, e=asked)
-            return None if backend.cancelled(self._cancellations) else answer
+            return None if backend.cancelled(met) else answer
         finally:
             self._consented_only = False
             # A traceback holds this frame; this frame must not hold the error.
@@ -417,7 +436,7 @@ class TaskExecutor(RunView):
         if isinstance(cut, Exception):
             return self._conclude(Attempt("fail", cut), cut)
         failure = None
-        if self._engine is not None and not self._is_cancellation(cut):
+        if self._engine is not None and cut is own and not self._is_cancellation(cut):
             failure = failure_on(self._engine, cut)
         return self._conclude(
             Attempt("pass", cut) if failure is None else Attempt("fail", failure), cut
@@ -494,7 +513,12 @@ class TaskExecutor(RunView):
             attempt = self._conclude(Attempt("succeed"), None)
         hooks = self._hooks
         if attempt.action in {"fail", "dead_letter"}:
-            attempt = await self._tell(hooks.task_executor_task_failed, attempt, e=attempt.error)
+            try:
+                attempt = await self._tell(
+                    hooks.task_executor_task_failed, attempt, e=attempt.error
+                )
+            except GeneratorExit as gone:
+                attempt = self._cut_by(gone)
         return await self._tell(hooks.task_executor_task_close, attempt, outcome=attempt.outcome)
 
     async def _tell(self, hook: Any, attempt: Attempt, **values: Any) -> Attempt:
