@@ -254,9 +254,11 @@ class _OnLoop:
         if background.in_loop_thread():
             # There plain code waits for async code that waits for plain code, and so on: a pool
             # with an end to it could be full of threads that wait for each other.
-            return await asyncio.wrap_future(_in_daemon_thread(function, context, holds_the_loop=False))
+            return await asyncio.wrap_future(
+                _in_daemon_thread(function, context, holds_the_loop=False)
+            )
         call: Any = capture if context is None else partial(context.run, capture)
-        return await asyncio.to_thread(call, function)  # type: ignore[no-any-return]  # capture's
+        return await asyncio.to_thread(call, function)
 
     async def thread(
         self,

@@ -25,13 +25,19 @@ _mark_spec: Final[pluggy.HookspecMarker] = pluggy.HookspecMarker(PROJECT_NAME)
 
 
 @overload
-def hookspec(function: F, *, lastresult: bool = ..., pipeline: str | None = ...) -> F: ...
+def hookspec(
+    function: F, *, lastresult: bool = ..., pipeline: str | None = ..., anytrue: bool = ...
+) -> F: ...
 @overload
 def hookspec(
-    function: None = ..., *, lastresult: bool = ..., pipeline: str | None = ...
+    function: None = ..., *, lastresult: bool = ..., pipeline: str | None = ..., anytrue: bool = ...
 ) -> Callable[[F], F]: ...
 def hookspec(
-    function: F | None = None, *, lastresult: bool = False, pipeline: str | None = None
+    function: F | None = None,
+    *,
+    lastresult: bool = False,
+    pipeline: str | None = None,
+    anytrue: bool = False,
 ) -> F | Callable[[F], F]:
     """Mark a function as a hook specification.
 
@@ -42,22 +48,25 @@ def hookspec(
         lastresult: Every hookimpl is called, and the last answer that is not None is the result.
         pipeline: The name of the parameter that each answer replaces for the hookimpls that
             follow; ``"args, kwargs"`` for a pair. The result is what the last of them left.
+        anytrue: Every hookimpl is called, and the result is True if one answered exactly True,
+            else None.
 
     Returns:
         The same function, marked.
 
     Raises:
-        ValueError: Both ``lastresult`` and ``pipeline`` are given.
+        ValueError: More than one of the three is given.
     """
-    if lastresult and pipeline:
-        msg = f"hookspec: lastresult=True and pipeline={pipeline!r} exclude each other; choose one"
+    ways = {"lastresult": lastresult, "pipeline": pipeline, "anytrue": anytrue}
+    chosen = [f"{name}={value!r}" for name, value in ways.items() if value]
+    if len(chosen) > 1:
+        msg = f"hookspec: {' and '.join(chosen)} exclude each other; choose one"
         raise ValueError(msg)
 
     def mark(spec: F) -> F:
         _mark_spec(spec)
         options: dict[str, Any] = getattr(spec, f"{PROJECT_NAME}_spec")
-        options["lastresult"] = lastresult
-        options["pipeline"] = pipeline
+        options |= ways
         return spec
 
     return mark if function is None else mark(function)

@@ -330,11 +330,11 @@ class TaskExecutor(RunView):
         Returns:
             What it comes to; None for a result of whose end no plugin wants to hear.
         """
-        is_cut = not isinstance(error, Exception)
-        if self._context is not None and (is_cut or isinstance(error, TaskTimeoutError)):
-            # A thread that was left behind is still in it.
+        left_behind = isinstance(error, TaskTimeoutError) or not isinstance(error, Exception)
+        if self._context is not None and left_behind:
+            # A thread may be in it for good.
             self._context = self._context.copy()
-        if is_cut:
+        if not isinstance(error, Exception):
             return self._cut_by(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), error)
@@ -623,7 +623,7 @@ class TaskExecutor(RunView):
 
     def _echo_task(self) -> Any:
         kind = AsyncTask if self._task_func.is_async else SyncTask
-        return kind(self._task_func, self.app, self)
+        return kind(self._task_func, self._app, self)
 
 
 def _plugins_of(app: Any) -> PluginManager:
