@@ -96,7 +96,7 @@ def failure_on(engine: Host, error: BaseException) -> BaseException | None:
         What the caller is to see; None where the error goes on as it is and ends the worker.
     """
     translate = getattr(engine, "failure", None)
-    return error if translate is None else translate(error)  # type: ignore[no-any-return]
+    return error if translate is None else translate(error)
 
 
 def check_decision_supported(engine: Host, decision: Any) -> None:

@@ -85,6 +85,15 @@ class TaskExecutor(RunView):
         "_original_arguments",
         "_started",
     )
+    _backend: Backend | None
+    # Those that the caller had met before the run began, where that is known.
+    _cancellations: int | None
+    # Whether only those handlers are asked that name the error's class.
+    _consented_only: bool
+    # The context of an attempt whose function leaves the caller's own: hooks run in it too.
+    _context: contextvars.Context | None
+    # When the attempt began, where plugins hear of its end.
+    _started: float | None
 
     def __init__(
         self,
@@ -95,11 +104,11 @@ class TaskExecutor(RunView):
         kwargs: Mapping[str, Any] | None = None,
         plugins: PluginManager | list[Any] | tuple[Any, ...] | None = None,
     ) -> None:
-        self._app: Any = None
+        self._task: Any = None
         func: Any = task_func
         if type(task_func) is not TaskFunc:
             if isinstance(task_func, (AsyncTask, SyncTask)):
-                self._app = task_func.host
+                self._task = task_func
                 func = task_func.task_func
             else:
                 func = TaskFunc(getattr(task_func, "__name__", repr(task_func)), func)
@@ -122,19 +131,14 @@ class TaskExecutor(RunView):
             self._attempt = task_broker.attempt or 1
         manager: Any = plugins
         if plugins is None:
-            manager = _NO_PLUGINS if self._app is None else _plugins_of(self._app)
+            manager = _NO_PLUGINS if self._task is None else _plugins_of(self.app)
         elif not isinstance(plugins, PluginManager):
             manager = PluginManager(plugins)
         self._hooks: Any = manager.hook
-        self._result = self._yielded = self._engine = None
         self._entries = []
-        self._backend: Backend | None = None
-        # Of an attempt whose function leaves the caller's own, for the hooks around it.
-        self._context: contextvars.Context | None = None
-        # Whether only those handlers are asked that name the error's class.
+        self._result = self._yielded = self._engine = self._backend = None
+        self._context = self._cancellations = self._started = None
         self._consented_only = False
-        # Those that the caller had met before the run began, where that is known.
-        self._cancellations: int | None = None
 
     def execute(self) -> Coroutine[Any, Any, Any]:
         """Run the task from async code; a ``def`` task runs in a worker thread.
@@ -204,7 +208,9 @@ class TaskExecutor(RunView):
 
     async def _run(self, backend: Backend) -> Any:
         """Attempt until the run is over, in place, and end it."""
-        self._begin(backend)
+        if self._backend is not None or sys.exception() is not None:
+            self._look_back(backend)
+        self._backend = backend
         try:
             attempt = await self._attempt_once()
             while attempt is not None and attempt.goes_on:
@@ -214,7 +220,8 @@ class TaskExecutor(RunView):
                 attempt = await self._attempt_once()
         except BaseException as cut:  # noqa: BLE001  # raised when plugins have heard of the end
             attempt = self._cut_by(cut)
-        if attempt is not None or self._hooks.task_executor_task_close.listens(_SUCCEEDED):
+        hook = self._hooks.task_executor_task_close
+        if attempt is not None or (hook.chain is not None and hook.listens(_SUCCEEDED)):
             attempt = await self._end(attempt)
             if attempt.error is not None:
                 error, attempt = attempt.error, None
@@ -229,7 +236,8 @@ class TaskExecutor(RunView):
 
     async def _attempt_for(self, engine: Host, backend: Backend) -> Attempt:
         """Attempt once for an engine, and end the run, unless it goes on."""
-        self._begin(backend)
+        self._look_back(backend)
+        self._backend = backend
         if self._engine is not None:
             self._next_attempt()
         self._engine = engine
@@ -265,19 +273,19 @@ class TaskExecutor(RunView):
             # A traceback holds this frame; this frame must not hold the error.
             del error, attempt
 
-    def _begin(self, backend: Backend) -> None:
-        """Take this executor's only run.
+    def _look_back(self, backend: Backend) -> None:
+        """See what was before the run: a run of this executor, a cancellation of its caller.
+
+        Asking what a caller has met costs as much as a run, and one that has met a cancellation is
+        mostly handling it: so nobody asks where no exception is handled.
 
         Raises:
-            RuntimeError: It has run already.
+            RuntimeError: This executor has run already.
         """
         if self._backend is not None:
             msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
             raise RuntimeError(msg)
-        self._backend = backend
-        # Asking what a caller has met costs as much as a run. One that has met something is mostly
-        # handling it.
-        if backend.on_loop and sys.exception() is not None:
+        if self._engine is None:
             self._cancellations = backend.cancellations()
 
     async def _attempt_once(self) -> Attempt | None:
@@ -623,11 +631,11 @@ class TaskExecutor(RunView):
 
     def _echo_task(self) -> Any:
         kind = AsyncTask if self._task_func.is_async else SyncTask
-        return kind(self._task_func, self._app, self)
+        return kind(self._task_func, getattr(self._task, "host", None), self)
 
 
 def _plugins_of(app: Any) -> PluginManager:
-    """Return an app's plugins, its installed ones loaded."""
+    """Return an app's plugins, its installed ones loaded; those of no app are none."""
     if hasattr(app, "ensure_loaded"):
         app.ensure_loaded()
     return getattr(app, "plugins", _NO_PLUGINS)

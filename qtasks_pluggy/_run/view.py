@@ -19,7 +19,6 @@ class RunView:
     """One run as its plugins see it, none of it to be written by accident."""
 
     __slots__ = (
-        "_app",
         "_args",
         "_attempt",
         "_engine",
@@ -28,10 +27,10 @@ class RunView:
         "_kwargs",
         "_message",
         "_result",
+        "_task",
         "_task_func",
         "_yielded",
     )
-    _app: Any
     _args: tuple[Any, ...]
     _attempt: int
     _engine: Host | None
@@ -40,6 +39,7 @@ class RunView:
     _kwargs: Mapping[str, Any]
     _message: TaskMessage | None
     _result: Any
+    _task: Any
     _task_func: TaskFunc
     _yielded: list[Any] | None
 
@@ -61,7 +61,7 @@ class RunView:
     @property
     def app(self) -> RunningApp | None:
         """The app whose task this is; None for a bare executor."""
-        return self._app  # type: ignore[no-any-return]  # what made the task
+        return getattr(self._task, "host", None)
 
     @property
     def args(self) -> tuple[Any, ...]:
