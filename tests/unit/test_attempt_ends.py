@@ -408,3 +408,106 @@ def test_r16_a_retry_that_cannot_be_arranged_is_a_failure_of_the_attempt_that_wa
     assert taken.give_up_sync(error).error is error
 
     assert [("ended", "retried", 1), ("failed", "OSError"), ("closed", "failed", 1)] == hears.heard
+
+
+class Keeps:
+    """Keeps dead letters, in its own way."""
+
+    name = "keeps"
+
+    def __init__(self, keep: Any) -> None:
+        self.task_executor_dead_letter = hookimpl(keep)
+
+
+@both_ways
+@every_kind
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("cls", [ShopError, ValueError])
+def test_r9_a_keeper_gets_message_error_and_reason(cls, is_async, kind, run, caplog):
+    """R9: the run is handed over once, with the task's own error, unwrapped; nothing is logged."""
+    letters: list[Any] = []
+
+    def keep(task_broker: Any, e: Any, reason: Any) -> bool:
+        letters.append((task_broker, e, reason))
+        return True
+
+    async def keep_async(task_broker: Any, e: Any, reason: Any) -> bool:
+        await asyncio.sleep(0)
+        return keep(task_broker, e, reason)
+
+    own = cls("no")
+    func = TaskFunc("price", failing(kind, own), intercept=ValueError)
+    plugins = [Keeps(keep_async if is_async else keep), Hears(DeadLetter("look at it"))]
+    taken = TaskExecutor(func, args=(1,), kwargs={"a": 2}, plugins=plugins)
+
+    with pytest.raises(TaskDeadLetteredError, match="look at it") as caught:
+        run(taken)
+
+    ((message, error, reason),) = letters
+    assert ("price", (1,), {"a": 2}) == (message.name, message.args, message.kwargs)
+    assert message == taken.task_broker
+    assert error is caught.value.__cause__ is own
+    assert "look at it" == reason
+    assert "task_dead_lettered" not in caplog.text
+
+
+@both_ways
+@pytest.mark.parametrize("failure", [OSError("full"), asyncio.CancelledError()])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_r7_a_keeper_that_fails_has_not_kept_the_run(is_async, failure, run, caplog):
+    """R7: that is logged with its name, and the run ends as if it were not there."""
+
+    def keep() -> None:
+        raise failure
+
+    async def keep_async() -> None:
+        raise failure
+
+    hears = Hears(DeadLetter("x"))
+    with pytest.raises(TaskDeadLetteredError):
+        run(
+            TaskExecutor(
+                failing("coroutine", ShopError()),
+                plugins=[hears, Keeps(keep_async if is_async else keep)],
+            )
+        )
+
+    assert "plugin_failed" in caplog.text
+    assert "task_dead_lettered" in caplog.text
+    assert ("closed", "dead_lettered", 1) == hears.heard[-1]
+
+
+def test_r16_a_run_that_is_cancelled_while_it_is_set_aside_is_cancelled():
+    """R16: cancelling a run while a keeper takes it is a cancellation."""
+    hears = Hears(DeadLetter("x"))
+
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def keep() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        plugins = [hears, Keeps(keep)]
+        run = TaskExecutor(failing("coroutine", ShopError()), plugins=plugins).execute()
+        task = asyncio.ensure_future(run)
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+    assert [("ended", "cancelled", 1), ("closed", "cancelled", 1)] == hears.heard[1:]
+
+
+@both_ways
+def test_r6_nothing_is_noted_where_nobody_decided(run):
+    """R6: an error about which no plugin had an opinion, and none failed, goes on as it is."""
+    own = ShopError("no")
+    context = own.__context__
+    with pytest.raises(ShopError) as caught:
+        run(TaskExecutor(failing("function", own), plugins=[Hears()]))
+    assert caught.value is own
+    assert not hasattr(own, "__notes__")
+    assert own.__context__ is context
