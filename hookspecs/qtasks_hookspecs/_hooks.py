@@ -160,7 +160,8 @@ def task_executor_dead_letter(
 
     Returns:
         ``True`` for "I have kept it". One is enough: then every engine allows the decision, and the
-        engine's own place for dead letters is not used. Anything else counts as no answer.
+        engine's own place for dead letters is not used. ``None``, and whatever is not exactly
+        ``True``, is "I have not".
 
     Raises:
         An exception is logged with this plugin's name, and the run counts as not kept by it. A
