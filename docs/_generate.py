@@ -99,11 +99,11 @@ def _hooks_part() -> Iterator[str]:
 def _settings_part() -> Iterator[str]:
     factories = _factories(Settings)
     yield from _table(
-        ["key", "type", "default", "what it is for"],
+        ["key", "takes", "default", "what it is for"],
         (
             [
                 f"`{field.name}`",
-                f"`{str(field.type).replace('tuple[str, ...]', 'list of names')}`",
+                field.metadata["kind"].wanted,
                 f"`{factories.get(field.name, field.default)!r}`",
                 _markdown(field.metadata["says"]),
             ]

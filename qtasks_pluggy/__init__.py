@@ -26,6 +26,7 @@ The house, where each row imports only from the rows below it:
 ``builtin/``         two plugins of our own, off until they are enabled
 ``base_plugin.py``   plugins of QTasks' own shape, for migration
 ``_settings.py``     the operator's settings
+``_settings_file.py``  where their file is found, and whose it may be
 ``_waiting.py``      how a run waits, in plain code and on an event loop
 ``_log.py``          where events go
 ``_text.py``         how plugins are named, and misspelt names understood

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import timedelta
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
+from itertools import count
+from types import MappingProxyType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
-from qtasks_hookspecs import TaskFunc, TaskMessage
+from qtasks_hookspecs import TaskFunc, TaskMessage, on_error
 from qtasks_hookspecs._types import error_classes
-from qtasks_hookspecs.exc import PluginRegistrationError, TaskNameError
+from qtasks_hookspecs.exc import (
+    CapabilityError,
+    EngineError,
+    PluginRegistrationError,
+    TaskNameError,
+)
 from qtasks_pluggy._lifecycle import Lifecycle
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.executor import TaskExecutor
 from qtasks_pluggy._submit.handle import TaskHandle
 from qtasks_pluggy._submit.lookup import check_workers, resolve_engine
-from qtasks_pluggy._submit.protocol import Engine, check_task_supported
+from qtasks_pluggy._submit.protocol import FindsRuns, check_task_supported
 from qtasks_pluggy._submit.replay import repetition_of, replay_in_place, replay_on
 from qtasks_pluggy._submit.submit import Submissions, submit, unknown_task
 from qtasks_pluggy._task import AsyncTask, Decorator, EchoDecorator, SyncTask
@@ -27,8 +41,10 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 Intercept: TypeAlias = type[BaseException] | Iterable[type[BaseException]] | None
+F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 Y = TypeVar("Y")
+_NO_EXTRA: Final[Mapping[str, Any]] = {}
 
 
 class QueueTasks(Lifecycle):
@@ -41,11 +57,10 @@ class QueueTasks(Lifecycle):
         plugins: Modules or objects with hookimpls; checked at once.
         discover: Whether the installed plugins are loaded, at the start or the first run.
         intercept: Exception classes that plugins are asked about besides
-            ``TaskPluginTriggerError``, for tasks that do not say.
+            ``TaskPluginTriggerError``, for tasks that do not say; ``Exception`` for all. None asks
+            only those who name a class with ``on_error``, about that class, and ``()`` nobody.
         max_retries: The most retries of one run that plugins may cause; None for no bound.
         settings: Keys of the settings, this app's defaults; checked at once.
-        dead_letter: Called with the message, the task's error and the reason of a run that a
-            plugin sets aside; plain or async. The default logs one event.
 
     Raises:
         EngineError: No engine has this URL's scheme, or its package is not installed.
@@ -61,21 +76,24 @@ class QueueTasks(Lifecycle):
         engine: Any = None,
         plugins: Iterable[Any] = (),
         discover: bool = True,
-        intercept: type[BaseException] | Iterable[type[BaseException]] = (),
+        intercept: Intercept = None,
         max_retries: int | None = 10,
         settings: Mapping[str, Any] | None = None,
-        dead_letter: Callable[..., Any] | None = None,
     ) -> None:
         if not isinstance(name, str):
             msg = f"QueueTasks(name): expected a string, got {name!r}"
             raise TypeError(msg)
-        if dead_letter is not None and not callable(dead_letter):
-            msg = f"QueueTasks(dead_letter=...): expected a function, got {dead_letter!r}"
+        if isinstance(plugins, str) or not isinstance(plugins, Iterable):
+            kind = plugins.__name__ if isinstance(plugins, type) else type(plugins).__name__
+            msg = (
+                f"QueueTasks({name!r}, plugins=...): expected a list of plugins, got one {kind};"
+                " write plugins=[...] around it"
+            )
             raise TypeError(msg)
         TaskFunc(name, len, max_retries=max_retries)  # its checks are the same
         self.name: str = name
-        self.dead_letter: Callable[..., Any] | None = dead_letter
-        self._intercept = error_classes(intercept) or ()
+        # Read when an error comes, so that it holds for tasks that were declared before it.
+        self._intercept = error_classes(intercept)
         self._max_retries = max_retries
         self._tasks: dict[str, Any] = {}
         super().__init__(PluginManager(plugins, settings=settings), discover=discover)
@@ -83,8 +101,8 @@ class QueueTasks(Lifecycle):
             self.set_engine(engine)
 
     @property
-    def engine(self) -> Engine | None:
-        """The adapter of the app's engine, whose ``native`` is the engine's own object."""
+    def engine(self) -> Any:
+        """The adapter of the app's engine, whose ``native`` is the engine's own object; or None."""
         return self._engine
 
     def set_engine(self, engine: Any, workers: int | None = None) -> None:
@@ -116,18 +134,20 @@ class QueueTasks(Lifecycle):
             self._engine, self._workers = adapter, workers
 
     @property
-    def tasks(self) -> Mapping[str, Any]:
+    def tasks(self) -> Mapping[str, AsyncTask[..., Any] | SyncTask[..., Any]]:
         """The app's tasks by name."""
         return MappingProxyType(self._tasks)
 
     @overload
     def task(  # type: ignore[overload-overlap]  # any return type is the last resort
-        self, func: Callable[P, AsyncGenerator[Y, Any]], /
+        self, func: Callable[P, AsyncIterator[Y]], /
     ) -> AsyncTask[P, list[Y]]: ...
     @overload
     def task(  # type: ignore[overload-overlap]  # any return type is the last resort
         self, func: Callable[P, Coroutine[Any, Any, R]], /
     ) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, func: Callable[P, Iterator[Y]], /) -> SyncTask[P, list[Y]]: ...
     @overload
     def task(self, func: Callable[P, R], /) -> SyncTask[P, R]: ...
     @overload
@@ -139,10 +159,10 @@ class QueueTasks(Lifecycle):
         priority: int = ...,
         intercept: Intercept = ...,
         max_retries: int | None = ...,
-        max_time: float | None = ...,
+        max_time: float | timedelta | None = ...,
         tags: Iterable[str] = ...,
         description: str = ...,
-        **extra: Any,
+        extra: Mapping[str, Any] = ...,
     ) -> EchoDecorator: ...
     @overload
     def task(
@@ -153,12 +173,12 @@ class QueueTasks(Lifecycle):
         priority: int = ...,
         intercept: Intercept = ...,
         max_retries: int | None = ...,
-        max_time: float | None = ...,
+        max_time: float | timedelta | None = ...,
         tags: Iterable[str] = ...,
         description: str = ...,
-        **extra: Any,
+        extra: Mapping[str, Any] = ...,
     ) -> Decorator: ...
-    def task(  # type: ignore[misc]  # mypy holds **extra against the positional func
+    def task(  # type: ignore[misc]  # mypy checks **unknown against the positional func
         self,
         func: Any = None,
         /,
@@ -168,10 +188,11 @@ class QueueTasks(Lifecycle):
         priority: int = 0,
         intercept: Intercept = None,
         max_retries: int | None = None,
-        max_time: float | None = None,
+        max_time: float | timedelta | None = None,
         tags: Iterable[str] = (),
         description: str = "",
-        **extra: Any,
+        extra: Mapping[str, Any] = _NO_EXTRA,
+        **unknown: Any,
     ) -> Any:
         """Register a function as a task, ``@app.task`` or ``@app.task(...)``.
 
@@ -179,23 +200,25 @@ class QueueTasks(Lifecycle):
             func: The function: plain or async, returning or yielding its result.
             name: The task's name; the function's without one.
             echo: Whether the function's first parameter is a view of its run.
-            priority: Higher runs first, where an engine is behind the app.
+            priority: Higher runs first, where the app has an engine.
             intercept: Exception classes that plugins are asked about besides
                 ``TaskPluginTriggerError``; None for the app's, ``()`` for none.
             max_retries: The most retries of one run, within the app's bound.
-            max_time: Seconds that one attempt may take.
+            max_time: Seconds that one attempt may take, or a ``timedelta``.
             tags: Words that plugins can filter by.
             description: What the task does, for people.
-            **extra: Anything else, for plugins to read in ``task_func.extra``.
+            extra: Anything else, for plugins to read in ``task_func.extra``.
+            **unknown: Refused: there are no other options.
 
         Returns:
             An ``AsyncTask`` or a ``SyncTask`` with the function's own parameters.
 
         Raises:
             TaskNameError: Another task has this name.
-            TypeError: An argument is of the wrong type.
+            TypeError: An argument is of the wrong type, or no option; the nearest is named.
             ValueError: A number is out of its range.
         """
+        self._check_options(unknown, extra)
 
         def register(function: Callable[..., Any]) -> Any:
             bounds = [one for one in (max_retries, self._max_retries) if one is not None]
@@ -204,12 +227,12 @@ class QueueTasks(Lifecycle):
                 function,
                 echo=echo,
                 priority=priority,
-                intercept=self._intercept if intercept is None else intercept,
+                intercept=intercept,
                 max_retries=min(bounds, default=None),
                 max_time=max_time,
                 tags=tags,  # type: ignore[arg-type]  # made a tuple there
                 description=description,
-                extra=extra,
+                extra=dict(extra),
             )
             if task_func.name in self._tasks:
                 other = self._tasks[task_func.name].func
@@ -229,6 +252,22 @@ class QueueTasks(Lifecycle):
 
         return register if func is None else register(func)
 
+    def _check_options(self, unknown: Mapping[str, Any], extra: Any) -> None:
+        """Refuse options that a task does not have."""
+        for name in unknown:
+            msg = (
+                f"app {self.name!r}: a task has no option {name!r}; did you mean"
+                f" {closest_match(name, _OPTIONS)!r}? What is for plugins to read goes into"
+                f" extra={{{name!r}: ...}}"
+            )
+            raise TypeError(msg)
+        if not isinstance(extra, Mapping):
+            msg = (
+                f"app {self.name!r}: a task's extra=... is a mapping of names and values, got"
+                f" {type(extra).__name__}"
+            )
+            raise TypeError(msg)
+
     def add_plugin(
         self, plugin: Any, name: str | None = None, trigger_names: Iterable[str] | None = None
     ) -> str:
@@ -237,7 +276,8 @@ class QueueTasks(Lifecycle):
         One added to a started app is asked from now on, but its ``qtasks_start`` is not called.
 
         Args:
-            plugin: A module or an object with hookimpls; a ``BasePlugin`` or a subclass of it.
+            plugin: A module or an object with hookimpls, or where to import it from
+                (``"module"``, ``"module:attribute"``); a ``BasePlugin`` or a subclass of it.
             name: Its name; else its ``.name``, else the module's or class's name.
             trigger_names: The triggers that a ``BasePlugin`` is limited to.
 
@@ -245,10 +285,56 @@ class QueueTasks(Lifecycle):
             The plugin's name.
 
         Raises:
-            PluginRegistrationError: Faults of the plugin, all of them; it is not added.
+            PluginRegistrationError: Faults of the plugin, all of them, or its name is blocked; it
+                is not added.
         """
         registered = self.plugins.register(plugin, name, trigger_names)
-        return registered or name or self.plugins.get_canonical_name(plugin)
+        known = registered or name or self.plugins.get_canonical_name(plugin)
+        if self.plugins.is_blocked(known):
+            msg = (
+                f"app {self.name!r}: plugin {known!r} is blocked, so it is not added; take it out,"
+                f" or call app.plugins.unblock({known!r}) first"
+            )
+            raise PluginRegistrationError(msg)
+        return known
+
+    def on_error(
+        self,
+        *classes: type[Exception],
+        task: str | None = None,
+        tag: str | None = None,
+        **marks: Any,
+    ) -> Callable[[F], F]:
+        """Ask this function about a task's error, ``@app.on_error(ConnectionError)``.
+
+        It becomes a plugin of its own that is named as the function, with ``-2``, ``-3`` and so on
+        where that name is taken: it can be ordered, observed and disabled, and has the last word.
+
+        Args:
+            *classes: The exception classes; none for whatever the app shows to plugins.
+            task: A glob (``fnmatch``) for the task's name.
+            tag: A tag that the task must have.
+            **marks: As for ``hookimpl``: ``tryfirst``, ``trylast``.
+
+        Returns:
+            A decorator that returns the function it is given.
+
+        Raises:
+            PluginRegistrationError: Faults of the function, all of them.
+            TypeError: An argument is no class of an ``Exception`` that plugins can be asked about.
+        """
+        mark = on_error(*classes, task=task, tag=tag, **marks)
+
+        def register(function: F) -> F:
+            mark(function)
+            name = wanted = getattr(function, "__name__", type(function).__name__)
+            numbers = count(2)
+            while self.plugins.has_plugin(name):
+                name = f"{wanted}-{next(numbers)}"
+            self.add_plugin(SimpleNamespace(**{wanted: function}), name)
+            return function
+
+        return register
 
     def remove_plugin(self, name: str) -> None:
         """Remove a plugin; runs that are asking it still do.
@@ -267,53 +353,70 @@ class QueueTasks(Lifecycle):
             msg = f"app {self.name!r}: no plugin is named {name!r}; {hint}"
             raise PluginRegistrationError(msg)
 
-    def run_async(
+    def handle(self, uuid: UUID | str) -> TaskHandle[Any]:
+        """Return a handle of a run that was submitted, also by another process.
+
+        Nobody is asked, so an id that nobody knows has a handle too: where the engine cannot tell,
+        its ``result(timeout)`` times out.
+
+        Args:
+            uuid: The run's id, as ``handle.uuid`` was.
+
+        Returns:
+            The handle. It does not know the task's name.
+
+        Raises:
+            CapabilityError: The engine keeps no results, or only for whoever submitted.
+            EngineError: The app has no engine.
+            TypeError: ``uuid`` is no id.
+        """
+        engine = self._engine
+        if engine is None:
+            msg = f"app {self.name!r} has no engine, so there is no run to find by its id"
+            raise EngineError(msg)
+        if not uuid or not (isinstance(uuid, str) or hasattr(uuid, "hex")):
+            msg = f"app {self.name!r}, handle(uuid): expected a run's id, got {type(uuid).__name__}"
+            raise TypeError(msg)
+        if not isinstance(engine, FindsRuns) or not engine.capabilities.results:
+            msg = (
+                f"engine {engine.name!r} keeps no results that can be found by a run's id; keep the"
+                " handle that submit gave, or use an engine with a result store"
+            )
+            raise CapabilityError(msg)
+        message = TaskMessage("", uuid=uuid, engine=engine.name)
+        return TaskHandle(engine, message, engine.ticket_for(str(uuid)))
+
+    def _run_async(
         self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
-        """Run a task here and now; what ``await task(...)`` does.
-
-        Raises:
-            NotRunningError: The app was stopped.
-        """
+        """Run a task here and now; what ``await task(...)`` does."""
         if not self._loaded:
-            self.ensure_loaded()
+            self._ensure_loaded()
         return TaskExecutor(task, None, args=args, kwargs=kwargs, plugins=self.plugins).execute()
 
-    def run_sync(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a task here and now; what ``task(...)`` does.
-
-        Raises:
-            NotRunningError: The app was stopped.
-        """
+    def _run_sync(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a task here and now; what ``task(...)`` does."""
         if not self._loaded:
-            self.ensure_loaded()
+            self._ensure_loaded()
         executor = TaskExecutor(task, None, args=args, kwargs=kwargs, plugins=self.plugins)
         return executor.execute_sync()
 
-    def executor_for(self, message: TaskMessage) -> TaskExecutor:
-        """Make the executor for a message that the app's engine handed to a worker.
-
-        Args:
-            message: It names the task.
-
-        Raises:
-            NotRunningError: The app was stopped.
-            TaskNameError: The app has no such task; the nearest is named.
-        """
-        task = self._tasks.get(message.name)
+    def _executor_for(self, message: TaskMessage) -> TaskExecutor:
+        """Make the executor for a message that the app's engine handed to a worker."""
+        task: Any = self._tasks.get(message.name)
         if task is None:
             raise unknown_task(self, message.name)
         if not self._loaded:
-            self.ensure_loaded()
+            self._ensure_loaded()
         return TaskExecutor(task, message, plugins=self.plugins)
 
-    def submit_on(
+    def _submit(
         self, backend: Backend, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, TaskHandle[Any]]:
         """Hand a run to the engine; what ``task.submit(...)`` does."""
         if self._engine is not None:
             self._refuse_unless_started(task.name)
-        return submit(self, backend, task, args, kwargs)
+        return submit(self, backend, task.task_func, task._options, args, kwargs)  # noqa: SLF001  # ours
 
     def replay(
         self,
@@ -352,7 +455,9 @@ class QueueTasks(Lifecycle):
         self._refuse_unless_started(repeated.name)
         return replay_on(self._engine, repeated, delay)
 
-    def submit_many(self, task: Any, calls: Iterable[Any]) -> Submissions[Any]:
+    def submit_many(
+        self, task: AsyncTask[..., R] | SyncTask[..., R], calls: Iterable[Any]
+    ) -> Submissions[R]:
         """Submit a run for each of many calls, one by one as the handles are asked for.
 
         Args:
@@ -367,7 +472,7 @@ class QueueTasks(Lifecycle):
         Raises:
             TypeError: The task is another app's, or no task; or ``calls`` cannot be iterated over.
         """
-        if getattr(task, "host", None) is not self:
+        if getattr(task, "app", None) is not self:
             msg = (
                 f"app {self.name!r}: submit_many expects one of its own tasks, got {task!r}; its"
                 f" tasks are {', '.join(self._tasks) or 'none'}"
@@ -384,6 +489,20 @@ class QueueTasks(Lifecycle):
     def __repr__(self) -> str:
         """Show the name and how far the app is."""
         return f"<QueueTasks {self.name!r}, {self._state.value}, {len(self._tasks)} tasks>"
+
+
+# What ``@app.task`` takes.
+_OPTIONS: Final = (
+    "name",
+    "echo",
+    "priority",
+    "intercept",
+    "max_retries",
+    "max_time",
+    "tags",
+    "description",
+    "extra",
+)
 
 
 def _where(function: Any) -> str:

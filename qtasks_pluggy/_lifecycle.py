@@ -11,11 +11,13 @@ from typing import Any, Self
 from qtasks_hookspecs.exc import NotRunningError, PluginError
 from qtasks_pluggy import _log
 from qtasks_pluggy._fork import lock_of
+from qtasks_pluggy._plugins.adapter import unwrap
 from qtasks_pluggy._plugins.chain import Asked
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._submit.calls import call_engine
 from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
+from qtasks_pluggy.base_plugin import BasePlugin
 
 _STARTED = frozenset({"answered", "no_opinion"})
 
@@ -47,6 +49,7 @@ class Lifecycle:
         self._attempt = 1
         self._state = _State.NEW
         self._loaded = False
+        self._warned: set[str] = set()
         self._lock = lock_of(self)
 
     def __enter__(self) -> Self:
@@ -81,12 +84,11 @@ class Lifecycle:
         await self._stop(ASYNCIO)
 
     @property
-    def is_started(self) -> bool:
+    def _is_started(self) -> bool:
         """Whether the app is started, or starting."""
         return self._state in {_State.STARTING, _State.STARTED}
 
-    @property
-    def in_worker(self) -> WorkerLifespan:
+    def _worker_lifespan(self) -> WorkerLifespan:
         """The app's life in a worker process of its engine, for ``with`` and ``async with``.
 
         As ``with app:``, except that the engine, which began the process, is not started.
@@ -94,7 +96,7 @@ class Lifecycle:
         return WorkerLifespan(self._start, self._stop)
 
     def _refuse_if_started(self) -> None:
-        if self.is_started:
+        if self._is_started:
             msg = f"app {self.name!r} is started already; stop it first"
             raise RuntimeError(msg)
 
@@ -106,7 +108,7 @@ class Lifecycle:
             )
             raise NotRunningError(msg)
 
-    def ensure_loaded(self) -> None:
+    def _ensure_loaded(self) -> None:
         """Load what a first run needs, if that has not been done.
 
         Raises:
@@ -124,28 +126,41 @@ class Lifecycle:
                 )
                 raise NotRunningError(msg)
             if not self._loaded:
-                self.load_plugins()
+                self._load_plugins()
                 self._loaded = True
+                # A first run outside of ``with app:``, which asks plugins all the same.
+                self._warn_not_started()
 
-    def load_plugins(self, faults: list[str] | None = None) -> None:
+    def _warn_not_started(self) -> None:
+        """Log, once, each plugin that is asked from now on without its ``qtasks_start``."""
+        hint = "call tasks inside of 'with app:' or 'async with app:', which calls qtasks_start"
+        for impl in self.plugins.hook.qtasks_start.get_hookimpls():
+            name = impl.plugin_name
+            if name not in self._warned and not _is_default(impl.plugin):
+                self._warned.add(name)
+                _log.event("warning", "plugin_not_started", app=self.name, plugin=name, hint=hint)
+
+    def _load_plugins(self, *, skip_faulty: bool = False) -> list[str]:
         """Read the settings and load the installed plugins, as a start or a first run does.
 
         Args:
-            faults: Takes the faults of installed plugins instead of an error.
+            skip_faulty: Whether to go on without the installed plugins that have faults.
+
+        Returns:
+            The faults of the plugins that were left out.
 
         Raises:
             PluginRegistrationError: Faults of the installed plugins, all of them.
             SettingsError: Faults of the settings.
         """
-        if self._discover:
-            self.plugins.discover(faults)
-        self.plugins.configure()
+        load = self.plugins.discover if self._discover else self.plugins.configure
+        return load(skip_faulty=skip_faulty)
 
     async def _start(self, backend: Backend, *, in_worker: bool = False) -> None:
         with self._lock:
             self._refuse_if_started()
             before = self._state, self._loaded
-            self.load_plugins()
+            self._load_plugins()
             self._state, self._loaded = _State.STARTING, True
         self._entries = []
         hooks: Any = self.plugins.hook
@@ -179,6 +194,11 @@ class Lifecycle:
             await hooks.qtasks_stop.call(backend, app=self)
         finally:
             self._state, self._loaded = _State.STOPPED, False
+
+
+def _is_default(plugin: Any) -> bool:
+    """Say whether a plugin's start is that of ``BasePlugin``, which does nothing."""
+    return getattr(type(unwrap(plugin)), "start", None) is BasePlugin.start
 
 
 class WorkerLifespan:

@@ -1,49 +1,65 @@
 """The operator's settings: environment over file over what the app gave.
 
-Each key is declared once, in ``Settings``: its type, its default, its bounds and its
-documentation. typed-settings reads the sources and turns the environment's text into values.
+Each key is declared once, in ``Settings``: its kind, its default and its documentation.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
+import re
+import reprlib
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal
 
 import attrs
 
 from qtasks_hookspecs.exc import SettingsError
+from qtasks_pluggy._settings_file import FILE_VARIABLE, find
 from qtasks_pluggy._text import closest_match
 
 ENVIRONMENT_PREFIX: Final = "QTASKS_PLUGGY_"
-OWN_FILE: Final = "qtasks_pluggy.toml"
-SHARED_FILE: Final = "pyproject.toml"
-SHARED_SECTION: Final = "tool.qtasks_pluggy"
+PLUGIN_PREFIX: Final = f"{ENVIRONMENT_PREFIX}PLUGIN_"
+# What Kubernetes sets in every pod for a service whose name is qtasks-pluggy, or begins so.
+KUBERNETES: Final = re.compile(rf"{ENVIRONMENT_PREFIX}(\w+_)?(SERVICE_\w+|PORT(_\w+)?)")
+TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
+FALSE: Final = frozenset({"0", "false", "f", "no", "n", "off"})
 
-Validator: TypeAlias = Callable[[object, "attrs.Attribute[Any]", Any], None]
+
+@attrs.frozen
+class Kind:
+    """What a key takes.
+
+    Attributes:
+        wanted: What that is, for errors.
+        fits: Says whether a value is one.
+        read: Turns an environment variable's text into a value; a ``ValueError`` where it
+            cannot.
+        text: What that text looks like, for errors.
+    """
+
+    wanted: str
+    fits: Callable[[Any], bool]
+    read: Callable[[str], Any]
+    text: str
 
 
-def _wanted(wanted: str, fits: Callable[[Any], bool]) -> Validator:
-    def check(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if not fits(value):
-            msg = f"{attribute.name} takes {wanted}, got {value!r}"
-            raise SettingsError(msg)
-
-    return check
+def _is_number(value: Any, *types: type) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool)
 
 
 def _is_seconds(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0
+    # Neither infinity nor NaN is in between, nor a whole number that no float can hold.
+    return _is_number(value, int, float) and 0 < value <= sys.float_info.max
 
 
-def _is_table(value: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(key, str) and fits(one) for key, one in value.items()
-    )
+def _is_limit(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and _is_seconds(value)
+
+
+def _is_section(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Mapping)
 
 
 def _is_names(value: Any) -> bool:
@@ -51,21 +67,47 @@ def _is_names(value: Any) -> bool:
     return named and len(set(value)) == len(value)
 
 
-_NAMES: Final = "a list of plugin names, none twice"
-_names = _wanted(_NAMES, _is_names)
-_switch = _wanted("true or false", lambda value: isinstance(value, bool))
-_seconds = _wanted("more than 0 seconds", _is_seconds)
-_count = _wanted(
+def _read_switch(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in TRUE | FALSE:
+        raise ValueError
+    return word in TRUE
+
+
+def _read_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+NAMES: Final = Kind(
+    "a list of plugin names, none twice", _is_names, _read_names, "names with commas"
+)
+SWITCH: Final = Kind(
+    "true or false",
+    lambda value: isinstance(value, bool),
+    _read_switch,
+    "true or false",
+)
+SECONDS: Final = Kind("more than 0 seconds", _is_seconds, float, "seconds")
+COUNT: Final = Kind(
     "a whole number, 1 or more",
-    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+    lambda value: _is_number(value, int) and value >= 1,
+    int,
+    "a whole number",
 )
-_limits = _wanted(
+FAULT: Final = Kind(
+    "'stop' or 'skip'", lambda value: value in ("stop", "skip"), str.strip, "stop or skip"
+)
+LIMITS: Final = Kind(
     "a table of plugin names and seconds, each more than 0",
-    lambda value: _is_table(value, _is_seconds),
+    lambda value: isinstance(value, Mapping) and all(_is_limit(*one) for one in value.items()),
+    json.loads,
+    "a JSON table",
 )
-_sections = _wanted(
+SECTIONS: Final = Kind(
     "a table of plugin names and tables",
-    lambda value: _is_table(value, lambda one: isinstance(one, Mapping)),
+    lambda value: isinstance(value, Mapping) and all(_is_section(*one) for one in value.items()),
+    json.loads,
+    "a JSON table",
 )
 
 
@@ -73,10 +115,28 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _declare(default: Any, validator: Validator, says: str) -> Any:
+def _declare(default: Any, kind: Kind, says: str) -> Any:
+    def check(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not kind.fits(value) and not (value is None and default is None):
+            shown = _shown_sections(value) if kind is SECTIONS else reprlib.repr(value)
+            msg = f"{attribute.name} takes {kind.wanted}, got {shown}"
+            raise SettingsError(msg)
+
     return attrs.field(
-        default=default, validator=validator, converter=_tuple, metadata={"says": says}
+        default=default,
+        validator=check,
+        converter=_tuple if kind is NAMES else None,
+        metadata={"says": says, "kind": kind},
+        repr=kind is not SECTIONS,
     )
+
+
+def _shown_sections(value: Any) -> str:
+    """Describe what is wrong with the plugins' sections, without any value: it may be a secret."""
+    if not isinstance(value, Mapping):
+        return type(value).__name__
+    name, wrong = next(one for one in value.items() if not _is_section(*one))
+    return f"{type(wrong).__name__} for plugin {reprlib.repr(name)}"
 
 
 @attrs.frozen
@@ -84,53 +144,58 @@ class Settings:
     """Every key; what each is for stands in its declaration."""
 
     enable: tuple[str, ...] = _declare(
-        (), _names, "built-in plugins to load: fallback, retry; none is loaded without it"
+        (), NAMES, "built-in plugins to load: fallback, retry; none is loaded without it"
     )
     disable: tuple[str, ...] = _declare(
-        (), _names, "plugins that are never asked; an installed one is not even imported"
+        (), NAMES, "plugins that are never asked; an installed one is not even imported"
     )
     allow: tuple[str, ...] | None = _declare(
-        None,
-        _wanted(_NAMES, lambda value: value is None or _is_names(value)),
-        "installed plugins that may load, and no others; without it all may",
+        None, NAMES, "installed plugins that may load, and no others; without it all may"
     )
     order: tuple[str, ...] = _declare(
-        (), _names, "plugins to call last, exactly as given; the last one has the last word"
+        (), NAMES, "plugins to call last, exactly as given; the last one has the last word"
     )
     observe: tuple[str, ...] = _declare(
-        (), _names, "plugins that are called and recorded, but whose answers are not used"
+        (), NAMES, "plugins that are called and recorded, but whose answers are not used"
     )
     strict: bool = _declare(
         default=False,
-        validator=_switch,
+        kind=SWITCH,
         says="a plugin that fails raises PluginError at once; for development",
     )
     safe_mode: bool = _declare(
-        default=False, validator=_switch, says="no installed plugin loads, only built-in ones"
+        default=False, kind=SWITCH, says="no installed plugin loads, only built-in ones"
     )
-    timeout: float = _declare(
-        5.0, _seconds, "seconds that each hookimpl may take to answer an error"
+    on_fault: Literal["stop", "skip"] = _declare(
+        "stop", FAULT, "whether an installed plugin with a fault stops the app or is left out"
     )
+    timeout: float = _declare(5.0, SECONDS, "seconds that each hookimpl may take to answer")
     timeouts: Mapping[str, float] = _declare(
-        attrs.Factory(dict), _limits, "the same for single plugins, by name"
+        attrs.Factory(dict), LIMITS, "the same for single plugins, by name"
+    )
+    start_timeout: float = _declare(
+        30.0, SECONDS, "seconds that a plugin's qtasks_start, and its qtasks_stop, may take"
     )
     quarantine_after: int = _declare(
-        5, _count, "failures in a row after which a hookimpl is skipped for a while"
+        5, COUNT, "failures in a row after which a hookimpl is skipped for a while"
     )
     quarantine_seconds: float = _declare(
-        60.0, _seconds, "how long it is skipped before it is tried once"
+        60.0, SECONDS, "how long it is skipped before it is tried once"
     )
     log_values: bool = _declare(
-        default=False,
-        validator=_switch,
-        says="log arguments and answers too; they may hold secrets",
+        default=False, kind=SWITCH, says="log arguments and answers too; they may hold secrets"
     )
     plugin: Mapping[str, Mapping[str, Any]] = _declare(
-        attrs.Factory(dict), _sections, "a section for each plugin, handed to its qtasks_start"
+        attrs.Factory(dict), SECTIONS, "a section for each plugin, handed to its qtasks_start"
     )
 
 
-KEYS: Final = tuple(field.name for field in attrs.fields(Settings))
+KINDS: Final[Mapping[str, Kind]] = {
+    field.name: field.metadata["kind"] for field in attrs.fields(Settings)
+}
+KEYS: Final = tuple(KINDS)
+# The keys whose lists and tables name plugins.
+NAMING: Final = tuple(key for key, kind in KINDS.items() if kind in (NAMES, LIMITS, SECTIONS))
 
 
 @attrs.frozen
@@ -140,10 +205,17 @@ class Loaded:
     Attributes:
         settings: The settings.
         sources: By key ``default``, ``app``, the path of a file, or an environment variable.
+        file: The path of the file in use; None where there is none.
+        skipped: The files that were passed over, with the reason of each.
+        variables: Single values for plugins' sections, by environment variable; they count once
+            it is known which plugins there are.
     """
 
     settings: Settings
     sources: Mapping[str, str]
+    file: str | None = None
+    skipped: Mapping[str, str] = attrs.field(factory=dict)
+    variables: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
     def keeps_out(self, name: str) -> str | None:
         """Say why an installed plugin is not to be loaded; None where it is."""
@@ -155,6 +227,22 @@ class Loaded:
         if settings.allow is not None and name not in settings.allow:
             return f"not in allow ({self.sources['allow']})"
         return None
+
+    def for_plugins(self, plugins: Collection[str]) -> Loaded:
+        """Add the environment's single values to the sections of the plugins that they name."""
+        sections = {name: dict(section) for name, section in self.settings.plugin.items()}
+        sources = [] if self.sources["plugin"] == "default" else [self.sources["plugin"]]
+        for variable, value in self.variables.items():
+            names, key = _addressed(variable, plugins)
+            for name in names:
+                sections.setdefault(name, {})[key] = value
+            sources += [variable] if names else []
+        if not sources:
+            return self
+        settings = attrs.evolve(self.settings, plugin=sections)
+        return attrs.evolve(
+            self, settings=settings, sources={**self.sources, "plugin": ", ".join(sources)}
+        )
 
     def unknown_names(
         self, plugins: Collection[str], builtins: Collection[str]
@@ -168,16 +256,33 @@ class Loaded:
         Yields:
             For each the setting, its source, the name, and the nearest name that there is.
         """
-        for key in ("enable", "disable", "allow", "order", "observe", "timeouts", "plugin"):
-            known = builtins if key == "enable" else {*plugins, *builtins}
-            for name in getattr(self.settings, key) or ():
-                if name not in known:
-                    yield {
-                        "setting": key,
-                        "source": self.sources[key],
-                        "name": name,
-                        "did_you_mean": closest_match(name, known) if known else None,
-                    }
+        everybody = {*plugins, *builtins}
+        dead = [
+            (key, self.sources[key], name, known)
+            for key in NAMING
+            for name in getattr(self.settings, key) or ()
+            if name not in (known := builtins if key == "enable" else everybody)
+        ]
+        dead += [
+            ("plugin", variable, variable.removeprefix(PLUGIN_PREFIX).lower(), everybody)
+            for variable in self.variables
+            if not _addressed(variable, everybody)[0]
+        ]
+        for key, source, name, known in dead:
+            meant = closest_match(name, known) if known else None
+            yield {"setting": key, "source": source, "name": name, "did_you_mean": meant}
+
+
+def _addressed(variable: str, plugins: Collection[str]) -> tuple[list[str], str]:
+    """Say whose section a variable is for, and the key: of several names the longest counts."""
+    rest = variable.removeprefix(PLUGIN_PREFIX)
+    fits = {
+        name: prefix
+        for name in sorted(plugins)
+        if rest.startswith(prefix := f"{re.sub('[-.]', '_', name.upper())}_") and rest != prefix
+    }
+    longest = max(fits.values(), key=len, default="")
+    return [name for name in fits if fits[name] == longest], rest.removeprefix(longest).lower()
 
 
 def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Loaded:
@@ -197,13 +302,19 @@ def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Lo
     values: dict[str, Any] = {}
     sources = dict.fromkeys(KEYS, "default")
     if not isinstance(given or {}, Mapping):
-        msg = f"settings= of the app: takes a mapping of keys and values, got {given!r}"
+        told = type(given).__name__
+        msg = f"settings= of the app: takes a mapping of keys and values, got {told}"
         raise SettingsError(msg)
     layers = [("app", dict(given or {}))]
+    file: str | None = None
+    skipped: dict[str, str] = {}
+    variables: dict[str, Any] = {}
     if outside:
-        layers += [*_file(), *_environment()]
-    for source, found in layers:
-        for key, value in found.items():
+        found = find(skipped)
+        file = None if found is None else found[0]
+        layers += [*([found] if found else ()), *_environment(variables)]
+    for source, table in layers:
+        for key, value in table.items():
             if key not in KEYS:
                 raise _unknown(str(key), source)
             try:
@@ -211,12 +322,9 @@ def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Lo
             except SettingsError as error:
                 msg = f"{_of(source)}: {error}"
                 raise SettingsError(msg) from None
-            except RecursionError:
-                msg = f"{_of(source)}: {key} is nested too deeply to be shown; give it plain values"
-                raise SettingsError(msg) from None
             values[key] = value
             sources[key] = source
-    return Loaded(Settings(**values), sources)
+    return Loaded(Settings(**values), sources, file, skipped, variables)
 
 
 def _of(source: str) -> str:
@@ -224,80 +332,41 @@ def _of(source: str) -> str:
 
 
 def _unknown(key: str, source: str) -> SettingsError:
-    meant = closest_match(key, KEYS)
     if source.startswith(ENVIRONMENT_PREFIX):
-        meant = f"{ENVIRONMENT_PREFIX}{meant.upper()}"
+        known = [f"{ENVIRONMENT_PREFIX}{one.upper()}" for one in KEYS]
+        meant = closest_match(source, [*known, FILE_VARIABLE])
         return SettingsError(f"{source}: unknown setting; did you mean {meant}?")
-    return SettingsError(f"{_of(source)}: unknown key {key!r}; did you mean {meant!r}?")
+    shown = reprlib.repr(key)
+    return SettingsError(
+        f"{_of(source)}: unknown key {shown}; did you mean {closest_match(key, KEYS)!r}?"
+    )
 
 
-def _file() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the file of the current folder, or of the nearest parent that has one."""
-    try:
-        here = Path.cwd()
-    except OSError:
-        # The folder is gone, as when a release is swapped under a running program.
-        return
-    for folder in (here, *here.parents):
-        for name, section in ((OWN_FILE, None), (SHARED_FILE, SHARED_SECTION)):
-            path = folder / name
-            if _is_there(path):
-                found = _read(path, section)
-                if found is not None:
-                    yield str(path), found
-                    return
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a folder that may not be looked into
-        return False
-
-
-def _read(path: Path, section: str | None) -> dict[str, Any] | None:
-    # Imported here: an app that is never started, and a plugin, need no settings library.
-    from typed_settings.exceptions import ConfigFileLoadError  # noqa: PLC0415  # see above
-    from typed_settings.loaders import TomlFormat  # noqa: PLC0415  # see above
-
-    try:
-        found: Any = TomlFormat(section)(path, Settings, ())
-    except (OSError, UnicodeDecodeError, RecursionError, ConfigFileLoadError) as error:
-        msg = f"{path}: cannot be read: {error}; mend the file, or move it away"
-        raise SettingsError(msg) from error
-    except TypeError:
-        found = None
-    if not isinstance(found, dict):
-        msg = f"{path}: [{section}] must be a table"
-        raise SettingsError(msg)
-    return found or None
-
-
-def _environment() -> Iterator[tuple[str, dict[str, Any]]]:
-    def boolean(text: str) -> bool:
-        from typed_settings.converters import to_bool  # noqa: PLC0415  # see above
-
-        return to_bool(text, bool)
-
-    def names(text: str) -> list[str]:
-        return [name.strip() for name in text.split(",") if name.strip()]
-
-    converters: dict[str, tuple[str, Callable[[str], Any]]] = {}
-    switches = ("strict", "safe_mode", "log_values")
-    converters |= dict.fromkeys(switches, ("true or false", boolean))
-    converters |= dict.fromkeys(("timeout", "quarantine_seconds"), ("seconds", float))
-    converters |= dict.fromkeys(("timeouts", "plugin"), ("a JSON table", json.loads))
-    converters["quarantine_after"] = ("a whole number", int)
+def _environment(variables: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the environment; single values for plugins' sections go into ``variables``."""
     for variable, text in sorted(os.environ.items()):
-        if not variable.startswith(ENVIRONMENT_PREFIX):
+        if variable.startswith(PLUGIN_PREFIX):
+            variables[variable] = _value(text)
+            continue
+        ours = variable.startswith(ENVIRONMENT_PREFIX) and variable != FILE_VARIABLE
+        if not ours or KUBERNETES.fullmatch(variable):
             continue
         key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
         if key not in KEYS:
             raise _unknown(key, variable)
-        wanted, convert = converters.get(key, ("names with commas", names))
+        kind = KINDS[key]
         try:
-            value = convert(text)
-        except (OSError, TypeError, ValueError, RecursionError) as error:
-            msg = f"{variable}: expected {wanted}, got {text!r} ({error})"
+            value = kind.read(text)
+        except (ValueError, RecursionError) as error:
+            # What parses JSON says where it stopped, and nothing of the text.
+            told = f"({error})" if kind.read is json.loads else f"got {reprlib.repr(text)}"
+            msg = f"{variable}: expected {kind.text}, {told}"
             raise SettingsError(msg) from None
         yield variable, {key: value}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

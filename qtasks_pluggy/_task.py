@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import pickle
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, Protocol, Self, overload
 
 import attrs
@@ -12,7 +17,8 @@ import attrs
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskCancelError, TaskPluginTriggerError
 from qtasks_pluggy._submit.handle import TaskHandle, seconds
-from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
+from qtasks_pluggy._submit.submit import SubmitOptions
+from qtasks_pluggy._waiting import ASYNCIO, SYNC, run_to_completion
 
 if TYPE_CHECKING:
     # With defaults, so that ``self: AsyncTask`` alone is a whole annotation.
@@ -120,57 +126,28 @@ if TYPE_CHECKING:
             """Pause."""
 
 
-class TaskApp(Protocol):
-    """What a task needs of the app behind it."""
-
-    def submit_on(
-        self,
-        backend: Backend,
-        task: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Coroutine[Any, Any, TaskHandle[Any]]:
-        """Hand a run of a task to the engine."""
-        ...
-
-    def run_async(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
-        """Run a task from async code."""
-        ...
-
-    def run_sync(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a task from plain code."""
-        ...
-
-
-class _Wrapped:
-    """The bare function, where ``inspect.signature`` looks for it; on a task, not on its class."""
-
-    def __get__(self, task: Any, owner: type) -> Any:
-        if task is None:
-            msg = f"type object {owner.__name__!r} has no attribute '__wrapped__'"
-            raise AttributeError(msg)
-        return task.task_func.func
-
-
 class _Task(Generic[P, R_co]):
     """What both kinds of task have.
 
     Args:
         task_func: The definition.
-        host: The app; None for the view of a run that no app began.
+        app: The app; None for the view of a run that no app began.
         run: The run that this is a view of; None for the task itself.
     """
 
-    __slots__ = ("_delay", "_host", "_run", "_submit_only", "task_func")
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[..., Any]
 
     def __init__(
-        self, task_func: TaskFunc, host: TaskApp | None = None, run: RunningTask | None = None
+        self, task_func: TaskFunc, app: Any = None, run: RunningTask | None = None
     ) -> None:
         self.task_func: TaskFunc = task_func
-        self._host = host
+        self._app = app
         self._run = run
-        self._delay: float | None = None
-        self._submit_only = False
+        self._options: SubmitOptions | None = None
+        if run is None:
+            _pass_for_function(self, task_func)
 
     @property
     def name(self) -> str:
@@ -183,16 +160,9 @@ class _Task(Generic[P, R_co]):
         return self.task_func.func
 
     @property
-    def host(self) -> Any:
+    def app(self) -> Any:
         """The app, if there is one."""
-        return self._host
-
-    __wrapped__: Any = _Wrapped()
-
-    @property
-    def __name__(self) -> str:
-        """The bare function's name."""
-        return getattr(self.func, "__name__", self.name)
+        return self._app
 
     @property
     def ctx(self) -> Context:
@@ -209,11 +179,6 @@ class _Task(Generic[P, R_co]):
             raise RuntimeError(msg)
         return self._run.ctx  # type: ignore[return-value]  # ours, behind the protocol
 
-    @property
-    def delay(self) -> float | None:
-        """Seconds that a submitted run waits before it may begin."""
-        return self._delay
-
     def submit_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]:
         """Hand a run to the app's engine, from plain code.
 
@@ -229,20 +194,31 @@ class _Task(Generic[P, R_co]):
             NotRunningError: The app is not started.
             QueueFullError: The engine is full, and waiting for room would never end.
         """
-        return run_to_completion(self._app().submit_on(SYNC, self, args, kwargs))
+        return run_to_completion(self._own_app()._submit(SYNC, self, args, kwargs))  # noqa: SLF001  # its tasks'
 
     def submit_async(
         self, /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, TaskHandle[R_co]]:
         """Hand a run to the app's engine, from async code; as ``submit_sync`` does."""
-        return self._app().submit_on(ASYNCIO, self, args, kwargs)
+        app = self._own_app()
+        submitting: Coroutine[Any, Any, TaskHandle[R_co]]
+        submitting = app._submit(ASYNCIO, self, args, kwargs)  # noqa: SLF001  # its tasks'
+        return submitting
 
-    def with_options(self, *, delay: float | None = None, priority: int | None = None) -> Self:
+    def with_options(
+        self,
+        *,
+        delay: float | timedelta | None = None,
+        priority: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Return this task with other options for the runs that are submitted by it.
 
         Args:
-            delay: Seconds that a run waits before it may begin; None for none.
+            delay: Seconds that a run waits before it may begin, or a ``timedelta``; None for none.
             priority: Higher runs first; None for the task's own.
+            metadata: What travels with the run, for its plugins to read as
+                ``task_broker.metadata``: the id of a request, the context of a trace.
 
         Returns:
             A task to submit with: ``task.with_options(delay=60).submit(...)``.
@@ -253,12 +229,17 @@ class _Task(Generic[P, R_co]):
         """
         if delay is not None:
             delay = seconds(delay, "with_options(delay=...)")
+        if metadata is not None and not isinstance(metadata, Mapping):
+            msg = (
+                f"task {self.name!r}, with_options(metadata=...): expected a mapping, got"
+                f" {type(metadata).__name__}"
+            )
+            raise TypeError(msg)
         func = self.task_func
         if priority is not None:
             func = attrs.evolve(func, priority=priority)
-        other = type(self)(func, self._host)
-        other._delay = delay  # noqa: SLF001  # one of us
-        other._submit_only = True  # noqa: SLF001  # one of us
+        other = type(self)(func, self._app)
+        other._options = SubmitOptions(delay, dict(metadata or {}))  # noqa: SLF001  # one of us
         return other
 
     def _refuse_call(self) -> RuntimeError:
@@ -268,11 +249,22 @@ class _Task(Generic[P, R_co]):
         )
         return RuntimeError(msg)
 
-    def _app(self) -> TaskApp:
-        if self._host is None:
+    def _own_app(self) -> Any:
+        if self._app is None:
             msg = f"task {self.name!r} has no app to run it; use TaskExecutor, or call .func"
             raise RuntimeError(msg)
-        return self._host
+        return self._app
+
+    def __reduce__(self) -> str:
+        """Pickle by module and qualified name, as functions are.
+
+        Raises:
+            pickle.PicklingError: This is no task of its own, but the ``self`` of a run.
+        """
+        if self._run is not None:
+            msg = f"the self of a run of task {self.name!r} cannot be pickled; the task itself can"
+            raise pickle.PicklingError(msg)
+        return self.__qualname__
 
     def __repr__(self) -> str:
         """Show the kind and the name."""
@@ -286,8 +278,6 @@ class AsyncTask(_Task[P, R_co]):
 
     With ``echo=True`` the function's first parameter is one of these too: a view of the run.
     """
-
-    __slots__ = ()
 
     if TYPE_CHECKING:
 
@@ -310,9 +300,9 @@ class AsyncTask(_Task[P, R_co]):
         Raises:
             NotRunningError: The app was stopped.
         """
-        if self._submit_only:
+        if self._options is not None:
             raise self._refuse_call()
-        return await self._app().run_async(self, args, kwargs)  # type: ignore[no-any-return]  # what the function returns
+        return await self._own_app()._run_async(self, args, kwargs)  # type: ignore[no-any-return]  # noqa: SLF001  # what the function returns
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, TaskHandle[R_co]]:
         """Hand a run to the app's engine; ``submit_async``."""
@@ -327,8 +317,6 @@ class SyncTask(_Task[P, R_co]):
     With ``echo=True`` the function's first parameter is one of these too: a view of the run.
     """
 
-    __slots__ = ()
-
     if TYPE_CHECKING:
 
         @property
@@ -336,9 +324,10 @@ class SyncTask(_Task[P, R_co]):
             """The context of the run that this is a view of."""
             ...
 
+    # mypy cannot tell generators with a view of their run apart when they are decorated.
     @overload
     def __call__(
-        self: SyncTask[P, Generator[Y, Any, Any]], /, *args: P.args, **kwargs: P.kwargs
+        self: SyncTask[P, Iterator[Y]], /, *args: P.args, **kwargs: P.kwargs
     ) -> list[Y]: ...
     @overload
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
@@ -356,13 +345,28 @@ class SyncTask(_Task[P, R_co]):
         Raises:
             NotRunningError: The app was stopped.
         """
-        if self._submit_only:
+        if self._options is not None:
             raise self._refuse_call()
-        return self._app().run_sync(self, args, kwargs)
+        return self._own_app()._run_sync(self, args, kwargs)  # noqa: SLF001  # its tasks'
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]:
         """Hand a run to the app's engine; ``submit_sync``."""
         return self.submit_sync(*args, **kwargs)
+
+
+def _pass_for_function(task: Any, task_func: TaskFunc) -> None:
+    """Give a task its function's name, module, documentation, hints and signature."""
+    func = task_func.func
+    # Not the function's own attributes, which could hide the task's.
+    update_wrapper(task, func, updated=())
+    name = getattr(func, "__name__", task_func.name)
+    task.__name__, task.__qualname__ = name, getattr(func, "__qualname__", name)
+    if task_func.echo:
+        # Who calls the task does not give its first parameter. Some built-ins have no signature.
+        with suppress(TypeError, ValueError):
+            signature = inspect.signature(func)
+            parameters = list(signature.parameters.values())[1:]
+            task.__signature__ = signature.replace(parameters=parameters)
 
 
 class Decorator(Protocol):
@@ -370,12 +374,14 @@ class Decorator(Protocol):
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # any return type is the last resort
-        self, func: Callable[P, AsyncGenerator[Y, Any]], /
+        self, func: Callable[P, AsyncIterator[Y]], /
     ) -> AsyncTask[P, list[Y]]: ...
     @overload
     def __call__(  # type: ignore[overload-overlap]  # any return type is the last resort
         self, func: Callable[P, Coroutine[Any, Any, R]], /
     ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, func: Callable[P, Iterator[Y]], /) -> SyncTask[P, list[Y]]: ...
     @overload
     def __call__(self, func: Callable[P, R], /) -> SyncTask[P, R]: ...
 
@@ -385,7 +391,7 @@ class EchoDecorator(Protocol):
 
     @overload
     def __call__(
-        self, func: Callable[Concatenate[AsyncTask[..., Any], P], AsyncGenerator[Y, Any]], /
+        self, func: Callable[Concatenate[AsyncTask[..., Any], P], AsyncIterator[Y]], /
     ) -> AsyncTask[P, list[Y]]: ...
     @overload
     def __call__(

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
 import unicodedata
 from collections.abc import Callable, Iterable
+
+from qtasks_hookspecs.exc import safe_str
+
+__all__ = [
+    "closest_match",
+    "describe_error",
+    "describe_plugin",
+    "printable",
+    "safe_str",
+    "switch_off",
+]
 
 
 def describe_plugin(plugin: str, distribution: str | None, version: str | None) -> str:
@@ -14,6 +26,13 @@ def describe_plugin(plugin: str, distribution: str | None, version: str | None) 
     return f"plugin {plugin!r} ({distribution} {version})"
 
 
+def switch_off(plugin: str) -> str:
+    """Say what setting switches a plugin off: the variable, unless the name cannot be in a list."""
+    if "," in plugin:
+        return f"disable = [{json.dumps(plugin)}] in qtasks_pluggy.toml"
+    return f"QTASKS_PLUGGY_DISABLE={plugin}"
+
+
 def closest_match(name: str, names: Iterable[str]) -> str:
     """Return the name most like a given one; at least one name must be there."""
     by_letters = {one.casefold(): one for one in sorted(names)}
@@ -21,12 +40,9 @@ def closest_match(name: str, names: Iterable[str]) -> str:
     return by_letters[near[0]]
 
 
-def safe_str(error: BaseException) -> str:
-    """Return an error's text, whatever its class makes of ``str()``."""
-    try:
-        return str(error)
-    except Exception as another:  # noqa: BLE001  # somebody else's __str__
-        return f"(no text: its __str__ raises {type(another).__name__})"
+def describe_error(error: BaseException) -> str:
+    """Name an error's class, and show its text."""
+    return f"{type(error).__name__}: {safe_str(error)}"
 
 
 def printable(text: str, spell: Callable[[str], str] = lambda one: ascii(one)[1:-1]) -> str:

@@ -13,10 +13,8 @@ import contextvars
 import os
 import threading
 import time
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
 
 import attrs
@@ -57,10 +55,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def function(
-        self, function: Callable[[], Any], context: contextvars.Context | None = None
-    ) -> Captured:
-        """Call the function of a plain task, in a context if it runs elsewhere."""
+    async def function(self, function: Callable[[], Any]) -> Captured:
+        """Call the function of a plain task."""
         ...
 
     async def thread(
@@ -98,7 +94,6 @@ class LimitExceededError(Exception):
 
 
 _IN_ITS_THREAD: Final = "; it was left behind in its thread"
-_ON_THE_LOOP: Final = "; it held up the event loop without yielding"
 _SWALLOWED: Final = "; it swallowed its cancellation and was left behind"
 # Time for a cancelled coroutine to clean up; one that takes longer is left behind.
 CANCEL_GRACE: Final = 0.1
@@ -110,56 +105,27 @@ async def with_timeout(
     thing: Awaitable[T], limit: float, context: contextvars.Context | None = None
 ) -> T:
     """Wait for an awaitable in a task of its own, at most for some seconds."""
-    longest = [0.0]
-    task = asyncio.create_task(_coroutine(_clocked(thing, longest)), context=context)
+    task = asyncio.create_task(_await(thing), context=context)
     try:
         # Its first step comes before any timer: most hookimpls need no other.
         await asyncio.sleep(0)
-        done = task.done() or (await asyncio.wait({task}, timeout=limit))[0]
+        if task.done() or (await asyncio.wait({task}, timeout=limit))[0]:
+            return task.result()
     except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.wait({task}, timeout=CANCEL_GRACE)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=CANCEL_GRACE)
         raise
-    if done and longest[0] <= limit:
-        return task.result()
     task.cancel()
     await asyncio.wait({task}, timeout=CANCEL_GRACE)
     # Looked at, whatever it comes to, so that asyncio does not complain.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    if task.done():
-        raise LimitExceededError(_ON_THE_LOOP if done else "")
-    raise LimitExceededError(_SWALLOWED)
+    raise LimitExceededError("" if task.done() else _SWALLOWED)
 
 
-async def _coroutine(thing: Awaitable[T]) -> T:
+async def _await(thing: Awaitable[T]) -> T:
+    """Wait for any awaitable, as a coroutine of its own."""
     return await thing
-
-
-@types.coroutine
-def _clocked(thing: Awaitable[T], longest: list[float]) -> Generator[Any, Any, T]:
-    """Step an awaitable, and take down how long its longest step held up the event loop."""
-    steps: Any = thing.__await__()
-    value: Any = None
-    error: BaseException | None = None
-    while True:
-        start = time.perf_counter()
-        try:
-            if error is not None:
-                waits_for = steps.throw(error)
-            else:
-                waits_for = steps.send(value) if hasattr(steps, "send") else next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]  # what the awaitable gave
-        finally:
-            longest[0] = max(longest[0], time.perf_counter() - start)
-        try:
-            value, error = (yield waits_for), None
-        except GeneratorExit:
-            # Nobody steps it any more; ``throw`` would fail on a coroutine that is gone already.
-            _close(thing)
-            raise
-        except BaseException as thrown:  # noqa: BLE001  # handed on to the awaitable
-            value, error = None, thrown
 
 
 def _close(thing: Any) -> None:
@@ -203,15 +169,23 @@ def unwrap(carried: Captured) -> Any:
         del error, carried
 
 
+def _adopt(context: contextvars.Context) -> None:
+    """Bind here what was bound elsewhere, in a copy of this context: a run has one context."""
+    for variable, value in context.items():
+        # Ours say what the other thread is in the middle of.
+        if not variable.name.startswith("qtasks_pluggy_") and variable.get(_UNBOUND) is not value:
+            variable.set(value)
+
+
+_UNBOUND: Final = object()
+
+
 def _in_daemon_thread(
-    function: Callable[[], Any],
-    context: contextvars.Context | None = None,
-    *,
-    holds_the_loop: bool,
+    function: Callable[[], Any], context: contextvars.Context, *, holds_the_loop: bool
 ) -> concurrent.futures.Future[Captured]:
+    """Call a function in a thread of its own, in a context that nobody else is in."""
     future: concurrent.futures.Future[Captured] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
-    context = contextvars.copy_context() if context is None else context
     if holds_the_loop and background.in_loop_thread():
         # Plain code on that loop waits for this thread, so this thread cannot wait for the loop.
         context.run(_holds_the_loop.set, True)  # noqa: FBT003  # ContextVar's own signature
@@ -248,17 +222,16 @@ class _OnLoop:
             return await thing
         return await with_timeout(thing, limit, context)
 
-    async def function(
-        self, function: Callable[[], Any], context: contextvars.Context | None = None
-    ) -> Captured:
-        if background.in_loop_thread():
-            # There plain code waits for async code that waits for plain code, and so on: a pool
-            # with an end to it could be full of threads that wait for each other.
-            return await asyncio.wrap_future(
-                _in_daemon_thread(function, context, holds_the_loop=False)
-            )
-        call: Any = capture if context is None else partial(context.run, capture)
-        return await asyncio.to_thread(call, function)
+    async def function(self, function: Callable[[], Any]) -> Captured:
+        context = contextvars.copy_context()
+        try:
+            if self._needs_own_threads():
+                thread = _in_daemon_thread(function, context, holds_the_loop=False)
+                return await asyncio.wrap_future(thread)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, lambda: context.run(capture, function))
+        finally:
+            _adopt(context)
 
     async def thread(
         self,
@@ -266,13 +239,21 @@ class _OnLoop:
         limit: float | None = None,
         context: contextvars.Context | None = None,
     ) -> Captured:
-        future = asyncio.wrap_future(_in_daemon_thread(function, context, holds_the_loop=False))
+        elsewhere = contextvars.copy_context() if context is None else context
+        future = asyncio.wrap_future(_in_daemon_thread(function, elsewhere, holds_the_loop=False))
         done, _ = await asyncio.wait({future}, timeout=limit)
+        if context is None:
+            _adopt(elsewhere)
         if not done:
             # So that the thread, when it ends, finds nobody to tell, were the loop closed by then.
             future.cancel()
             raise LimitExceededError(_IN_ITS_THREAD)
         return future.result()
+
+    def _needs_own_threads(self) -> bool:
+        # There plain code waits for async code that waits for plain code, and so on: a pool with
+        # an end to it could be full of threads that wait for each other.
+        return background.in_loop_thread()
 
     def cancellations(self) -> int:
         try:
@@ -284,20 +265,15 @@ class _OnLoop:
         return asked_for and asked_for - getattr(task, "_must_cancel", False)
 
     def cancelled(self, met: int) -> bool:
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:  # a run that is stepped without a loop, for the last time
-            return False
+        task = asyncio.current_task()
         return task is not None and task.cancelling() > met
 
 
 class _OnEngineLoop(_OnLoop):
     """On an event loop, for an engine's runs, whose plain functions may wait for each other."""
 
-    async def function(
-        self, function: Callable[[], Any], context: contextvars.Context | None = None
-    ) -> Captured:
-        return await asyncio.wrap_future(_in_daemon_thread(function, context, holds_the_loop=False))
+    def _needs_own_threads(self) -> bool:
+        return True
 
 
 class _InThread:
@@ -314,11 +290,7 @@ class _InThread:
     ) -> T:
         return background.run(thing, limit, context)
 
-    async def function(
-        self,
-        function: Callable[[], Any],
-        context: contextvars.Context | None = None,  # noqa: ARG002  # it runs right here
-    ) -> Captured:
+    async def function(self, function: Callable[[], Any]) -> Captured:
         return capture(function)
 
     async def thread(
@@ -327,12 +299,16 @@ class _InThread:
         limit: float | None = None,
         context: contextvars.Context | None = None,
     ) -> Captured:
+        elsewhere = contextvars.copy_context() if context is None else context
         try:
-            return _in_daemon_thread(function, context, holds_the_loop=True).result(
+            return _in_daemon_thread(function, elsewhere, holds_the_loop=True).result(
                 None if limit is None else min(limit, threading.TIMEOUT_MAX)
             )
         except concurrent.futures.TimeoutError:
             raise LimitExceededError(_IN_ITS_THREAD) from None
+        finally:
+            if context is None:
+                _adopt(elsewhere)
 
     def cancellations(self) -> int:
         return 0
@@ -410,11 +386,11 @@ class _BackgroundLoop:
             )
 
         def start() -> None:
-            task = loop.create_task(body(), context=context)
+            task = loop.create_task(body(), context=elsewhere)
             task.add_done_callback(end)
             tasks.append(task)
 
-        context = contextvars.copy_context() if context is None else context
+        elsewhere = contextvars.copy_context() if context is None else context
         try:
             loop.call_soon_threadsafe(start)
             carried: Captured | None = None
@@ -428,6 +404,8 @@ class _BackgroundLoop:
             with suppress(Exception):
                 future.result(CANCEL_GRACE)
             raise
+        if context is None and limit is None:
+            _adopt(elsewhere)
         return unwrap(carried)  # type: ignore[no-any-return]  # what the awaitable returned
 
     def in_loop_thread(self) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar, overload
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeAlias, TypeVar, overload
 
 import attrs
 import pluggy
 
+from qtasks_hookspecs._outcome import OutcomeStatus
+
 F = TypeVar("F", bound=Callable[..., object])
+ErrorNames: TypeAlias = type[BaseException] | str | Iterable[type[BaseException] | str]
+Statuses: TypeAlias = OutcomeStatus | str | Iterable[OutcomeStatus | str]
 
 PROJECT_NAME: Final = "qtasks_pluggy"
 ENTRY_POINT_GROUP: Final = "qtasks_pluggy"
@@ -80,18 +84,21 @@ class When:
         error: Classes, or dotted names of classes; one must match the error or its cause.
         task: A glob for the task's name.
         tag: A tag that the task must have.
+        outcome: The ends of the attempt of which one must be its own.
     """
 
     error: tuple[type[BaseException] | str, ...] | None = None
     task: str | None = None
     tag: str | None = None
+    outcome: frozenset[OutcomeStatus] | None = None
 
 
 def when(
     *,
-    error: type[BaseException] | str | tuple[type[BaseException] | str, ...] | None = None,
+    error: ErrorNames | None = None,
     task: str | None = None,
     tag: str | None = None,
+    outcome: Statuses | None = None,
 ) -> Callable[[F], F]:
     """Ask this hookimpl only when the conditions hold; goes on either side of ``@hookimpl``.
 
@@ -99,17 +106,21 @@ def when(
 
     Args:
         error: A class or several, or their dotted names; names are compared with the names along
-            the error's class hierarchy and never imported, a built-in needs no prefix.
+            the error's class hierarchy and looked up in the modules that are loaded, never
+            imported; a built-in needs no prefix.
         task: A glob (``fnmatch``) for the task's name.
         tag: A tag that the task must have.
+        outcome: How the attempt ended, one ``OutcomeStatus`` or several, or their names; on the
+            hooks that have an ``outcome``, where ``error`` is compared with ``outcome.error``.
 
     Returns:
         A decorator that returns the function it is given.
 
     Raises:
         TypeError: A condition is of the wrong type, or there is none.
+        ValueError: No attempt ends so; the nearest status is named.
     """
-    errors = error if isinstance(error, tuple) or error is None else (error,)
+    errors = None if error is None else _several(error)
     for one in errors or ():
         if not (isinstance(one, str) or (isinstance(one, type) and issubclass(one, BaseException))):
             msg = f"@when(error=...): expected an exception class or its dotted name, got {one!r}"
@@ -118,17 +129,43 @@ def when(
         if value is not None and not isinstance(value, str):
             msg = f"@when({name}=...): expected a string, got {value!r}"
             raise TypeError(msg)
-    if errors is None and task is None and tag is None:
-        msg = "@when() needs at least one of error=, task= and tag="
+    statuses = None if outcome is None else frozenset(map(_status, _several(outcome)))
+    condition = When(errors, task, tag, statuses)
+    if condition == When():
+        msg = "@when() needs at least one of error=, task=, tag= and outcome="
         raise TypeError(msg)
-    condition = When(errors, task, tag)
 
     def mark(function: F) -> F:
-        conditions = (condition, *getattr(function, WHEN_ATTRIBUTE, ()))
-        setattr(function, WHEN_ATTRIBUTE, conditions)
+        inner = inner_function(function)
+        setattr(inner, WHEN_ATTRIBUTE, (condition, *getattr(inner, WHEN_ATTRIBUTE, ())))
         return function
 
     return mark
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, Iterable) and not isinstance(value, (str, type)):
+        return tuple(value)
+    return (value,)
+
+
+def _status(value: object) -> OutcomeStatus:
+    if not isinstance(value, str):
+        msg = f"@when(outcome=...): expected an OutcomeStatus or its name, got {value!r}"
+        raise TypeError(msg)
+    try:
+        return OutcomeStatus(value)
+    except ValueError:
+        import difflib  # noqa: PLC0415  # a plugin without a slip need not load it
+
+        (near,) = difflib.get_close_matches(value, OutcomeStatus, n=1, cutoff=0)
+        msg = f"@when(outcome={value!r}): no attempt ends so; did you mean {str(near)!r}?"
+        raise ValueError(msg) from None
+
+
+def inner_function(function: Any) -> Any:
+    """Return what is called: marks on a static method or a class method itself would be lost."""
+    return function.__func__ if isinstance(function, (staticmethod, classmethod)) else function
 
 
 def blocking(function: F) -> F:
@@ -143,7 +180,7 @@ def blocking(function: F) -> F:
     Returns:
         The same function, marked.
     """
-    setattr(function, BLOCKING_ATTRIBUTE, True)
+    setattr(inner_function(function), BLOCKING_ATTRIBUTE, True)
     return function
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
-from qtasks_hookspecs._markers import PROJECT_NAME, hookimpl, when
+from qtasks_hookspecs._markers import PROJECT_NAME, hookimpl, inner_function, when
 from qtasks_hookspecs.exc import TaskCancelError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,9 +64,10 @@ def on_error(
     def mark(function: F) -> F:
         if classes or task is not None or tag is not None:
             when(error=classes or None, task=task, tag=tag)(function)
-        known = on_error_mark(function)
+        inner = inner_function(function)
+        known = on_error_mark(inner)
         named = (*classes, *known.classes) if known else classes
-        setattr(function, _ATTRIBUTE, OnError(named, known.number if known else next(_numbers)))
+        setattr(inner, _ATTRIBUTE, OnError(named, known.number if known else next(_numbers)))
         hookimpl(specname=TRIGGER, **marks)(function)
         return function
 

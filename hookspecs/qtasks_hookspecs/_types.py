@@ -30,10 +30,16 @@ def error_classes(value: ErrorClasses) -> tuple[type[BaseException], ...] | None
     """
     if value is None:
         return None
-    classes = tuple(value) if isinstance(value, Iterable) else (value,)
+    # A string is no list of its letters, and a class that can be iterated over is one class.
+    several = isinstance(value, Iterable) and not isinstance(value, (type, str))
+    classes: tuple[Any, ...] = tuple(value) if several else (value,)  # type: ignore[arg-type]  # several says so
     for one in classes:
         if not (isinstance(one, type) and issubclass(one, BaseException)):
-            msg = f"intercept=: expected an exception class, several of them or None, got {one!r}"
+            hint = "; give the class itself, not its name" if isinstance(one, str) else ""
+            msg = (
+                f"intercept=: expected an exception class, several of them or None, got {one!r}"
+                f"{hint}"
+            )
             raise TypeError(msg)
     return classes
 

@@ -36,6 +36,21 @@ __all__ = [
 ]
 
 
+def safe_str(value: object) -> str:
+    """Return the text of an error or of another value, whatever its class makes of ``str()``."""
+    try:
+        return str(value)
+    except Exception as another:  # noqa: BLE001  # somebody else's __str__
+        return f"(no text: its __str__ raised {type(another).__name__})"
+
+
+def _safe_repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as another:  # noqa: BLE001  # somebody else's __repr__
+        return f"({type(value).__name__}: its __repr__ raised {type(another).__name__})"
+
+
 class QTasksError(Exception):
     """The base of the errors of qtasks-pluggy; wrong arguments are Python's own errors."""
 
@@ -75,7 +90,7 @@ class TaskPluginTriggerError(QTasksError):
             return self.kwargs["message"]
         if self.args:
             return self.args[0]
-        return "" if self.__cause__ is None else str(self.__cause__)
+        return "" if self.__cause__ is None else safe_str(self.__cause__)
 
     @property
     def cause(self) -> BaseException | None:
@@ -84,12 +99,12 @@ class TaskPluginTriggerError(QTasksError):
 
     def __str__(self) -> str:
         """Show the message, whichever way it was given."""
-        return str(self.message)
+        return safe_str(self.message)
 
     def __repr__(self) -> str:
         """Show both kinds of arguments."""
-        shown = [repr(value) for value in self.args]
-        shown += [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        shown = [_safe_repr(value) for value in self.args]
+        shown += [f"{name}={_safe_repr(value)}" for name, value in self.kwargs.items()]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -137,11 +152,7 @@ def _is_its_own_cause(error: BaseException | None) -> bool:
 
 
 def _stand_in(error: BaseException | None) -> QTasksError:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001  # a foreign __str__
-        text = f"a {type(error).__qualname__} that has no text"
-    stand_in = QTasksError(text)
+    stand_in = QTasksError(safe_str(error))
     stand_in.add_note(f"stands for a {type(error).__qualname__} that cannot be pickled")
     return stand_in
 

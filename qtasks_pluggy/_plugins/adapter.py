@@ -35,13 +35,15 @@ class Adapter:
         return adapted
 
 
-def given(plugin: Any) -> Any:
+def unwrap(plugin: Any) -> Any:
     """Return a registered plugin as the app gave it: without the adapter, if it has one."""
     return plugin.plugin if type(plugin) is Adapter else plugin
 
 
-def triggers(plugin: BasePlugin, limit: Iterable[str] | None, hooks: Iterable[str]) -> list[str]:
-    """Say which triggers a plugin wants, known or not.
+def wanted_triggers(
+    plugin: BasePlugin, limit: Iterable[str] | None, hooks: Iterable[str]
+) -> list[str]:
+    """Return the triggers that a plugin wants, known or not.
 
     Args:
         plugin: The plugin.

@@ -8,6 +8,7 @@ from typing import Any, Final
 import pluggy
 
 from qtasks_hookspecs import OutcomeStatus, _hooks
+from qtasks_hookspecs._on_error import SHORT_NAMES, TRIGGER
 from qtasks_pluggy._plugins.answers import ARGUMENTS
 from qtasks_pluggy._plugins.chain import NO_LINKS, Chain
 from qtasks_pluggy._plugins.dispatch import dispatch
@@ -55,6 +56,9 @@ class HookCaller(pluggy.HookCaller):
         )
         self.has_error: bool = ours and "e" in self.names
         self._check(options, self.spec.argnames)
+        if self.name == TRIGGER and ours:
+            # pluggy checks a hookimpl's parameters by these, and ``on_error`` offers two more.
+            self.spec.argnames = (*self.spec.argnames, *sorted(SHORT_NAMES))
 
     def _check(self, options: Mapping[str, Any], names: Sequence[str]) -> None:
         """Refuse a specification that this convention cannot call.

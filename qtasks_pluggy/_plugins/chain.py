@@ -16,6 +16,7 @@ from qtasks_hookspecs._markers import When
 from qtasks_hookspecs._on_error import on_error_mark
 from qtasks_pluggy._plugins.filters import FilterKey, filter_key, matches, possible_statuses
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
+from qtasks_pluggy._plugins.sections import section_for
 from qtasks_pluggy._plugins.trail import Status, TrailRecord
 from qtasks_pluggy._plugins.validation import Candidate, conditions, is_blocking, parameters
 from qtasks_pluggy._settings import Settings
@@ -137,7 +138,7 @@ class Link:
 def _limit(hook: Hook, plugin: str, settings: Settings) -> float | None:
     """Return the seconds that a plugin has for a hook; hooks of the host's own have no limit."""
     if hook.subject == "app":
-        return getattr(settings, "start_timeout", 30.0)
+        return settings.start_timeout
     return settings.timeouts.get(plugin, settings.timeout) if hook.subject else None
 
 
@@ -160,7 +161,7 @@ def _invoker(hook: Hook, function: Any, plugin: str, settings: Settings) -> Call
     positional, keywords, _ = parameters(function, known)
     if hook.name == "qtasks_start" and "settings" in (*positional, *keywords):
         # Each plugin gets its own section, and none of the others'.
-        function = partial(function, settings=dict(settings.plugin.get(plugin, {})))
+        function = partial(function, settings=section_for(function, plugin, settings))
         keywords = tuple(one for one in (*positional, *keywords) if one != "settings")
         positional = ()
     if "kwargs" in hook.pipeline:

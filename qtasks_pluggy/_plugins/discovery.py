@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, Final
 
 import attrs
 
 from qtasks_hookspecs._markers import ENTRY_POINT_GROUP
 from qtasks_pluggy._plugins.validation import Candidate
 from qtasks_pluggy._text import safe_str
+
+ENTRY_POINTS: Final = "entry_points.txt"
 
 
 @attrs.frozen
@@ -28,6 +30,7 @@ class PluginInfo:
         reason: Why not, if it is not.
         quarantined: The hooks in which it is skipped for now, for failing too often in a row.
         builtin: Whether it comes with qtasks-pluggy itself, which no app adds.
+        keys: The keys that it declares for its section of the settings.
     """
 
     name: str
@@ -38,10 +41,11 @@ class PluginInfo:
     reason: str | None = None
     quarantined: tuple[str, ...] = ()
     builtin: bool = False
+    keys: tuple[str, ...] = ()
 
 
 def left_out(candidate: Candidate, reason: str) -> PluginInfo:
-    """Tell of a plugin that is not registered."""
+    """Describe a plugin that is not registered."""
     return PluginInfo(
         name=candidate.name,
         distribution=candidate.distribution,
@@ -52,32 +56,120 @@ def left_out(candidate: Candidate, reason: str) -> PluginInfo:
     )
 
 
-def installed() -> Iterator[tuple[Candidate, importlib.metadata.EntryPoint | None]]:
+@attrs.frozen
+class Found:
+    """What one distribution says of one plugin name.
+
+    Attributes:
+        candidate: The plugin; it has a problem where it cannot be loaded.
+        folder: Where the distribution stands.
+        entry_point: The entry point, where it is to be loaded.
+        unusable: Why it is left out: the files that an installer wrote are not as they should be.
+    """
+
+    candidate: Candidate
+    folder: str
+    entry_point: importlib.metadata.EntryPoint | None = None
+    unusable: str | None = None
+
+
+def installed() -> Iterator[Found]:
     """Find the installed plugins, sorted by name; nothing is imported.
 
+    Equal claims count once, however often they are found; of two versions of one distribution the
+    first on the import path counts, as for Python itself. A name that two distributions claim is
+    a problem of that plugin.
+
     Yields:
-        Each plugin with its entry point; without one where two distributions claim its name,
-        which then is the plugin's problem.
+        Each plugin, and then what is left out.
     """
-    for name, claims in sorted(_claims().items()):
-        distribution, version, entry_point = claims[0]
-        candidate = Candidate(name, None, distribution, version)
-        if isinstance(entry_point, Exception):
-            candidate.fault(
-                f"its entry_points.txt cannot be read: {type(entry_point).__name__}:"
-                f" {entry_point}; mend or uninstall it"
-            )
-            yield candidate, None
-            continue
-        if len(claims) == 1:
-            yield candidate, entry_point
-            continue
-        others = " and ".join(sorted(f"{other} {its}" for other, its, _ in claims))
-        candidate.fault(
+    claims: dict[str, list[Found]] = {}
+    left: list[Found] = []
+    for distribution in importlib.metadata.distributions():
+        for found in _found_in(distribution):
+            known = claims.setdefault(found.candidate.name, [])
+            twin = next((one for one in known if _same_distribution(one, found)), None)
+            if found.entry_point is None:
+                left.append(found)
+            elif twin is None or (twin.folder == found.folder and not _same_claim(twin, found)):
+                known.append(found)
+            elif not _same_claim(twin, found):
+                why = f"{_label(twin)} comes first on the import path, and differs"
+                left.append(attrs.evolve(found, entry_point=None, unusable=why))
+    for name in sorted(claims):
+        yield from _agreed(claims[name])
+    yield from left
+
+
+def _agreed(claims: list[Found]) -> Iterator[Found]:
+    """Yield the one claim of a name; where there are more, that is the plugin's problem."""
+    if len(claims) > 1:
+        others = " and ".join(sorted(map(_label, claims)))
+        claims[0].candidate.add_problem(
             f"{others} both claim this name in the entry point group {ENTRY_POINT_GROUP!r};"
             " uninstall one of them"
         )
-        yield candidate, None
+        yield attrs.evolve(claims[0], entry_point=None)
+    else:
+        yield from claims
+
+
+def _label(found: Found) -> str:
+    return f"{found.candidate.distribution} {found.candidate.version}"
+
+
+def _same_distribution(one: Found, other: Found) -> bool:
+    names = [str(found.candidate.distribution) for found in (one, other)]
+    first, second = (re.sub(r"[-_.]+", "-", name).lower() for name in names)
+    return first == second
+
+
+def _same_claim(one: Found, other: Found) -> bool:
+    return (
+        one.entry_point is not None
+        and other.entry_point is not None
+        and one.entry_point.value == other.entry_point.value
+    )
+
+
+def _found_in(distribution: importlib.metadata.Distribution) -> Iterator[Found]:
+    """Yield a distribution's plugins, as far as its files can be read."""
+    info: Any = getattr(distribution, "_path", None)  # as pip does: there is no public way
+    stem = "" if info is None else info.name.rpartition(".")[0]
+    folder = str(distribution.locate_file(""))
+    try:
+        points = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
+    except Exception as error:  # noqa: BLE001  # a file that no installer wrote
+        if info is not None and ENTRY_POINT_GROUP.encode() in (info / ENTRY_POINTS).read_bytes():
+            name, version, _ = _named(distribution, stem)
+            nameless = Candidate(name, None, name, version)
+            told = f"its {ENTRY_POINTS} cannot be read: {type(error).__name__}: {safe_str(error)}"
+            if isinstance(error, UnicodeError):
+                yield Found(nameless, folder, unusable=f"{told}; reinstall it")
+            else:
+                nameless.add_problem(f"{told}; mend or uninstall it")
+                yield Found(nameless, folder)
+        return
+    if points:
+        name, version, unusable = _named(distribution, stem)
+        for point in points:
+            candidate = Candidate(point.name, None, name, version)
+            yield Found(candidate, folder, None if unusable else point, unusable)
+
+
+def _named(distribution: importlib.metadata.Distribution, stem: str) -> tuple[str, str, str | None]:
+    """Tell a distribution's name and version, and why it is unusable, if it is."""
+    name, _, version = stem.partition("-")
+    if stem.startswith(("~", "-")):
+        return stem, version, "what an interrupted pip left over; delete its folder"
+    try:
+        metadata = distribution.metadata
+        if "Name" in metadata and "Version" in metadata:
+            name, version = metadata["Name"], metadata["Version"]
+    except Exception as error:  # noqa: BLE001  # such as one that is not UTF-8
+        told = f"its METADATA cannot be read: {type(error).__name__}; reinstall it"
+        return name, version, told
+    return name, version, None
 
 
 def load(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> None:
@@ -85,36 +177,7 @@ def load(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> No
     try:
         candidate.plugin = entry_point.load()
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an import raises
-        candidate.fault(
+        candidate.add_problem(
             f"entry point {entry_point.value!r} failed to import with"
             f" {type(error).__name__}: {safe_str(error)}; mend or uninstall it"
         )
-
-
-Claim: TypeAlias = tuple[str, str, importlib.metadata.EntryPoint | Exception]
-
-
-def _claims() -> dict[str, list[Claim]]:
-    """Return who claims each plugin name: distribution, version, and entry point or why none.
-
-    A distribution that stands twice on the import path counts once, as its first.
-    """
-    seen: set[str] = set()
-    claims: dict[str, list[Claim]] = {}
-    for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"] or "unknown"
-        normalized = re.sub(r"[-_.]+", "-", name).lower()
-        if normalized in seen:
-            continue
-        seen.add(normalized)
-        try:
-            found = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
-        except Exception as error:  # noqa: BLE001  # a file that no installer wrote
-            if ENTRY_POINT_GROUP in (distribution.read_text("entry_points.txt") or ""):
-                claims[name] = [(name, distribution.version, error)]
-            continue
-        for entry_point in found:
-            claim = (name, distribution.version, entry_point)
-            if claim not in claims.setdefault(entry_point.name, []):
-                claims[entry_point.name].append(claim)
-    return claims

@@ -1,75 +1,175 @@
-"""Filters: which links of a chain are asked about an error, by its class and by the task."""
+"""Filters: ``@when`` says of which errors, ends and tasks a hookimpl is told."""
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final, NamedTuple
 
-from qtasks_hookspecs import OutcomeStatus
+from qtasks_hookspecs import OutcomeStatus, _hooks
+from qtasks_hookspecs._markers import When
 from qtasks_pluggy._text import closest_match
 
-if TYPE_CHECKING:
-    from qtasks_hookspecs._markers import When
-
-_BUILTIN_ERRORS = frozenset(
+_BUILTIN_ERRORS: Final = frozenset(
     name
     for name, value in vars(builtins).items()
     if isinstance(value, type) and issubclass(value, BaseException)
 )
+# A good attempt has no error: whoever asks for errors is not told of it.
+_WITH_ERROR: Final = frozenset(OutcomeStatus) - {OutcomeStatus.succeeded}
 
 
-def matches_(
-    conditions: Iterable[When],
-    errors: Iterable[type[BaseException]],
-    task: str | None,
-    tags: Iterable[str],
-) -> bool:
+class FilterKey(NamedTuple):
+    """All that filters look at; what it decides can be remembered by it.
+
+    Attributes:
+        errors: The classes of the error and of its cause.
+        status: How the attempt ended, on hooks that have an outcome.
+        task: The task's name.
+        tags: The task's tags.
+        modules: How many modules are loaded: a name may mean a class once its module is.
+    """
+
+    errors: tuple[type[BaseException], ...] = ()
+    status: OutcomeStatus | None = None
+    task: str | None = None
+    tags: tuple[str, ...] = ()
+    modules: int = 0
+
+
+def filter_key(values: Mapping[str, Any]) -> FilterKey:
+    """Return what filters look at in one call of a hook.
+
+    Args:
+        values: The hook's parameters, by name.
+    """
+    outcome = values.get("outcome")
+    error: BaseException | None = values.get("e") if outcome is None else outcome.error
+    errors: tuple[type[BaseException], ...] = ()
+    if error is not None:
+        cause = error.__cause__
+        errors = (type(error),) if cause is None else (type(error), type(cause))
+    task_func = values.get("task_func")
+    if task_func is None:
+        task_func = getattr(values.get("task_executor"), "task_func", None)
+    return FilterKey(
+        errors,
+        None if outcome is None else outcome.status,
+        getattr(task_func, "name", None),
+        getattr(task_func, "tags", ()),
+        len(sys.modules),
+    )
+
+
+def matches(conditions: Iterable[When], key: FilterKey) -> bool:
     """Say whether one of the conditions holds.
 
     Args:
         conditions: The ``@when`` marks of a hookimpl.
-        errors: The classes of the error and of its cause.
-        task: The task's name.
-        tags: The task's tags.
+        key: What they are compared with.
     """
     return any(
-        (one.error is None or any(_is_a(error, one.error) for error in errors))
-        and (one.task is None or (task is not None and fnmatchcase(task, one.task)))
-        and (one.tag is None or one.tag in tags)
+        (one.error is None or any(_is_a(error, one.error) for error in key.errors))
+        and (one.task is None or (key.task is not None and fnmatchcase(key.task, one.task)))
+        and (one.tag is None or one.tag in key.tags)
+        and (one.outcome is None or key.status in one.outcome)
         for one in conditions
     )
 
 
+def possible_statuses(conditions: Iterable[When]) -> frozenset[OutcomeStatus] | None:
+    """Return the ends of an attempt that can match; None where all can.
+
+    Args:
+        conditions: The ``@when`` marks of a hookimpl.
+    """
+    possible: frozenset[OutcomeStatus] = frozenset()
+    for one in conditions:
+        if one.outcome is None and one.error is None:
+            return None
+        possible |= _WITH_ERROR if one.outcome is None else one.outcome
+    return possible or None
+
+
 def _is_a(error: type[BaseException], wanted: tuple[type[BaseException] | str, ...]) -> bool:
     return any(
-        one in _names(error) if isinstance(one, str) else issubclass(error, one) for one in wanted
+        _has_name(error, one) if isinstance(one, str) else issubclass(error, one) for one in wanted
     )
 
 
-def _names(error: type[BaseException]) -> set[str]:
-    """Return what the classes along an error's hierarchy are called; built-in ones also bare."""
-    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in error.__mro__}
-    return names | {cls.__qualname__ for cls in error.__mro__ if cls.__module__ == "builtins"}
+def _has_name(error: type[BaseException], name: str) -> bool:
+    """Say whether a name means an error's class or one of its bases, as it stands or elsewhere."""
+    for cls in error.__mro__:
+        if name == f"{cls.__module__}.{cls.__qualname__}":
+            return True
+        if name == cls.__qualname__ and cls.__module__ == "builtins":
+            return True
+    meant = _loaded_class(name)
+    return meant is not None and issubclass(error, meant)
 
 
-def never_matches(condition: When, parameters: frozenset[str]) -> str | None:
+def _loaded_class(name: str) -> type | None:
+    """Look a dotted name up in the modules that are loaded; nothing is imported."""
+    path, parts = name, list[str]()
+    while "." in path:
+        path, _, part = path.rpartition(".")
+        parts.insert(0, part)
+        found: Any = sys.modules.get(path)
+        if found is not None:
+            for one in parts:
+                # Not getattr: a module may import when it is asked for what it has not.
+                found = getattr(found, "__dict__", {}).get(one)
+            return found if isinstance(found, type) else None
+    return None
+
+
+def why_unmatchable(condition: When, hook: str, parameters: frozenset[str]) -> str | None:
     """Say why a condition can never hold, or None where it can.
 
     Args:
         condition: The ``@when`` mark.
+        hook: The name of the hook.
         parameters: The parameters of the hook.
     """
-    if condition.error is not None and "e" not in parameters:
-        return "@when(error=...) is on a hook without an error; filter by task= or tag="
-    if "task_executor" not in parameters:
+    # Of a hook that a host adds, no parameter means anything here, whatever it is called.
+    if not hasattr(_hooks, hook) or "task_executor" not in parameters:
         return "@when is on a hook that is not called for a task; take it off"
-    if condition.error == ():
-        return "@when(error=()) names no class; name one"
+    if condition.outcome is not None:
+        fault = _why_never_ends_so(condition, hook, parameters)
+        if fault:
+            return fault
+    if condition.error is not None and not parameters & {"e", "outcome"}:
+        return "@when(error=...) is on a hook without an error; filter by task= or tag="
     if condition.task == "" or condition.tag == "":
         return "@when with an empty task= or tag= matches nothing; name one"
-    for one in condition.error or ():
+    return None if condition.error is None else _why_no_class(condition.error)
+
+
+def _why_never_ends_so(condition: When, hook: str, parameters: frozenset[str]) -> str | None:
+    """Say why no attempt ends as a condition has it, or None where one can."""
+    if "outcome" not in parameters:
+        return "@when(outcome=...) is on a hook without an outcome; filter by error=, task= or tag="
+    if not condition.outcome:
+        return "@when(outcome=()) names no status; name one"
+    if hook == "task_executor_task_close" and condition.outcome == frozenset(
+        {OutcomeStatus.retried}
+    ):
+        return (
+            "@when(outcome='retried') is on a hook that is called when the run is over, and a"
+            " retried one is not; put it on task_executor_attempt_ended"
+        )
+    if condition.error is not None and condition.outcome == frozenset({OutcomeStatus.succeeded}):
+        return "@when(outcome='succeeded', error=...) matches nothing: success has no error"
+    return None
+
+
+def _why_no_class(wanted: tuple[type[BaseException] | str, ...]) -> str | None:
+    """Say why a condition names no class of an error, or None where it does."""
+    if not wanted:
+        return "@when(error=()) names no class; name one"
+    for one in wanted:
         if not isinstance(one, str):
             continue
         if not all(part.isidentifier() for part in one.replace("<locals>", "locals").split(".")):
@@ -80,28 +180,4 @@ def never_matches(condition: When, parameters: frozenset[str]) -> str | None:
                 f" {closest_match(one, _BUILTIN_ERRORS)!r}, or a name with its module,"
                 f" 'package.{one}'?"
             )
-    return None
-
-
-def filter_key(values: dict[str, Any]) -> tuple[tuple[type, ...], str | None, tuple[str, ...]]:
-    """Return what filters look at, hashable: classes of the error, task name, tags."""
-    error = values.get("e")
-    errors: tuple[type, ...] = ()
-    if error is not None:
-        cause = error.__cause__
-        errors = (type(error),) if cause is None else (type(error), type(cause))
-    task_func = values.get("task_func") or getattr(values.get("task_executor"), "task_func", None)
-    return errors, getattr(task_func, "name", None), tuple(getattr(task_func, "tags", ()))
-
-
-FilterKey = tuple[tuple[type, ...], str | None, tuple[str, ...]]
-
-
-def matches(conditions: Iterable[When], key: FilterKey) -> bool:
-    """Say whether one of the conditions holds."""
-    return matches_(conditions, *key)
-
-
-def possible_statuses(conditions: Iterable[When]) -> frozenset[OutcomeStatus] | None:  # noqa: ARG001  # until outcomes are filtered
-    """Say which ends of an attempt the conditions let through; None for all."""
     return None

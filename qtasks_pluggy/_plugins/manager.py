@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pkgutil import resolve_name
 from types import FunctionType, MethodType
 from typing import Any, Final
 
+import attrs
 import pluggy
 
 from qtasks_hookspecs import _hooks
@@ -15,17 +17,40 @@ from qtasks_hookspecs._markers import PROJECT_NAME
 from qtasks_hookspecs.exc import PluginRegistrationError
 from qtasks_pluggy import _log, _settings
 from qtasks_pluggy._fork import lock_of
-from qtasks_pluggy._plugins.adapter import given
+from qtasks_pluggy._plugins.adapter import unwrap
 from qtasks_pluggy._plugins.caller import HookCaller
 from qtasks_pluggy._plugins.chain import Chain, Link, in_call_order
 from qtasks_pluggy._plugins.discovery import PluginInfo, installed, left_out, load
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
-from qtasks_pluggy._plugins.registry import Table, candidate_of, check_all, name_of, not_registered
-from qtasks_pluggy._plugins.validation import Candidate
+from qtasks_pluggy._plugins.sections import section_keys
+from qtasks_pluggy._plugins.validation import (
+    Candidate,
+    Hooks,
+    find_name,
+    hookimpl_faults,
+    not_registered,
+    validate_all,
+)
+from qtasks_pluggy._text import describe_plugin
 
 BUILTIN, INSTALLED, ADDED = range(3)
 BUILTINS: Final = ("fallback", "retry")
 HOOKABLE: Final = (staticmethod, classmethod, FunctionType, MethodType)
+
+
+class _Plugins(list[Any]):
+    """Plugins of which ``in`` finds the very one."""
+
+    def __contains__(self, plugin: object) -> bool:
+        return any(one is plugin for one in self)
+
+
+class _Table(dict[str, Any]):
+    """Plugins by name, None for a blocked name: where pluggy looks what is registered."""
+
+    def values(self) -> Any:
+        """Return the plugins; ``in`` them finds the very one, where pluggy would ask ``==``."""
+        return _Plugins(super().values())
 
 
 class PluginManager(pluggy.PluginManager):
@@ -35,7 +60,8 @@ class PluginManager(pluggy.PluginManager):
     convention: see ``hook.<name>(...)`` and ``hook.<name>.call_async(...)``.
 
     Args:
-        plugins: Modules or objects with hookimpls, in the order in which they are asked.
+        plugins: Modules or objects with hookimpls, or where to import them from (``"module"``,
+            ``"module:attribute"``), in the order in which they are asked.
         discover: Whether to load the installed plugins at once, by their entry points.
         settings: Keys of the settings; see ``docs/reference/settings.md``.
         clock: Seconds, for what depends on time.
@@ -43,6 +69,7 @@ class PluginManager(pluggy.PluginManager):
     Raises:
         PluginRegistrationError: Faults of the plugins, all of them; nothing is registered.
         SettingsError: Faults of the settings.
+        TypeError: ``plugins`` is one plugin instead of several.
     """
 
     def __init__(
@@ -54,22 +81,25 @@ class PluginManager(pluggy.PluginManager):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(PROJECT_NAME)
-        vars(self)["_name2plugin"] = Table()
+        vars(self)["_name2plugin"] = _Table()
         self.clock: Final = clock
         self._lock = lock_of(self)
-        self._given: Any = dict(settings) if isinstance(settings, Mapping) else settings
+        self._app_settings: Any = dict(settings) if isinstance(settings, Mapping) else settings
         self._ranks: dict[str, tuple[int, str, int]] = {}
         self._origins: dict[str, Candidate] = {}
         self._skipped: dict[str, PluginInfo] = {}
+        self._unusable: list[PluginInfo] = []
+        self._told: set[str] = set()
         self._links: dict[pluggy.HookImpl, Link] = {}
         self._added = 0
         self._discovered = False
         self._breakers: dict[pluggy.HookImpl, Breaker] = {}
-        self._use(_settings.load(self._given, outside=False))
+        self._apply(_settings.load(self._app_settings, outside=False))
         self.add_hookspecs(_hooks)
         self._load_builtins()
         self._register_candidates(
-            [candidate_of(one, self.get_canonical_name) for one in plugins], ADDED
+            [Candidate.from_plugin(one, self.get_canonical_name) for one in _several(plugins)],
+            ADDED,
         )
         if discover:
             self.discover()
@@ -81,6 +111,8 @@ class PluginManager(pluggy.PluginManager):
             module_or_class: Holds functions marked with ``hookspec``.
 
         Raises:
+            PluginRegistrationError: Faults of hookimpls that plugins have for them already, marked
+                ``optionalhook=True``; nothing is added.
             ValueError: It holds none, or one is known already or marked for what is not done here.
         """
         found = {
@@ -91,11 +123,38 @@ class PluginManager(pluggy.PluginManager):
         if not found:
             msg = f"did not find any {self.project_name!r} hooks in {module_or_class!r}"
             raise ValueError(msg)
-        for name, options in found.items():
-            if hasattr(self.hook, name):
-                msg = f"hook {name!r} is known already; choose another name"
-                raise ValueError(msg)
-            setattr(self.hook, name, HookCaller(name, self, module_or_class, options))
+        with self._lock:
+            known = self._callers()
+            for name in found:
+                if name in known:
+                    msg = f"hook {name!r} is known already; choose another name"
+                    raise ValueError(msg)
+            callers = [
+                HookCaller(name, self, module_or_class, options) for name, options in found.items()
+            ]
+            self._adopt_hookimpls(callers)
+            for caller in callers:
+                setattr(self.hook, caller.name, caller)
+            self._rebuild()
+
+    def _adopt_hookimpls(self, callers: Iterable[HookCaller]) -> None:
+        """Give new hooks the hookimpls that waited for them, unless one has a fault."""
+        waiting = [
+            (caller, impl)
+            for caller in callers
+            if hasattr(self.hook, caller.name)
+            for impl in getattr(self.hook, caller.name).get_hookimpls()
+        ]
+        problems: list[str] = []
+        for caller, impl in waiting:
+            origin = attrs.evolve(self._origins[impl.plugin_name], problems=[])
+            for fault in hookimpl_faults(impl.function, impl.opts, caller.name, caller.names):
+                origin.add_problem(f"hook {caller.name!r}: {fault}")
+            problems += origin.problems
+        if problems:
+            raise PluginRegistrationError(problems)
+        for caller, impl in waiting:
+            caller._add_hookimpl(impl)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as pluggy's own manager does
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         """Read an attribute's mark, without evaluating properties, as pluggy 1.6 would."""
@@ -116,7 +175,8 @@ class PluginManager(pluggy.PluginManager):
         """Register a plugin, behind those that are registered.
 
         Args:
-            plugin: A module or an object with hookimpls; a ``BasePlugin`` or a subclass of it.
+            plugin: A module or an object with hookimpls, or where to import it from; a
+                ``BasePlugin`` or a subclass of it.
             name: Its name; else its ``.name``, else the module's or class's name.
             trigger_names: The triggers that a ``BasePlugin`` is limited to.
 
@@ -126,8 +186,11 @@ class PluginManager(pluggy.PluginManager):
         Raises:
             PluginRegistrationError: Faults of the plugin, all of them; nothing is registered.
         """
-        candidate = candidate_of(plugin, self.get_canonical_name, name)
-        return self._register_candidates([candidate], ADDED, trigger_names)[0]
+        candidate = Candidate.from_plugin(plugin, self.get_canonical_name, name)
+        with self._lock:
+            self._register_candidates([candidate], ADDED, trigger_names)
+            registered = self._origins.get(candidate.name) is candidate
+        return candidate.name if registered else None
 
     def unregister(self, plugin: Any | None = None, name: str | None = None) -> Any | None:
         """Unregister a plugin; a dispatch that has begun still asks it.
@@ -164,12 +227,12 @@ class PluginManager(pluggy.PluginManager):
                 for impl in [one for one in memory if one.plugin_name == gone.name]:
                     del memory[impl]
             self._rebuild()
-            return given(gone.plugin)
+            return unwrap(gone.plugin)
 
     def get_name(self, plugin: Any) -> str | None:
         """Return the name of a registered plugin, a ``BasePlugin`` too; None if it is none."""
         with self._lock:
-            return name_of(plugin, self._origins.values())
+            return find_name(plugin, self._origins.values())
 
     def is_registered(self, plugin: Any) -> bool:
         """Say whether this very plugin is registered, not one that equals it."""
@@ -177,16 +240,21 @@ class PluginManager(pluggy.PluginManager):
 
     def get_canonical_name(self, plugin: Any) -> str:
         """Name a plugin: its ``.name``, else the module's or class's name."""
+        if isinstance(plugin, str):
+            try:
+                plugin = resolve_name(plugin)
+            except Exception:  # noqa: BLE001  # whatever an import raises, which registering tells
+                return str(plugin)
         for own in (getattr(plugin, "name", None), getattr(plugin, "__name__", None)):
             if isinstance(own, str) and own:
                 return own
         return type(plugin).__name__
 
-    def subset_hook_caller(self, name: str, remove_plugins: Iterable[Any]) -> Any:  # noqa: ARG002  # pluggy's
-        """Refuse, with a ``TypeError``: who is asked is for the operator to say."""
+    def subset_hook_caller(self, name: str, remove_plugins: Iterable[Any]) -> HookCaller:  # noqa: ARG002  # pluggy's
+        """Refuse, with a ``TypeError``: who is asked is the operator's to say, and the chain's."""
         msg = (
-            f"hook {name!r}: subset_hook_caller is not offered; use the setting disable, or a"
-            " PluginManager with the plugins that you want"
+            f"subset_hook_caller({name!r}): every plugin of a manager is asked; call the hook of"
+            " another PluginManager, which has the plugins that you want"
         )
         raise TypeError(msg)
 
@@ -196,26 +264,85 @@ class PluginManager(pluggy.PluginManager):
         msg = f"{PROJECT_NAME} calls hooks by its own convention, no monitor sees that; {told}"
         raise TypeError(msg)
 
-    def configure(self) -> None:
+    def configure(self, *, skip_faulty: bool = False) -> list[str]:
         """Take the settings of this moment's environment.
 
+        Args:
+            skip_faulty: Whether to go on with plugins whose section has faults.
+
+        Returns:
+            The faults of sections, as far as they are gone on with.
+
         Raises:
+            PluginRegistrationError: Faults of the sections of registered plugins, all of them.
             SettingsError: Faults of the settings; the old ones stay.
         """
         with self._lock:
-            before = self.loaded
-            self._use(_settings.load(self._given, outside=True))
-            try:
-                self._load_builtins()
-            except BaseException:
-                self._use(before)
-                raise
-            self._rebuild()
+            self._configure()
+            self._tell_dead_settings()
+            problems = self._section_problems()
+            if problems and not skip_faulty:
+                raise PluginRegistrationError(problems)
+            return problems
 
-    def _use(self, loaded: _settings.Loaded) -> None:
-        self.loaded: _settings.Loaded = loaded
-        self.settings: _settings.Settings = loaded.settings
+    def _configure(self) -> None:
+        before = self._read
+        self._apply(_settings.load(self._app_settings, outside=True))
+        try:
+            self._load_builtins()
+        except BaseException:
+            self._apply(before)
+            raise
+        self._rebuild()
+        if self.loaded.file is not None and self._is_news(self.loaded.file):
+            _log.event("info", "settings_file_used", file=self.loaded.file)
+        for file, reason in self.loaded.skipped.items():
+            if self._is_news(reason):
+                _log.event("warning", "settings_file_skipped", file=file, reason=reason)
+
+    def _section_problems(self) -> list[str]:
+        """Find the faults of the sections of the plugins that are asked."""
+        problems: list[str] = []
+        for name, registered in self._origins.items():
+            if self._is_enabled(name):
+                candidate = attrs.evolve(registered, problems=problems)
+                candidate.check_section(self.settings)
+        return problems
+
+    def _apply(self, read: _settings.Loaded, coming: Iterable[str] = ()) -> None:
+        """Use settings as they were read, for the plugins that are known, or coming."""
+        self._read = read
+        self.loaded: _settings.Loaded = read.for_plugins({*self._names(), *coming})
+        self.settings: _settings.Settings = self.loaded.settings
         self._links.clear()
+
+    def _names(self) -> set[str]:
+        return {*BUILTINS, *self._origins, *self._skipped, *(one.name for one in self._unusable)}
+
+    def dead_settings(self) -> list[dict[str, str | None]]:
+        """Return what the settings say of plugins that are not there.
+
+        Returns:
+            For each the ``setting``, its ``source``, the ``name``, and what it may have meant,
+            ``did_you_mean``.
+        """
+        with self._lock:
+            names = self._names()
+            if not self._discovered and [*self.loaded.unknown_names(names, BUILTINS)]:
+                # Settings are often shared: what is installed is no slip where it is not loaded.
+                names |= {found.candidate.name for found in installed()}
+            return [*self.loaded.unknown_names(names, BUILTINS)]
+
+    def _tell_dead_settings(self) -> None:
+        for one in self.dead_settings():
+            if self._is_news(str(one)):
+                _log.event("warning", "unknown_plugin_name", **one)
+
+    def _is_news(self, told: str) -> bool:
+        """Say whether something was not told before: an app may start often."""
+        news = told not in self._told
+        self._told.add(told)
+        return news
 
     def _load_builtins(self) -> None:
         """Load the built-in plugins that the settings enable."""
@@ -228,11 +355,14 @@ class PluginManager(pluggy.PluginManager):
         plugins = {one.name: one for one in (Fallback(), RetryPlugin())}
         self._register_candidates([Candidate(name, plugins[name]) for name in wanted], BUILTIN)
 
-    def discover(self, faults: list[str] | None = None) -> None:
-        """Load the installed plugins that the settings do not switch off, once.
+    def discover(self, *, skip_faulty: bool = False) -> list[str]:
+        """Take the settings, and load the installed plugins that they do not switch off, once.
 
         Args:
-            faults: Takes the faults instead of an error; the plugins without any are registered.
+            skip_faulty: Whether to go on without the plugins that have faults.
+
+        Returns:
+            The faults, as far as they are gone on with.
 
         Raises:
             PluginRegistrationError: Faults of the plugins, all of them; nothing is registered.
@@ -240,12 +370,20 @@ class PluginManager(pluggy.PluginManager):
         """
         with self._lock:
             if self._discovered:
-                return
-            self.configure()
-            self._load_entry_points(faults)
+                return self.configure(skip_faulty=skip_faulty)
+            self._configure()
+            candidates = self._load_entry_points()
+            if not skip_faulty:
+                self._tell_unusable()
+            problems = self._register_candidates(
+                candidates,
+                INSTALLED,
+                skip_faulty=skip_faulty,
+                problems=self._section_problems(),
+            )
             self._discovered = True
-            for one in self.loaded.unknown_names({*self._origins, *self._skipped}, BUILTINS):
-                _log.event("warning", "unknown_plugin_name", **one)
+            self._tell_dead_settings()
+            return problems + [_left_out_text(one) for one in self._unusable]
 
     def list_plugin_info(self) -> list[PluginInfo]:
         """Return what is known of every plugin, those that are switched off included."""
@@ -253,10 +391,11 @@ class PluginManager(pluggy.PluginManager):
             known = [
                 self._info(name) for name in sorted(self._origins, key=self._ranks.__getitem__)
             ]
-            return known + [self._skipped[name] for name in sorted(self._skipped)]
+            off = [self._skipped[name] for name in sorted(self._skipped)]
+            return [*known, *off, *self._unusable]
 
     def _info(self, name: str) -> PluginInfo:
-        origin, asked = self._origins[name], self._asks(name)
+        origin, asked = self._origins[name], self._is_enabled(name)
         hooks = {
             hook: [impl for impl in caller.get_hookimpls() if impl.plugin_name == name]
             for hook, caller in self._callers().items()
@@ -274,6 +413,7 @@ class PluginManager(pluggy.PluginManager):
                 if any(self._breakers[impl].until for impl in impls if impl in self._breakers)
             ),
             builtin=self._ranks[name][0] == BUILTIN,
+            keys=tuple(key for function in origin.starts for key in section_keys(function)),
         )
 
     def _register_candidates(
@@ -281,52 +421,108 @@ class PluginManager(pluggy.PluginManager):
         candidates: Sequence[Candidate],
         tier: int,
         trigger_names: Iterable[str] | None = None,
-        faults: list[str] | None = None,
-    ) -> list[str | None]:
-        """Register all of them or, where there is a fault and nobody takes it, none."""
+        *,
+        skip_faulty: bool = False,
+        problems: Iterable[str] = (),
+    ) -> list[str]:
+        """Register all of them, or none where one has a fault; or leave those out that have.
+
+        Args:
+            candidates: The plugins.
+            tier: Where they come from: ``BUILTIN``, ``INSTALLED`` or ``ADDED``.
+            trigger_names: The triggers that a ``BasePlugin`` is limited to.
+            skip_faulty: Whether to leave out those that have faults.
+            problems: What was found wrong before, with others.
+
+        Returns:
+            All faults, as far as they are gone on with.
+        """
         with self._lock:
             wanted = [one for one in candidates if not self.is_blocked(one.name)]
-            hooks = {name: caller.names for name, caller in self._callers().items()}
-            check_all(wanted, self._origins, hooks, self.parse_hookimpl_opts, trigger_names)
-            if any(one.problems for one in wanted):
-                # The operator's own switch counts here too: it is the remedy that faults name.
-                disable = _settings.load(self._given, outside=True).settings.disable
-                for one in [one for one in wanted if one.problems and one.name in disable]:
-                    wanted.remove(one)
-                    self._skipped[one.name] = left_out(one, "disabled, and faulty")
-            faulty = [one for one in wanted if one.problems]
-            problems = [text for one in faulty for text in one.problems]
-            if problems and faults is None:
+            if self._read.variables:
+                self._apply(self._read, [one.name for one in wanted])
+            validate_all(
+                wanted, self._origins, self._hooks(), self.parse_hookimpl_opts, trigger_names
+            )
+            for one in wanted if tier == INSTALLED else ():
+                # The app's own are looked at when it starts: only then the settings are complete.
+                one.check_section(self.settings)
+            faulty = self._skip_disabled([one for one in wanted if one.problems])
+            goes_on = tier == INSTALLED and self.settings.on_fault == "skip"
+            stops = bool(problems) or (bool(faulty) and not goes_on)
+            problems = [*problems, *(text for one in faulty for text in one.problems)]
+            if stops and not skip_faulty:
                 raise PluginRegistrationError(problems)
             for one in faulty:
-                wanted.remove(one)
                 self._skipped[one.name] = left_out(one, "faulty")
-            if faults is not None:
-                faults += problems
+                if not skip_faulty:
+                    _log.event("error", "plugin_left_out", **one.place, faults=one.problems)
             for one in wanted:
-                super().register(one.plugin, one.name)
-                self._added += 1
-                order = one.name if tier == INSTALLED else ""
-                self._ranks[one.name] = (tier, order, self._added)
-                self._origins[one.name] = one
-                self._skipped.pop(one.name, None)
+                if not one.problems:
+                    self._register_candidate(one, tier)
             self._rebuild()
-            names = {one.name for one in wanted}
-            return [one.name if one.name in names else None for one in candidates]
+            return problems
 
-    def _load_entry_points(self, faults: list[str] | None) -> None:
+    def _skip_disabled(self, faulty: Sequence[Candidate]) -> list[Candidate]:
+        """Leave out the faulty plugins that are disabled, and return the others.
+
+        By the settings of this moment: switching a plugin off is the remedy that faults name.
+        """
+        if not faulty:
+            return []
+        disable = _settings.load(self._app_settings, outside=True).settings.disable
+        for one in faulty:
+            if one.name in disable:
+                self._skipped[one.name] = left_out(one, "disabled, and faulty")
+        return [one for one in faulty if one.name not in disable]
+
+    def _register_candidate(self, candidate: Candidate, tier: int) -> None:
+        """Register a plugin without faults, behind those of its tier."""
+        name = candidate.name
+        super().register(candidate.plugin, name)
+        self._added += 1
+        self._ranks[name] = (tier, name if tier == INSTALLED else "", self._added)
+        self._origins[name] = candidate
+        self._skipped.pop(name, None)
+
+    def _load_entry_points(self) -> list[Candidate]:
+        """Load the installed plugins that nothing keeps out.
+
+        Where one cannot be loaded the others are loaded all the same: faults come together.
+        """
         candidates: list[Candidate] = []
-        for candidate, entry_point in installed():
+        self._unusable.clear()
+        for found in installed():
+            candidate = found.candidate
             reason = "blocked" if self.is_blocked(candidate.name) else None
             reason = reason or self.loaded.keeps_out(candidate.name)
             if reason is not None:
                 self._skipped[candidate.name] = left_out(candidate, reason)
                 continue
-            if entry_point is not None:
-                load(candidate, entry_point)
+            if found.unusable is not None:
+                self._unusable.append(left_out(candidate, found.unusable))
+                continue
+            if found.entry_point is not None:
+                load(candidate, found.entry_point)
+                candidate.call_factory()
             candidates.append(candidate)
-        # Where one cannot be loaded the others are looked at all the same: faults come together.
-        self._register_candidates(candidates, INSTALLED, faults=faults)
+        return candidates
+
+    def _hooks(self) -> Hooks:
+        return {name: caller.names for name, caller in self._callers().items()}
+
+    def _tell_unusable(self) -> None:
+        """Log which installed plugins are left out because their files are damaged."""
+        for one in self._unusable:
+            if self._is_news(_left_out_text(one)):
+                _log.event(
+                    "warning",
+                    "distribution_left_out",
+                    plugin=one.name,
+                    distribution=one.distribution,
+                    version=one.version,
+                    reason=one.reason,
+                )
 
     def _callers(self) -> dict[str, HookCaller]:
         return {
@@ -337,14 +533,14 @@ class PluginManager(pluggy.PluginManager):
 
     def _rebuild(self) -> None:
         for hook in self._callers().values():
-            chain = self._chain(hook, hook.get_hookimpls())
+            chain = self._chain(hook)
             hook.chain = chain if chain.links or chain.wrappers else None
 
-    def _chain(self, hook: HookCaller, hookimpls: Sequence[pluggy.HookImpl]) -> Chain:
+    def _chain(self, hook: HookCaller) -> Chain:
         links, wrappers = in_call_order(
-            [impl for impl in hookimpls if impl.plugin is None or self._asks(impl.plugin_name)],
+            [impl for impl in hook.get_hookimpls() if self._is_enabled(impl.plugin_name)],
             self.settings.order,
-            lambda impl: self._ranks.get(impl.plugin_name, (ADDED, "", self._added + 1)),
+            lambda impl: self._ranks[impl.plugin_name],
         )
         if hook.name == "qtasks_stop":
             links.reverse()
@@ -353,7 +549,7 @@ class PluginManager(pluggy.PluginManager):
             tuple(self._link(hook, impl) for impl in wrappers),
         )
 
-    def _asks(self, name: str) -> bool:
+    def _is_enabled(self, name: str) -> bool:
         """Say whether a registered plugin is asked, as the settings of this moment have it."""
         if name not in self._origins or name in self.settings.disable:
             return False
@@ -362,17 +558,28 @@ class PluginManager(pluggy.PluginManager):
     def _link(self, hook: HookCaller, impl: pluggy.HookImpl) -> Link:
         known = self._links.get(impl)
         if known is None:
-            origin = self._origins.get(impl.plugin_name) or Candidate(impl.plugin_name, None)
-            breaker = NO_BREAKER if hook.subject == "app" else self._breaker(impl)
+            origin = self._origins[impl.plugin_name]
+            breaker = self._breaker(impl) if hook.subject == "task_executor" else NO_BREAKER
             known = Link.from_hookimpl(hook, impl, origin, self.settings, breaker)
-            if impl.plugin is not None:
-                self._links[impl] = known
+            self._links[impl] = known
         return known
 
     def _breaker(self, impl: pluggy.HookImpl) -> Breaker:
         bounds = self.settings.quarantine_after, self.settings.quarantine_seconds
         breaker = self._breakers.get(impl) or Breaker(*bounds, self.clock)
         breaker.configure(*bounds)
-        if impl.plugin is not None:
-            self._breakers[impl] = breaker
+        self._breakers[impl] = breaker
         return breaker
+
+
+def _several(plugins: Any) -> Iterable[Any]:
+    """Return what was given for several plugins, unless it is one."""
+    if isinstance(plugins, Iterable) and not isinstance(plugins, (str, Mapping)):
+        return plugins
+    msg = f"plugins=: expected a list of plugins, got one, a {type(plugins).__name__}; put it in []"
+    raise TypeError(msg)
+
+
+def _left_out_text(one: PluginInfo) -> str:
+    who = describe_plugin(one.name, one.distribution, one.version)
+    return f"{who} is left out: {one.reason}"

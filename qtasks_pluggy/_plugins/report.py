@@ -12,7 +12,7 @@ from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.call import Call
 from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link, own_error
 from qtasks_pluggy._plugins.trail import short
-from qtasks_pluggy._text import safe_str
+from qtasks_pluggy._text import safe_str, switch_off
 from qtasks_pluggy._waiting import LimitExceededError
 
 
@@ -56,7 +56,7 @@ def _plugin_error(link: Link, call: Call, error: BaseException, *, starting: boo
     where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
     msg = (
         f"{link.who} failed in {where} with {type(error).__name__}: {safe_str(error)};"
-        f" {why} (QTASKS_PLUGGY_DISABLE={link.plugin})"
+        f" {why} ({switch_off(link.plugin)})"
     )
     return PluginError(msg, task_error=call.values["e"] if call.hook.has_error else None)
 
@@ -132,6 +132,7 @@ def _report_decisions(call: Call, entries: list[Asked]) -> None:
             **_error_fields(call),
             plugin=link.plugin,
             handler=link.handler,
+            distribution=link.distribution,
             version=link.version,
             decision=kind.__name__ if kind in DECISIONS else "value",
             observed=link.observed,

@@ -1,22 +1,35 @@
-"""What can be wrong with a plugin, found before anything of it is registered."""
+"""Plugins that ask to be registered: their names, and what can be wrong with each.
+
+Every fault is found before anything is registered.
+"""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, Self, TypeAlias
 
 import attrs
 
 from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATTRIBUTE
 from qtasks_hookspecs._on_error import SHORT_NAMES, on_error_mark
-from qtasks_pluggy._plugins.adapter import Adapter, triggers
-from qtasks_pluggy._plugins.filters import never_matches
-from qtasks_pluggy._text import closest_match, describe_plugin, safe_str
+from qtasks_hookspecs.exc import PluginRegistrationError
+from qtasks_pluggy._plugins.adapter import Adapter, unwrap, wanted_triggers
+from qtasks_pluggy._plugins.filters import why_unmatchable
+from qtasks_pluggy._plugins.sections import section_problems
+from qtasks_pluggy._settings import Settings
+from qtasks_pluggy._text import closest_match, describe_error, describe_plugin, switch_off
 from qtasks_pluggy.base_plugin import BasePlugin
 
 _MARK = f"{PROJECT_NAME}_impl"
+
+Hooks: TypeAlias = Mapping[str, frozenset[str]]
+"""The parameters of each hook, by the hook's name."""
+
+ReadMark: TypeAlias = Callable[[Any, str], Mapping[str, Any] | None]
+"""Reads the mark of a plugin's attribute, as pluggy does."""
 
 
 @attrs.define(eq=False)
@@ -29,6 +42,7 @@ class Candidate:
         distribution: The distribution that installed it, if one did.
         version: That distribution's version.
         problems: What is wrong with it.
+        starts: Its hookimpls of ``qtasks_start``.
     """
 
     name: str
@@ -36,80 +50,228 @@ class Candidate:
     distribution: str | None = None
     version: str | None = None
     problems: list[str] = attrs.field(factory=list)
+    starts: list[Callable[..., Any]] = attrs.field(factory=list)
 
-    def fault(self, text: str) -> None:
-        """Take down what is wrong, who it is, and what switches it off."""
+    @classmethod
+    def from_plugin(
+        cls, plugin: Any, find_name: Callable[[Any], str], name: str | None = None
+    ) -> Self:
+        """Make a candidate of what the app gives; that it has no name is its problem.
+
+        Args:
+            plugin: The plugin, or where to import it from, ``"module"`` or ``"module:attribute"``.
+            find_name: Finds the name of a plugin where none is given.
+            name: The name that the app gives it.
+        """
+        if isinstance(plugin, str):
+            try:
+                plugin = resolve_name(plugin)
+            except Exception as error:  # noqa: BLE001  # whatever an import raises
+                missing = cls(name or plugin, None)
+                missing.add_problem(
+                    f"{plugin!r} cannot be imported: {describe_error(error)};"
+                    " name 'module' or 'module:attribute'"
+                )
+                return missing
+        try:
+            return cls(name or find_name(plugin), plugin)
+        except Exception as error:  # noqa: BLE001  # a property of its own, or its __getattr__
+            nameless = cls(type(plugin).__name__, plugin)
+            nameless.add_problem(
+                f"reading its name failed with {describe_error(error)}; give it a name=, or mend it"
+            )
+            return nameless
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it comes from, as events tell it."""
+        return {
+            "plugin": self.name,
+            "distribution": self.distribution,
+            "version": self.version,
+        }
+
+    def add_problem(self, text: str) -> None:
+        """Record what is wrong, with the plugin and the setting that switches it off."""
         self.problems.append(
-            f"{describe_plugin(self.name, self.distribution, self.version)}: {text}"
-            f" (or switch it off: QTASKS_PLUGGY_DISABLE={self.name})"
+            f"{describe_plugin(**self.place)}: {text} (or switch it off: {switch_off(self.name)})"
         )
 
+    def check_section(self, settings: Settings) -> None:
+        """Record what is wrong with the plugin's section of the settings."""
+        for function in self.starts:
+            for problem in section_problems(function, self.name, settings):
+                self.add_problem(problem)
 
-def check(
+    def call_factory(self) -> None:
+        """Make the plugin, where an entry point names a class or a factory; it may fail."""
+        factory = self.plugin
+        if not _is_factory(factory):
+            return
+        shown = getattr(factory, "__qualname__", type(factory).__name__)
+        if inspect.iscoroutinefunction(factory):
+            self.add_problem(f"{shown}() is async; make the plugin in a plain function")
+            return
+        try:
+            self.plugin = factory()
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a plugin's code raises
+            self.add_problem(f"{shown}() failed with {describe_error(error)}")
+        else:
+            if self.plugin is None:
+                self.add_problem(f"{shown}() returned None; return the plugin")
+
+
+def _is_factory(entry: Any) -> bool:
+    """Say whether an entry point names what makes the plugin: a class, or a plain function."""
+    if isinstance(entry, type):
+        return True
+    if not inspect.isroutine(entry) or hasattr(entry, _MARK):
+        return False
+    try:
+        inspect.signature(entry).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def find_name(plugin: Any, candidates: Iterable[Candidate]) -> str | None:
+    """Return the name under which this very plugin is registered, not one that equals it.
+
+    Args:
+        plugin: The plugin, as the app gave it or as it was registered.
+        candidates: Those that are registered.
+    """
+    for one in candidates:
+        if plugin is one.plugin or plugin is unwrap(one.plugin):
+            return one.name
+    return None
+
+
+def not_registered(
+    plugin: Any, name: str | None, registered: Mapping[str, Candidate]
+) -> PluginRegistrationError:
+    """Return the error for a plugin that is not registered, or not under this name.
+
+    Args:
+        plugin: What was given for the plugin; many a caller gives its name.
+        name: What was given for its name.
+        registered: What is registered, by name.
+    """
+    known = find_name(plugin, registered.values())
+    if known is not None:
+        msg = f"plugin {known!r} cannot be unregistered as {name!r}; leave out the name"
+        return PluginRegistrationError(msg)
+    shown = plugin if isinstance(plugin, str) else name or type(plugin).__name__
+    hint = "there are no plugins"
+    if registered:
+        hint = f"did you mean name={closest_match(shown, registered)!r}?"
+    return PluginRegistrationError(f"plugin {shown!r} is not registered; {hint}")
+
+
+def validate_all(
+    candidates: Iterable[Candidate],
+    registered: Mapping[str, Candidate],
+    hooks: Hooks,
+    read_mark: ReadMark,
+    trigger_names: Iterable[str] | None = None,
+) -> None:
+    """Find every fault of some plugins, their names among others.
+
+    Args:
+        candidates: The plugins; those that have problems already are left alone.
+        registered: What is registered before them, by name.
+        hooks: The hooks that there are.
+        read_mark: Reads the mark of an attribute.
+        trigger_names: The triggers that a ``BasePlugin`` is limited to.
+    """
+    taken = dict(registered)
+    for candidate in candidates:
+        if candidate.problems:
+            continue
+        other = taken.get(candidate.name)
+        if other is not None:
+            candidate.add_problem(
+                f"its name is taken by {describe_plugin(**other.place)}; give it another name= in"
+                " add_plugin(), or, in a list of plugins, a .name of its own"
+            )
+        already = find_name(candidate.plugin, taken.values())
+        taken[candidate.name] = candidate
+        try:
+            validate(candidate, hooks, read_mark, trigger_names)
+        except Exception as error:  # noqa: BLE001  # its own __dir__, __getattribute__, handlers
+            candidate.add_problem(f"looking at it failed with {describe_error(error)}; mend it")
+        if already is not None and other is None:
+            candidate.add_problem(f"is registered already, as {already!r}; add it once")
+
+
+def validate(
     candidate: Candidate,
-    hooks: Mapping[str, frozenset[str]],
-    options_of: Callable[[Any, str], Mapping[str, Any] | None],
+    hooks: Hooks,
+    read_mark: ReadMark,
     trigger_names: Iterable[str] | None = None,
 ) -> None:
     """Find every fault of a plugin, and adapt a ``BasePlugin``.
 
     Args:
         candidate: The plugin; its ``problems`` and ``plugin`` are written.
-        hooks: Each hook's parameters, by the hook's name.
-        options_of: Reads the mark of an attribute, as pluggy does.
+        hooks: The hooks that there are.
+        read_mark: Reads the mark of an attribute.
         trigger_names: The triggers that a ``BasePlugin`` is limited to.
     """
     plugin = candidate.plugin
     if isinstance(plugin, type):
         if not issubclass(plugin, BasePlugin):
-            candidate.fault(f"is the class {plugin.__name__}; add an instance, {plugin.__name__}()")
+            name = plugin.__name__
+            candidate.add_problem(f"is the class {name}; add an instance, {name}()")
             return
-        try:
-            plugin = plugin()
-        except Exception as error:  # noqa: BLE001  # whatever a plugin's constructor raises
-            told = f"{type(error).__name__}: {safe_str(error)}"
-            candidate.fault(f"{plugin.__name__}() failed with {told}")
-            return
+        candidate.call_factory()
+        plugin = candidate.plugin
+    if candidate.problems:
+        return
     if isinstance(plugin, BasePlugin):
         _adapt(candidate, plugin, hooks, trigger_names)
         return
     if plugin is None:
-        candidate.fault("is None; add a module or an object with hookimpls")
+        candidate.add_problem("is None; add a module or an object with hookimpls")
         return
     if trigger_names is not None:
-        candidate.fault("trigger_names= limits a BasePlugin; mark only the hookimpls that you want")
-    found = 0
+        candidate.add_problem(
+            "trigger_names= limits a BasePlugin; mark only the hookimpls that you want"
+        )
+    _validate_hookimpls(candidate, hooks, read_mark)
+
+
+def _validate_hookimpls(candidate: Candidate, hooks: Hooks, read_mark: ReadMark) -> None:
+    """Find the faults of a plugin's hookimpls, and that there are none."""
     seen: dict[Any, str] = {}
-    for attribute, function, options in _marked(candidate, plugin, hooks, options_of):
-        found += 1
-        key = getattr(function, "__func__", function)
-        if key in seen:
-            candidate.fault(
-                f"one function stands under two names, {seen[key]!r} and {attribute!r};"
+    for attribute, function, options in _marked(candidate, hooks, read_mark):
+        first = seen.setdefault(getattr(function, "__func__", function), attribute)
+        if first != attribute:
+            candidate.add_problem(
+                f"one function stands under two names, {first!r} and {attribute!r};"
                 " keep one, or write two functions"
             )
             continue
-        seen[key] = attribute
-        _check_hookimpl(candidate, attribute, function, options, hooks)
-    if not found and not candidate.problems:
-        candidate.fault(
-            "a str is no plugin; import the module that it names, and give that"
-            if isinstance(plugin, str)
-            else f"{type(plugin).__name__} {candidate.name!r} has no hookimpl; mark its functions"
-            " with @hookimpl from qtasks_hookspecs and name them after hooks"
-        )
+        _validate_hookimpl(candidate, attribute, function, options, hooks)
+    if seen or candidate.problems:
+        return
+    candidate.add_problem(
+        "is a function; a plugin is the module or the object that holds hookimpls, and only an"
+        " entry point may name a function, one without required parameters that returns a plugin"
+        if inspect.isroutine(candidate.plugin)
+        else f"{type(candidate.plugin).__name__} {candidate.name!r} has no hookimpl; mark its"
+        " functions with @hookimpl from qtasks_hookspecs and name them after hooks"
+    )
 
 
 def _adapt(
-    candidate: Candidate,
-    plugin: BasePlugin,
-    hooks: Mapping[str, frozenset[str]],
-    trigger_names: Iterable[str] | None,
+    candidate: Candidate, plugin: BasePlugin, hooks: Hooks, trigger_names: Iterable[str] | None
 ) -> None:
-    wanted = triggers(plugin, trigger_names, hooks)
+    """Adapt a ``BasePlugin``, and find the triggers that it misspells."""
+    wanted = wanted_triggers(plugin, trigger_names, hooks)
     for name in wanted:
         if name not in hooks:
-            candidate.fault(
+            candidate.add_problem(
                 f"unknown trigger {name!r}; did you mean {closest_match(name, hooks)!r}?"
             )
     known = dict.fromkeys(name for name in wanted if name in hooks)
@@ -117,54 +279,66 @@ def _adapt(
 
 
 def _marked(
-    candidate: Candidate,
-    plugin: Any,
-    hooks: Mapping[str, frozenset[str]],
-    options_of: Callable[[Any, str], Mapping[str, Any] | None],
+    candidate: Candidate, hooks: Hooks, read_mark: ReadMark
 ) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     """Yield what is marked, and report what looks as if it should be."""
+    plugin = candidate.plugin
     for attribute in dir(plugin):
         static = inspect.getattr_static(plugin, attribute, None)
         if isinstance(static, property) or (attribute.startswith("__") and attribute not in hooks):
             continue
-        options = options_of(plugin, attribute)
+        options = read_mark(plugin, attribute)
         if options is not None:
             yield attribute, getattr(plugin, attribute), options
             continue
         value = static.__func__ if isinstance(static, (staticmethod, classmethod)) else static
         if isinstance(getattr(value, "__dict__", {}).get(_MARK), dict):
-            candidate.fault(
+            candidate.add_problem(
                 f"{attribute!r} is marked but is a {type(value).__name__}, which is never called;"
                 " mark a function"
             )
         elif attribute in hooks and callable(value):
-            candidate.fault(
+            candidate.add_problem(
                 f"{attribute!r} bears the name of a hook but is not marked; put @hookimpl on it,"
                 " or rename it"
             )
 
 
-def _check_hookimpl(
+def _validate_hookimpl(
     candidate: Candidate,
     attribute: str,
     function: Any,
     options: Mapping[str, Any],
-    hooks: Mapping[str, frozenset[str]],
+    hooks: Hooks,
 ) -> None:
+    """Find the faults of one hookimpl."""
     hook = options.get("specname") or attribute
-    if hook not in hooks:
-        if not options.get("optionalhook"):
-            candidate.fault(
-                f"unknown hook {hook!r}; did you mean {closest_match(hook, hooks)!r}?"
-                " (optionalhook=True lets a hook be unknown)"
-            )
-        return
-    for fault in _faults_of(function, options, hooks[hook]):
-        candidate.fault(f"hook {hook!r}: {fault}")
+    if hook in hooks:
+        for fault in hookimpl_faults(function, options, hook, hooks[hook]):
+            candidate.add_problem(f"hook {hook!r}: {fault}")
+        if hook == "qtasks_start":
+            candidate.starts.append(function)
+    elif not options.get("optionalhook"):
+        candidate.add_problem(
+            f"unknown hook {hook!r}; did you mean {closest_match(hook, hooks)!r}?"
+            " (optionalhook=True lets a hook be unknown)"
+        )
 
 
-def _faults_of(function: Any, options: Mapping[str, Any], names: frozenset[str]) -> Iterator[str]:
-    """Say what is wrong with a function as a hookimpl of a hook with these parameters."""
+def hookimpl_faults(
+    function: Any, options: Mapping[str, Any], hook: str, names: frozenset[str]
+) -> Iterator[str]:
+    """Say what is wrong with a function as a hookimpl.
+
+    Args:
+        function: The function.
+        options: What its mark says.
+        hook: The hook's name.
+        names: The hook's parameters.
+
+    Yields:
+        A text for each fault.
+    """
     fault = _shape(function, options)
     if fault:
         yield fault
@@ -180,7 +354,7 @@ def _faults_of(function: Any, options: Mapping[str, Any], names: frozenset[str])
         hint = f", the nearest is {near[0]!r}" if near else ""
         yield f"{problem} {name!r}; the hook has {', '.join(sorted(names))}{hint}"
     for condition in conditions(function):
-        fault = never_matches(condition, names)
+        fault = why_unmatchable(condition, hook, names)
         if fault:
             yield fault
 

@@ -10,7 +10,6 @@ attempts until the run is over; behind an engine it is the engine, which makes o
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -26,7 +25,6 @@ from qtasks_hookspecs.exc import (
     PluginError,
     TaskCancelError,
     TaskPluginTriggerError,
-    TaskTimeoutError,
 )
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.chain import DECISIONS, decided_by
@@ -81,7 +79,6 @@ class TaskExecutor(RunView):
         "_backend",
         "_cancellations",
         "_consented_only",
-        "_context",
         "_original_arguments",
         "_started",
     )
@@ -90,8 +87,6 @@ class TaskExecutor(RunView):
     _cancellations: int | None
     # Whether only those handlers are asked that name the error's class.
     _consented_only: bool
-    # The context of an attempt whose function leaves the caller's own: hooks run in it too.
-    _context: contextvars.Context | None
     # When the attempt began, where plugins hear of its end.
     _started: float | None
 
@@ -137,7 +132,7 @@ class TaskExecutor(RunView):
         self._hooks: Any = manager.hook
         self._entries = []
         self._result = self._yielded = self._engine = self._backend = None
-        self._context = self._cancellations = self._started = None
+        self._cancellations = self._started = None
         self._consented_only = False
 
     def execute(self) -> Coroutine[Any, Any, Any]:
@@ -338,10 +333,6 @@ class TaskExecutor(RunView):
         Returns:
             What it comes to; None for a result of whose end no plugin wants to hear.
         """
-        left_behind = isinstance(error, TaskTimeoutError) or not isinstance(error, Exception)
-        if self._context is not None and left_behind:
-            # A thread may be in it for good.
-            self._context = self._context.copy()
         if not isinstance(error, Exception):
             return self._cut_by(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
@@ -597,18 +588,10 @@ class TaskExecutor(RunView):
         backend = self._backend or ASYNCIO
         if func.is_async and func.max_time is None and not func.is_generator and backend.on_loop:
             return func.func(*args, **self._kwargs)  # type: ignore[no-any-return]  # a coroutine
-        if self._context is None:
-            self._open_context(backend)
         items: list[Any] = []
         self._yielded = items
         call = partial(func.func, *args, **self._kwargs)
-        return call_function(func, call, items, backend, self._context)
-
-    def _open_context(self, backend: Backend) -> None:
-        """Make the context of an attempt whose function does not run in the caller's own."""
-        func = self._task_func
-        if func.is_async is not backend.on_loop or (func.max_time and not func.is_async):
-            self._context = contextvars.copy_context()
+        return call_function(func, call, items, backend)
 
     async def _replace_arguments(self) -> None:
         # Each attempt begins with the arguments that the run was given; a slot that is not set yet
@@ -616,14 +599,13 @@ class TaskExecutor(RunView):
         if not hasattr(self, "_original_arguments"):
             self._original_arguments = self._args, self._kwargs
         args, kwargs = self._original_arguments
-        self._open_context(self._backend or ASYNCIO)
         self._args, self._kwargs = await self._call(
             self._hooks.task_executor_args_replace, args=args, kwargs=dict(kwargs)
         )
 
     def _next_attempt(self) -> None:
         self._attempt += 1
-        self._result = self._yielded = self._context = None
+        self._result = self._yielded = None
         message = self.task_broker
         self._message = attrs.evolve(
             message, uuid=message.uuid, created_at=message.created_at, attempt=self._attempt
@@ -631,11 +613,11 @@ class TaskExecutor(RunView):
 
     def _echo_task(self) -> Any:
         kind = AsyncTask if self._task_func.is_async else SyncTask
-        return kind(self._task_func, getattr(self._task, "host", None), self)
+        return kind(self._task_func, getattr(self._task, "app", None), self)
 
 
 def _plugins_of(app: Any) -> PluginManager:
     """Return an app's plugins, its installed ones loaded; those of no app are none."""
-    if hasattr(app, "ensure_loaded"):
-        app.ensure_loaded()
+    if hasattr(app, "_ensure_loaded"):
+        app._ensure_loaded()  # noqa: SLF001  # ours
     return getattr(app, "plugins", _NO_PLUGINS)

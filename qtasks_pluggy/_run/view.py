@@ -61,7 +61,7 @@ class RunView:
     @property
     def app(self) -> RunningApp | None:
         """The app whose task this is; None for a bare executor."""
-        return getattr(self._task, "host", None)
+        return getattr(self._task, "app", None)
 
     @property
     def args(self) -> tuple[Any, ...]:

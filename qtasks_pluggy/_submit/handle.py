@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -44,9 +45,15 @@ class TaskHandle(Generic[R_co]):
         return self._message.uuid
 
     @property
-    def task_name(self) -> str:
-        """The task's name."""
-        return self._message.name
+    def task_name(self) -> str | None:
+        """The task's name; None where only the run's id is known, as of ``app.handle(uuid)``."""
+        return self._message.name or None
+
+    @property
+    def _run(self) -> str:
+        """The run as errors name it."""
+        task = self.task_name
+        return f"run {self.uuid}" if task is None else f"run {self.uuid} of task {task!r}"
 
     @property
     def ticket(self) -> Any:
@@ -67,11 +74,11 @@ class TaskHandle(Generic[R_co]):
             return self._ended.trail
         return self._engine.trail(self._ticket)
 
-    def result(self, timeout: float | None = None) -> R_co:
+    def result(self, timeout: float | timedelta | None = None) -> R_co:
         """Wait, blocking, for the run's end.
 
         Args:
-            timeout: The most seconds to wait; None for no limit.
+            timeout: The most seconds to wait, or a ``timedelta``; None for no limit.
 
         Returns:
             The function's result, or what the plugins made of its error.
@@ -109,7 +116,7 @@ class TaskHandle(Generic[R_co]):
         """
         if not isinstance(reason, str):
             msg = (
-                f"cancel(reason=...) of a run of task {self.task_name!r}: expected a string, got"
+                f"cancel(reason=...) of {self._run}: expected a string, got"
                 f" {type(reason).__name__}; leave it out if there is none"
             )
             raise TypeError(msg)
@@ -133,10 +140,7 @@ class TaskHandle(Generic[R_co]):
                 self._ended = ended
             ended = self._ended
         if ended is None:
-            msg = (
-                f"run {self.uuid} of task {self.task_name!r} has no end after {limit} seconds;"
-                " it goes on"
-            )
+            msg = f"{self._run} has no end after {limit} seconds; it goes on"
             raise TimeoutError(msg)
         if isinstance(ended.error, StopIteration) and not backend.on_loop:
             return Raised(ended.error)
@@ -147,27 +151,25 @@ class TaskHandle(Generic[R_co]):
 
     def __repr__(self) -> str:
         """Show the task and the run's id; no result, which may be a secret."""
-        return f"<TaskHandle of {self.task_name!r}, run {self.uuid}>"
+        return f"<TaskHandle of {self._run}>"
 
 
-def seconds(given: Any, what: str) -> float:
-    """Check a number of seconds that somebody gave.
-
-    Args:
-        given: The number.
-        what: What it was given as, for the error.
+def seconds(value: Any, what: str) -> float:
+    """Check a number of seconds that somebody gave; a ``timedelta`` is one.
 
     Raises:
         TypeError: It is no number.
         ValueError: It is negative, not a number, or longer than a system can wait.
     """
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
-        msg = f"{what}: expected a number of seconds, got {type(given).__name__}"
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"{what}: expected a number of seconds or a timedelta, got {type(value).__name__}"
         raise TypeError(msg)
-    if not 0 <= given <= threading.TIMEOUT_MAX:
-        shown = repr(given) if isinstance(given, float) else "a number with too many digits"
-        if isinstance(given, int) and given < 0:
+    if not 0 <= value <= threading.TIMEOUT_MAX:
+        shown = repr(value) if isinstance(value, float) else "a number with too many digits"
+        if isinstance(value, int) and value < 0:
             shown = "a negative number"
         msg = f"{what}: expected seconds from 0 to {threading.TIMEOUT_MAX:.0f}, got {shown}"
         raise ValueError(msg)
-    return given
+    return value

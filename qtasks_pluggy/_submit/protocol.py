@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,11 +13,14 @@ from qtasks_hookspecs import RunningTask, TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import CapabilityError, QueueFullError
 from qtasks_pluggy._plugins.trail import Trail
 from qtasks_pluggy._submit.outcome import Attempt, TaskStatus
-from qtasks_pluggy._waiting import Backend
 
 
 class EngineApp(Protocol):
-    """What an adapter may use of the app for which it carries runs."""
+    """What an adapter may read of the app for which it carries runs.
+
+    In a worker it uses ``executor_for(app, message)`` and ``worker_lifespan(app)`` of
+    ``qtasks_pluggy.engines`` besides.
+    """
 
     @property
     def name(self) -> str:
@@ -29,15 +32,6 @@ class EngineApp(Protocol):
         """Its tasks by name."""
         ...
 
-    @property
-    def in_worker(self) -> Any:
-        """Its life in a worker process, for ``with`` and ``async with``."""
-        ...
-
-    def executor_for(self, message: TaskMessage) -> Any:
-        """Make the executor for a message that was handed to a worker."""
-        ...
-
 
 class SubmittingApp(EngineApp, Protocol):
     """What submitting uses of its app, besides."""
@@ -45,12 +39,6 @@ class SubmittingApp(EngineApp, Protocol):
     @property
     def engine(self) -> Engine | None:
         """The adapter of its engine."""
-        ...
-
-    def submit_on(
-        self, backend: Backend, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Coroutine[Any, Any, Any]:
-        """Hand a run of a task to the engine."""
         ...
 
 
@@ -155,7 +143,7 @@ class Engine(Protocol):
         """Make a task known to the engine, under the task's own name.
 
         Its body, in a worker, makes a message of what the engine handed over, calls
-        ``attempt_on`` or ``attempt_on_sync`` of ``app.executor_for(message)`` with the engine, and
+        ``attempt_on`` or ``attempt_on_sync`` of ``executor_for(app, message)`` with the engine, and
         carries out the outcome.
 
         Args:
@@ -245,6 +233,19 @@ class Engine(Protocol):
         Args:
             outcome: The attempt's outcome.
             native: What the engine handed to the worker.
+        """
+        ...
+
+
+@runtime_checkable
+class FindsRuns(Protocol):
+    """An engine that keeps results, and knows a run by its id alone, in any process."""
+
+    def ticket_for(self, uuid: str) -> Any:
+        """Make the ticket of a run that was submitted, asking nobody.
+
+        Args:
+            uuid: The run's id; perhaps of no run at all.
         """
         ...
 

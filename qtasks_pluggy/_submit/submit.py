@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from qtasks_hookspecs import TaskMessage
+import attrs
+
+from qtasks_hookspecs import TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import CapabilityError, EngineError, TaskNameError
 from qtasks_pluggy._submit.calls import enqueue
 from qtasks_pluggy._submit.handle import TaskHandle
-from qtasks_pluggy._submit.protocol import SubmittingApp
+from qtasks_pluggy._submit.protocol import Engine, SubmittingApp
 from qtasks_pluggy._text import closest_match
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
 
 R_co = TypeVar("R_co", covariant=True)
 
 
+@attrs.frozen(eq=False)
+class SubmitOptions:
+    """What ``with_options`` asks for, besides the priority.
+
+    Attributes:
+        delay: Seconds before a run may begin.
+        metadata: What travels with it.
+    """
+
+    delay: float | None = None
+    metadata: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+_NO_OPTIONS: Final = SubmitOptions()
+
+
 async def submit(
-    app: SubmittingApp, backend: Backend, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    app: SubmittingApp,
+    backend: Backend,
+    func: TaskFunc,
+    options: SubmitOptions | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> TaskHandle[Any]:
     """Hand one run to the app's engine.
 
@@ -26,24 +49,39 @@ async def submit(
         EngineError: The app has no engine, or the engine failed.
         QueueFullError: It is full, and waiting for room would never end.
     """
-    engine, func = app.engine, task.task_func
+    engine, options = app.engine, options or _NO_OPTIONS
     if engine is None:
         msg = (
             f"app {app.name!r} has no engine, so task {func.name!r} cannot be submitted; give it"
             f" one, QueueTasks({app.name!r}, engine='memory://')"
         )
         raise EngineError(msg)
-    if task.delay or func.priority:
-        can, about = engine.capabilities, f"so task {func.name!r} cannot be submitted with"
-        if task.delay and not can.delay:
-            msg = f"engine {engine.name!r} cannot delay a run, {about} delay={task.delay}"
-            raise CapabilityError(msg)
-        if func.priority and not can.priority:
-            msg = f"engine {engine.name!r} has no priorities, {about} priority={func.priority}"
-            raise CapabilityError(msg)
-    message = TaskMessage(func.name, args, kwargs, priority=func.priority, engine=engine.name)
-    ticket = await enqueue(engine, backend, message, task.delay)
+    if options is not _NO_OPTIONS or func.priority:
+        _check_options(engine, func, options)
+    message = TaskMessage(
+        func.name,
+        args,
+        kwargs,
+        priority=func.priority,
+        engine=engine.name,
+        metadata=options.metadata,
+    )
+    ticket = await enqueue(engine, backend, message, options.delay)
     return TaskHandle(engine, message, ticket)
+
+
+def _check_options(engine: Engine, func: TaskFunc, options: SubmitOptions) -> None:
+    """Refuse what an engine cannot do for a run."""
+    can, about = engine.capabilities, f"so task {func.name!r} cannot be submitted with"
+    if options.delay and not can.delay:
+        msg = f"engine {engine.name!r} cannot delay a run, {about} delay={options.delay}"
+    elif func.priority and not can.priority:
+        msg = f"engine {engine.name!r} has no priorities, {about} priority={func.priority}"
+    elif options.metadata and not can.metadata:
+        msg = f"engine {engine.name!r} carries no metadata, {about} metadata=; leave it out"
+    else:
+        return
+    raise CapabilityError(msg)
 
 
 class Submissions(Generic[R_co]):
@@ -56,19 +94,20 @@ class Submissions(Generic[R_co]):
     """
 
     def __init__(self, app: SubmittingApp, task: Any, calls: Iterable[Any]) -> None:
-        self._app = app
+        self._app: Any = app
         self._task = task
         self._calls = iter(calls)
 
     def __iter__(self) -> Iterator[TaskHandle[R_co]]:
         """Submit from plain code."""
         for args, kwargs in map(_call_of, self._calls):
-            yield run_to_completion(self._app.submit_on(SYNC, self._task, args, kwargs))
+            submitting = self._app._submit(SYNC, self._task, args, kwargs)  # noqa: SLF001  # ours
+            yield run_to_completion(submitting)
 
     async def __aiter__(self) -> AsyncIterator[TaskHandle[R_co]]:
         """Submit from async code."""
         for args, kwargs in map(_call_of, self._calls):
-            yield await self._app.submit_on(ASYNCIO, self._task, args, kwargs)
+            yield await self._app._submit(ASYNCIO, self._task, args, kwargs)  # noqa: SLF001  # ours
 
 
 def _call_of(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

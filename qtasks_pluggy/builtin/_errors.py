@@ -6,7 +6,6 @@ import builtins
 import difflib
 from typing import Any
 
-from qtasks_hookspecs import RunningTask
 from qtasks_hookspecs.exc import SettingsError
 
 _BUILTIN = sorted(
@@ -31,14 +30,17 @@ def names(value: Any, where: str) -> tuple[str, ...]:
     """
     found = [value] if isinstance(value, str) else value
     if not (isinstance(found, (list, tuple)) and found and all(isinstance(n, str) for n in found)):
-        msg = f"{where} takes the name of an exception class or a list of names, got {value!r}"
+        msg = (
+            f"{where} takes the name of an exception class or a list of names,"
+            f" got {type(value).__name__}"
+        )
         raise SettingsError(msg)
-    for name in found:
+    for number, name in enumerate(found, start=1):
         if "." not in name and name not in _BUILTIN:
             near = difflib.get_close_matches(name, _BUILTIN, n=1, cutoff=0)[0]
             msg = (
-                f"{where}: {name!r} is no built-in exception; did you mean {near!r},"
-                f" or a name with its module, 'package.{name}'?"
+                f"{where}: name {number} is no built-in exception; did you mean {near!r},"
+                " or a name with its module, 'package.Error'?"
             )
             raise SettingsError(msg)
     return tuple(found)
@@ -71,9 +73,3 @@ def unknown(where: str, given: Any, known: tuple[str, ...]) -> None:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
             msg = f"{where}: unknown key {key!r}; did you mean {near!r}?"
             raise SettingsError(msg)
-
-
-def say_that_it_has_no_settings(plugin: str, run: RunningTask) -> None:
-    """Tell the operator that an enabled plugin is asked, and has not read its section."""
-    hint = "it reads its settings when the app starts: use 'with app:' or 'async with app:'"
-    run.log.warning("plugin_not_started", plugin=plugin, hint=hint)

@@ -8,12 +8,11 @@ from typing import Any
 
 import attrs
 
-from qtasks_hookspecs import Replace, RunningTask, TaskFunc, hookimpl
+from qtasks_hookspecs import Replace, TaskFunc, hookimpl
 from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.builtin._errors import (
     matches,
     names,
-    say_that_it_has_no_settings,
     unknown,
 )
 
@@ -61,7 +60,6 @@ class Fallback:
 
     def __init__(self) -> None:
         self.rules: tuple[Rule, ...] = ()
-        self._has_told = False
 
     @hookimpl
     def qtasks_start(self, settings: Mapping[str, Any]) -> None:
@@ -74,21 +72,17 @@ class Fallback:
             SettingsError: The section has another key, or a rule is not as it should be.
         """
         unknown("plugin.fallback", settings, ("rules",))
-        self._has_told = True
         given = settings.get("rules", [])
         if not isinstance(given, (list, tuple)):
-            msg = f"plugin.fallback.rules takes a list of tables, got {given!r}"
+            msg = f"plugin.fallback.rules takes a list of tables, got {type(given).__name__}"
             raise SettingsError(msg)
         self.rules = tuple(_rule(number, one) for number, one in enumerate(given, start=1))
 
     @hookimpl
     def task_executor_run_task_trigger_error(
-        self, task_executor: RunningTask, task_func: TaskFunc, e: TaskPluginTriggerError
+        self, task_func: TaskFunc, e: TaskPluginTriggerError
     ) -> Replace | None:
         """Answer with the result of the first rule that fits."""
-        if not self._has_told:
-            self._has_told = True
-            say_that_it_has_no_settings(self.name, task_executor)
         for rule in self.rules:
             if rule.fits(task_func, e):
                 return Replace(rule.result)
@@ -98,7 +92,7 @@ class Fallback:
 def _rule(number: int, given: Any) -> Rule:
     where = f"plugin.fallback.rules, rule {number}"
     if not isinstance(given, Mapping):
-        msg = f"{where}: expected a table, got {given!r}"
+        msg = f"{where}: expected a table, got {type(given).__name__}"
         raise SettingsError(msg)
     unknown(where, given, _KEYS)
     if "result" not in given or len(given) == 1:
@@ -106,7 +100,7 @@ def _rule(number: int, given: Any) -> Rule:
         raise SettingsError(msg)
     for key in ("task", "tag"):
         if key in given and not (isinstance(given[key], str) and given[key]):
-            msg = f"{where}: {key} takes a text, got {given[key]!r}"
+            msg = f"{where}: {key} takes a text, got {type(given[key]).__name__}"
             raise SettingsError(msg)
     error = names(given["error"], f"{where}: error") if "error" in given else None
     return Rule(given["result"], given.get("task"), given.get("tag"), error)

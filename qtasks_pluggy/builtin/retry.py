@@ -12,7 +12,6 @@ from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.builtin._errors import (
     matches,
     names,
-    say_that_it_has_no_settings,
     unknown,
 )
 
@@ -43,7 +42,6 @@ class RetryPlugin:
     def __init__(self) -> None:
         self.errors: tuple[str, ...] = ()
         self.limit: int = 3
-        self._has_told = False
         self._wait: Callable[[int], float] = lambda _: 0.0
 
     @hookimpl
@@ -58,14 +56,13 @@ class RetryPlugin:
             SettingsError: The section has another key, or a value is not as it should be.
         """
         unknown("plugin.retry", settings, _KEYS)
-        self._has_told = True
         if "errors" not in settings:
             msg = "plugin.retry needs errors, the names of the exception classes to retry"
             raise SettingsError(msg)
         self.errors = names(settings["errors"], "plugin.retry.errors")
         limit = settings.get("limit", 3)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            msg = f"plugin.retry.limit takes a whole number, 1 or more, got {limit!r}"
+            msg = "plugin.retry.limit takes a whole number, 1 or more"
             raise SettingsError(msg)
         self.limit = limit
         numbers = {key: _number(key, settings.get(key, own)) for key, own in _NUMBERS.items()}
@@ -86,9 +83,6 @@ class RetryPlugin:
         self, task_executor: RunningTask, e: TaskPluginTriggerError
     ) -> Retry | None:
         """Answer with a retry that waits for as long as the schedule says."""
-        if not self._has_told:
-            self._has_told = True
-            say_that_it_has_no_settings(self.name, task_executor)
         if not matches(e, self.errors):
             return None
         return Retry(self._wait(task_executor.attempt), self.limit)
@@ -96,10 +90,10 @@ class RetryPlugin:
 
 def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        msg = f"plugin.retry.{key} takes a number, got {value!r}"
+        msg = f"plugin.retry.{key} takes a number, got {type(value).__name__}"
         raise SettingsError(msg)
     least = 1 if key == "factor" else 0
     if value < least:
-        msg = f"plugin.retry.{key} takes {least} or more, got {value!r}"
+        msg = f"plugin.retry.{key} takes a number, {least} or more"
         raise SettingsError(msg)
     return float(value)

@@ -21,6 +21,7 @@ from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.cli._ended import Ended, run, run_async, submit, submit_async
 from qtasks_pluggy.cli._load import Task
 from qtasks_pluggy.cli._records import Record
+from qtasks_pluggy.engines import worker_lifespan
 
 LEAVE_SECONDS: Final = 2.0
 """How long what was left behind may take to hear that it is cancelled."""
@@ -68,7 +69,7 @@ class Work:
     @property
     def life(self) -> Any:
         """The app as a context manager; without its engine, where that has nothing to do."""
-        return self.app if self.by_engine else self.app.in_worker
+        return self.app if self.by_engine else worker_lifespan(self.app)
 
     def begin(self, record: Record, uuid: str) -> None:
         """Take down that a run has begun."""

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TypeAlias
 import attrs
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskHandle, Trail, TrailRecord
+from qtasks_pluggy._text import safe_str
 from qtasks_pluggy.cli._load import Task
 from qtasks_pluggy.cli._records import Record
 from qtasks_pluggy.exc import TaskCancelError, TaskDeadLetteredError
@@ -156,14 +157,6 @@ def not_a_call(record: Record) -> Ended:
         A failed run.
     """
     return Ended(record.line, None, "failed", error=record.problem)
-
-
-def safe_str(error: object) -> str:
-    """Return an error's text, whatever its class makes of ``str``."""
-    try:
-        return str(error)
-    except Exception as another:  # noqa: BLE001  # anything can come from a foreign __str__
-        return f"(no text: its __str__ raised {type(another).__name__})"
 
 
 def _ended(executor: TaskExecutor, record: Record, uuid: str, **end: Any) -> Ended:

@@ -8,6 +8,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from inspect import getmro
 from pathlib import Path
@@ -22,6 +23,7 @@ from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.cli._say import say
 from qtasks_pluggy.cli._traceback import own_traceback
 from qtasks_pluggy.engines import installed_in
+from qtasks_pluggy.engines import load_plugins as load_plugins_of
 from qtasks_pluggy.exc import EngineError, PluginError, QTasksError, SettingsError
 
 Task: TypeAlias = AsyncTask[..., Any] | SyncTask[..., Any]
@@ -62,18 +64,17 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
     Raises:
         Trouble: There is no such app, importing it failed, or a setting has a wrong value.
     """
-    faults: list[str] = []
     app = None
     if spec is not None:
         wanted = "a QueueTasks, or an app that install() was called on"
         hint = "install() was not called on it: call {module}.install() where the app is made"
         app = _find(spec, _app_behind, wanted, hint)
     manager = PluginManager() if app is None else app.plugins
+    load = manager.discover if app is None else partial(load_plugins_of, app)
     try:
-        (manager.discover if app is None else app.load_plugins)(faults)
+        return manager, load(skip_faulty=True)
     except SettingsError as error:
         raise Trouble(str(error)) from None
-    return manager, faults
 
 
 def _find(

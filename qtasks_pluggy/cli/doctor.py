@@ -11,8 +11,7 @@ import click
 
 from qtasks_pluggy import PluginManager
 from qtasks_pluggy._plugins.chain import Link
-from qtasks_pluggy._plugins.discovery import PluginInfo, installed
-from qtasks_pluggy._plugins.manager import BUILTINS
+from qtasks_pluggy._plugins.discovery import PluginInfo
 from qtasks_pluggy.cli._load import load_plugins
 from qtasks_pluggy.cli._say import say, say_json
 from qtasks_pluggy.cli._screen import Column, show_table
@@ -61,14 +60,11 @@ def doctor(app_spec: str | None, *, as_json: bool) -> None:
 
 def _dead_settings(manager: PluginManager, *, all_named: bool) -> list[str]:
     """Tell of each name in the settings that no plugin has."""
-    # Those too that this app leaves out: the settings may be for several apps.
-    plugins = {candidate.name for candidate, _ in installed()}
-    plugins |= {one.name for one in manager.list_plugin_info()}
     hint = "" if all_named else " If an app adds it, name that APP."
     return [
         f"setting {one['setting']!r} ({one['source']}) names {one['name']!r}, and no plugin has"
         f" that name; did you mean {one['did_you_mean']!r}?{hint}"
-        for one in manager.loaded.unknown_names(plugins, BUILTINS)
+        for one in manager.dead_settings()
     ]
 
 
@@ -125,6 +121,8 @@ def _condition(one: Mapping[str, Any]) -> str:
         if name == "error" and value is not None:
             names = [error if isinstance(error, str) else error.__qualname__ for error in value]
             told.append(f"error={' or '.join(names)}")
+        elif name == "outcome" and value is not None:
+            told.append(f"outcome={' or '.join(sorted(value))}")
         elif value is not None:
             told.append(f"{name}={value}")
     return ", ".join(told)
@@ -144,6 +142,10 @@ def _show(found: Mapping[str, Any]) -> None:
         say("\nnot asked", bold=True)
         rows = [[one["name"], _from(one), one["reason"] or ""] for one in off]
         show_table([Column("plugin", style="bold"), Column("distribution"), Column("why")], rows)
+    declared = [[one["name"], ", ".join(one["keys"])] for one in found["plugins"] if one["keys"]]
+    if declared:
+        say("\nkeys of the plugins' own sections", bold=True)
+        show_table([Column("plugin", style="bold"), Column("keys")], declared)
     say("\nsettings", bold=True)
     rows = [
         [key, json.dumps(one["value"]), one["source"]] for key, one in found["settings"].items()

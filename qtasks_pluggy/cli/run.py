@@ -29,6 +29,7 @@ from qtasks_pluggy.cli._records import Record, Records, from_arguments
 from qtasks_pluggy.cli._say import readable_json, say, say_json
 from qtasks_pluggy.cli._screen import show_summary, watcher
 from qtasks_pluggy.cli._traceback import own_traceback
+from qtasks_pluggy.engines import worker_lifespan
 from qtasks_pluggy.exc import QTasksError
 
 CONCURRENCY: Final = 8
@@ -128,7 +129,7 @@ def _run_once(
             with app:
                 ended.append(submit(app, task, record, _nobody))
         else:
-            with app.in_worker:
+            with worker_lifespan(app):
                 ended.append(run_here(app, task, record, _nobody))
     except Faults as error:
         if not ended:
@@ -152,7 +153,7 @@ def _run_once(
 async def _within(
     app: QueueTasks, task: Task, record: Record, ended: list[Ended], *, by_engine: bool
 ) -> None:
-    life: Any = app if by_engine else app.in_worker
+    life: Any = app if by_engine else worker_lifespan(app)
     async with life:
         one = await (submit_async if by_engine else run_async)(app, task, record, _nobody)
         me = asyncio.current_task()

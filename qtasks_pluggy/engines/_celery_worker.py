@@ -16,7 +16,7 @@ from celery.concurrency import get_implementation
 from celery.concurrency.prefork import TaskPool
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines import lock_of, log_event
+from qtasks_pluggy.engines import is_started, load_plugins, lock_of, log_event, worker_lifespan
 
 # What Celery sets in children that are no forks, and that import everything anew.
 SPAWNED: Final = "FORKED_BY_MULTIPROCESSING"
@@ -61,8 +61,8 @@ class WorkerLife:
         with self._lock:
             app = self._app()
             # In the process that submits it is started already, and is not ours to stop.
-            if self._pid != os.getpid() and not app.is_started:
-                self._life = app.in_worker
+            if self._pid != os.getpid() and not is_started(app):
+                self._life = worker_lifespan(app)
                 self._life.__enter__()
                 self._pid = os.getpid()
 
@@ -72,7 +72,7 @@ class WorkerLife:
             return
         try:
             self._check(sender)
-            self._app().load_plugins()
+            load_plugins(self._app())
             if not has_children(sender):
                 # Or else each run would fail in a plugin that does not start.
                 self.begin()

@@ -17,7 +17,14 @@ from dramatiq.results import Results
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskMessage
-from qtasks_pluggy.engines import Capabilities, Outcome, lock_of, log_event
+from qtasks_pluggy.engines import (
+    Capabilities,
+    Outcome,
+    is_started,
+    lock_of,
+    log_event,
+    worker_lifespan,
+)
 from qtasks_pluggy.engines._dramatiq_retries import AskedOnce
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
 from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
@@ -111,8 +118,8 @@ class WorkerLife(Middleware):
             try:
                 app = self._app()
                 # In the process that submits it is started already, and is not ours to stop.
-                if self._pid != os.getpid() and not app.is_started:
-                    self._life = app.in_worker
+                if self._pid != os.getpid() and not is_started(app):
+                    self._life = worker_lifespan(app)
                     self._life.__enter__()
                     self._pid, self._workers = os.getpid(), 0
             except Exception as error:
@@ -171,7 +178,7 @@ class _Native(WorkerLife):
             if self._pid == os.getpid():
                 self._pid = 0
                 self._life.__exit__(None, None, None)
-                self._life = plugged.app.in_worker
+                self._life = worker_lifespan(plugged.app)
                 self._life.__enter__()
                 self._pid = os.getpid()
 

@@ -16,7 +16,7 @@ from huey import Huey
 from huey.consumer import Consumer
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines import lock_of, log_event
+from qtasks_pluggy.engines import is_started, lock_of, log_event, worker_lifespan
 
 
 class WorkerLife:
@@ -46,9 +46,9 @@ class WorkerLife:
             try:
                 app = self._app()
                 # In the process that submits it is started already, and is not ours to stop.
-                if app is not None and self._pid != os.getpid() and not app.is_started:
+                if app is not None and self._pid != os.getpid() and not is_started(app):
                     self._threads.clear()
-                    self._life = app.in_worker
+                    self._life = worker_lifespan(app)
                     self._life.__enter__()
                     self._pid = os.getpid()
             except Exception as error:

@@ -30,7 +30,7 @@ from taskiq.labels import prepare_label
 from taskiq.utils import maybe_awaitable
 
 from qtasks_pluggy import QueueTasks, TaskMessage, TaskStatus
-from qtasks_pluggy.engines import Ended, log_event
+from qtasks_pluggy.engines import Ended, is_started, log_event, worker_lifespan
 from qtasks_pluggy.engines._taskiq_brokers import PATIENCE, open_up, queue_of
 from qtasks_pluggy.engines._taskiq_ends import END, ended_of, packed
 from qtasks_pluggy.exc import EngineError
@@ -67,7 +67,7 @@ class Ticket(AsyncTaskiqTask[Any]):
 
     Args:
         task_id: The run's id.
-        task_name: The task's name.
+        task_name: The task's name; empty where only the id is known.
         broker: What it is submitted to.
     """
 
@@ -78,6 +78,11 @@ class Ticket(AsyncTaskiqTask[Any]):
         # Set by a broker that does the run in this process.
         self.native: TaskiqResult[Any] | None = None
         self.is_over: asyncio.Event = asyncio.Event()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this app submitted the run: a broker in this process then says when it ends."""
+        return bool(self.task_name)
 
     async def read(self) -> None:
         """Read the stored end."""
@@ -283,8 +288,8 @@ class WorkerLife:
             app = self._app()
             # In the process that submits it is started already, or will be when it submits, and is
             # not ours to stop.
-            if not app.is_started and not (self._submits and runs_of(self._broker).is_opening):
-                life = app.in_worker
+            if not is_started(app) and not (self._submits and runs_of(self._broker).is_opening):
+                life = worker_lifespan(app)
                 await life.__aenter__()
                 self._life = life
         except Exception as error:

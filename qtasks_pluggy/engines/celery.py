@@ -24,7 +24,7 @@ from kombu.exceptions import EncodeError
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Capabilities, Ended, Outcome, status_of
+from qtasks_pluggy.engines import Capabilities, Ended, Outcome, executor_for, status_of
 from qtasks_pluggy.engines._celery_reverse import (
     CONTROL,
     OURS,
@@ -210,6 +210,12 @@ class CeleryEngine:
         vars(ticket)["our_task"] = message.name
         return ticket
 
+    def ticket_for(self, uuid: str) -> Any:
+        """Make the ticket of a run that was sent from anywhere."""
+        ticket = self.native.AsyncResult(uuid)
+        vars(ticket)["our_task"] = "unknown"
+        return ticket
+
     def result(self, ticket: Any, timeout: float | None) -> Ended | None:
         """Wait for the stored end."""
         if not self.capabilities.results and not isinstance(ticket, EagerResult):
@@ -282,7 +288,7 @@ class CeleryEngine:
 
     def _work(self, app: QueueTasks, task: Any) -> Any:
         self._life.begin()
-        executor = app.executor_for(self.message(task))
+        executor = executor_for(app, self.message(task))
         try:
             outcome = executor.attempt_on_sync(self)
         except (WorkerShutdown, WorkerTerminate, KeyboardInterrupt):

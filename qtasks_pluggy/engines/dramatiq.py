@@ -20,7 +20,7 @@ from dramatiq.results import ResultFailure, ResultMissing, Results
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Capabilities, Ended, Outcome
+from qtasks_pluggy.engines import Capabilities, Ended, Outcome, executor_for
 from qtasks_pluggy.engines._dramatiq_ends import packed, unpacked
 from qtasks_pluggy.engines._dramatiq_reverse import (
     CONTROL,
@@ -239,7 +239,7 @@ class DramatiqEngine:
             self._results.store_result(native, end, _KEPT)
 
     def _work(self, app: QueueTasks, native: Any) -> Any:
-        executor = app.executor_for(self.message(native))
+        executor = executor_for(app, self.message(native))
         # A task that is called within this one is called as a function.
         token = current.set(None)
         try:

@@ -26,7 +26,7 @@ from huey.utils import normalize_time
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Capabilities, Ended, Outcome
+from qtasks_pluggy.engines import Capabilities, Ended, Outcome, executor_for
 from qtasks_pluggy.engines._huey_ends import (
     PLAIN,
     check_result,
@@ -203,6 +203,10 @@ class HueyEngine:
             raise
         return Result(huey, task)
 
+    def ticket_for(self, uuid: str) -> Result:
+        """Make the ticket of a run that was enqueued from anywhere."""
+        return Result(self.native, Task(id=uuid))
+
     def result(self, ticket: Result, timeout: float | None) -> Ended | None:
         """Wait for the stored end."""
         if not self.native.results:
@@ -326,7 +330,7 @@ class HueyEngine:
         raise CancelExecution(str(ended.error), retry=False)
 
     def _work(self, app: QueueTasks, task: Task) -> Any:
-        executor = app.executor_for(self.message(task))
+        executor = executor_for(app, self.message(task))
         try:
             outcome = executor.attempt_on_sync(self)
         except BaseException as error:

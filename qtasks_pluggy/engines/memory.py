@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Capabilities, Ended, NoRoomError, Outcome, background, log_event
+from qtasks_pluggy.engines import (
+    Capabilities,
+    Ended,
+    NoRoomError,
+    Outcome,
+    background,
+    executor_for,
+    log_event,
+)
 from qtasks_pluggy.engines._memory_queue import (
     Alarm,
     EndFuture,
@@ -100,7 +108,7 @@ class MemoryEngine:
         if not self._warned:
             self._warned = True
             hint = "submitted runs die with this process"
-            log_event("warning", "memory_engine_keeps_nothing", app=app.name, hint=hint)
+            log_event("info", "memory_engine_keeps_nothing", app=app.name, hint=hint)
         self.workers = workers or self.workers
         self._app = app
         self._in_threads = background.in_loop_thread()
@@ -363,7 +371,7 @@ class MemoryEngine:
 
     def _executor_of(self, run: MemoryRun) -> TaskExecutor:
         if run.executor is None:
-            run.executor = self._app.executor_for(run.message)
+            run.executor = executor_for(self._app, run.message)
         return run.executor
 
     def message(self, native: MemoryRun) -> TaskMessage:

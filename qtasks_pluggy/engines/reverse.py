@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskFunc, TaskMessage
-from qtasks_pluggy.engines import lock_of
+from qtasks_pluggy.engines import lock_of, prepare
 from qtasks_pluggy.engines._installed import INSTALLED
 
 
@@ -61,7 +61,7 @@ class Plugged:
 
     @property
     def app(self) -> QueueTasks:
-        """The app behind it, this process's own; ``app.in_worker`` starts its plugins."""
+        """The app behind it, this process's own; ``worker_lifespan(app)`` starts its plugins."""
         if self._pid != os.getpid():
             with self._lock:
                 if self._pid != os.getpid():
@@ -76,7 +76,7 @@ class Plugged:
             func: The engine's own task function.
         """
         app = self.app
-        app.ensure_loaded()
+        prepare(app)
         task = self._funcs.get((message.name, func))
         if task is None:
             task = TaskFunc(message.name, func, intercept=self.intercept, max_retries=None)

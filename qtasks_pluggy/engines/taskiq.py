@@ -17,7 +17,7 @@ from taskiq.result_backends.dummy import DummyResultBackend
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail, TrailRecord
-from qtasks_pluggy.engines import Capabilities, Ended, Outcome
+from qtasks_pluggy.engines import Capabilities, Ended, Outcome, executor_for, run_in_place
 from qtasks_pluggy.engines._taskiq_brokers import (
     PATIENCE,
     can_delay,
@@ -145,7 +145,7 @@ class TaskiqEngine:
             run = take(name)
             if run is None:
                 # Somebody called it here and now.
-                return await app.run_async(app.tasks[name], args, kwargs)
+                return await run_in_place(app, name, args, kwargs)
             return await self._work(app, run)
 
         vars(body)[OURS] = True
@@ -213,6 +213,10 @@ class TaskiqEngine:
             raise EngineError(msg) from error
         return ticket
 
+    def ticket_for(self, uuid: str) -> Ticket:
+        """Make the ticket of a run that was sent from anywhere."""
+        return self._runs.tickets.get(uuid) or Ticket(uuid, "", self.native)
+
     async def result(self, ticket: Ticket, timeout: float | None) -> Ended | None:  # noqa: ASYNC109  # the seam's
         """Wait for the stored end."""
         if not self._has_results:
@@ -228,7 +232,7 @@ class TaskiqEngine:
             left = most if end is None else end - clock()
             if left <= 0:
                 return None
-            if self._here:
+            if self._here and ticket.is_known:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(ticket.is_over.wait(), None if end is None else left)
             else:
@@ -314,7 +318,7 @@ class TaskiqEngine:
         raise NoResultError
 
     async def _work(self, app: QueueTasks, run: Run) -> Any:
-        executor = app.executor_for(self.message(run))
+        executor = executor_for(app, self.message(run))
         here = asyncio.current_task()
         met = 0 if here is None else here.cancelling()
         try:
@@ -342,7 +346,7 @@ class TaskiqEngine:
         """Read a run's end, if it has one."""
         if ticket.ended is None and ticket.native is not None:
             ticket.ended = ended_of(ticket.native, ticket.result_backend)
-        if ticket.ended is not None or self._here:
+        if ticket.ended is not None or (self._here and ticket.is_known):
             return ticket.ended
         try:
             async with self._looks:

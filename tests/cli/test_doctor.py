@@ -121,6 +121,39 @@ def test_doctor_says_what_is_built_in(disable, monkeypatch):
     assert all("fallback  built in  " in row for row in rows)
 
 
+def test_doctor_lists_declared_keys_and_what_is_wrong_with_them():
+    """The keys that a plugin declares for its section, and every fault of what is set."""
+    declares = """
+import attrs
+
+@attrs.define
+class Settings:
+    url: str
+    retries: int = 3
+
+class Declares:
+    name = "declares"
+
+    @hookimpl
+    def qtasks_start(self, settings: Settings):
+        pass
+
+app.add_plugin(Declares())
+"""
+    Path("shop_for_doctor.py").write_text(APP + declares, "utf-8")
+    Path("qtasks_pluggy.toml").write_text('[plugin.declares]\nretries = "s3cret"\n', "utf-8")
+
+    found = examined()
+    result = run("doctor", "shop_for_doctor.py")
+
+    assert [["url", "retries"]] == [one["keys"] for one in found["plugins"] if one["keys"]]
+    assert 2 == len(found["faults"])
+    assert 1 == result.exit_code
+    for part in ("declares  url, retries", "'url' is missing", "'retries' takes int, got str"):
+        assert part in result.output
+    assert "s3cret" not in result.output
+
+
 def test_doctor_shows_no_values_of_sections():
     """Of the plugins' own sections only the keys are shown."""
     Path("qtasks_pluggy.toml").write_text('[plugin.slow]\ntoken = "s3cret"\n', "utf-8")
@@ -166,6 +199,19 @@ def test_a_name_in_the_environment_that_no_plugin_has_is_a_fault(monkeypatch):
 
     assert 1 == result.exit_code
     assert "(QTASKS_PLUGGY_OBSERVE) names 'nosuch'" in json.loads(result.stdout)["faults"][0]
+
+
+def test_a_variable_for_a_plugin_that_is_not_there_is_a_fault(monkeypatch):
+    """One that sets a value of a plugin's section stops no app, and doctor tells of it."""
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_SOLW_URL", "here")
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_SLOW_URL", "here")
+
+    found = examined()
+
+    (fault,) = found["faults"]
+    assert "(QTASKS_PLUGGY_PLUGIN_SOLW_URL) names 'solw_url'" in fault
+    assert "did you mean 'slow'?" in fault
+    assert {"slow": ["url"]} == found["settings"]["plugin"]["value"]
 
 
 def test_settings_may_name_what_the_app_adds(monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskStatus
-from qtasks_pluggy.engines import Ended, NoRoomError
+from qtasks_pluggy.engines import Ended, NoRoomError, is_started
 from qtasks_pluggy.engines.memory import MemoryEngine
 from tests.engines.harness import Blocking, Pool
 
@@ -235,7 +235,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_started():
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert ["start", "stop"] == calls
-    assert not app.is_started
+    assert not is_started(app)
 
 
 def test_a_reason_is_a_text():

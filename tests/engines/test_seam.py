@@ -12,7 +12,14 @@ import structlog
 
 from qtasks_hookspecs import DeadLetter, Raise, Replace, Retry, TaskMessage, hookimpl
 from qtasks_pluggy import QueueTasks, TaskExecutor
-from qtasks_pluggy.engines import Capabilities, Engine, url_options
+from qtasks_pluggy.engines import (
+    Capabilities,
+    Engine,
+    executor_for,
+    prepare,
+    url_options,
+    worker_lifespan,
+)
 from qtasks_pluggy.engines.memory import MemoryEngine
 from qtasks_pluggy.exc import (
     CapabilityError,
@@ -247,10 +254,10 @@ def test_an_unknown_task_is_named_with_the_nearest():
     """A message for a task that the worker does not have says what the worker has to import."""
     app = QueueTasks("shop", discover=False)
     with pytest.raises(TaskNameError, match="it has none"):
-        app.executor_for(TaskMessage("price"))
+        executor_for(app, TaskMessage("price"))
     app.task(name="price")(print)
     with pytest.raises(TaskNameError, match=r"did you mean 'price'.*import every module"):
-        app.executor_for(TaskMessage("prise"))
+        executor_for(app, TaskMessage("prise"))
 
 
 def test_an_engine_that_does_not_start_starts_nothing():
@@ -290,7 +297,7 @@ def test_an_engine_that_does_not_stop_leaves_the_plugins_stopped():
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
 def test_in_a_worker_the_plugins_have_their_life(kind):
-    """``app.in_worker`` starts and stops plugins, tells which, and leaves the engine alone."""
+    """``worker_lifespan(app)`` starts and stops plugins, and leaves the engine alone."""
     heard = []
     listener = plugin(
         "listener",
@@ -300,14 +307,14 @@ def test_in_a_worker_the_plugins_have_their_life(kind):
     app = QueueTasks("shop", engine="memory://", plugins=[listener], discover=False)
 
     async def live():
-        async with app.in_worker:
+        async with worker_lifespan(app):
             assert app.engine.loop is None
 
     with structlog.testing.capture_logs() as logs:
         if kind == "async":
             asyncio.run(live())
         else:
-            with app.in_worker:
+            with worker_lifespan(app):
                 assert app.engine.loop is None
     assert ["shop", "stop"] == heard
     (told,) = [one for one in logs if one["event"] == "worker_asks_plugins"]
@@ -361,8 +368,8 @@ def test_a_message_needs_no_started_app():
     """A worker that was not told of its start loads the plugins with its first run."""
     app = QueueTasks("shop", plugins=[Ends("late")], discover=False)
     app.task(name="ask")(raising(TaskPluginTriggerError()))
-    assert "late" == app.executor_for(TaskMessage("ask")).attempt_on_sync(engine_of()).result
-    app.ensure_loaded()
+    assert "late" == executor_for(app, TaskMessage("ask")).attempt_on_sync(engine_of()).result
+    prepare(app)
 
 
 def test_an_option_is_on_or_off():

@@ -253,6 +253,17 @@ def test_a_first_run_that_cannot_load_runs_nothing(distributions):
     assert asked(app.plugins, distributions) == ["x"]
 
 
+def test_single_variables_reach_an_installed_plugin(distributions, monkeypatch):
+    """Its name is known once it is loaded, and so are its settings, also without an app."""
+    distributions.add("qtasks-x", {"last-rate": "mod"}, mod=SILENT)
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_LAST_RATE_TOKEN", "t")
+
+    manager = PluginManager(discover=True)
+
+    assert {"last-rate": {"token": "t"}} == manager.settings.plugin
+    assert [] == manager.dead_settings()
+
+
 # --- what is switched off ----------------------------------------------------------------------
 
 

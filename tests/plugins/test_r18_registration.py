@@ -5,15 +5,16 @@ from __future__ import annotations
 import pickle
 import re
 from types import ModuleType, SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import pluggy
 import pytest
 
-from qtasks_hookspecs import blocking, hookimpl
+from qtasks_hookspecs import TaskFunc, blocking, hookimpl, hookspec
 from qtasks_pluggy import BasePlugin, PluginManager, QueueTasks, TaskExecutor
 from qtasks_pluggy.exc import PluginError, PluginRegistrationError, TaskPluginTriggerError
-from tests.runs import answering, registration_error
+from tests.runs import answering, failing, registration_error
 
 TRIGGER = "task_executor_run_task_trigger_error"
 
@@ -220,6 +221,104 @@ def test_r18_optionalhook_stays_exempt():
             raise AssertionError("called")
 
     assert TaskExecutor(lambda: 1, plugins=[Optional()]).execute_sync() == 1
+
+
+@hookspec(lastresult=True)
+def shop_reports(total: int) -> Any:
+    """A hook of a host."""
+
+
+HOST = SimpleNamespace(shop_reports=shop_reports)
+
+
+def waiting(function, name="waits"):
+    """Make a plugin whose hook may not exist yet."""
+    return SimpleNamespace(name=name, shop_reports=hookimpl(optionalhook=True)(function))
+
+
+def test_r18_a_hook_that_comes_later_adopts_who_waited_for_it():
+    """A plugin may be there before the host's own hooks are, and is asked in its place."""
+    manager = PluginManager([waiting(lambda total: total + 1), answering(1)])
+    manager.add_hookspecs(HOST)
+    manager.register(waiting(lambda: None, "late"))
+
+    assert 6 == manager.hook.shop_reports(total=5)
+    assert ["waits", "late"] == [
+        impl.plugin_name for impl in manager.hook.shop_reports.get_hookimpls()
+    ]
+    manager.unregister(name="waits")
+    assert manager.hook.shop_reports(total=5) is None
+    with pytest.raises(ValueError, match="known already"):
+        manager.add_hookspecs(HOST)
+
+
+def test_r18_a_hook_that_comes_later_refuses_who_cannot_be_asked():
+    """All faults come together, the hook is not added, and the plugins stay as they were."""
+    manager = PluginManager([waiting(lambda summ, *, tax: 1), waiting(lambda total: total, "good")])
+
+    error = registration_error(manager.add_hookspecs, HOST)
+
+    assert 2 == len(error.problems)
+    for part in ("plugin 'waits': hook 'shop_reports'", "'summ'", "the hook has total"):
+        assert part in error.problems[0]
+    manager.unregister(name="waits")
+    manager.add_hookspecs(HOST)
+    assert 5 == manager.hook.shop_reports(total=5)
+
+
+@pytest.mark.parametrize("give", ["QueueTasks", "PluginManager", "TaskExecutor", "add_plugin"])
+@pytest.mark.parametrize("target", ["mod", "mod:Space.plugin"])
+def test_r18_a_plugin_may_be_given_by_name(give, target, distributions):
+    """``"module"`` or ``"module:attribute"`` is imported, wherever plugins are given."""
+    site = distributions.site()
+    site.joinpath("mod.py").write_text(
+        "from types import SimpleNamespace\n"
+        "from qtasks_hookspecs import hookimpl\n"
+        "@hookimpl\n"
+        f"def {TRIGGER}():\n"
+        "    return 7\n"
+        "class Space:\n"
+        f"    plugin = SimpleNamespace(name='inner', {TRIGGER}={TRIGGER})\n"
+    )
+    app = QueueTasks("shop", plugins=[target] if give == "QueueTasks" else [], discover=False)
+    plugins = app.plugins
+    if give == "add_plugin":
+        assert ("inner" if ":" in target else "mod") == app.add_plugin(target)
+    elif give != "QueueTasks":
+        plugins = PluginManager([target]) if give == "PluginManager" else [target]
+    task = TaskFunc("t", failing("function", TaskPluginTriggerError()))
+
+    assert 7 == TaskExecutor(task, plugins=plugins).execute_sync()
+
+
+@pytest.mark.parametrize("name", ["no_such_module", "json:no_such", "mod", "", "a b", "os:path:x"])
+def test_r18_a_name_that_cannot_be_imported(name, distributions):
+    """The error has the name, the reason, and what a name looks like."""
+    distributions.site().joinpath("mod.py").write_text("raise OSError('no disk')")
+
+    (problem,) = registration_error(PluginManager, [name]).problems
+
+    assert f"{name!r} cannot be imported: " in problem
+    assert "name 'module' or 'module:attribute'" in problem
+
+
+@pytest.mark.parametrize("one", [answering(1), "shop.plugins", SimpleNamespace, 5, {}, None])
+def test_r18_one_plugin_instead_of_several(one):
+    """``plugins=`` takes several, and says so."""
+    for give in (PluginManager, lambda plugins: QueueTasks("shop", plugins=plugins)):
+        with pytest.raises(
+            TypeError, match=r"plugins=: expected a list of plugins.*put it in \[\]"
+        ):
+            give(one)
+
+
+def test_r18_two_of_one_class_in_a_list():
+    """What the error advises can be done in a list: a ``.name`` of its own."""
+    one, other = Plugin(), Plugin()
+
+    assert ".name of its own" in str(registration_error(PluginManager, [one, other]))
+    other.name = "other"
+    assert 2 == len(PluginManager([one, other]).list_plugin_info())
 
 
 def test_r18_optionalhook_alone_is_a_hookimpl():

@@ -1,10 +1,19 @@
 """Read by the type checkers, never run: a task has its function's parameters and result."""
 
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from datetime import timedelta
 from typing import Any, assert_type
 
 from qtasks_hookspecs import TaskFunc, TaskMessage
-from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask, TaskExecutor, Trail, TrailRecord
+from qtasks_pluggy import (
+    AsyncTask,
+    QueueTasks,
+    SyncTask,
+    TaskExecutor,
+    TaskHandle,
+    Trail,
+    TrailRecord,
+)
 
 app = QueueTasks("shop", intercept=(ValueError, OSError), max_retries=None)
 
@@ -33,13 +42,25 @@ async def pages(url: str) -> AsyncGenerator[bytes, None]:
     yield b""
 
 
+@app.task
+def lines(path: str) -> Iterator[str]:
+    yield path
+
+
+@app.task
+async def events(url: str) -> AsyncIterator[int]:
+    yield 1
+
+
 def bare() -> None:
+    assert_type(lines("p"), list[str])
     assert_type(price("a", currency="USD"), float)
     assert_type(price(sku="a"), float)
     assert_type(rows("t"), list[int])
 
 
 async def bare_async() -> None:
+    assert_type(await events("u"), list[int])
     assert_type(await fetch("u", retries=1), bytes)
     assert_type(await pages("u"), list[bytes])
 
@@ -47,7 +68,7 @@ async def bare_async() -> None:
 # --- with options ------------------------------------------------------------------------------
 
 
-@app.task(name="options", priority=1, tags=("slow",), max_time=1.5, color="red", size=3)
+@app.task(name="options", priority=1, tags=("slow",), max_time=1.5, extra={"color": "red"})
 def options(count: int) -> list[int]:
     return [count]
 
@@ -62,7 +83,7 @@ def rows_called(table: str) -> Generator[int, None, None]:
     yield 1
 
 
-@app.task()
+@app.task(max_time=timedelta(seconds=3))
 async def pages_called(url: str) -> AsyncGenerator[bytes, None]:
     yield b""
 
@@ -167,9 +188,15 @@ async def starting_async() -> None:
         assert_type(await TaskExecutor(fetch, args=("u",)).execute(), Any)
 
 
-async def set_aside(message: TaskMessage, error: Exception, reason: str) -> None:
-    assert_type(message.args, tuple[Any, ...])
+def submitting() -> None:
+    for handle in app.submit_many(price, ["a"]):
+        print(assert_type(handle, TaskHandle[float]))
+    later = price.with_options(delay=timedelta(minutes=1), priority=1, metadata={"request": 7})
+    print(assert_type(later.submit("a"), TaskHandle[float]))
+    assert_type(lines.submit("p").result(), list[str])
+    assert_type(app.handle("id").result(timeout=timedelta(seconds=1)), Any)
+    assert_type(app.tasks["price"], AsyncTask[..., Any] | SyncTask[..., Any])
+    print(app.engine.native)
 
 
-QueueTasks("third", dead_letter=set_aside)
 QueueTasks("fourth", intercept=Exception)

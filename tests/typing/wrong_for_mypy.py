@@ -45,7 +45,7 @@ def calls() -> None:
     price("a", curency="EUR")  # type: ignore[call-arg]  # misspelt
     text: str = price("a")  # type: ignore[assignment]  # it is a float
     one: int = rows("t")[0:1]  # type: ignore[assignment]  # it is a list
-    rows(1)  # type: ignore[call-overload]  # a number is no string
+    rows(1)  # type: ignore[arg-type]  # a number is no string
     echo("three")  # type: ignore[arg-type]  # text is no number
     echo(3, 4)  # type: ignore[call-arg]  # the view is not an argument
     echo()  # type: ignore[call-arg]  # count is missing

@@ -43,7 +43,7 @@ def calls() -> None:
     price("a", curency="EUR")  # pyright: ignore[reportCallIssue]  # misspelt
     text: str = price("a")  # pyright: ignore[reportAssignmentType]  # it is a float
     one: int = rows("t")[0:1]  # pyright: ignore[reportAssignmentType]  # it is a list
-    rows(1)  # pyright: ignore[reportArgumentType, reportCallIssue]  # a number is no string
+    rows(1)  # pyright: ignore[reportArgumentType]  # a number is no string
     echo("three")  # pyright: ignore[reportArgumentType]  # text is no number
     echo(3, 4)  # pyright: ignore[reportCallIssue]  # the view is not an argument
     echo()  # pyright: ignore[reportCallIssue]  # count is missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,20 @@ def phases(name, said):
         qtasks_start=lambda: said.append(f"{name} start"),
         qtasks_stop=lambda: said.append(f"{name} stop"),
     )
+
+
+@pytest.mark.parametrize("given", [answering(1, "p"), f"{__name__}:BLOCKED"])
+def test_add_plugin_refuses_a_blocked_name(given, monkeypatch):
+    """What is not registered is not said to be."""
+    monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(BLOCKED=answering(1, "p")))
+    app = app_with()
+    app.plugins.set_blocked("p")
+
+    with pytest.raises(PluginRegistrationError, match=r"plugin 'p' is blocked.*unblock\('p'\)"):
+        app.add_plugin(given)
+
+    app.plugins.unblock("p")
+    assert "p" == app.add_plugin(given)
 
 
 def test_add_plugin_has_the_last_word():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 
 import pytest
 
-from qtasks_hookspecs import DeadLetter, Retry, TaskMessage
+from qtasks_hookspecs import DeadLetter, Retry
 from qtasks_pluggy import QueueTasks, TaskExecutor
 from qtasks_pluggy.exc import (
     PluginRegistrationError,
@@ -16,7 +15,7 @@ from qtasks_pluggy.exc import (
     TaskNameError,
     TaskPluginTriggerError,
 )
-from tests.runs import Listener, answering, both_ways, every_kind, failing, plugin
+from tests.runs import answering, both_ways, failing, plugin
 
 
 def shop(*plugins, **options):
@@ -25,65 +24,6 @@ def shop(*plugins, **options):
 
 
 # --- dead letters ------------------------------------------------------------------------------
-
-
-@both_ways
-@every_kind
-@pytest.mark.parametrize("asynchronous", [True, False])
-@pytest.mark.parametrize("cls", [TaskPluginTriggerError, ValueError])
-def test_dead_letter_gets_message_error_and_reason(cls, asynchronous, kind, run):
-    """A run that is set aside is handed over once, with the task's own error, unwrapped."""
-    letters = []
-
-    def take(message, error, reason):
-        letters.append((message, error, reason))
-
-    async def take_async(message, error, reason):
-        await asyncio.sleep(0)
-        take(message, error, reason)
-
-    error = cls("no")
-    app = shop(
-        answering(DeadLetter("look at it")),
-        dead_letter=take_async if asynchronous else take,
-        intercept=ValueError,
-    )
-    executor = TaskExecutor(app.task(name="task")(failing(kind, error)), args=(1,), kwargs={"a": 2})
-
-    with pytest.raises(TaskDeadLetteredError) as caught:
-        run(executor)
-
-    ((message, its_error, reason),) = letters
-    assert isinstance(message, TaskMessage)
-    assert (message.name, message.args, message.kwargs) == ("task", (1,), {"a": 2})
-    assert message == executor.task_broker
-    assert its_error is caught.value.__cause__ is error
-    assert reason == caught.value.reason == "look at it"
-
-
-@both_ways
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_dead_letter_that_fails(asynchronous, run, caplog):
-    """Where the app cannot take a dead letter, that is logged, and the run ends all the same."""
-
-    def take(message, error, reason):
-        raise OSError("full")
-
-    async def take_async(message, error, reason):
-        raise OSError("full")
-
-    listener = Listener()
-    app = shop(
-        answering(DeadLetter("x")), listener, dead_letter=take_async if asynchronous else take
-    )
-    task = app.task(name="task")(failing("coroutine", TaskPluginTriggerError()))
-
-    with pytest.raises(TaskDeadLetteredError):
-        run(TaskExecutor(task))
-
-    assert "OSError: full" in caplog.text
-    assert [type(error) for error in listener.failed] == [TaskDeadLetteredError]
-    assert len(listener.closed) == 1
 
 
 @both_ways
@@ -100,18 +40,6 @@ def test_dead_letter_by_default_is_one_log_event(run, caplog):
     assert record.levelname == "WARNING"
     for part in ("'function'", str(executor.task_broker.uuid), "look at it"):
         assert part in record.getMessage()
-
-
-def test_dead_letter_is_called_for_nothing_else():
-    """A run that recovers or fails in any other way is no dead letter."""
-    letters = []
-    app = shop(answering(Retry(limit=1)), dead_letter=lambda *letter: letters.append(letter))
-
-    with pytest.raises(TaskPluginTriggerError):
-        app.task(failing("function", TaskPluginTriggerError()))()
-
-    assert app.task(len)("abc") == 3
-    assert letters == []
 
 
 # --- retries -----------------------------------------------------------------------------------
@@ -163,7 +91,6 @@ def test_max_attempts_is_for_plugins_to_read(app, task, most):
     ("arguments", "error", "says"),
     [
         ({"name": 3}, TypeError, "QueueTasks(name): expected a string, got 3"),
-        ({"dead_letter": 3}, TypeError, "dead_letter=...): expected a function, got 3"),
         ({"max_retries": -1}, ValueError, "max_retries=: expected 0 or more retries, got -1"),
         ({"max_retries": "2"}, TypeError, "max_retries=: expected a whole number or None, got '2'"),
         ({"max_retries": True}, TypeError, "max_retries=: expected a whole number or None"),

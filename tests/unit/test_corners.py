@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +11,8 @@ import pytest
 
 from qtasks_hookspecs import Replace, Retry, TaskFunc, hookimpl, hookspec, when
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor, Trail
-from qtasks_pluggy._waiting import _clocked, run_to_completion
-from qtasks_pluggy.exc import PluginRegistrationError, TaskPluginTriggerError, TaskTimeoutError
+from qtasks_pluggy._waiting import run_to_completion
+from qtasks_pluggy.exc import PluginRegistrationError, TaskPluginTriggerError
 from tests.runs import answering, both_ways, failing, plugin
 
 TRIGGER = "task_executor_run_task_trigger_error"
@@ -25,10 +24,18 @@ def test_decisions_cannot_be_subclassed():
         type("Later", (Retry,), {})
 
 
-def test_a_hookspec_is_lastresult_or_a_pipeline():
-    """The two ways of a hook exclude each other."""
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"lastresult": True, "pipeline": "x"},
+        {"anytrue": True, "pipeline": "x"},
+        {"anytrue": True, "lastresult": True},
+    ],
+)
+def test_the_ways_of_a_hookspec_exclude_each_other(ways):
+    """A hook has one rule for its answers."""
     with pytest.raises(ValueError, match="exclude each other"):
-        hookspec(lastresult=True, pipeline="x")
+        hookspec(**ways)
 
 
 def test_hooks_of_a_hosts_own_follow_the_rules():
@@ -185,19 +192,6 @@ def test_a_wrapper_of_a_pipeline(run, answer, result):
     assert result == run(TaskExecutor(lambda: 5, plugins=[Wrapper()]))
 
 
-def test_an_async_task_that_returns_too_late_has_timed_out():
-    """``max_time`` holds although the function caught its own cancellation."""
-
-    async def stubborn() -> str:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            return "too late"
-
-    with pytest.raises(TaskTimeoutError, match="max_time of 0.01 seconds"):
-        TaskExecutor(TaskFunc("stubborn", stubborn, max_time=0.01)).execute_sync()
-
-
 def test_filters_that_were_decided_are_remembered():
     """The same error of the same task is asked about in the same way again."""
     picky = answering("picky", "picky")
@@ -237,27 +231,6 @@ def test_plain_code_never_suspends():
     """A wait that would suspend in plain code is our own mistake, and says so."""
     with pytest.raises(RuntimeError, match="suspended"):
         run_to_completion(asyncio.sleep(0))
-
-
-def test_a_coroutine_that_nobody_steps_any_more_is_closed():
-    """What is left behind on a loop that ends is closed without a complaint."""
-    told: list[str] = []
-
-    async def waits() -> None:
-        try:
-            await asyncio.sleep(1)
-        finally:
-            told.append("closed")
-
-    async def main() -> None:
-        steps = _clocked(waits(), [0.0])
-        steps.send(None)
-        steps.close()
-
-    asyncio.run(main())
-    gc.collect()
-
-    assert ["closed"] == told
 
 
 class Iterates:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from qtasks_hookspecs import DeadLetter, Retry, TaskFunc, TaskMessage, blocking, hookimpl, when
+from qtasks_hookspecs import Retry, TaskFunc, TaskMessage, blocking, hookimpl, when
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
-from qtasks_pluggy.exc import SettingsError, TaskDeadLetteredError, TaskPluginTriggerError
+from qtasks_pluggy.exc import SettingsError, TaskPluginTriggerError
 from tests.runs import answering, both_ways, failing, plugin
 
 TRIGGER = "task_executor_run_task_trigger_error"
@@ -175,45 +175,6 @@ def test_tags_and_keys_of_odd_types():
         TaskFunc("t", len, tags=[{"a": 1}])
     with pytest.raises(Exception, match="unknown key '1'"):
         QueueTasks("shop", settings={1: 2})
-
-
-@both_ways
-def test_a_dead_letter_office_that_cancels_itself(run):
-    """A CancelledError that nobody asked for does not make the run a cancelled one."""
-
-    async def dead_letter(*_: Any) -> None:
-        raise asyncio.CancelledError
-
-    app = QueueTasks(
-        "shop", plugins=[answering(DeadLetter("why"))], dead_letter=dead_letter, discover=False
-    )
-    task = app.task(name="t")(failing("function", TaskPluginTriggerError("no")))
-
-    with pytest.raises(TaskDeadLetteredError, match="why"):
-        run(TaskExecutor(task))
-
-
-def test_a_run_that_is_cancelled_while_it_is_set_aside():
-    """Cancelling a run while the app takes its dead letter is a cancellation."""
-
-    async def main() -> None:
-        begun = asyncio.Event()
-
-        async def dead_letter(*_: Any) -> None:
-            begun.set()
-            await asyncio.Event().wait()
-
-        app = QueueTasks(
-            "shop", plugins=[answering(DeadLetter())], dead_letter=dead_letter, discover=False
-        )
-        task = app.task(name="t")(failing("coroutine", TaskPluginTriggerError("no")))
-        running = asyncio.ensure_future(task())
-        await begun.wait()
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-
-    asyncio.run(main())
 
 
 @both_ways

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import json
+import sys
+import threading
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from qtasks_hookspecs import TaskFunc, hookimpl, when
+from qtasks_hookspecs import (
+    Outcome,
+    OutcomeStatus,
+    TaskFunc,
+    blocking,
+    hookimpl,
+    hookspec,
+    when,
+)
+from qtasks_hookspecs._markers import WHEN_ATTRIBUTE
 from qtasks_pluggy import PluginManager, TaskExecutor
+from qtasks_pluggy._plugins.filters import filter_key, matches, possible_statuses, why_unmatchable
 from qtasks_pluggy.exc import PluginRegistrationError, TaskPluginTriggerError
-from tests.runs import both_ways, failing
+from tests.runs import both_ways, failing, run_sync
 
 TRIGGER = "task_executor_run_task_trigger_error"
 
@@ -140,6 +153,189 @@ def test_r12_hooks_without_an_error_filter_by_task_and_tag(run):
     assert 2 == run(TaskExecutor(TaskFunc("t", len), args=("ab",), plugins=[plugin]))
 
 
+class Parser:
+    """A module that offers an error of another one under its own name, as many packages do."""
+
+    Error = ShopError
+
+    class Inner:
+        Error = ShopError
+
+
+def test_r12_a_name_may_be_another_than_the_class_was_made_under(monkeypatch):
+    """A package's public name of an error matches, and so does its base's; nothing is imported."""
+
+    def imports(name: str) -> Any:
+        raise AssertionError(name)
+
+    assert ["answered"] == statuses(
+        run_sync, filtered(when(error="json.JSONDecodeError")), json.JSONDecodeError("", "", 0)
+    )
+    lazy = ModuleType("shop_parser")
+    vars(lazy).update(vars(Parser) | {"__getattr__": imports})
+    monkeypatch.setitem(sys.modules, "shop_parser", lazy)
+    for name, status in {
+        "shop_parser.Error": "answered",
+        "shop_parser.Inner.Error": "answered",
+        "shop_parser.Other": "filtered",
+        "shop_parser.Error.other": "filtered",
+        "not_loaded.Error": "filtered",
+    }.items():
+        assert [status] == statuses(run_sync, filtered(when(error=name)), ShopError())
+
+
+def test_r12_a_name_matches_once_its_module_is_loaded(monkeypatch):
+    """What was decided before is not remembered against it."""
+    manager = PluginManager([filtered(when(error="shop_parser.Error"))])
+    func = TaskFunc("t", failing("function", ShopError()), intercept=Exception)
+    with pytest.raises(ShopError):
+        TaskExecutor(func, plugins=manager).execute_sync()
+
+    monkeypatch.setitem(sys.modules, "shop_parser", Parser)
+
+    assert "asked" == TaskExecutor(func, plugins=manager).execute_sync()
+
+
+@pytest.mark.parametrize("mark", [staticmethod, classmethod], ids=["static", "class"])
+@pytest.mark.parametrize("outside", [False, True], ids=["below", "above"])
+def test_r12_marks_on_methods_of_every_kind_count(mark, outside):
+    """``@when`` and ``@blocking`` on either side of ``@staticmethod`` and ``@classmethod``."""
+    threads = []
+
+    if mark is classmethod:
+
+        def function(cls: Any) -> str:
+            threads.append(threading.current_thread())
+            return "asked"
+
+    else:
+
+        def function() -> str:
+            threads.append(threading.current_thread())
+            return "asked"
+
+    marks = (when(error=KeyError), blocking)
+    if outside:
+        method = hookimpl(mark(function))
+        for one in marks:
+            method = one(method)
+    else:
+        for one in marks:
+            function = one(function)
+        method = hookimpl(mark(function))
+    plugin = type("Plugin", (), {"name": "p", TRIGGER: method})()
+
+    assert ["filtered"] == statuses(run_sync, plugin, ValueError())
+    assert ["answered"] == statuses(run_sync, plugin, KeyError())
+    assert threading.main_thread() not in threads
+
+
+CLOSE = "task_executor_task_close"
+ENDED = "task_executor_attempt_ended"
+COMMON = {"task_executor", "task_func", "task_broker"}
+FUNC = TaskFunc("price_tea", len, tags="slow")
+
+
+def key_of(status: str, error: BaseException | None = None) -> Any:
+    """Return what filters look at when an attempt has ended so."""
+    outcome = Outcome(status=OutcomeStatus(status), error=error)
+    return filter_key({"task_func": FUNC, "task_executor": None, "outcome": outcome})
+
+
+@pytest.mark.parametrize(
+    ("condition", "matching"),
+    [
+        (when(outcome="failed"), {"failed"}),
+        (when(outcome=OutcomeStatus.failed), {"failed"}),
+        (when(outcome=("failed", OutcomeStatus.recovered)), {"failed", "recovered"}),
+        (when(outcome=["failed"], task="price_*"), {"failed"}),
+        (when(outcome="failed", task="stock_*"), set()),
+        (when(error=LookupError), {*OutcomeStatus} - {"succeeded"}),
+        (when(error=LookupError, outcome="retried"), {"retried"}),
+        (when(error=ValueError), set()),
+        (when(tag="slow"), {*OutcomeStatus}),
+    ],
+)
+def test_r12_how_the_attempt_ended(condition, matching):
+    """One of the named ends must be its own, and ``error=`` is held against the outcome's."""
+    conditions = conditions_of(condition)
+    keys = {one: key_of(one, None if one == "succeeded" else ShopError()) for one in OutcomeStatus}
+    possible = possible_statuses(conditions)
+
+    assert matching == {one for one, key in keys.items() if matches(conditions, key)}
+    assert possible is None or matching <= possible
+
+
+@pytest.mark.parametrize(
+    ("conditions", "possible"),
+    [
+        ((), None),
+        ((when(task="t"),), None),
+        ((when(outcome="failed"),), {"failed"}),
+        ((when(outcome="failed"), when(outcome="cancelled")), {"failed", "cancelled"}),
+        ((when(outcome="failed"), when(task="t")), None),
+        ((when(error=KeyError),), {*OutcomeStatus} - {"succeeded"}),
+    ],
+)
+def test_r12_which_ends_can_match_is_known_before(conditions, possible):
+    """So that an end that concerns nobody costs nothing."""
+    assert possible == possible_statuses(conditions_of(*conditions))
+
+
+def conditions_of(*marks: Any) -> Any:
+    """Return the conditions that ``@when`` leaves on a function."""
+
+    def function() -> None: ...
+
+    for one in marks:
+        function = one(function)
+    return getattr(function, WHEN_ATTRIBUTE, ())
+
+
+@pytest.mark.parametrize(
+    ("condition", "hook", "more", "says"),
+    [
+        (when(outcome="failed"), TRIGGER, {"e"}, "on a hook without an outcome"),
+        (when(outcome="failed"), "qtasks_start", set(), "not called for a task"),
+        (when(outcome=()), CLOSE, {"outcome"}, "names no status"),
+        (when(outcome="retried"), CLOSE, {"outcome"}, "put it on task_executor_attempt_ended"),
+        (when(outcome="succeeded", error=KeyError), CLOSE, {"outcome"}, "success has no error"),
+        (when(outcome=("retried", "failed")), CLOSE, {"outcome"}, None),
+        (when(error=KeyError), CLOSE, {"outcome"}, None),
+        (when(task="t"), "shop_closes", {"outcome", "e"}, "not called for a task"),
+    ],
+)
+def test_r12_an_outcome_that_can_never_match(condition, hook, more, says):
+    """A condition on the end of an attempt that no call of the hook has is a fault."""
+    (mark,) = conditions_of(condition)
+    parameters = frozenset(COMMON | more if hook != "qtasks_start" else more)
+    why = why_unmatchable(mark, hook, parameters)
+
+    assert (why is None) if says is None else (says in why)
+
+
+def test_r12_a_hook_of_the_hosts_own_has_no_filters():
+    """Whatever its parameters are called: they mean nothing to us."""
+
+    @hookspec
+    def shop_closes(task_executor: Any, task_func: Any, e: Any) -> None: ...
+
+    manager = PluginManager()
+    manager.add_hookspecs(SimpleNamespace(shop_closes=shop_closes))
+
+    with pytest.raises(PluginRegistrationError, match="not called for a task"):
+        manager.register(filtered(when(task="t"), hook="shop_closes"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"), [("faild", "failed"), ("success", "succeeded"), ("dead", "dead_lettered")]
+)
+def test_r12_no_such_end(wrong, nearest):
+    """A status that does not exist is an error in the plugin's own line; the nearest is named."""
+    with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
+        when(outcome=("failed", wrong))
+
+
 def test_r12_attempts_are_filtered_anew():
     """A retry that fails in another way is asked about by others, with the right attempt."""
     errors = iter([KeyError(), ValueError()])
@@ -198,7 +394,16 @@ def test_r12_what_can_never_match_is_refused(condition, hook, says):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, {"error": 5}, {"error": int}, {"error": (ValueError, 5)}, {"task": 5}, {"tag": 5}]
+    "wrong",
+    [
+        {},
+        {"error": 5},
+        {"error": int},
+        {"error": (ValueError, 5)},
+        {"task": 5},
+        {"tag": 5},
+        {"outcome": 5},
+    ],
 )
 def test_r12_wrong_arguments_are_refused_where_they_stand(wrong):
     """``@when`` with nothing or with something odd is an error in the plugin's own line."""

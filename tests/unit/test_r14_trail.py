@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from qtasks_hookspecs import Replace, Retry, TaskFunc
-from qtasks_pluggy import PluginManager, TaskExecutor, Trail, TrailRecord
+from qtasks_pluggy import PluginManager, TaskExecutor, Trail, TrailRecord, _log
 from qtasks_pluggy.exc import TaskPluginTriggerError
 from tests.runs import answering, both_ways, failing, plugin
 
@@ -220,7 +220,7 @@ def test_r14_without_configuration_warnings_and_worse_go_to_stderr():
 
     assert "" == done.stdout
     assert "plugin_failed" in done.stderr
-    assert "plugin=broken" in done.stderr
+    assert "plugin='broken'" in done.stderr
     assert "task_error_dispatched" not in done.stderr
 
 
@@ -248,3 +248,37 @@ def test_r14_a_host_that_configures_logging_gets_the_events():
     assert done.stdout.startswith("ERROR plugin_failed plugin='broken'")
     assert "Traceback" in done.stdout
     assert "task_error_dispatched" not in done.stdout
+
+
+def test_r14_levels_are_asked_again_when_structlog_is_configured_anew():
+    """What a level check remembers holds until the configuration changes, and no longer."""
+    before = structlog.get_config()
+    configured = structlog.is_configured()
+    found = []
+    try:
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.DEBUG):
+            structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+            found += [(_log.debug_enabled(), _log.info_enabled())] * 2
+        structlog.configure(wrapper_class=structlog.BoundLogger)
+        found.append((_log.debug_enabled(), _log.info_enabled()))
+    finally:
+        structlog.configure(**before)
+        if not configured:
+            structlog.reset_defaults()
+
+    everything, info, nothing = (True, True), (False, True), (False, False)
+    expected = [everything, info, nothing, everything]
+    assert [one for one in expected for _ in range(2)] + [everything] == found
+
+
+def test_r14_levels_of_logging_are_those_of_the_moment():
+    """Without structlog configured, ``logging`` says what is shown, as for any library."""
+    logger = logging.getLogger("qtasks_pluggy")
+    before = logger.level
+    try:
+        logger.setLevel(logging.INFO)
+        assert (False, True) == (_log.debug_enabled(), _log.info_enabled())
+        logger.setLevel(logging.ERROR)
+        assert (False, False) == (_log.debug_enabled(), _log.info_enabled())
+    finally:
+        logger.setLevel(before)

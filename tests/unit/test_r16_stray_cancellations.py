@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from qtasks_hookspecs import DeadLetter, hookimpl
-from qtasks_pluggy import QueueTasks, TaskExecutor
-from qtasks_pluggy.exc import TaskDeadLetteredError, TaskPluginTriggerError
-from tests.runs import Listener, answering, endless, plugin
+from qtasks_hookspecs import hookimpl
+from qtasks_pluggy import TaskExecutor
+from qtasks_pluggy.exc import TaskPluginTriggerError
+from tests.runs import Listener, endless, plugin
 
 
 def stray():
@@ -117,34 +117,6 @@ def test_r16_a_cancellation_asked_for_between_two_waits_is_real(limited):
 
     assert asyncio.run(main())
     assert not (listener.asked if limited else listener.closed)
-
-
-def test_r16_a_dead_letter_handed_over_with_a_stray_cancellation(caplog):
-    """It is the app's failure, also where the task had caught a cancellation before."""
-
-    async def hand_over(message, error, reason):
-        await awaited_stray()
-
-    async def fails():
-        raise TaskPluginTriggerError("no")
-
-    app = QueueTasks(
-        "shop", discover=False, plugins=[answering(DeadLetter("odd"))], dead_letter=hand_over
-    )
-    task = app.task(fails)
-
-    async def main():
-        try:
-            asyncio.current_task().cancel()
-            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            pass
-        with pytest.raises(TaskDeadLetteredError):
-            await task()
-
-    asyncio.run(main())
-
-    assert "dead_letter_failed" in caplog.text
 
 
 def test_r16_a_run_given_up_in_a_callback_of_the_loop():

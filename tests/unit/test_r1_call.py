@@ -14,6 +14,7 @@ from qtasks_pluggy import PluginManager, TaskExecutor
 from qtasks_pluggy.exc import TaskPluginTriggerError
 from tests.runs import answering, both_ways, failing, plugin
 
+TRIGGER = "task_executor_run_task_trigger_error"
 ERROR = TaskPluginTriggerError("asked")
 VALUES: dict[str, Any] = {
     "task_executor": None,
@@ -96,15 +97,24 @@ def test_r1_the_executor_calls_the_hook_of_its_manager(run, monkeypatch):
     assert 2 == run(TaskExecutor(failing("function", ERROR), plugins=manager))
 
 
-def test_r1_what_would_pass_by_the_rules_is_refused():
-    """``subset_hook_caller`` and ``call_extra`` are refused with a reason."""
-    manager = PluginManager([answering(1)])
-    trigger = manager.hook.task_executor_run_task_trigger_error
-
-    with pytest.raises(TypeError, match="use the setting disable"):
-        manager.subset_hook_caller("task_executor_run_task_trigger_error", [])
-    with pytest.raises(TypeError, match="register a plugin"):
-        trigger.call_extra([lambda: None], VALUES)
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (
+            lambda manager: manager.subset_hook_caller(TRIGGER, [manager.get_plugin("answering")]),
+            "another PluginManager",
+        ),
+        (
+            lambda manager: getattr(manager.hook, TRIGGER).call_extra([lambda: 2], VALUES),
+            "register a plugin",
+        ),
+    ],
+    ids=["subset_hook_caller", "call_extra"],
+)
+def test_r1_calls_that_pass_the_chain_by_are_refused(call, says):
+    """Pluggy's two ways to ask others than those who are registered say what to do instead."""
+    with pytest.raises(TypeError, match=says):
+        call(PluginManager([answering(1)]))
 
 
 def test_r1_monitoring_that_would_miss_the_rules_is_refused():

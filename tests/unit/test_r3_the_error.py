@@ -72,6 +72,45 @@ def test_r3_message(error, message):
     assert str(error) == str(message)
 
 
+class SilentError(Exception):
+    """An error that can neither travel nor tell what it is."""
+
+    def __reduce__(self):
+        raise RuntimeError("no")
+
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        error_from(SilentError()),
+        TaskPluginTriggerError(SilentError()),
+        TaskPluginTriggerError(message=SilentError()),
+        error_from(error_from(SilentError())),
+    ],
+)
+def test_r3_an_error_whose_text_cannot_be_had_can_be_read(error):
+    """What a task's error makes of ``str()`` is no failure of the plugin that reads it."""
+    assert str(error) == "(no text: its __str__ raised RuntimeError)"
+    assert error.message in {str(error), *error.args, *error.kwargs.values()}
+    assert "TaskPluginTriggerError(" in repr(error)
+
+
+def test_r3_repr_of_arguments_that_have_none():
+    """An argument without a ``repr`` is named by its class."""
+
+    class MuteError(Exception):
+        def __repr__(self):
+            raise LookupError
+
+    error = TaskPluginTriggerError(MuteError(), shelf=MuteError())
+
+    mute = "(MuteError: its __repr__ raised LookupError)"
+    assert repr(error) == f"TaskPluginTriggerError({mute}, shelf={mute})"
+
+
 def test_r3_cause():
     """``cause`` is ``__cause__``, whoever set it."""
     error = TaskPluginTriggerError("no")
@@ -143,16 +182,6 @@ class StubbornError(Exception):
 
     def __reduce__(self):
         raise RuntimeError("no")
-
-
-class SilentError(Exception):
-    """An error that can neither travel nor tell what it is."""
-
-    def __reduce__(self):
-        raise RuntimeError("no")
-
-    def __str__(self) -> str:
-        raise RuntimeError("not even this")
 
 
 class CountedError(TaskPluginTriggerError):

@@ -94,8 +94,7 @@ def test_everything_else_is_in_the_definition(app):
         max_time=1.5,
         tags=["slow", "net"],
         description="says nothing",
-        color="red",
-        size=4,
+        extra={"color": "red", "size": 4},
     )(func).task_func
 
     assert attrs.asdict(definition, recurse=False) == {

@@ -178,7 +178,7 @@ def test_strict_tells_of_an_error_without_a_text(run):
     def breaks() -> None:
         raise MuteError
 
-    with pytest.raises(PluginError, match="its __str__ raises RuntimeError"):
+    with pytest.raises(PluginError, match="its __str__ raised RuntimeError"):
         run(failing_run(plugin("mute", **{TRIGGER: breaks}), strict=True))
 
 

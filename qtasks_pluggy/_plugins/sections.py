@@ -1,0 +1,166 @@
+"""A plugin's own section of the settings, as an object of the class that it declares for it.
+
+A plugin declares one by annotating ``settings`` of its ``qtasks_start`` with an attrs class.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+
+import attrs
+
+from qtasks_pluggy._settings import Settings
+from qtasks_pluggy._text import closest_match, describe_error, safe_str
+
+# What files and the environment have for each; a tuple is a list that cannot change.
+_ACCEPTED: Final[Mapping[Any, tuple[type, ...]]] = {
+    float: (int, float),
+    list: (list, tuple),
+    tuple: (list, tuple),
+    dict: (Mapping,),
+}
+
+
+def section_for(function: Callable[..., Any], name: str, settings: Settings) -> Any:
+    """Return what a plugin's ``qtasks_start`` gets as ``settings``.
+
+    Args:
+        function: The hookimpl.
+        name: The plugin's name.
+        settings: The settings of this moment.
+
+    Returns:
+        An object of the class that it declares; a dict where it declares none, and where
+        ``section_problems`` finds faults, which keep the app from starting.
+    """
+    section = dict(settings.plugin.get(name, {}))
+    cls = _declared_class(function)
+    made, problems = (None, ["no class"]) if cls is None else _load(cls, section)
+    return section if problems else made
+
+
+def section_problems(function: Callable[..., Any], name: str, settings: Settings) -> list[str]:
+    """Find every fault of a plugin's section.
+
+    Args:
+        function: The hookimpl of ``qtasks_start``.
+        name: The plugin's name.
+        settings: The settings of this moment.
+
+    Returns:
+        A text for each; no text shows a value.
+    """
+    cls = _declared_class(function)
+    return [] if cls is None else _load(cls, settings.plugin.get(name, {}))[1]
+
+
+def section_keys(function: Callable[..., Any]) -> list[str]:
+    """Return the keys that a plugin declares for its section."""
+    cls = _declared_class(function)
+    return [] if cls is None else [*_fields(cls)]
+
+
+def _declared_class(function: Callable[..., Any]) -> Any:
+    """Return the attrs class with which ``settings`` is annotated, if it is with one."""
+    parameter = inspect.signature(function).parameters.get("settings")
+    annotation: Any = None if parameter is None else parameter.annotation
+    if isinstance(annotation, str):
+        # This one alone: what others name may be imported for type checkers only.
+        names = annotation.strip("'\"").split(".")
+        annotation = getattr(inspect.unwrap(function), "__globals__", {}).get(names[0])
+        for name in names[1:]:
+            annotation = getattr(annotation, name, None)
+    return annotation if isinstance(annotation, type) and attrs.has(annotation) else None
+
+
+def _fields(cls: Any) -> dict[str, attrs.Attribute[Any]]:
+    return {field.alias or field.name: field for field in attrs.fields(cls) if field.init}
+
+
+def _load(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Make the object, or find every reason why not."""
+    fields = _fields(cls)
+    try:
+        kinds = get_type_hints(cls)
+    except Exception as error:  # noqa: BLE001  # whatever evaluating foreign annotations raises
+        return None, [f"the annotations of {cls.__qualname__} fail with {describe_error(error)}"]
+    problems = [*_unknown_keys(section, fields)]
+    values: dict[str, Any] = {}
+    for key, field in fields.items():
+        kind = Any if field.converter is not None else kinds.get(field.name, Any)
+        if key not in section:
+            if field.default is attrs.NOTHING:
+                problems.append(f"settings: {key!r} is missing; it takes {_describe(kind)}")
+            continue
+        try:
+            values[key] = _convert(section[key], kind)
+        except (TypeError, OverflowError):
+            given = type(section[key]).__name__
+            problems.append(f"settings: {key!r} takes {_describe(kind)}, got {given}")
+    if problems:
+        return None, problems
+    try:
+        return cls(**values), []
+    except Exception as error:  # noqa: BLE001  # whatever the plugin's own checks raise
+        return None, [_describe_refusal(error, values)]
+
+
+def _unknown_keys(section: Iterable[str], fields: Mapping[str, Any]) -> Iterator[str]:
+    for key in section:
+        if key not in fields:
+            near = closest_match(str(key), fields) if fields else None
+            hint = "it takes none" if near is None else f"did you mean {near!r}?"
+            yield f"settings: unknown key {key!r}; {hint}"
+
+
+def _describe_refusal(error: Exception, keys: Iterable[str]) -> str:
+    """Say which keys the plugin's own checks refuse; their text may show values."""
+    text = safe_str(error)
+    named = ", ".join(repr(key) for key in keys if repr(key) in text) or "the section"
+    kind = type(error).__name__
+    return f"settings: the plugin refuses {named} with {kind}; its documentation says what it takes"
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """Return a value as its key takes it; a ``TypeError`` where it does not fit."""
+    if kind is Any or (kind is NoneType and value is None):
+        return value
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in {Union, UnionType}:
+        for one in inner:
+            try:
+                return _convert(value, one)
+            except TypeError:
+                continue
+        raise TypeError
+    if not _fits(value, origin):
+        raise TypeError
+    if origin is dict:
+        return {key: _convert(one, *(inner[1:] or (Any,))) for key, one in value.items()}
+    if origin is list:
+        return [_convert(one, *(inner or (Any,))) for one in value]
+    if origin is tuple:
+        return _convert_tuple(value, inner)
+    return float(value) if origin is float else value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    accepted = _ACCEPTED.get(kind, (kind,)) if isinstance(kind, type) else ()
+    # A bool is an int to Python, and to nobody who writes settings.
+    return isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+
+
+def _convert_tuple(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not kinds or kinds[-1] is Ellipsis:
+        kinds = (kinds[0] if kinds else Any,) * len(value)
+    if len(kinds) != len(value):
+        raise TypeError
+    return tuple(_convert(one, kind) for one, kind in zip(value, kinds, strict=True))
+
+
+def _describe(kind: Any) -> str:
+    plain = isinstance(kind, type) and not get_args(kind)
+    return kind.__name__ if plain else str(kind).replace("typing.", "")
