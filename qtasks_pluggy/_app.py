@@ -449,7 +449,7 @@ class QueueTasks(Lifecycle):
         """
         repeated = repetition_of(message, args=args, kwargs=kwargs, metadata=metadata)
         if self._engine is None:
-            return replay_in_place(self.executor_for(repeated), self.name, delay)
+            return replay_in_place(self._executor_for(repeated), self.name, delay)
         if repeated.name not in self._tasks:
             raise unknown_task(self, repeated.name)
         self._refuse_unless_started(repeated.name)

@@ -28,7 +28,7 @@ def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         raise ValueError(msg)
 
 
-def in_seconds(value: Any) -> Any:
+def in_seconds(value: float | timedelta | None) -> float | None:
     """Return a ``timedelta`` as seconds, and anything else as it is."""
     return value.total_seconds() if isinstance(value, timedelta) else value
 

@@ -59,7 +59,7 @@ class Outcome:
     delay: float | None = None
     seconds: float = 0.0
     attempt: int = 1
-    _origin: Origin | None = attrs.field(default=None, repr=False)
+    _origin: Origin | None = attrs.field(default=None, repr=False, alias="origin")
 
     @property
     def fingerprint(self) -> str | None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from time import perf_counter
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, overload
 
 import attrs
 
@@ -52,13 +52,21 @@ from qtasks_pluggy._waiting import (
     run_to_completion,
 )
 
-Runnable: TypeAlias = "TaskFunc | AsyncTask[..., Any] | SyncTask[..., Any] | Callable[..., Any]"
+if TYPE_CHECKING:
+    # With a default, so that ``TaskExecutor`` alone is a whole annotation.
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    R = TypeVarWithDefault("R", default=Any)
+else:
+    R = TypeVar("R")
+T = TypeVar("T")
+Plugins: TypeAlias = "PluginManager | list[Any] | tuple[Any, ...] | None"
 
 _NO_PLUGINS: Final = PluginManager()
 _SUCCEEDED: Final = OutcomeStatus.succeeded
 
 
-class TaskExecutor(RunView):
+class TaskExecutor(RunView, Generic[R]):
     """The life of one run: one executor, one run.
 
     Args:
@@ -90,14 +98,54 @@ class TaskExecutor(RunView):
     # When the attempt began, where plugins hear of its end.
     _started: float | None
 
+    @overload
+    def __init__(
+        self: TaskExecutor[T],
+        task_func: AsyncTask[..., T] | SyncTask[..., T],
+        task_broker: TaskMessage | None = ...,
+        *,
+        args: Sequence[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        plugins: Plugins = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TaskExecutor[Any],
+        task_func: TaskFunc,
+        task_broker: TaskMessage | None = ...,
+        *,
+        args: Sequence[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        plugins: Plugins = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TaskExecutor[T],
+        task_func: Callable[..., Coroutine[Any, Any, T]],
+        task_broker: TaskMessage | None = ...,
+        *,
+        args: Sequence[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        plugins: Plugins = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TaskExecutor[T],
+        task_func: Callable[..., T],
+        task_broker: TaskMessage | None = ...,
+        *,
+        args: Sequence[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        plugins: Plugins = ...,
+    ) -> None: ...
     def __init__(
         self,
-        task_func: Runnable,
+        task_func: Any,
         task_broker: TaskMessage | None = None,
         *,
-        args: tuple[Any, ...] | list[Any] = (),
+        args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        plugins: PluginManager | list[Any] | tuple[Any, ...] | None = None,
+        plugins: Plugins = None,
     ) -> None:
         self._task: Any = None
         func: Any = task_func
@@ -135,7 +183,7 @@ class TaskExecutor(RunView):
         self._cancellations = self._started = None
         self._consented_only = False
 
-    def execute(self) -> Coroutine[Any, Any, Any]:
+    def execute(self) -> Coroutine[Any, Any, R]:
         """Run the task from async code; a ``def`` task runs in a worker thread.
 
         Returns:
@@ -149,7 +197,7 @@ class TaskExecutor(RunView):
         """
         return self._run(ASYNCIO)
 
-    def execute_sync(self) -> Any:
+    def execute_sync(self) -> R:
         """Run the task from plain code; an ``async def`` task runs on the background loop.
 
         Returns:
@@ -164,7 +212,7 @@ class TaskExecutor(RunView):
         result = run_to_completion(self._run(SYNC))
         if type(result) is Raised:
             raise result.error
-        return result
+        return result  # type: ignore[no-any-return]  # the function's, or a plugin's answer
 
     def attempt_on(self, engine: Host) -> Coroutine[Any, Any, Attempt]:
         """Make one attempt for an engine, from async code; again after a retry.

@@ -215,7 +215,7 @@ def outcome_of(error: BaseException, run: MemoryRun) -> Outcome:
     """Say what an exception that left an attempt comes to."""
     if isinstance(error, asyncio.CancelledError):
         return Outcome("cancel", TaskCancelError(run.cancelling or "the task was cancelled"))
-    return Outcome("fail", error)  # type: ignore[arg-type]  # SystemExit and such end a run too
+    return Outcome("fail", error)
 
 
 def options_of(url: str) -> dict[str, Any]:
