@@ -21,7 +21,15 @@ import nox
 nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests", "tests_other", "pluggy_ends", "wheel"]
+nox.options.sessions = [
+    "lint",
+    "types",
+    "tests",
+    "tests_other",
+    "pluggy_ends",
+    "engine_ends(quick)",
+    "wheel",
+]
 
 ROOT = Path(__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -37,6 +45,13 @@ RUNTIME = PROJECT["project"]["dependencies"] + [
 
 PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)))
 CORE_SUITE = ("-m", "not engines and not full and not installed")
+# What the tests of engines say with no server, and in a few minutes.
+QUICK = (
+    "tests/engines/test_contract.py",
+    "tests/engines/test_native_promises.py",
+    *(f"tests/engines/test_{name}_install.py" for name in ("celery", "dramatiq", "huey", "taskiq")),
+    *("-m", "engines and not full", "-k", "not redis and not rabbitmq"),
+)
 
 # The rest is mostly the wording of texts, which no test should pin.
 MUTANTS_NOTICED = 0.75
@@ -181,6 +196,19 @@ def pluggy_ends(session: nox.Session, end: str) -> None:
     which = ["--upgrade", *names] if end == "newest" else lowest
     install(session, "-e", CORE, *group("tests"), *which)
     session.run("pytest", *PARALLEL, *CORE_SUITE, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("end", [nox.param(end, id=end) for end in ("quick", "lowest", "newest")])
+def engine_ends(session: nox.Session, end: str) -> None:
+    """The engines' tests on both ends of their ranges; quick is the lowest with no server."""
+    required = [one for name in EXTRAS if name not in CORE_EXTRAS for one in EXTRAS[name]]
+    names = [re.match(r"[\w-]+", requirement)[0] for requirement in required]
+    lowest = [re.sub(r">=([\w.]+).*", r"==\1", requirement) for requirement in required]
+    which = ["--upgrade", *names] if end == "newest" else lowest
+    install(session, "-e", CORE, *group("engines"), *which)
+    suite = QUICK if end == "quick" else ("tests/engines",)
+    session.run("pytest", *PARALLEL, *suite, *session.posargs)
 
 
 @nox.session(reuse_venv=False)

@@ -43,7 +43,8 @@ def counts(hook: Hook, values: Values, answer: Any) -> bool:
             raise TypeError(msg)
         if hook.pipeline:
             pipeline_values(hook, answer)
-        return True
+        # The pipeline of results, which the engine stores at its end.
+        return hook.name != "task_executor_run_task" or _can_be_stored(values, answer)
     run: Any = values.get("task_executor")
     if kind is Retry and not _may_retry(run, answer):
         return False

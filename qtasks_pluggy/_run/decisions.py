@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from qtasks_hookspecs import Cancel, DeadLetter, OutcomeStatus, Raise, Retry
+from qtasks_hookspecs import Cancel, DeadLetter, OutcomeStatus, Raise, Replace, Retry
 from qtasks_hookspecs.exc import (
     CapabilityError,
     TaskCancelError,
     TaskDeadLetteredError,
     TaskPluginTriggerError,
 )
-from qtasks_pluggy._plugins.chain import Asked
+from qtasks_pluggy._plugins.chain import DECISIONS, Asked
 from qtasks_pluggy._plugins.report import add_note_once
 from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._submit.outcome import Attempt
@@ -36,7 +36,7 @@ def wrap_intercepted(error: Exception) -> TaskPluginTriggerError:
     return asked
 
 
-def attempt_from(decision: Any, error: Exception) -> Attempt:
+def attempt_from(decision: Any, error: BaseException) -> Attempt:
     """Translate a decision on a task's own error, or that there is none.
 
     Args:
@@ -64,7 +64,7 @@ def note_decision(error: Exception, entries: Sequence[Asked]) -> None:
     add_note_once(error, f"task_executor_run_task_trigger_error: {story}")
 
 
-def chain_cause(error: Exception, cause: Exception) -> Exception:
+def chain_cause(error: Exception, cause: BaseException) -> Exception:
     """Give an error its cause, unless it brought one or would be its own."""
     seen: set[int] = set()
     behind: BaseException | None = cause
@@ -89,22 +89,16 @@ def came_of_cancellation(error: BaseException) -> bool:
     return False
 
 
-def failure_on(engine: Host, error: BaseException) -> BaseException | None:
-    """Say in what a run fails whose task raised an error that is no ``Exception``.
-
-    Returns:
-        What the caller is to see; None where the error goes on as it is and ends the worker.
-    """
-    translate = getattr(engine, "failure", None)
-    return error if translate is None else translate(error)
-
-
-def check_decision_supported(engine: Host, decision: Any) -> None:
-    """Refuse a decision that the run's engine cannot carry out.
+def check_answer_supported(engine: Host, decision: Any) -> None:
+    """Refuse an answer that the run's engine cannot carry out, or cannot store.
 
     Raises:
-        CapabilityError: It cannot.
+        CapabilityError: It cannot carry out the decision.
+        EngineError: It cannot store the value.
     """
+    if isinstance(decision, Replace) or type(decision) not in DECISIONS:
+        engine.check_answer(decision.value if isinstance(decision, Replace) else decision)
+        return
     can = engine.capabilities
     if isinstance(decision, Retry) and decision.delay and not can.delay:
         does = f"answered Retry(delay={decision.delay}), and engine {engine.name!r} cannot delay"

@@ -33,7 +33,6 @@ from qtasks_pluggy._run.decisions import (
     STATUS_OF,
     attempt_from,
     came_of_cancellation,
-    failure_on,
     note_decision,
     wrap_intercepted,
 )
@@ -233,7 +232,7 @@ class TaskExecutor(RunView, Generic[R]):
         """Make one attempt for an engine, from plain code, as ``attempt_on`` does."""
         return run_to_completion(self._attempt_for(engine, SYNC))
 
-    def give_up(self, error: Exception) -> Coroutine[Any, Any, Attempt]:
+    def give_up(self, error: BaseException) -> Coroutine[Any, Any, Attempt]:
         """End a run, from async code, that can have no further attempt.
 
         Args:
@@ -245,7 +244,7 @@ class TaskExecutor(RunView, Generic[R]):
         """
         return self._give_up(error, ASYNCIO_WORKER)
 
-    def give_up_sync(self, error: Exception) -> Attempt:
+    def give_up_sync(self, error: BaseException) -> Attempt:
         """End a run from plain code, as ``give_up`` does."""
         return run_to_completion(self._give_up(error, SYNC))
 
@@ -293,7 +292,7 @@ class TaskExecutor(RunView, Generic[R]):
             return attempt
         return await self._end_for_engine(attempt)
 
-    async def _give_up(self, error: Exception, backend: Backend) -> Attempt:
+    async def _give_up(self, error: BaseException, backend: Backend) -> Attempt:
         """End a run for an engine without another attempt."""
         self._backend = backend
         self._started = None
@@ -328,8 +327,7 @@ class TaskExecutor(RunView, Generic[R]):
         if self._backend is not None:
             msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
             raise RuntimeError(msg)
-        if self._engine is None:
-            self._cancellations = backend.cancellations()
+        self._cancellations = backend.cancellations()
 
     async def _attempt_once(self) -> Attempt | None:
         """Make one attempt, to the plugins' hearing how it ended.
@@ -386,9 +384,7 @@ class TaskExecutor(RunView, Generic[R]):
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), error)
         if self._is_called_off(error):
-            # In place the task's own error goes on, as the function would have it.
-            cut = error if self._engine is None else asyncio.CancelledError()
-            return self._conclude(Attempt("fail" if cut is error else "pass", cut), error)
+            return self._conclude(Attempt("fail", error), error)
         begin = len(self._entries)
         answer = await self._ask(error)
         entries = self._entries[begin:]
@@ -412,8 +408,9 @@ class TaskExecutor(RunView, Generic[R]):
         came of it.
         """
         met, backend = self._cancellations, self._backend or ASYNCIO
-        is_known = met is not None or self._engine is not None
-        return backend.cancelled(met or 0) and (is_known or came_of_cancellation(error))
+        if met is not None:
+            return backend.cancelled(met)
+        return backend.cancelled(0) and came_of_cancellation(error)
 
     async def _ask(self, error: Exception) -> Any:
         """Ask the plugins about the task's own error, if they may see it.
@@ -484,7 +481,7 @@ class TaskExecutor(RunView, Generic[R]):
             return self._conclude(Attempt("fail", cut), cut)
         failure = None
         if self._engine is not None and cut is own and not self._is_cancellation(cut):
-            failure = failure_on(self._engine, cut)
+            failure = self._engine.failure(cut)
         return self._conclude(
             Attempt("pass", cut) if failure is None else Attempt("fail", failure), cut
         )

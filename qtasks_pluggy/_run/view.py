@@ -10,7 +10,7 @@ from qtasks_hookspecs import DeadLetter, RunningApp, TaskFunc, TaskMessage
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.chain import Asked
 from qtasks_pluggy._plugins.trail import Trail
-from qtasks_pluggy._run.decisions import check_decision_supported
+from qtasks_pluggy._run.decisions import check_answer_supported
 from qtasks_pluggy._submit.protocol import Host
 from qtasks_pluggy._task import Context
 
@@ -104,16 +104,17 @@ class RunView:
         """What carries this run; None in place."""
         return self._engine
 
-    def refuse(self, decision: Any) -> None:
-        """Refuse a decision that the run's engine cannot carry out.
+    def refuse(self, answer: Any) -> None:
+        """Refuse an answer that the run's engine cannot carry out, or cannot store.
 
         Raises:
-            CapabilityError: It cannot.
+            CapabilityError: It cannot carry out the decision.
+            EngineError: It cannot store the value.
         """
         keepers = self._hooks.task_executor_dead_letter.chain
-        if self._engine is None or (isinstance(decision, DeadLetter) and keepers is not None):
+        if self._engine is None or (isinstance(answer, DeadLetter) and keepers is not None):
             return
-        check_decision_supported(self._engine, decision)
+        check_answer_supported(self._engine, answer)
 
     @property
     def log(self) -> Any:

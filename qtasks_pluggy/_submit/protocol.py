@@ -87,6 +87,14 @@ class Host(Protocol):
         """Say whether it runs the task again by itself after an attempt that ended in this."""
         ...
 
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Say in what a run fails whose task raised an error that is no ``Exception``."""
+        ...
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse a plugin's answer that it cannot store as a run's result."""
+        ...
+
     def check_result(self, run: RunningTask) -> None:
         """Refuse a result that it cannot give to whoever waits."""
         ...
@@ -125,6 +133,30 @@ class Engine(Protocol):
 
         Args:
             error: One of ``control``, or an error about which no plugin had an opinion.
+        """
+        ...
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Say in what a run fails whose task raised an error that is no ``Exception``.
+
+        Args:
+            error: ``SystemExit``, ``KeyboardInterrupt``, or a class of the user's own; no
+                cancellation.
+
+        Returns:
+            What the caller is to see, and the plugins are told of; None where the error is to go
+            on as it is, because it ends the worker.
+        """
+        ...
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse a plugin's answer that it cannot store, in a worker, when it is given.
+
+        Args:
+            value: The answer, of ``Replace`` its value.
+
+        Raises:
+            EngineError: It cannot; the plugin has failed, and its answer is void.
         """
         ...
 

@@ -8,33 +8,22 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from contextvars import ContextVar
-from traceback import format_exception
 from types import MethodType
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import attrs
 from billiard import get_start_method
-from celery import Celery, Task, states
-from celery.app.task import get_actual_ignore_result
-from celery.exceptions import Ignore, Reject, Retry
+from celery import Celery, Task
 from celery.utils.functional import lazy
 
-from qtasks_hookspecs import RunningTask
-from qtasks_pluggy import TaskMessage
-from qtasks_pluggy.engines import Capabilities, Outcome
+from qtasks_pluggy.engines._celery_attempt import OURS, Attempt, carry_out, message_of
 from qtasks_pluggy.engines._celery_names import name_of, resolved
-from qtasks_pluggy.engines._celery_settings import broker_of, has_dead_letters, itself
+from qtasks_pluggy.engines._celery_settings import broker_of, itself
 from qtasks_pluggy.engines._celery_worker import SPAWNED, WorkerLife, has_children
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
-from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
+from qtasks_pluggy.engines.servers import HANDS_OVER, carried_out
 from qtasks_pluggy.exc import EngineError
-
-CONTROL: Final = (Ignore, Reject, Retry)
-# By which our own native tasks are known.
-OURS: Final = "qtasks_pluggy_task"
 
 # What ``task_annotations`` names: importable, because spawned children get the setting alone.
 _NAME: Final = "qtasks_pluggy.engines.celery:Plugins"
@@ -72,7 +61,7 @@ def install(
     """
     native = itself(native)
     refuse_other("celery", native, Celery)
-    one = _natives.get(native) or _Native(native)
+    one: _Native = vars(native).get(_INSTALLED) or _Native(native)
     one.take_plugins(tuple(plugins), discover=discover, intercept=intercept)
     one = _known(native, one)
     conf = native.conf
@@ -105,7 +94,7 @@ class Plugins:
         native = task.app
         self._every.changes = None
         # For Celery's own tasks too: a worker where nobody asks about the others is to hear of it.
-        one = _natives.get(native) or _known(native, _Native.of_settings(native))
+        one = vars(native).get(_INSTALLED) or _known(native, _Native.of_settings(native))
         if task.name.startswith("celery.") or getattr(task, OURS, False):
             return None
         # Celery asks no other annotation about a task once one has answered; and of two that give
@@ -132,12 +121,12 @@ class _Native:
     """A Celery app with plugins for its own tasks."""
 
     def __init__(self, native: Celery) -> None:
-        self._native = native
+        self.native = native
         self.life = WorkerLife(native, lambda: self._plugged.app, self._check)
 
     def take_plugins(self, plugins: tuple[Any, ...], **options: Any) -> None:
         """Have these from now on, for all tasks."""
-        native = self._native
+        native = self.native
         # Others, that were started for runs in this very process.
         self.life.end()
         self._plugged = Plugged(native, native.main or "celery", map(resolved, plugins), **options)
@@ -161,7 +150,7 @@ class _Native:
     @property
     def covered(self) -> int:
         """How many tasks are the app's own."""
-        native: Any = self._native
+        native: Any = self.native
         waiting = 0 if native.finalized else len(native._pending)  # noqa: SLF001  # no public way
         return waiting + sum(1 for _ in _own_tasks(native))
 
@@ -181,7 +170,8 @@ class _Native:
             call = task.run if is_celery_s_own else MethodType(native_call, task)
             token = _taken.set(others | {attempt})
             try:
-                return self._work(task, call, args, kwargs)
+                with HANDS_OVER:
+                    return self._work(task, call, args, kwargs)
             finally:
                 _taken.reset(token)
 
@@ -191,19 +181,19 @@ class _Native:
     def _work(self, task: Any, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.life.begin()
         request = task.request
-        message = message_of(request, args, kwargs)
+        message = message_of(task, args, kwargs)
         priority = message.priority or 0
-        if priority and broker_of(self._native) == "redis":
+        if priority and broker_of(self.native) == "redis":
             # There lower ones run first, and 0, which it is by itself, before all others.
             priority = -priority
-        message = attrs.evolve(message, attempt=request.retries + 1, priority=priority)
+        message = attrs.evolve(message, attempt=max(request.retries, 0) + 1, priority=priority)
         executor = self._plugged.executor_for(message, call)
-        outcome = executor.attempt_on_sync(_Attempt(task))
+        outcome = executor.attempt_on_sync(Attempt(task))
         return carried_out(executor, outcome, lambda end: carry_out(end, task))
 
     def _check(self, worker: Any) -> None:
         """Refuse a worker that would do without plugins."""
-        native = self._native
+        native = self.native
         native.finalize()
         who = f"engine 'celery', {native.main}"
         if _NAME not in (native.conf.task_annotations or ()):
@@ -236,144 +226,6 @@ class _Native:
             raise EngineError(msg)
 
 
-class _Attempt:
-    """Celery as the executor of one attempt sees it."""
-
-    name = "celery"
-    control = CONTROL
-
-    def __init__(self, task: Any) -> None:
-        self._task = task
-
-    def goes_on(self, error: BaseException) -> bool:
-        """Say whether the task has asked Celery for another attempt."""
-        return isinstance(error, Retry)
-
-    def check_result(self, run: RunningTask) -> None:
-        """Refuse a plugin's answer that cannot be stored; what the task returns is its own affair.
-
-        Raises:
-            EngineError: It cannot be serialized.
-        """
-        if is_answered(run) and not get_actual_ignore_result(self._task, self._task.request):
-            check_result(self._task.app, run)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What Celery can do for this task."""
-        return Capabilities(
-            delay=True,
-            results=True,
-            at_least_once=bool(self._task.acks_late),
-            dead_letter=has_dead_letters(self._task),
-        )
-
-
-def check_result(native: Any, run: RunningTask) -> None:
-    """Refuse a result that Celery's backend cannot store.
-
-    Raises:
-        EngineError: It cannot be serialized.
-    """
-    if type(run.result) in PLAIN:
-        return
-    try:
-        native.backend.encode(run.result)
-    except Exception as error:
-        msg = (
-            f"engine 'celery', task {run.task_func.name!r}: its result, a"
-            f" {type(run.result).__name__}, cannot be serialized ({type(error).__name__}: {error});"
-            " return something that can"
-        )
-        raise EngineError(msg) from error
-
-
-def message_of(request: Any, args: Any, kwargs: Any) -> TaskMessage:
-    """Make a message of what Celery knows of a run; what it does not know is None."""
-    info = request.delivery_info or {}
-    return TaskMessage(
-        request.task,
-        tuple(args or ()),
-        kwargs or {},
-        uuid=request.id,
-        priority=info.get("priority") or 0,
-        created_at=None,
-        attempt=None,
-        queue=info.get("routing_key"),
-        engine="celery",
-        redelivered=None if request.is_eager else bool(info.get("redelivered")),
-    )
-
-
-def carry_out(outcome: Outcome, task: Any, **options: Any) -> Any:
-    """Return what Celery is to store, or raise what makes it do what the plugins decided.
-
-    Args:
-        outcome: The attempt's outcome.
-        task: The native task that is at work.
-        options: Celery's own, for another attempt.
-    """
-    if outcome.action == "succeed":
-        return outcome.result
-    error, request = outcome.error, task.request
-    if outcome.action == "retry":
-        # The limit was looked at already; Celery's own would end the run in another error.
-        most = request.retries + 1
-        if not request.is_eager:
-            _store_retry(task, error)
-        try:
-            again = task.retry(
-                exc=error,
-                countdown=outcome.delay or 0,
-                max_retries=most,
-                throw=False,
-                **options,
-            )
-        except Reject as unsent:
-            msg = (
-                f"engine 'celery', task {request.task!r}: a retry was decided, and the broker did"
-                f" not take it: {unsent.reason}; look whether it runs, and has room"
-            )
-            raise EngineError(msg) from error
-        finally:
-            # Where Celery would keep it for the task's next run.
-            vars(task).pop("override_max_retries", None)
-        if not request.is_eager:
-            # Celery would store the retry now, and the next attempt may have stored the end.
-            request.ignore_result = True
-        raise again
-    if outcome.action == "cancel" and not request.is_eager:
-        _store(task, error, states.REVOKED)
-        raise Ignore
-    if outcome.action == "dead_letter" and has_dead_letters(task) and not request.is_eager:
-        _store(task, error, states.FAILURE)
-        raise Reject(error, requeue=False)
-    raise error or Ignore
-
-
-def _store_retry(task: Any, error: Exception | None) -> None:
-    """Store that there will be another attempt, before there can be."""
-    if get_actual_ignore_result(task, task.request):
-        return
-    # It tells how far the run is, and nothing depends on it.
-    with suppress(Exception):
-        told = "".join(format_exception(error))
-        task.backend.mark_as_retry(task.request.id, error, told, request=task.request)
-
-
-def _store(task: Any, error: Exception | None, state: str) -> None:
-    """Store an end that Celery would store in another way, or not at all; for chords too."""
-    request = task.request
-    task.backend.mark_as_failure(
-        request.id,
-        error,
-        request=request,
-        store_result=not get_actual_ignore_result(task, request),
-        call_errbacks=state == states.FAILURE,
-        state=state,
-    )
-
-
 def _known(native: Celery, one: _Native) -> _Native:
     """Take down whose plugins an app has.
 
@@ -381,13 +233,16 @@ def _known(native: Celery, one: _Native) -> _Native:
     app's module makes there. Both do runs, and the plugins are to be started once.
     """
     if SPAWNED in os.environ:
-        for other, theirs in _natives.items():
+        for theirs in _in_child:
+            other = theirs.native
             if other.main == native.main and other.conf.get(_CONF) == native.conf.get(_CONF):
                 if theirs is not one:
                     one.life.retire()
                 one = theirs
                 break
-    _natives[native] = one
+        _in_child.add(one)
+    # There, and nowhere else: it goes with the app.
+    vars(native)[_INSTALLED] = one
     return one
 
 
@@ -397,4 +252,5 @@ def _own_tasks(native: Celery) -> Iterator[Any]:
             yield task
 
 
-_natives: Final[WeakKeyDictionary[Celery, _Native]] = WeakKeyDictionary()
+_INSTALLED: Final = "qtasks_pluggy_installed"
+_in_child: Final[set[_Native]] = set()

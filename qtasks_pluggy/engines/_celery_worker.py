@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from itertools import count
 from typing import Any, Final
 
 from billiard.process import current_process
@@ -20,6 +21,7 @@ from qtasks_pluggy.engines import is_started, load_plugins, lock_of, log_event, 
 
 # What Celery sets in children that are no forks, and that import everything anew.
 SPAWNED: Final = "FORKED_BY_MULTIPROCESSING"
+_numbers: Final = count()
 
 
 class WorkerLife:
@@ -42,17 +44,20 @@ class WorkerLife:
         self._life: Any = None
         self._heard: tuple[tuple[Any, Callable[..., None]], ...] = (
             (signals.worker_init, self._worker_begins),
+            (signals.celeryd_after_setup, self._worker_is_set_up),
             (signals.worker_process_init, self._process_begins),
             (signals.worker_process_shutdown, self._ends),
             (signals.worker_shutdown, self._ends),
         )
+        # By itself Celery knows it by a place in memory, which a later one can have.
+        self._uid = f"qtasks_pluggy-{next(_numbers)}"
         for signal_, call in self._heard:
-            signal_.connect(call)
+            signal_.connect(call, dispatch_uid=self._uid)
 
     def retire(self) -> None:
         """Hear nothing more: another one has these plugins' life."""
         for signal_, call in self._heard:
-            signal_.disconnect(call)
+            signal_.disconnect(call, dispatch_uid=self._uid)
 
     def begin(self) -> None:
         """Start the plugins, unless this process has done so; before each run."""
@@ -73,9 +78,19 @@ class WorkerLife:
         try:
             self._check(sender)
             load_plugins(self._app())
-            if not has_children(sender):
+            # The command has no log yet: there they begin when it is set up.
+            if not has_children(sender) and not hasattr(sender, "setup_logging"):
                 # Or else each run would fail in a plugin that does not start.
                 self.begin()
+        except Exception as error:
+            raise self._refusal(error) from error
+
+    def _worker_is_set_up(self, instance: Any, **_: Any) -> None:
+        """Begin, in a worker whose main process does the runs."""
+        if instance.app is not self._native or has_children(instance):
+            return
+        try:
+            self.begin()
         except Exception as error:
             raise self._refusal(error) from error
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from dramatiq import Broker, Middleware
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import RateLimitExceeded, Retry
-from dramatiq.middleware import Retries, SkipMessage
+from dramatiq.middleware import Retries, Shutdown, SkipMessage
 from dramatiq.results import Results
 
 from qtasks_hookspecs import RunningTask
@@ -27,10 +26,12 @@ from qtasks_pluggy.engines import (
 )
 from qtasks_pluggy.engines._dramatiq_retries import AskedOnce
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
-from qtasks_pluggy.engines.servers import PLAIN, carried_out, is_answered
+from qtasks_pluggy.engines.servers import HANDS_OVER, PLAIN, attempt_of, carried_out, unstorable
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 CONTROL: Final = (Retry, RateLimitExceeded, SkipMessage)
+# How Dramatiq ends a worker in the middle of a run.
+STOPS_WORKER: Final = (Shutdown, KeyboardInterrupt)
 # Where a message has what is ours, and by which our own actors are known.
 HEADER: Final = "qtasks_pluggy"
 
@@ -65,9 +66,10 @@ def install(
     """
     refuse_other("dramatiq", broker, Broker)
     plugged = Plugged(broker, "dramatiq", plugins, discover=discover, intercept=intercept)
-    one = _natives.get(broker)
+    one: _Native | None = vars(broker).get(_INSTALLED)
     if one is None:
-        one = _natives[broker] = _Native(broker, plugged)
+        # There, and nowhere else: it goes with the broker.
+        one = vars(broker)[_INSTALLED] = _Native(broker, plugged)
         broker.add_middleware(one)
     one.take(plugged)
     return one.covered
@@ -192,8 +194,11 @@ class _Native(WorkerLife):
             raise EngineError(msg)
         return self.plugged.app
 
-    def after_declare_actor(self, broker: Broker, actor: Any) -> None:  # noqa: ARG002  # Dramatiq's
+    def after_declare_actor(self, broker: Broker, actor: Any) -> None:
         """Let the executor run the actor's function, where a worker does."""
+        if isinstance(actor, str):
+            # So Dramatiq 1 names those that were declared before the middleware came.
+            actor = broker.get_actor(actor)
         fn = actor.fn
         if hasattr(fn, HEADER):
             return
@@ -205,7 +210,8 @@ class _Native(WorkerLife):
             # Calls of this actor by itself are as native as any other.
             token = current.set(None)
             try:
-                return self._work(message, fn, args, kwargs)
+                with HANDS_OVER:
+                    return self._work(message, fn, args, kwargs)
             finally:
                 current.reset(token)
 
@@ -215,7 +221,7 @@ class _Native(WorkerLife):
 
     def _work(self, message: Any, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         header = message.options.get(HEADER) or {}
-        seen = message_of(message, args, kwargs, header.get("attempt") or 1)
+        seen = message_of(message, args, kwargs, attempt_of(header))
         executor = self.plugged.executor_for(seen, fn)
         outcome = executor.attempt_on_sync(_Attempt(self._broker, message))
         if executor.attempt and outcome.action in {"fail", "pass"}:
@@ -238,19 +244,21 @@ class _Attempt:
         self._broker = broker
         self._message = message
 
-    def check_result(self, run: RunningTask) -> None:
-        """Refuse a plugin's answer that cannot be stored; what the actor returns is its own affair.
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Say what Dramatiq makes of an error that is no ``Exception``: as of any other."""
+        return None if isinstance(error, STOPS_WORKER) else error
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
 
         Raises:
             EngineError: It cannot be serialized.
         """
-        if is_answered(run):
-            try:
-                check_result(self._broker, self._message.actor_name, run.result)
-            except EngineError:
-                # Another attempt would come to the same.
-                _throws(self._message, EngineError)
-                raise
+        backends = (backend for backend, _ in _backends(self._broker, self._message))
+        check_storable(backends, "the answer", value)
+
+    def check_result(self, run: RunningTask) -> None:
+        """Do nothing: what the actor itself returns is Dramatiq's affair."""
 
     def goes_on(self, error: BaseException) -> bool:
         """Say whether Dramatiq's own retries, if it has them, run the actor again."""
@@ -309,7 +317,7 @@ def carry_out(
     if outcome.action == "retry":
         # By ourselves: Dramatiq counts, and ends, its own retries, and theirs in an error of its.
         header = message.options.get(HEADER) or {}
-        ours = {**header, "attempt": (header.get("attempt") or 1) + 1}
+        ours = {**header, "attempt": attempt_of(header) + 1}
         again = message._message.copy(options={HEADER: ours})  # noqa: SLF001  # Dramatiq's own way
         delay = None if not outcome.delay else max(1, round(outcome.delay * 1000))
         try:
@@ -329,7 +337,7 @@ def carry_out(
         message.options["store_results"] = False
         msg = f"cancelled: {outcome.reason}"
         raise SkipMessage(msg)
-    error = outcome.error or SkipMessage(outcome.reason)
+    error = SkipMessage(outcome.reason) if outcome.error is None else outcome.error
     if outcome.action == "dead_letter":
         # Not to be retried; its place is the queue of what failed.
         _throws(message, type(error))
@@ -348,34 +356,40 @@ def _throws(message: Any, kind: type[BaseException]) -> None:
 
 def store_error(broker: Broker, message: Any, outcome: Outcome) -> None:
     """Store an end as Dramatiq stores errors."""
+    for backend, ttl in _backends(broker, message):
+        if outcome.error is not None:
+            backend.store_exception(message, outcome.error, ttl)
+
+
+def _backends(broker: Broker, message: Any) -> Iterator[tuple[Any, int]]:
+    """Find where a message's result is to be stored, and for how many milliseconds."""
     for one in broker.middleware:
-        if isinstance(one, Results) and outcome.error is not None:
+        if isinstance(one, Results):
             rules: Any = one
             stores, ttl = rules._lookup_options(broker, message)  # noqa: SLF001  # its own
             if stores:
-                one.backend.store_exception(message, outcome.error, ttl)
+                yield one.backend, ttl
 
 
-def check_result(broker: Broker, task: str, result: Any) -> None:
-    """Look whether a result can be stored; Dramatiq would log it, and leave the caller waiting.
+def check_storable(backends: Iterable[Any], what: str, value: Any) -> None:
+    """Refuse what cannot be stored; Dramatiq would log it, and leave the caller waiting.
+
+    Args:
+        backends: Where it is to be stored.
+        what: Whose value it is, for people.
+        value: A result, or an answer.
 
     Raises:
-        EngineError: It cannot.
+        EngineError: It cannot be serialized.
     """
-    if type(result) in PLAIN:
+    if type(value) in PLAIN:
         return
-    for one in broker.middleware:
-        if isinstance(one, Results):
-            try:
-                one.backend.encoder.encode(result)
-            except Exception as error:
-                msg = (
-                    f"engine 'dramatiq', task {task!r}: its result, a {type(result).__name__},"
-                    f" cannot be serialized ({type(error).__name__}: {error}); return something"
-                    " that can"
-                )
-                raise EngineError(msg) from error
+    for backend in backends:
+        try:
+            backend.encoder.encode(value)
+        except Exception as error:
+            raise unstorable(what, value, error, engine="dramatiq") from error
 
 
 current: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_dramatiq_message", default=None)
-_natives: Final[WeakKeyDictionary[Broker, _Native]] = WeakKeyDictionary()
+_INSTALLED: Final = "qtasks_pluggy_installed"

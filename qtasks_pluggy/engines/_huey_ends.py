@@ -7,42 +7,47 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from huey import CancelExecution, Huey
 from huey.api import Result
 from huey.utils import Error
 
 from qtasks_pluggy import TaskStatus, Trail
 from qtasks_pluggy.engines import Ended
 from qtasks_pluggy.engines._huey_ledger import HEADER
+from qtasks_pluggy.engines.servers import text_of, unstorable
 from qtasks_pluggy.exc import EngineError
 
 # Results of these types travel as they are: without being tried first, and bare if that is all.
 PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes})
 
 
-def text_of(error: BaseException | None) -> str:
-    """Return an error's class and text, whatever the class makes of ``str``."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
-        return type(error).__name__
+def cancel_execution(text: str) -> CancelExecution:
+    """Make what ends a Huey task for good.
+
+    Huey 3.5 changed the order of its arguments.
+    """
+    error = CancelExecution(retry=False)
+    error.args = (text,)
+    return error
 
 
-def check_result(serializer: Any, task: str, result: Any) -> None:
-    """Refuse a result that Huey's serializer cannot carry.
+def check_storable(huey: Huey, what: str, value: Any) -> None:
+    """Refuse what Huey's serializer cannot carry.
+
+    Args:
+        huey: Whose results it would be among.
+        what: Whose value it is, for people.
+        value: A result, or an answer.
 
     Raises:
         EngineError: It does not pickle.
     """
-    if type(result) in PLAIN:
+    if type(value) in PLAIN or not huey.results:
         return
     try:
-        serializer.deserialize(serializer.serialize(result))
+        huey.serializer.deserialize(huey.serializer.serialize(value))
     except (Exception, SystemExit) as error:  # whatever a value's own methods raise
-        msg = (
-            f"engine 'huey', task {task!r}: its result, a {type(result).__name__}, does not pickle"
-            f" ({text_of(error)}); return something that does"
-        )
-        raise EngineError(msg) from error
+        raise unstorable(what, value, error, engine="huey") from error
 
 
 def portable(ended: Ended, task: str, serializer: Any) -> Ended:
@@ -58,14 +63,19 @@ def portable(ended: Ended, task: str, serializer: Any) -> Ended:
     return ended
 
 
-def ended_of(stored: Any) -> Ended:
-    """Make an end of what Huey has stored."""
+def ended_of(stored: Any) -> Ended | None:
+    """Make an end of what Huey has stored; None of an error that is to be retried.
+
+    Huey before 3.5 stores those too.
+    """
     if isinstance(stored, Ended):
         return stored
     if isinstance(stored, Error):
         ended = stored.metadata.get(HEADER)
         if isinstance(ended, Ended):
             return ended
+        if stored.metadata.get("retries"):
+            return None
         return Ended(TaskStatus.failed, error=EngineError(f"Huey: {stored.metadata.get('error')}"))
     return Ended(TaskStatus.succeeded, stored, trail=Trail())
 

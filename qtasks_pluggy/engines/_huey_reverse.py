@@ -17,11 +17,11 @@ from huey.storage import SqliteStorage
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import Capabilities
-from qtasks_pluggy.engines._huey_ends import check_result
+from qtasks_pluggy.engines._huey_ends import cancel_execution, check_storable
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
 from qtasks_pluggy.engines._huey_worker import WorkerLife
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
-from qtasks_pluggy.engines.servers import is_answered
+from qtasks_pluggy.engines.servers import HANDS_OVER, attempt_of, is_answered
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 CONTROL: Final = (
@@ -100,19 +100,19 @@ class _Native:
         """What Huey can do; in immediate mode, which can begin later, nobody reads its schedule."""
         return Capabilities(delay=not self.native.immediate, results=True)
 
-    def check_result(self, run: RunningTask) -> None:
-        """Refuse a plugin's answer that cannot be stored; what the task returns is its own affair.
+    def failure(self, error: BaseException) -> None:  # the seam's name
+        """Say nothing: it ends the worker's thread, and Huey stores no end."""
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
 
         Raises:
             EngineError: It does not pickle.
         """
-        if is_answered(run) and self.native.results:
-            try:
-                check_result(self.native.serializer, run.task_func.name, run.result)
-            except EngineError:
-                # Another attempt would come to the same.
-                _current.get().retries = 0
-                raise
+        check_storable(self.native, "the answer", value)
+
+    def check_result(self, run: RunningTask) -> None:
+        """Do nothing: what the task itself returns is Huey's affair."""
 
     def goes_on(self, error: BaseException) -> bool:
         """Say whether Huey runs the task at work again."""
@@ -143,7 +143,12 @@ class _Native:
         if kind not in self._functions:
             self._functions[kind] = _function_of(kind)
         function = self._functions[kind]
-        task.execute = lambda: self._work(task, function)
+
+        def execute() -> Any:
+            with HANDS_OVER:
+                return self._work(task, function)
+
+        task.execute = execute
 
     def _work(self, task: Task, function: Callable[..., Any]) -> Any:
         kwargs = dict(task.kwargs)
@@ -154,7 +159,7 @@ class _Native:
             kwargs,
             uuid=task.id,
             priority=task.priority,
-            attempt=header.get("attempt") or 1,
+            attempt=attempt_of(header),
             queue=self.native.name,
             engine=self.name,
             redelivered=getattr(task, "redelivered", None),
@@ -192,8 +197,8 @@ class _Native:
             # None is the task's own delay, of which a plugin's 0 is none.
             raise RetryTask(delay=outcome.delay if task.retry_delay else outcome.delay or None)
         if outcome.action == "cancel":
-            raise CancelExecution(str(outcome.error), retry=False)
-        raise outcome.error or CancelExecution(retry=False)
+            raise cancel_execution(str(outcome.error))
+        raise CancelExecution(retry=False) if outcome.error is None else outcome.error
 
 
 def goes_on(error: BaseException, retries: int) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -44,6 +45,7 @@ class WorkerLife:
     def _begin(self) -> None:
         with self._lock:
             try:
+                _log_as_huey_does()
                 app = self._app()
                 # In the process that submits it is started already, and is not ours to stop.
                 if app is not None and self._pid != os.getpid() and not is_started(app):
@@ -66,6 +68,18 @@ class WorkerLife:
             if not self._threads and self._pid == os.getpid():
                 self._pid = 0
                 self._life.__exit__(None, None, None)
+
+
+def _log_as_huey_does() -> None:
+    """Let the consumer's log have our events too, where nobody else has set up logging.
+
+    Its command sets up the logger of Huey alone.
+    """
+    ours, theirs = logging.getLogger("qtasks_pluggy"), logging.getLogger("huey")
+    if not ours.hasHandlers():
+        for handler in theirs.handlers:
+            ours.addHandler(handler)
+        ours.setLevel(theirs.level)
 
 
 def _consumers_of(huey: Huey) -> weakref.WeakSet[Consumer]:

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from qtasks_pluggy import TaskExecutor, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Ended, Outcome, log_event, url_options
+from qtasks_pluggy.engines.servers import named
 from qtasks_pluggy.exc import EngineError, NotRunningError, QueueFullError, TaskCancelError
 
 
@@ -215,7 +216,7 @@ def outcome_of(error: BaseException, run: MemoryRun) -> Outcome:
     """Say what an exception that left an attempt comes to."""
     if isinstance(error, asyncio.CancelledError):
         return Outcome("cancel", TaskCancelError(run.cancelling or "the task was cancelled"))
-    return Outcome("fail", error)
+    return Outcome("fail", error if isinstance(error, Exception) else named(error, "memory"))
 
 
 def options_of(url: str) -> dict[str, Any]:

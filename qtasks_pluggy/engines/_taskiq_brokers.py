@@ -15,6 +15,8 @@ from qtasks_pluggy.exc import CapabilityError, EngineError
 
 # Seconds for a server to answer.
 PATIENCE: Final = 9
+# Where taskiq-aio-pika has what it delays messages with; before 0.6 there is always a queue for it.
+_DELAYS: Final = ("_delay_queue", "_delay_queue_name", "_delayed_message_exchange_plugin")
 # A worker takes so many messages of a stream at once; the others are for other workers.
 _BATCH: Final = 10
 
@@ -42,10 +44,7 @@ def queue_of(broker: AsyncBroker, labels: dict[str, Any]) -> str | None:
 
 def can_delay(broker: AsyncBroker) -> bool:
     """Say whether the broker keeps a message until its time."""
-    given = vars(broker)
-    return kind_of(broker) == "AioPikaBroker" and bool(
-        given["_delay_queue"] or given["_delayed_message_exchange_plugin"]
-    )
+    return kind_of(broker) == "AioPikaBroker" and any(map(vars(broker).get, _DELAYS))
 
 
 def is_safe(broker: AsyncBroker) -> bool:
@@ -53,6 +52,7 @@ def is_safe(broker: AsyncBroker) -> bool:
     kind = kind_of(broker)
     return kind == "RedisStreamBroker" or (
         kind == "AioPikaBroker"
+        and _durable_by_its_options(broker)
         and all(
             queue.durable
             and not queue.auto_delete
@@ -179,6 +179,15 @@ def unsent_retry(task: str, attempt: int, failure: Exception) -> EngineError:
 def does_runs_here(broker: AsyncBroker) -> bool:
     """Say whether whoever submits does the runs, too."""
     return isinstance(broker, InMemoryBroker)
+
+
+def _durable_by_its_options(broker: AsyncBroker) -> bool:
+    """Say whether the one queue is durable that a broker makes which is not given any.
+
+    So does taskiq-aio-pika before 0.6, by options that later ones do not have.
+    """
+    options: dict[str, Any] | None = vars(broker).get("_declare_queues_kwargs")
+    return options is None or bool(options.get("durable"))
 
 
 def _queues(broker: AsyncBroker) -> list[Any]:

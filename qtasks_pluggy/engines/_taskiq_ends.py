@@ -34,30 +34,33 @@ def unserializable(broker: AsyncBroker, message: TaskMessage) -> str | None:
     return servers.unserializable(message, serialize)
 
 
-def refuse_unserializable(result: Any, task: str) -> None:
-    """Refuse a result that Taskiq would drop, which leaves whoever waits for it waiting.
+def check_storable(what: str, value: Any) -> None:
+    """Refuse what Taskiq would drop, which leaves whoever waits for it waiting.
+
+    Args:
+        what: Whose value it is, for people.
+        value: A result, or an answer.
 
     Raises:
         EngineError: It has no form in JSON, the one that results have.
     """
-    if type(result) in servers.PLAIN:
+    if type(value) in servers.PLAIN:
         return
     try:
-        if isinstance(result, Iterator):
+        if isinstance(value, Iterator):
             msg = "it can be read once only"
             raise TypeError(msg)  # noqa: TRY301  # the same end as that of whatever has no form
-        _ANY.dump_python(result, mode="json")
+        _ANY.dump_python(value, mode="json")
     except Exception as error:
-        msg = (
-            f"engine 'taskiq', task {task!r}: its result, a {type(result).__name__}, cannot be"
-            f" serialized ({type(error).__name__}: {error}); return something that JSON can say"
-        )
-        raise EngineError(msg) from error
+        raise servers.unstorable(what, value, error, engine="taskiq") from error
 
 
 def packed(ended: Ended, backend: AsyncResultBackend[Any]) -> str:
     """Make a label of what Taskiq's result does not say of an end."""
     end: dict[str, Any] = {"status": ended.status.value, "trail": records_of(ended.trail or ())}
+    if ended.error is not None:
+        # Taskiq drops an error that is false.
+        end["text"] = servers.text_of(ended.error)
     # Read as pickle only where all of a result is pickle.
     if ended.error is not None and isinstance(
         getattr(backend, "serializer", None), PickleSerializer
@@ -76,9 +79,9 @@ def ended_of(result: TaskiqResult[Any], backend: AsyncResultBackend[Any]) -> End
     label = result.labels.get(END)
     error = result.error
     if label is None:
-        if error is None:
+        if not result.is_err:
             return Ended(TaskStatus.succeeded, result.return_value, trail=Trail())
-        return Ended(status_of(error), error=error)
+        return Ended(status_of(error), error=_lost({}) if error is None else error)
     end = json.loads(label)
     if end.get("error") and isinstance(getattr(backend, "serializer", None), PickleSerializer):
         try:
@@ -89,8 +92,15 @@ def ended_of(result: TaskiqResult[Any], backend: AsyncResultBackend[Any]) -> End
                 f" {unread}; import what it is made of. Taskiq says: {error!r}"
             )
             error = said
+    if error is None and "text" in end:
+        error = _lost(end)
     trail = Trail(TrailRecord(**record) for record in end["trail"])
     return Ended(TaskStatus(end["status"]), result.return_value, error, trail)
+
+
+def _lost(end: dict[str, Any]) -> EngineError:
+    """Say what is known of an error that Taskiq has not kept."""
+    return EngineError(f"engine 'taskiq': the task raised {end.get('text', 'an error')}")
 
 
 def records_of(trail: Any) -> list[dict[str, Any]]:

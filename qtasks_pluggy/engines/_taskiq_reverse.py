@@ -22,7 +22,7 @@ from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import Capabilities, Outcome, lock_of
 from qtasks_pluggy.engines._taskiq_brokers import can_delay, is_safe, make_safe, unsent_retry
-from qtasks_pluggy.engines._taskiq_ends import refuse_unserializable
+from qtasks_pluggy.engines._taskiq_ends import check_storable
 from qtasks_pluggy.engines._taskiq_runs import (
     OURS,
     Run,
@@ -34,7 +34,7 @@ from qtasks_pluggy.engines._taskiq_runs import (
     take,
 )
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
-from qtasks_pluggy.engines.servers import is_answered
+from qtasks_pluggy.engines.servers import HANDS_OVER
 from qtasks_pluggy.exc import EngineError
 
 CONTROL: Final = (NoResultError, TaskRejectedError)
@@ -169,10 +169,14 @@ class _Native:
             return function
         call = self._with_dependencies(function)
 
+        async def work(run: Run, kwargs: dict[str, Any]) -> Any:
+            with HANDS_OVER:
+                return await self._work(run, call, kwargs)
+
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             run = take(name)
-            return function(*args, **kwargs) if run is None else self._work(run, call, kwargs)
+            return function(*args, **kwargs) if run is None else work(run, kwargs)
 
         vars(wrapper)[OURS] = "installed"
         return awaited(wrapper)
@@ -248,7 +252,7 @@ class _Native:
             # Else Taskiq's own middlewares would retry it.
             native.labels["retry_on_error"] = False
             raise CancelledRunError(outcome.reason) from error
-        raise error or NoResultError()
+        raise NoResultError if error is None else error
 
 
 class _Attempt:
@@ -269,19 +273,20 @@ class _Attempt:
             delay=can_delay(self._broker), results=True, at_least_once=is_safe(self._broker)
         )
 
-    def check_result(self, run: RunningTask) -> None:
-        """Refuse a plugin's answer that cannot be stored; what the task returns is its own affair.
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Say what Taskiq makes of an error that is no ``Exception``: as of any other."""
+        return None if isinstance(error, KeyboardInterrupt) else error
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
 
         Raises:
             EngineError: It has no form in JSON.
         """
-        if is_answered(run):
-            try:
-                refuse_unserializable(run.result, self._message.task_name)
-            except EngineError:
-                # Another attempt would come to the same.
-                self._labels["retry_on_error"] = False
-                raise
+        check_storable("the answer", value)
+
+    def check_result(self, run: RunningTask) -> None:
+        """Do nothing: what the task itself returns is Taskiq's affair."""
 
     def goes_on(self, error: BaseException) -> bool:
         """Say whether Taskiq runs the task again."""
@@ -320,7 +325,8 @@ def _retried(
 
 
 def _count(labels: dict[str, Any], name: str) -> int:
-    return int(labels.get(name, 0))
+    # They come with the message, and bound the retries.
+    return max(int(labels.get(name, 0)), 0)
 
 
 _INSTALLED: Final = "qtasks_pluggy_installed"

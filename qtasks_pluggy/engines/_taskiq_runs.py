@@ -151,6 +151,8 @@ class Runs(TaskiqMiddleware):
         ticket = self.tickets.get(message.task_id)
         if ticket is not None and not isinstance(result.error, NoResultError):
             ticket.native = result
+            if run is not None and run.ended is not None and run.ended.error is not None:
+                ticket.ended = run.ended
             ticket.is_over.set()
 
 

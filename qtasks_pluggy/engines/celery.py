@@ -14,26 +14,30 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
+from qtasks_pluggy.engines._versions import require
+
+require("celery", "5.3")
+
 import attrs
 from celery import Celery, states
-from celery.exceptions import NotRegistered, Retry, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Retry
 from celery.result import EagerResult
-from celery.utils.serialization import UnpickleableExceptionWrapper
 from kombu import serialization
 from kombu.exceptions import EncodeError
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Capabilities, Ended, Outcome, executor_for, status_of
-from qtasks_pluggy.engines._celery_reverse import (
+from qtasks_pluggy.engines._celery_attempt import (
     CONTROL,
     OURS,
-    Plugins,
+    STOPS_WORKER,
     carry_out,
-    check_result,
-    install,
+    check_storable,
+    error_of,
     message_of,
 )
+from qtasks_pluggy.engines._celery_reverse import Plugins, install
 from qtasks_pluggy.engines._celery_settings import (
     VISIBILITY,
     at_least_once,
@@ -49,8 +53,11 @@ from qtasks_pluggy.engines._celery_settings import (
 )
 from qtasks_pluggy.engines._celery_worker import WorkerLife
 from qtasks_pluggy.engines.servers import (
+    HANDS_OVER,
+    attempt_of,
     carried_out,
     cut_by,
+    named,
     refuse_url,
     unserializable,
     wait_by_looking,
@@ -115,14 +122,31 @@ class CeleryEngine:
         """Say whether the task has asked Celery for another attempt."""
         return isinstance(error, Retry)
 
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Name what ends the task's own run: a task that calls sys.exit() ends itself alone."""
+        if isinstance(error, STOPS_WORKER):
+            return None
+        return named(error, self.name)
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
+
+        Raises:
+            EngineError: It cannot be serialized.
+        """
+        self._check_storable("the answer", value)
+
     def check_result(self, run: RunningTask) -> None:
         """Refuse a result that cannot be stored.
 
         Raises:
             EngineError: It cannot be serialized.
         """
+        self._check_storable(f"the result of task {run.task_func.name!r}", run.result)
+
+    def _check_storable(self, what: str, value: Any) -> None:
         if self.capabilities.results:
-            check_result(self.native, run)
+            check_storable(self.native, what, value)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to Celery, under its own name.
@@ -141,7 +165,8 @@ class CeleryEngine:
             raise self._taken(name)
 
         def body(task: Any, *_: Any, **__: Any) -> Any:
-            return self._work(app, task)
+            with HANDS_OVER:
+                return self._work(app, task)
 
         body.__module__ = HEADER
         task = self.native.task(
@@ -259,8 +284,8 @@ class CeleryEngine:
         """Make a message of a native task at work."""
         request = native.request
         header = (request.headers or {}).get(HEADER) or {}
-        message = message_of(request, request.args, request.kwargs)
-        attempt = header.get("attempt")
+        message = message_of(native, request.args, request.kwargs)
+        attempt = attempt_of(header) if header else None
         lost = attempt is not None and request.retries >= attempt
         return attrs.evolve(
             message,
@@ -283,7 +308,7 @@ class CeleryEngine:
             raise too_long from outcome.error
         headers = dict(native.request.headers or {})
         header = headers.get(HEADER) or {}
-        headers[HEADER] = {**header, "attempt": (header.get("attempt") or 1) + 1}
+        headers[HEADER] = {**header, "attempt": attempt_of(header) + 1}
         return carry_out(outcome, native, headers=headers)
 
     def _work(self, app: QueueTasks, task: Any) -> Any:
@@ -291,11 +316,8 @@ class CeleryEngine:
         executor = executor_for(app, self.message(task))
         try:
             outcome = executor.attempt_on_sync(self)
-        except (WorkerShutdown, WorkerTerminate, KeyboardInterrupt):
-            # How Celery ends a worker in the middle of a run.
-            raise
-        except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
-            outcome = cut_by(error, task.name)
+        except BaseException as error:  # noqa: BLE001  # what ends the worker is raised again
+            outcome = cut_by(error, self)
         return carried_out(executor, outcome, lambda end: self.carry_out(end, task))
 
     def _check(self, _: Any = None) -> None:
@@ -370,28 +392,10 @@ class CeleryEngine:
             return Ended(TaskStatus.cancelled, error=result)
         if state != states.FAILURE:
             return None
-        return Ended(status_of(result), error=_error_of(ticket, result))
+        return Ended(status_of(result), error=error_of(ticket, result))
 
     def _serialize(self, value: Any) -> None:
         serialization.dumps(value, self.native.conf.task_serializer)  # type: ignore[no-untyped-call]  # kombu's
-
-
-def _error_of(ticket: Any, error: Any) -> BaseException:
-    """Say in our own words what Celery says of a run that it could not do."""
-    who = f"engine 'celery', task {ticket.our_task!r}"
-    if isinstance(error, NotRegistered):
-        msg = (
-            f"{who}: the worker has no such task. It must import every module that declares"
-            " tasks, and run the same code as those who submit"
-        )
-        return EngineError(msg)
-    if isinstance(error, EncodeError):
-        msg = f"{who}: its result cannot be serialized ({error}); return something that can"
-        return EngineError(msg)
-    if isinstance(error, UnpickleableExceptionWrapper):
-        name = f"{error.exc_module}.{error.exc_cls_name}"
-        return EngineError(f"{who}: {name}: {error}; its class cannot be made again here")
-    return error if isinstance(error, BaseException) else EngineError(f"{who}: {error!r}")
 
 
 def _say_nothing(*_: Any, **__: Any) -> None:

@@ -11,11 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from qtasks_pluggy.engines._versions import require
+
+require("dramatiq", "1.17")
+
 import dramatiq
 from dramatiq import Broker, Worker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import BrokerError
-from dramatiq.middleware import Interrupt, TimeLimit
+from dramatiq.middleware import TimeLimit
 from dramatiq.results import ResultFailure, ResultMissing, Results
 
 from qtasks_hookspecs import RunningTask
@@ -25,18 +29,22 @@ from qtasks_pluggy.engines._dramatiq_ends import packed, unpacked
 from qtasks_pluggy.engines._dramatiq_reverse import (
     CONTROL,
     HEADER,
+    STOPS_WORKER,
     WorkerLife,
     at_least_once,
     carry_out,
-    check_result,
+    check_storable,
     current,
     install,
     message_of,
 )
 from qtasks_pluggy.engines.servers import (
+    HANDS_OVER,
+    attempt_of,
     carried_out,
     cut_by,
     in_the_middle,
+    named,
     refuse_url,
     trouble_within,
     unserializable,
@@ -96,14 +104,30 @@ class DramatiqEngine:
         """Say no: whoever retries is a plugin."""
         return False
 
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Name what ends the task's own run: a task that calls sys.exit() ends itself alone."""
+        if isinstance(error, STOPS_WORKER):
+            return None
+        return named(error, self.name)
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
+
+        Raises:
+            EngineError: It cannot be serialized.
+        """
+        self._check_storable("the answer", value)
+
     def check_result(self, run: RunningTask) -> None:
         """Refuse a result that cannot be stored.
 
         Raises:
             EngineError: It cannot be serialized.
         """
-        if self._results is not None:
-            check_result(self.native, run.task_func.name, run.result)
+        self._check_storable(f"the result of task {run.task_func.name!r}", run.result)
+
+    def _check_storable(self, what: str, value: Any) -> None:
+        check_storable(filter(None, (self._results,)), what, value)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to Dramatiq, under its own name.
@@ -124,7 +148,8 @@ class DramatiqEngine:
             message = current.get()
             if message is None:
                 return task_func.func(*args, **kwargs)
-            return self._work(app, message)
+            with HANDS_OVER:
+                return self._work(app, message)
 
         # By which it is known that no ``install`` is to cover it.
         body.qtasks_pluggy = None  # type: ignore[attr-defined]  # a function's own attribute
@@ -223,7 +248,7 @@ class DramatiqEngine:
     def message(self, native: Any) -> TaskMessage:
         """Make a message of a native one."""
         header = native.options.get(HEADER) or {}
-        return message_of(native, tuple(native.args), dict(native.kwargs), header.get("attempt"))
+        return message_of(native, tuple(native.args), dict(native.kwargs), attempt_of(header))
 
     def carry_out(self, outcome: Outcome, native: Any) -> Any:
         """Return what Dramatiq is to store, or raise what makes it do what the plugins decided."""
@@ -244,11 +269,8 @@ class DramatiqEngine:
         token = current.set(None)
         try:
             outcome = executor.attempt_on_sync(self)
-        except (Interrupt, KeyboardInterrupt):
-            # How Dramatiq ends a run, or its worker.
-            raise
-        except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
-            outcome = cut_by(error, native.actor_name)
+        except BaseException as error:  # noqa: BLE001  # what ends the worker is raised again
+            outcome = cut_by(error, self)
         finally:
             current.reset(token)
         return carried_out(executor, outcome, lambda end: self.carry_out(end, native))

@@ -17,6 +17,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from qtasks_pluggy.engines._versions import require
+
+require("huey", "3.0")
+
 from huey import CancelExecution, Huey
 from huey.api import Result, Task
 from huey.constants import EmptyData
@@ -29,10 +33,10 @@ from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Capabilities, Ended, Outcome, executor_for
 from qtasks_pluggy.engines._huey_ends import (
     PLAIN,
-    check_result,
+    cancel_execution,
+    check_storable,
     ended_of,
     portable,
-    text_of,
     unreadable,
 )
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
@@ -46,7 +50,14 @@ from qtasks_pluggy.engines._huey_reverse import (
 from qtasks_pluggy.engines._huey_storage import reach, sqlite_huey, told
 from qtasks_pluggy.engines._huey_unread import Unread
 from qtasks_pluggy.engines._huey_worker import WorkerLife
-from qtasks_pluggy.engines.servers import cut_by, unserializable
+from qtasks_pluggy.engines.servers import (
+    HANDS_OVER,
+    attempt_of,
+    cut_by,
+    named,
+    text_of,
+    unserializable,
+)
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 if TYPE_CHECKING:
@@ -104,11 +115,28 @@ class HueyEngine:
         Unread(huey, self._ledger, self._wrappers)
         huey.build_error_result = self._with_our_end(huey.build_error_result)
         huey.signal("revoked", "expired", "canceled")(self._ended_without_us)
+        huey.signal("retrying")(self._goes_on)
         WorkerLife(huey, lambda: self._app)
 
     def goes_on(self, error: BaseException) -> bool:
         """Say whether the task has asked Huey for another attempt."""
         return goes_on(error, 0)
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Name what ends the task's own run: a task that calls sys.exit() ends itself alone."""
+        # How Huey ends a worker in the midst of a run; but no signal reaches a plain thread.
+        interrupted = type(threading.current_thread()) is not threading.Thread
+        if isinstance(error, KeyboardInterrupt) and interrupted:
+            return None
+        return named(error, self.name)
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
+
+        Raises:
+            EngineError: It does not pickle.
+        """
+        check_storable(self.native, "the answer", value)
 
     def check_result(self, run: RunningTask) -> None:
         """Refuse a result that cannot be stored.
@@ -116,7 +144,7 @@ class HueyEngine:
         Raises:
             EngineError: It does not pickle.
         """
-        check_result(self.native.serializer, run.task_func.name, run.result)
+        check_storable(self.native, f"the result of task {run.task_func.name!r}", run.result)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to Huey, under its own name.
@@ -130,7 +158,8 @@ class HueyEngine:
         self._app = app
 
         def body(*_: Any, task: Task, **__: Any) -> Any:
-            return self._work(app, task)
+            with HANDS_OVER:
+                return self._work(app, task)
 
         body.__module__ = MODULE
         try:
@@ -225,7 +254,10 @@ class HueyEngine:
             while True:
                 # In slices, because the first of several who wait takes it out of the storage.
                 with suppress(ResultTimeout):
-                    return ended_of(told(self.native, ticket.task.name, wait))
+                    ended = ended_of(told(self.native, ticket.task.name, wait))
+                    if ended is not None:
+                        return ended
+                    ticket.reset()
                 if end is not None and time.monotonic() >= end:
                     return None
         except EngineError:
@@ -241,7 +273,9 @@ class HueyEngine:
         raw = self.native.get_raw(ticket.id, peek=True)
         if raw is not EmptyData:
             try:
-                return ended_of(self.native.serializer.deserialize(raw)).status
+                ended = ended_of(self.native.serializer.deserialize(raw))
+                if ended is not None:
+                    return ended.status
             except Exception as error:  # noqa: BLE001  # whatever reading what others wrote raises
                 return unreadable(ticket, error).status
         entry = None if self._ledger is None else self._ledger.get(ticket.id)
@@ -290,7 +324,7 @@ class HueyEngine:
             uuid=native.id,
             priority=native.priority or 0,
             created_at=header.get("created_at"),
-            attempt=header.get("attempt"),
+            attempt=attempt_of(header),
             queue=self.native.name,
             engine=self.name,
             redelivered=getattr(native, "redelivered", None),
@@ -306,13 +340,13 @@ class HueyEngine:
                     raise RetryTask from outcome.error
                 error = TaskCancelError(str(outcome.error))
                 native.our_end = Ended(TaskStatus.cancelled, error=error)
-            raise outcome.error or RetryTask()
+            raise RetryTask if outcome.error is None else outcome.error
         header = native.kwargs.get(HEADER, {})
         trail = [*header.get("trail", ()), *native.our_trail]
         if outcome.action == "succeed" and not trail and type(outcome.result) in self._bare:
             return outcome.result
         if outcome.action == "retry":
-            header = {**header, "attempt": (header.get("attempt") or 1) + 1, "trail": trail}
+            header = {**header, "attempt": attempt_of(header) + 1, "trail": trail}
             native.kwargs = {**native.kwargs, HEADER: header}
             raise RetryTask(delay=outcome.delay or None)
         ended = Ended(outcome.status, outcome.result, outcome.error, Trail(trail))
@@ -327,18 +361,16 @@ class HueyEngine:
             # It would end the worker with the run.
             msg = f"task {native.name!r}: {ended.error!r}"
             raise RuntimeError(msg) from ended.error
-        raise CancelExecution(str(ended.error), retry=False)
+        raise cancel_execution(str(ended.error))
 
     def _work(self, app: QueueTasks, task: Task) -> Any:
+        # Among its own arguments, where the first of Huey 3 puts it, it would go with a retry.
+        task.kwargs = {name: value for name, value in task.kwargs.items() if value is not task}
         executor = executor_for(app, self.message(task))
         try:
             outcome = executor.attempt_on_sync(self)
-        except BaseException as error:
-            # How Huey ends a worker in the midst of a run; but no signal reaches a plain thread.
-            interrupted = type(threading.current_thread()) is not threading.Thread
-            if isinstance(error, KeyboardInterrupt) and interrupted:
-                raise
-            outcome = cut_by(error, task.name.removeprefix(f"{MODULE}."))
+        except BaseException as error:  # noqa: BLE001  # what ends the worker is raised again
+            outcome = cut_by(error, self)
         task.our_trail = executor.trail
         return self.carry_out(outcome, task)
 
@@ -355,6 +387,11 @@ class HueyEngine:
             return metadata if ended is None else {**metadata, HEADER: ended}
 
         return build_error_result
+
+    def _goes_on(self, _: str, task: Task) -> None:
+        """Forget the error of an attempt that is no end: others than this one are to be stored."""
+        if task.name in self._wrappers:
+            self.native.get_raw(task.id)
 
     def _ended_without_us(self, signal: str, task: Task, *_: Any) -> None:
         """Give an end to a run that Huey did not begin."""

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from qtasks_hookspecs import RunningTask
@@ -42,6 +43,7 @@ from qtasks_pluggy.engines._memory_queue import (
     refuse_in_a_fork,
 )
 from qtasks_pluggy.engines._memory_threads import Threads
+from qtasks_pluggy.engines.servers import named
 from qtasks_pluggy.exc import EngineError, TaskCancelError
 
 if TYPE_CHECKING:
@@ -89,6 +91,18 @@ class MemoryEngine:
     def goes_on(self, error: BaseException) -> bool:  # noqa: ARG002  # the seam's name
         """Say no: whoever retries is a plugin."""
         return False
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Name what ends the task's own run: a task that calls sys.exit() ends itself alone."""
+        if isinstance(error, KeyboardInterrupt):
+            with suppress(RuntimeError):
+                # There it is the whole process's.
+                asyncio.get_running_loop()
+                return None
+        return named(error, self.name)
+
+    def check_answer(self, value: Any) -> None:
+        """Do nothing: a result stays in this process."""
 
     def check_result(self, run: RunningTask) -> None:
         """Do nothing: a result stays in this process."""

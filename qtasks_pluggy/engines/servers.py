@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from types import TracebackType
 from typing import Any, Final
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskExecutor, TaskMessage
-from qtasks_pluggy.engines import Ended, Outcome
+from qtasks_pluggy.engines import Ended, Host, Outcome
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 # Results of these types travel as they are, whatever serializes them; a whole number can have too
@@ -19,6 +20,8 @@ from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 PLAIN: Final = frozenset({type(None), bool, float, str})
 # Seconds, the least and the most, between two looks whether a run has ended.
 POLL: Final = (0.001, 0.02)
+# The packages whose frames lead from an engine to a task: ours, and those by which we wait.
+_OURS: Final = frozenset({"asyncio", "concurrent", "contextlib", "qtasks_pluggy", "threading"})
 
 
 def wait_by_looking(look: Callable[[], Ended | None], timeout: float | None) -> Ended | None:
@@ -77,6 +80,62 @@ def unserializable(message: TaskMessage, serialize: Callable[[Any], object]) -> 
     return None
 
 
+def unstorable(what: str, value: Any, error: BaseException, *, engine: str) -> EngineError:
+    """Say that an engine cannot store a result.
+
+    Args:
+        what: Whose value it is, for people.
+        value: Of which the type is shown.
+        error: What the engine's own serializer says.
+        engine: The engine's name.
+    """
+    msg = (
+        f"engine {engine!r}: {what}, a {type(value).__name__}, cannot be stored"
+        f" ({text_of(error)}); return something that can, an id or a path"
+    )
+    return EngineError(msg)
+
+
+def attempt_of(header: Mapping[str, Any]) -> int:
+    """Read a run's attempt from what travels with its message, which anybody may have written."""
+    attempt = header.get("attempt")
+    return attempt if type(attempt) is int and attempt > 1 else 1
+
+
+def text_of(error: BaseException | None) -> str:
+    """Return an error's class and text, whatever the class makes of ``str``."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
+        return type(error).__name__
+
+
+class HandsOver:
+    """Cuts the leading frames that are ours from an error that leaves for the engine."""
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Cut them; the error goes on."""
+        if error is not None:
+            # Past the class's own, which a frozen one can have.
+            BaseException.with_traceback(error, _theirs(error.__traceback__))
+
+
+def _theirs(traceback: TracebackType | None) -> TracebackType | None:
+    """Find where a traceback enters code that is neither ours nor what we wait by."""
+    while traceback is not None and traceback.tb_next is not None:
+        module = str(traceback.tb_frame.f_globals.get("__name__"))
+        if module.partition(".")[0] not in _OURS:
+            break
+        traceback = traceback.tb_next
+    return traceback
+
+
+HANDS_OVER: Final = HandsOver()
+
+
 def is_answered(run: RunningTask) -> bool:
     """Say whether a plugin has had a say in a run; if not, its result is the engine's affair."""
     return any(record.won for record in run.trail)
@@ -98,20 +157,31 @@ def in_the_middle(engine: str, task: str, priority: int, most: int) -> int:
     return middle + priority
 
 
-def cut_by(error: BaseException, task: str) -> Outcome:
-    """Say what an error comes to that cut an attempt short.
+def cut_by(error: BaseException, engine: Host) -> Outcome:
+    """Say what an error comes to that left an attempt.
 
     Args:
-        error: ``SystemExit`` and such end the task's own run; whoever waits is not to be ended.
-        task: The task's name.
+        error: It is raised again if it ends the worker.
+        engine: It knows.
     """
     if isinstance(error, asyncio.CancelledError):
         return Outcome("cancel", TaskCancelError("the task was cancelled"))
-    if isinstance(error, Exception):
-        return Outcome("fail", error)
-    failure = RuntimeError(f"task {task!r}: {error!r}")
-    failure.__cause__ = error
+    failure = error if isinstance(error, Exception) else engine.failure(error)
+    if failure is None:
+        raise error
     return Outcome("fail", failure)
+
+
+def named(error: BaseException, engine: str) -> EngineError:
+    """Name an error that is no ``Exception``, for those who wait: it would end them too.
+
+    Args:
+        error: ``SystemExit``, or a class of the user's own.
+        engine: The engine's name.
+    """
+    failure = EngineError(f"engine {engine!r}: the task raised {text_of(error)}")
+    failure.__cause__ = error
+    return failure
 
 
 def refuse_url(given: Any, engine: str, wanted: str) -> None:

@@ -11,6 +11,10 @@ import json
 from contextlib import suppress
 from typing import Any, Final
 
+from qtasks_pluggy.engines._versions import require
+
+require("taskiq", "0.11.20")
+
 from taskiq import AsyncBroker, NoResultError
 from taskiq.kicker import AsyncKicker
 from taskiq.result_backends.dummy import DummyResultBackend
@@ -33,9 +37,9 @@ from qtasks_pluggy.engines._taskiq_brokers import (
 )
 from qtasks_pluggy.engines._taskiq_ends import (
     HEADER,
+    check_storable,
     ended_of,
     records_of,
-    refuse_unserializable,
     unserializable,
 )
 from qtasks_pluggy.engines._taskiq_reverse import (
@@ -55,7 +59,7 @@ from qtasks_pluggy.engines._taskiq_runs import (
     send_again,
     take,
 )
-from qtasks_pluggy.engines.servers import POLL, cut_by, refuse_url
+from qtasks_pluggy.engines.servers import HANDS_OVER, POLL, attempt_of, cut_by, named, refuse_url
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 __all__ = ["CancelledRunError", "TaskiqEngine", "at_least_once", "install"]
@@ -111,13 +115,26 @@ class TaskiqEngine:
         """Say no: whoever retries is a plugin."""
         return False
 
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Name what ends the task's own run: a task that calls sys.exit() ends itself alone."""
+        # How Taskiq ends a worker in the midst of a run.
+        return None if isinstance(error, KeyboardInterrupt) else named(error, self.name)
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
+
+        Raises:
+            EngineError: It has no form in JSON.
+        """
+        check_storable("the answer", value)
+
     def check_result(self, run: RunningTask) -> None:
         """Refuse a result that cannot be stored.
 
         Raises:
             EngineError: It has no form in JSON.
         """
-        refuse_unserializable(run.result, run.task_func.name)
+        check_storable(f"the result of task {run.task_func.name!r}", run.result)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
         """Make the task known to the broker, under its own name.
@@ -146,7 +163,8 @@ class TaskiqEngine:
             if run is None:
                 # Somebody called it here and now.
                 return await run_in_place(app, name, args, kwargs)
-            return await self._work(app, run)
+            with HANDS_OVER:
+                return await self._work(app, run)
 
         vars(body)[OURS] = True
         # What plugins decide is not for middlewares to decide again.
@@ -281,7 +299,7 @@ class TaskiqEngine:
             native.message,
             priority=header.get("priority", 0),
             created_at=header.get("created_at"),
-            attempt=header.get("attempt"),
+            attempt=attempt_of(header),
             metadata=header.get("metadata", {}),
         )
 
@@ -291,7 +309,7 @@ class TaskiqEngine:
             if isinstance(outcome.error, NoResultError):
                 # By itself Taskiq stores nothing, and whoever waits would wait for ever.
                 return None
-            raise outcome.error or NoResultError()
+            raise NoResultError if outcome.error is None else outcome.error
         if outcome.action == "retry":
             return await self._retry(outcome, native)
         trail = native.ended.trail if native.ended is not None else None
@@ -304,7 +322,7 @@ class TaskiqEngine:
 
     async def _retry(self, outcome: Outcome, native: Run) -> None:
         header, ended = _header(native), native.ended
-        attempt = (header.get("attempt") or 1) + 1
+        attempt = attempt_of(header) + 1
         trail = records_of(() if ended is None else ended.trail)
         header = {**header, "attempt": attempt, "trail": trail}
         native.ended = None
@@ -323,15 +341,11 @@ class TaskiqEngine:
         met = 0 if here is None else here.cancelling()
         try:
             outcome = await executor.attempt_on(self)
-        except KeyboardInterrupt:
-            # How Taskiq ends a worker in the middle of a run.
-            raise
-        except asyncio.CancelledError as error:
-            if here is not None and here.cancelling() > met:
+        except BaseException as error:
+            asked_for = here is not None and here.cancelling() > met
+            if isinstance(error, asyncio.CancelledError) and asked_for:
                 raise
-            outcome = cut_by(error, run.message.task_name)
-        except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
-            outcome = cut_by(error, run.message.task_name)
+            outcome = cut_by(error, self)
         before = _header(run).get("trail", ())
         trail = Trail([*(TrailRecord(**record) for record in before), *executor.trail])
         run.ended = Ended(TaskStatus.running, trail=trail)

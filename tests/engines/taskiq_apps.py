@@ -6,9 +6,10 @@ import asyncio
 import concurrent.futures
 import contextlib
 
+import taskiq_aio_pika
 from taskiq import InMemoryBroker
 from taskiq.api import run_receiver_task
-from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
+from taskiq_aio_pika import AioPikaBroker
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 from qtasks_pluggy import QueueTasks
@@ -31,13 +32,21 @@ def broker_on(url, results, name):
     if url.startswith("redis"):
         broker = RedisStreamBroker(url, name, xread_block=50)
     else:
-        queues = [Queue(name=name)]
-        delays = Queue(name=f"{name}.delay")
-        broker = AioPikaBroker(
-            url, exchange=Exchange(name=name), task_queues=queues, delay_queue=delays
-        )
+        broker = AioPikaBroker(url, **rabbitmq_options(name))
     kept = RedisAsyncResultBackend(results, prefix_str=name, result_ex_time=600)
     return broker.with_result_backend(kept)
+
+
+def rabbitmq_options(name):
+    """Name a broker's exchange and queues; before 0.6 taskiq-aio-pika makes the queues itself."""
+    if not hasattr(taskiq_aio_pika, "Queue"):
+        durable = {"durable": True}
+        return {"exchange_name": name, "queue_name": name, "declare_queues_kwargs": durable}
+    return {
+        "exchange": taskiq_aio_pika.Exchange(name=name),
+        "task_queues": [taskiq_aio_pika.Queue(name=name)],
+        "delay_queue": taskiq_aio_pika.Queue(name=f"{name}.delay"),
+    }
 
 
 @contextlib.contextmanager

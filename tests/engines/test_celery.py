@@ -187,7 +187,7 @@ def test_a_task_that_exits_ends_itself_alone():
 
     one = app.task(name="one")(lambda: 1)
     with app, working(native):
-        with pytest.raises(RuntimeError, match="SystemExit"):
+        with pytest.raises(EngineError, match="SystemExit: 3"):
             leave.submit(3).result(timeout=LONG)
         assert 1 == one.submit().result(timeout=LONG)
 

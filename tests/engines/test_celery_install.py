@@ -15,6 +15,7 @@ from qtasks_pluggy.exc import CapabilityError, PluginRegistrationError
 from tests.engines.celery_apps import celery_app, working
 from tests.engines.huey_apps import LONG, Keeps
 from tests.engines.processes import wait_until
+from tests.engines.versions import since
 
 pytestmark = pytest.mark.engines
 
@@ -175,7 +176,14 @@ def test_native_retries_come_first(native):
     assert [3] == [message.attempt for message in plugin.messages]
 
 
-@pytest.mark.parametrize("control", ["Ignore", "Reject", "Retry"])
+@pytest.mark.parametrize(
+    "control",
+    [
+        "Ignore",
+        pytest.param("Reject", marks=since("celery", "5.7", "a rejected run has no state")),
+        "Retry",
+    ],
+)
 def test_celery_s_control_exceptions_pass(native, control):
     """By its own exceptions a task talks to Celery, and no plugin is asked."""
     raised = []
@@ -258,6 +266,7 @@ def test_plugins_can_be_named(native):
         install(native, ["no_such_module:plugin"])
 
 
+@since("celery", "5.7", "Celery's testing worker keeps to itself why a worker is refused")
 def test_a_worker_without_tasks_is_refused(native):
     """A worker in which ``install`` covers nothing takes no run, and says why."""
     install(native, discover=False)
@@ -270,6 +279,7 @@ def test_a_worker_without_tasks_is_refused(native):
     assert "worker_cannot_start" in {one["event"] for one in logs}
 
 
+@since("celery", "5.7", "Celery's testing worker keeps to itself why a worker is refused")
 def test_settings_replaced_behind_install_are_refused(native):
     """A configuration that comes later, and takes the plugins away, is not silent."""
     failing(native)
@@ -279,6 +289,7 @@ def test_settings_replaced_behind_install_are_refused(native):
         pass
 
 
+@since("celery", "5.7", "Celery's testing worker keeps to itself why a worker is refused")
 def test_a_nameless_plugin_is_refused_where_children_are_spawned(native):
     """A plugin that no other process can import is told of before the worker begins."""
     failing(native)
@@ -292,6 +303,7 @@ def test_a_nameless_plugin_is_refused_where_children_are_spawned(native):
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
+@since("celery", "5.7", "Celery's testing worker keeps to itself why a worker is refused")
 def test_a_broken_plugin_refuses_the_worker(native, pool):
     """A plugin that does not start is told of before a run is taken."""
     failing(native)

@@ -203,7 +203,7 @@ def test_the_worker_command_does_our_runs(ours, pool):
         assert "recovered from no at 1" == ours.fail.submit("no").result(timeout=LONG)
         again = ours.fail.submit("no", again=True)
         assert "recovered from no at 3" == again.result(timeout=LONG)
-        with pytest.raises(EngineError, match="cannot be serialized"):
+        with pytest.raises(EngineError, match="cannot be stored"):
             ours.lock.submit().result(timeout=LONG)
         with pytest.raises(EngineError, match="no such task"):
             ours.unknown.submit().result(timeout=LONG)

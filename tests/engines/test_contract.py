@@ -73,6 +73,10 @@ def harness(request):
     return kind(request.getfixturevalue(f"{broker}_url"), results)
 
 
+class OwnError(BaseException):
+    """An error that is no ``Exception``."""
+
+
 @pytest.fixture
 def shop(harness):
     """A shop's app on an engine, its tasks, and the plugin that it asks."""
@@ -106,6 +110,14 @@ def shop(harness):
         await asyncio.sleep(0)
         shop.seen.append(text)
         raise ShopError(text)
+
+    @app.task
+    def leave(error):
+        raise {"exit": SystemExit, "own": OwnError}[error](3)
+
+    @app.task
+    async def leave_async(error):
+        leave.func(error)
 
     @app.task(echo=True)
     def ask(self, *args):
@@ -400,14 +412,25 @@ def test_arguments_that_cannot_travel_are_refused(shop):
         assert 1 == shop.app.tasks["price"].submit(1).result(timeout=LONG)
 
 
+@pytest.mark.parametrize("task", ["leave", "leave_async"])
+@pytest.mark.parametrize("error", ["exit", "own"])
+def test_r15_an_error_that_is_no_exception_is_told_as_the_caller_sees_it(shop, task, error):
+    """R15: ``SystemExit`` and its like fail the run alone, and plugins hear of that, once."""
+    with shop.harness.running(shop.app):
+        with pytest.raises(EngineError, match="SystemExit|OwnError"):
+            shop.app.tasks[task].submit_sync(error).result(timeout=LONG)
+        assert [EngineError] == [type(error) for error in shop.plugin.failed]
+        assert 1 == shop.app.tasks["price"].submit(1).result(timeout=LONG)
+
+
 @pytest.mark.parametrize("harness", [*SERIALIZING, *SERVED_PARAMS], indirect=True)
-def test_r15_an_answer_that_cannot_travel_fails_that_run_alone(shop):
-    """R15: a result that the engine cannot serialize is its run's failure, and the worker lives."""
+def test_r7_an_answer_that_cannot_be_stored_leaves_the_task_s_own_error(shop):
+    """R7: an answer that the engine cannot store is void: the task's own error goes on."""
     shop.plugin.answers = [Replace(threading.Lock())]
     with shop.harness.running(shop.app):
-        with pytest.raises(EngineError, match="fail"):
+        with pytest.raises(ShopError, match="broken"):
             shop.app.tasks["fail"].submit("broken").result(timeout=LONG)
-        assert [EngineError] == [type(error) for error in shop.plugin.failed]
+        assert [ShopError] == [type(error) for error in shop.plugin.failed]
 
         assert 1 == shop.app.tasks["price"].submit(1).result(timeout=LONG)
 

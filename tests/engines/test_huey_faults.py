@@ -17,6 +17,7 @@ from qtasks_pluggy.engines import _huey_ledger as ledger_module
 from qtasks_pluggy.exc import EngineError
 from tests.engines.huey_apps import LONG, app_on
 from tests.engines.processes import wait_until
+from tests.engines.versions import since
 
 pytestmark = pytest.mark.engines
 
@@ -156,6 +157,7 @@ def test_a_lock_in_the_midst_of_runs_costs_none(path, monkeypatch):
         assert list(range(6)) == [handle.result(timeout=LONG) for handle in handles]
 
 
+@since("huey", "3.5", "Huey's scheduler ends with an error of its storage")
 def test_a_delayed_run_survives_a_lock_when_its_time_comes(path, monkeypatch):
     """What the scheduler has taken out and cannot enqueue is found again."""
     app, work = shop_on(path, workers=1)

@@ -143,9 +143,10 @@ def test_a_stop_does_not_wait_for_what_is_due_after_its_deadline():
         handle.result(timeout=LONG)
 
 
-def test_a_run_that_turns_its_cancellation_into_an_error_is_not_retried():
-    """A cancelled run makes no further attempt, whatever its plugins answer to its error."""
-    closing = Closing(Retry())
+@pytest.mark.parametrize("answer", [Retry(), "instead"])
+def test_a_run_that_turns_its_cancellation_into_an_error_ends_in_it(answer):
+    """R16: no plugin is asked about a cancelled run: it ends in the error of its clean-up."""
+    closing = Closing(answer)
     app = app_of(plugins=[closing])
     entered = threading.Semaphore(0)
 
@@ -161,7 +162,7 @@ def test_a_run_that_turns_its_cancellation_into_an_error_is_not_retried():
         handle = wait.submit_sync()
         assert entered.acquire(timeout=LONG)
         assert handle.cancel("enough")
-        with pytest.raises(TaskCancelError, match="enough"):
+        with pytest.raises(TaskPluginTriggerError):
             handle.result(timeout=LONG)
         assert not entered.acquire(blocking=False)
     assert ["wait"] == closing.closed
@@ -249,7 +250,7 @@ def test_a_task_that_ends_itself_ends_alone(error):
     async def on_loop():
         raise error
 
-    expected = TaskCancelError if isinstance(error, asyncio.CancelledError) else SystemExit
+    expected = TaskCancelError if isinstance(error, asyncio.CancelledError) else EngineError
     with app:
         for task in (plain, on_loop):
             with pytest.raises(expected):

@@ -11,7 +11,7 @@ from dramatiq.results import ResultFailure
 from huey.exceptions import CancelExecution, RateLimitExceeded
 from taskiq import NoResultError, SimpleRetryMiddleware
 
-from qtasks_hookspecs import Replace, Retry
+from qtasks_hookspecs import Retry
 from qtasks_pluggy.engines import celery as celery_engine
 from qtasks_pluggy.engines import dramatiq as dramatiq_engine
 from qtasks_pluggy.engines import huey as huey_engine
@@ -75,25 +75,6 @@ def test_r15_a_message_that_skips_itself_is_over():
         task.send()
         native.join("default", timeout=LONG * 1000)
     assert ["close"] == heard(plugin)
-
-
-def test_an_answer_that_dramatiq_cannot_store_is_tried_once():
-    """R15: it is the run's failure, of which plugins are told; one more would come to the same."""
-    native = dramatiq_apps.stub_broker()
-    seen, plugin = [], Keeps(*[Replace(object())] * 3)
-
-    def fail():
-        seen.append(1)
-        raise OSError
-
-    given = {"max_retries": 3, "min_backoff": 1, "store_results": True}
-    task = dramatiq.actor(actor_name="fail", broker=native, **given)(fail)
-    dramatiq_engine.install(native, [plugin], discover=False)
-    with dramatiq_apps.working(native), pytest.raises(ResultFailure, match="cannot be serialized"):
-        backend = native.get_results_backend()
-        backend.get_result(task.send(), block=True, timeout=LONG * 1000)
-    assert [1] == seen
-    assert ENDS == heard(plugin)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def engine_of(**capabilities: bool) -> Any:
         capabilities=can,
         control=(StopHereError, ComeAgainError),
         goes_on=lambda error: isinstance(error, ComeAgainError),
+        failure=lambda error: error,
+        check_answer=lambda value: None,
         check_result=refuse_secrets,
     )
 

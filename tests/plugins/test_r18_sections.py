@@ -12,6 +12,7 @@ import pytest
 
 from qtasks_hookspecs import hookimpl
 from qtasks_pluggy import PluginManager, QueueTasks
+from qtasks_pluggy.engines import load_plugins
 from tests.runs import registration_error
 
 HIDDEN = "do-not-show"
@@ -199,7 +200,7 @@ def test_r18_doctor_goes_on_past_wrong_sections():
 
     assert ["settings: 'url' is missing"] == [
         problem.partition(": ")[2].partition(";")[0]
-        for problem in app.load_plugins(skip_faulty=True)
+        for problem in load_plugins(app, skip_faulty=True)
     ]
 
 
