@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -23,10 +24,8 @@ def outcomes_of(*functions, name="price", answer=None, run=TaskExecutor.execute_
         task_executor_run_task_trigger_error=lambda: answer,
     )
     for function in functions:
-        try:
+        with contextlib.suppress(Exception):
             run(TaskExecutor(TaskFunc(name, function, intercept=Exception), plugins=[listens]))
-        except Exception:  # noqa: S110
-            pass
     return heard
 
 
