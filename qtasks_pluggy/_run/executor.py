@@ -13,6 +13,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, overload
@@ -229,8 +230,12 @@ class TaskExecutor(RunView, Generic[R]):
         return self._attempt_for(engine, ASYNCIO_WORKER)
 
     def attempt_on_sync(self, engine: Host) -> Attempt:
-        """Make one attempt for an engine, from plain code, as ``attempt_on`` does."""
-        return run_to_completion(self._attempt_for(engine, SYNC))
+        """Make one attempt for an engine, from plain code, as ``attempt_on`` does.
+
+        In a copy of the thread's context, because the thread's next run must not see what this one
+        binds (R19).
+        """
+        return copy_context().run(run_to_completion, self._attempt_for(engine, SYNC))
 
     def give_up(self, error: BaseException) -> Coroutine[Any, Any, Attempt]:
         """End a run, from async code, that can have no further attempt.
