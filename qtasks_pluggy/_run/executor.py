@@ -415,7 +415,7 @@ class TaskExecutor(RunView, Generic[R]):
         met, backend = self._cancellations, self._backend or ASYNCIO
         if met is not None:
             return backend.cancelled(met)
-        return backend.cancelled(0) and came_of_cancellation(error)
+        return came_of_cancellation(error) and backend.cancelled(0)
 
     async def _ask(self, error: Exception) -> Any:
         """Ask the plugins about the task's own error, if they may see it.
@@ -427,7 +427,7 @@ class TaskExecutor(RunView, Generic[R]):
         hook, backend = self._hooks.task_executor_run_task_trigger_error, self._backend or ASYNCIO
         if hook.chain is None:
             return None
-        asked, met = None, backend.cancellations()
+        asked, met = None, self._cancellations
         try:
             if isinstance(error, TaskPluginTriggerError):
                 asked = error
@@ -442,7 +442,7 @@ class TaskExecutor(RunView, Generic[R]):
             if asked is None:
                 return None
             answer = await self._call(hook, e=asked)
-            return None if backend.cancelled(met) else answer
+            return None if met is not None and backend.cancelled(met) else answer
         finally:
             self._consented_only = False
             # A traceback holds this frame; this frame must not hold the error.
