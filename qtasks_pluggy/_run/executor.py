@@ -392,12 +392,14 @@ class TaskExecutor(RunView, Generic[R]):
             return self._conclude(Attempt("fail", error), error)
         begin = len(self._entries)
         answer = await self._ask(error)
-        entries = self._entries[begin:]
-        decider = None if answer is None else decided_by(entries)
-        if type(answer) is Replace or (answer is not None and type(answer) not in DECISIONS):
+        is_result = type(answer) is Replace or not (answer is None or type(answer) in DECISIONS)
+        if is_result:
             self._result = answer.value if type(answer) is Replace else answer
             if self._started is None:
                 return None
+        entries = self._entries[begin:]
+        decider = None if answer is None else decided_by(entries)
+        if is_result:
             return self._conclude(Attempt("succeed"), error, decider)
         attempt = attempt_from(answer, error)
         if decider is not None and attempt.action != "retry":
