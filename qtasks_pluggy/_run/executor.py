@@ -33,7 +33,6 @@ from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.decisions import (
     STATUS_OF,
     attempt_from,
-    came_of_cancellation,
     note_decision,
     wrap_intercepted,
 )
@@ -411,13 +410,13 @@ class TaskExecutor(RunView, Generic[R]):
     def _is_called_off(self, error: Exception) -> bool:
         """Say whether the run's cancellation was asked for since it began: nothing is decided then.
 
-        Where it is not known whether the caller had met one before, it is the run's if the error
-        came of it.
+        A caller that is handling no exception when the run begins has met no cancellation. Asking
+        costs as much as a run, so an error that came of nothing else is not asked about at first.
         """
-        met, backend = self._cancellations, self._backend or ASYNCIO
-        if met is not None:
-            return backend.cancelled(met)
-        return came_of_cancellation(error) and backend.cancelled(0)
+        backend = self._backend or ASYNCIO
+        if self._cancellations is None and error.__context__ is None:
+            return False
+        return backend.cancelled(self._cancellations or 0)
 
     async def _ask(self, error: Exception) -> Any:
         """Ask the plugins about the task's own error, if they may see it.
@@ -429,7 +428,7 @@ class TaskExecutor(RunView, Generic[R]):
         hook, backend = self._hooks.task_executor_run_task_trigger_error, self._backend or ASYNCIO
         if hook.chain is None:
             return None
-        asked, met = None, self._cancellations
+        asked = None
         try:
             if isinstance(error, TaskPluginTriggerError):
                 asked = error
@@ -444,7 +443,9 @@ class TaskExecutor(RunView, Generic[R]):
             if asked is None:
                 return None
             answer = await self._call(hook, e=asked)
-            return None if met is not None and backend.cancelled(met) else answer
+            if answer is not None and backend.cancelled(self._cancellations or 0):
+                return None
+            return answer
         finally:
             self._consented_only = False
             # A traceback holds this frame; this frame must not hold the error.
