@@ -22,14 +22,13 @@ import attrs
 from celery import Celery, states
 from celery.exceptions import Retry
 from celery.result import EagerResult
-from kombu import serialization
-from kombu.exceptions import EncodeError
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Attempt, Capabilities, Ended, executor_for, status_of
 from qtasks_pluggy.engines._celery_attempt import (
     CONTROL,
+    HEADER,
     OURS,
     STOPS_WORKER,
     carry_out,
@@ -39,6 +38,7 @@ from qtasks_pluggy.engines._celery_attempt import (
 )
 from qtasks_pluggy.engines._celery_losses import survive_losses
 from qtasks_pluggy.engines._celery_reverse import Plugins, install
+from qtasks_pluggy.engines._celery_send import send
 from qtasks_pluggy.engines._celery_settings import (
     VISIBILITY,
     at_least_once,
@@ -60,15 +60,12 @@ from qtasks_pluggy.engines.servers import (
     cut_by,
     named,
     refuse_url,
-    unserializable,
     wait_by_looking,
 )
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError, TaskPluginTriggerError
 
 __all__ = ["CeleryEngine", "Plugins", "at_least_once", "install"]
 
-# The header of a message that has what is ours.
-HEADER: Final = "qtasks_pluggy"
 _STATUS: Final = {
     states.STARTED: TaskStatus.running,
     states.RETRY: TaskStatus.queued,
@@ -207,25 +204,7 @@ class CeleryEngine:
         if has_results(native):
             # It would subscribe to every run's end, also of those that nobody waits for.
             vars(native.backend)["on_task_call"] = _say_nothing
-        try:
-            ticket = told(
-                message.name,
-                self._tasks[message.name].apply_async,
-                message.args,
-                message.kwargs,
-                task_id=str(message.uuid),
-                countdown=delay or None,
-                priority=priority,
-                headers={HEADER: header},
-            )
-        except (EncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            what = unserializable(message, self._serialize) or "an argument"
-            msg = (
-                f"engine 'celery' cannot take task {message.name!r}:"
-                f" {what} is no {native.conf.task_serializer}"
-                f" ({type(error).__name__}: {error}); give it something that is, an id or a path"
-            )
-            raise EngineError(msg) from error
+        ticket = send(self._tasks[message.name], message, header, delay, priority)
         vars(ticket)["our_task"] = message.name
         return ticket
 
@@ -287,7 +266,6 @@ class CeleryEngine:
             created_at=header.get("created_at"),
             attempt=attempt,
             redelivered=message.redelivered or lost,
-            metadata=header.get("metadata", {}),
         )
 
     def carry_out(self, outcome: Attempt, native: Any) -> Any:
@@ -387,9 +365,6 @@ class CeleryEngine:
         if state != states.FAILURE:
             return None
         return Ended(status_of(result), error=error_of(ticket, result))
-
-    def _serialize(self, value: Any) -> None:
-        serialization.dumps(value, self.native.conf.task_serializer)  # type: ignore[no-untyped-call]  # kombu's
 
 
 def _say_nothing(*_: Any, **__: Any) -> None:
