@@ -112,7 +112,11 @@ def report_dispatch(call: Call) -> None:
     """Note on the error what went wrong, and log who decided about it."""
     if call.went_wrong:
         records = [entry.to_record() for entry in call.entries[call.first :]]
-        add_note_once(call.values["e"], f"{call.hook.name}: {short(records)}")
+        error = call.values["e"]
+        if error.__traceback__ is None and error.__cause__ is not None:
+            # It was never raised: it shows the plugins the task's own error, which goes on.
+            error = error.__cause__
+        add_note_once(error, f"{call.hook.name}: {short(records)}")
     if call.hook.lastresult and _log.info_enabled():
         entries = call.entries[call.first :]
         _report_decisions(call, entries)

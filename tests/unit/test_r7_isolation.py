@@ -83,6 +83,17 @@ def test_r7_the_failure_is_noted_once_on_the_tasks_error(run):
 
 
 @both_ways
+def test_r7_the_failure_is_noted_on_an_intercepted_error_itself(run):
+    """The ordinary error that goes on has the note, not the one that showed it to the plugins."""
+    func = TaskFunc("sells", failing("function", LookupError("own")), intercept=LookupError)
+
+    with pytest.raises(LookupError) as caught:
+        run(TaskExecutor(func, plugins=[breaks()]))
+
+    assert ["'breaks' raised ValueError" in note for note in caught.value.__notes__] == [True]
+
+
+@both_ways
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_r7_what_is_no_exception_is_never_swallowed(run, error):
     """KeyboardInterrupt and SystemExit of a hookimpl leave the run."""
