@@ -49,6 +49,7 @@ CORE_SUITE = ("-m", "not engines and not full and not installed")
 QUICK = (
     "tests/engines/test_contract.py",
     "tests/engines/test_native_promises.py",
+    "tests/engines/test_replay.py",
     *(f"tests/engines/test_{name}_install.py" for name in ("celery", "dramatiq", "huey", "taskiq")),
     *("-m", "engines and not full", "-k", "not redis and not rabbitmq"),
 )

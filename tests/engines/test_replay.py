@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 import threading
@@ -221,6 +222,22 @@ def test_other_engines_say_that_they_cannot(make, install):
         installed_in(native).replay(TaskMessage("keep"))
 
 
+def test_taskiq_says_that_its_own_loop_cannot_wait():
+    """A hookimpl on the broker's loop gets one clear error; a thread of its own may send."""
+    app = QueueTasks("shop", engine=InMemoryBroker(), discover=False)
+    app.task(name="keep")(keep_in(seen := []))
+    message = TaskMessage("keep", (1,))
+
+    async def main():
+        async with app:
+            with pytest.raises(CapabilityError, match="task 'keep'.*in a thread"):
+                app.replay(message)
+            await asyncio.to_thread(app.replay, message)
+
+    asyncio.run(main())
+    assert [(1, None)] == seen
+
+
 MORE = """
     from celery import shared_task
 
@@ -284,7 +301,7 @@ def check_lineage(ends):
     assert (second, lineage) == (new, first)
 
 
-def test_a_celery_worker_sends_a_failed_run_again(project, worker, redis_url):
+def test_a_celery_worker_on_redis_sends_a_failed_run_again(project, worker, redis_url):
     """By Celery's own command on Redis, in a child of the worker."""
     folder = project({"shop.py": CELERY, "again.py": AGAIN})
     env = {"BROKER": redis_url, "QUEUE": f"replay-{uuid4().hex[:8]}"}
