@@ -175,8 +175,8 @@ class Call:
         """The answer so far; of a pipeline what it has come to."""
         hook = self.hook
         if hook.pipeline:
-            left = tuple(self.values[name] for name in hook.pipeline)
-            return left if len(left) > 1 else left[0]
+            first, *others = (self.values[name] for name in hook.pipeline)
+            return (first, *others) if others else first
         return None if self._winner is None else self._winner.answer
 
     @property

@@ -18,8 +18,8 @@ from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
 _SUBJECTS: Final = ("task_executor", "app")
 
 
-def _never(*_: Any) -> None:  # pragma: no cover
-    """Stand where pluggy has its own way of calling, which no call comes to here."""
+def _never(*_: Any) -> None:  # pragma: no cover  # ``__call__`` below takes its place
+    """Stand in for the function by which pluggy would call the hook."""
 
 
 class HookCaller(pluggy.HookCaller):

@@ -44,14 +44,13 @@ class Breaker:
 
     def allow(self) -> bool:
         """Say whether a call may go through; after the time, one in each period may."""
-        if self.until is None:
-            return True
         with self._lock:
+            if self.until is None:
+                return True
             now = self._clock()
-            if self.until is not None:
-                if now < self.until:
-                    return False
-                self.until = now + self._seconds
+            if now < self.until:
+                return False
+            self.until = now + self._seconds
             return True
 
     def record_failure(self) -> bool:
