@@ -229,8 +229,8 @@ class QueueTasks(Lifecycle):
                 other = self._tasks[task_func.name].func
                 msg = (
                     f"app {self.name!r}: task name {task_func.name!r} is taken by"
-                    f" {_where(other)}, and {_where(function)} claims it too;"
-                    " give one of them another name="
+                    f" {_describe_function(other)}, and {_describe_function(function)} claims it"
+                    " too; give one of them another name="
                 )
                 raise TaskNameError(msg)
             kind = AsyncTask if task_func.is_async else SyncTask
@@ -459,6 +459,6 @@ _OPTIONS: Final = (
 )
 
 
-def _where(function: Any) -> str:
+def _describe_function(function: Any) -> str:
     module = getattr(function, "__module__", "?")
     return f"{module}.{getattr(function, '__qualname__', type(function).__name__)}"

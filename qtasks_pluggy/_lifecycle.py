@@ -11,7 +11,7 @@ from typing import Any, Self
 from qtasks_hookspecs.exc import NotRunningError, PluginError
 from qtasks_pluggy import _log
 from qtasks_pluggy._fork import lock_of
-from qtasks_pluggy._plugins.adapter import unwrap
+from qtasks_pluggy._plugins.adapter import original_plugin
 from qtasks_pluggy._plugins.chain import Asked
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._submit.calls import call_engine
@@ -198,7 +198,7 @@ class Lifecycle:
 
 def _is_default(plugin: Any) -> bool:
     """Say whether a plugin's start is that of ``BasePlugin``, which does nothing."""
-    return getattr(type(unwrap(plugin)), "start", None) is BasePlugin.start
+    return getattr(type(original_plugin(plugin)), "start", None) is BasePlugin.start
 
 
 class WorkerLifespan:

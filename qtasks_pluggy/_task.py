@@ -16,7 +16,7 @@ import attrs
 
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskCancelError, TaskPluginTriggerError
-from qtasks_pluggy._submit.handle import TaskHandle, seconds
+from qtasks_pluggy._submit.handle import TaskHandle, check_seconds
 from qtasks_pluggy._submit.submit import SubmitOptions
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, run_to_completion
 
@@ -228,7 +228,7 @@ class _Task(Generic[P, R_co]):
             ValueError: ``delay`` is negative or not a number of seconds.
         """
         if delay is not None:
-            delay = seconds(delay, "with_options(delay=...)")
+            delay = check_seconds(delay, "with_options(delay=...)")
         if metadata is not None and not isinstance(metadata, Mapping):
             msg = (
                 f"task {self.name!r}, with_options(metadata=...): expected a mapping, got"

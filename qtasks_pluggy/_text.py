@@ -1,4 +1,4 @@
-"""Text: how plugins and errors are told, names corrected, and all made fit for a terminal."""
+"""Text: naming plugins and errors, suggesting names, and escaping for a terminal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = [
     "closest_match",
     "describe_error",
     "describe_plugin",
+    "disable_hint",
     "printable",
     "safe_str",
-    "switch_off",
 ]
 
 
@@ -26,8 +26,8 @@ def describe_plugin(plugin: str, distribution: str | None, version: str | None) 
     return f"plugin {plugin!r} ({distribution} {version})"
 
 
-def switch_off(plugin: str) -> str:
-    """Say what setting switches a plugin off: the variable, unless the name cannot be in a list."""
+def disable_hint(plugin: str) -> str:
+    """Name the setting that disables a plugin: the variable, unless a list cannot hold the name."""
     if "," in plugin:
         return f"disable = [{json.dumps(plugin)}] in qtasks_pluggy.toml"
     return f"QTASKS_PLUGGY_DISABLE={plugin}"

@@ -76,8 +76,8 @@ class Backend(Protocol):
         """Count the cancellations that whoever waits here has met already."""
         ...
 
-    def cancelled(self, met: int) -> bool:
-        """Whether somebody asked for another cancellation than those that were ``met``."""
+    def cancelled(self, count: int) -> bool:
+        """Whether somebody asked for another cancellation than those that were ``count``."""
         ...
 
 
@@ -157,19 +157,19 @@ def reraise(error: BaseException) -> NoReturn:
         del error, context
 
 
-def unwrap(carried: Captured) -> Any:
+def unwrap(captured: Captured) -> Any:
     """Return the value that was carried, or raise the error."""
-    value, error = carried
-    carried.clear()
+    value, error = captured
+    captured.clear()
     if error is None:
         return value
     try:
         reraise(error)
     finally:
-        del error, carried
+        del error, captured
 
 
-def _adopt(context: contextvars.Context) -> None:
+def _copy_back(context: contextvars.Context) -> None:
     """Bind here what was bound elsewhere, in a copy of this context: a run has one context."""
     for variable, value in context.items():
         # Ours say what the other thread is in the middle of.
@@ -231,7 +231,7 @@ class _OnLoop:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(None, lambda: context.run(capture, function))
         finally:
-            _adopt(context)
+            _copy_back(context)
 
     async def thread(
         self,
@@ -243,7 +243,7 @@ class _OnLoop:
         future = asyncio.wrap_future(_in_daemon_thread(function, elsewhere, holds_the_loop=False))
         done, _ = await asyncio.wait({future}, timeout=limit)
         if context is None:
-            _adopt(elsewhere)
+            _copy_back(elsewhere)
         if not done:
             # So that the thread, when it ends, finds nobody to tell, were the loop closed by then.
             future.cancel()
@@ -264,9 +264,9 @@ class _OnLoop:
         # One that was asked for since the last suspension has not been met: the next one raises it.
         return asked_for and asked_for - getattr(task, "_must_cancel", False)
 
-    def cancelled(self, met: int) -> bool:
+    def cancelled(self, count: int) -> bool:
         task = asyncio.current_task()
-        return task is not None and task.cancelling() > met
+        return task is not None and task.cancelling() > count
 
 
 class _OnEngineLoop(_OnLoop):
@@ -308,12 +308,12 @@ class _InThread:
             raise LimitExceededError(_IN_ITS_THREAD) from None
         finally:
             if context is None:
-                _adopt(elsewhere)
+                _copy_back(elsewhere)
 
     def cancellations(self) -> int:
         return 0
 
-    def cancelled(self, met: int) -> bool:  # noqa: ARG002  # nobody cancels plain code
+    def cancelled(self, count: int) -> bool:  # noqa: ARG002  # nobody cancels plain code
         return False
 
 
@@ -393,11 +393,11 @@ class _BackgroundLoop:
         elsewhere = contextvars.copy_context() if context is None else context
         try:
             loop.call_soon_threadsafe(start)
-            carried: Captured | None = None
-            while carried is None:
+            captured: Captured | None = None
+            while captured is None:
                 # What an engine raises in this thread, as for a time limit, waits for a wait's end.
                 with suppress(concurrent.futures.TimeoutError):
-                    carried = future.result(POLL_SECONDS)
+                    captured = future.result(POLL_SECONDS)
         except BaseException:
             # Ctrl-C in the waiting thread: what it waited for must not go on unseen.
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
@@ -405,8 +405,8 @@ class _BackgroundLoop:
                 future.result(CANCEL_GRACE)
             raise
         if context is None and limit is None:
-            _adopt(elsewhere)
-        return unwrap(carried)  # type: ignore[no-any-return]  # what the awaitable returned
+            _copy_back(elsewhere)
+        return unwrap(captured)  # type: ignore[no-any-return]  # what the awaitable returned
 
     def in_loop_thread(self) -> bool:
         """Say whether the caller is on the loop's own thread."""

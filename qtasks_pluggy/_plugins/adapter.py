@@ -35,7 +35,7 @@ class Adapter:
         return adapted
 
 
-def unwrap(plugin: Any) -> Any:
+def original_plugin(plugin: Any) -> Any:
     """Return a registered plugin as the app gave it: without the adapter, if it has one."""
     return plugin.plugin if type(plugin) is Adapter else plugin
 

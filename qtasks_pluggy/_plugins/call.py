@@ -76,12 +76,12 @@ class Call:
         "context",
         "entries",
         "first",
+        "has_failures",
         "hook",
         "open_wrappers",
         "outer",
         "running",
         "values",
-        "went_wrong",
     )
 
     def __init__(self, hook: Hook, values: Values, backend: Backend) -> None:
@@ -100,7 +100,7 @@ class Call:
         # An attempt that has a context of its own has its plain hookimpls called there.
         self.context: Context | None = getattr(subject, "_context", None)
         self.outer: tuple[Running, ...] = ()
-        self.went_wrong = False
+        self.has_failures = False
         self.open_wrappers: list[OpenWrapper] = []
         self._answered: tuple[int, ...] = ()
         self._winner: Asked | None = None

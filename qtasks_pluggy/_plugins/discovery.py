@@ -57,7 +57,7 @@ def left_out(candidate: Candidate, reason: str) -> PluginInfo:
 
 
 @attrs.frozen
-class Found:
+class Claim:
     """What one distribution says of one plugin name.
 
     Attributes:
@@ -73,7 +73,7 @@ class Found:
     unusable: str | None = None
 
 
-def installed() -> Iterator[Found]:
+def iter_installed() -> Iterator[Claim]:
     """Find the installed plugins, sorted by name; nothing is imported.
 
     Equal claims count once, however often they are found; of two versions of one distribution the
@@ -83,28 +83,28 @@ def installed() -> Iterator[Found]:
     Yields:
         Each plugin, and then what is left out.
     """
-    claims: dict[str, list[Found]] = {}
-    left: list[Found] = []
+    claims: dict[str, list[Claim]] = {}
+    skipped: list[Claim] = []
     for distribution in importlib.metadata.distributions():
-        for found in _found_in(distribution):
-            known = claims.setdefault(found.candidate.name, [])
-            twin = next((one for one in known if _same_distribution(one, found)), None)
-            if found.entry_point is None:
-                left.append(found)
-            elif twin is None or (twin.folder == found.folder and not _same_claim(twin, found)):
-                known.append(found)
-            elif not _same_claim(twin, found):
-                why = f"{_label(twin)} comes first on the import path, and differs"
-                left.append(attrs.evolve(found, entry_point=None, unusable=why))
+        for claim in _claims_in(distribution):
+            known = claims.setdefault(claim.candidate.name, [])
+            twin = next((one for one in known if _same_distribution(one, claim)), None)
+            if claim.entry_point is None:
+                skipped.append(claim)
+            elif twin is None or (twin.folder == claim.folder and not _same_claim(twin, claim)):
+                known.append(claim)
+            elif not _same_claim(twin, claim):
+                why = f"{_describe_claim(twin)} comes first on the import path, and differs"
+                skipped.append(attrs.evolve(claim, entry_point=None, unusable=why))
     for name in sorted(claims):
-        yield from _agreed(claims[name])
-    yield from left
+        yield from _resolve_claims(claims[name])
+    yield from skipped
 
 
-def _agreed(claims: list[Found]) -> Iterator[Found]:
+def _resolve_claims(claims: list[Claim]) -> Iterator[Claim]:
     """Yield the one claim of a name; where there are more, that is the plugin's problem."""
     if len(claims) > 1:
-        others = " and ".join(sorted(map(_label, claims)))
+        others = " and ".join(sorted(map(_describe_claim, claims)))
         claims[0].candidate.add_problem(
             f"{others} both claim this name in the entry point group {ENTRY_POINT_GROUP!r};"
             " uninstall one of them"
@@ -114,17 +114,17 @@ def _agreed(claims: list[Found]) -> Iterator[Found]:
         yield from claims
 
 
-def _label(found: Found) -> str:
-    return f"{found.candidate.distribution} {found.candidate.version}"
+def _describe_claim(claim: Claim) -> str:
+    return f"{claim.candidate.distribution} {claim.candidate.version}"
 
 
-def _same_distribution(one: Found, other: Found) -> bool:
-    names = [str(found.candidate.distribution) for found in (one, other)]
+def _same_distribution(one: Claim, other: Claim) -> bool:
+    names = [str(claim.candidate.distribution) for claim in (one, other)]
     first, second = (re.sub(r"[-_.]+", "-", name).lower() for name in names)
     return first == second
 
 
-def _same_claim(one: Found, other: Found) -> bool:
+def _same_claim(one: Claim, other: Claim) -> bool:
     return (
         one.entry_point is not None
         and other.entry_point is not None
@@ -132,7 +132,7 @@ def _same_claim(one: Found, other: Found) -> bool:
     )
 
 
-def _found_in(distribution: importlib.metadata.Distribution) -> Iterator[Found]:
+def _claims_in(distribution: importlib.metadata.Distribution) -> Iterator[Claim]:
     """Yield a distribution's plugins, as far as its files can be read."""
     info: Any = getattr(distribution, "_path", None)  # as pip does: there is no public way
     stem = "" if info is None else info.name.rpartition(".")[0]
@@ -141,23 +141,27 @@ def _found_in(distribution: importlib.metadata.Distribution) -> Iterator[Found]:
         points = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
     except Exception as error:  # noqa: BLE001  # a file that no installer wrote
         if info is not None and ENTRY_POINT_GROUP.encode() in (info / ENTRY_POINTS).read_bytes():
-            name, version, _ = _named(distribution, stem)
+            name, version, _ = _read_metadata(distribution, stem)
             nameless = Candidate(name, None, name, version)
-            told = f"its {ENTRY_POINTS} cannot be read: {type(error).__name__}: {safe_str(error)}"
+            problem = (
+                f"its {ENTRY_POINTS} cannot be read: {type(error).__name__}: {safe_str(error)}"
+            )
             if isinstance(error, UnicodeError):
-                yield Found(nameless, folder, unusable=f"{told}; reinstall it")
+                yield Claim(nameless, folder, unusable=f"{problem}; reinstall it")
             else:
-                nameless.add_problem(f"{told}; mend or uninstall it")
-                yield Found(nameless, folder)
+                nameless.add_problem(f"{problem}; mend or uninstall it")
+                yield Claim(nameless, folder)
         return
     if points:
-        name, version, unusable = _named(distribution, stem)
+        name, version, unusable = _read_metadata(distribution, stem)
         for point in points:
             candidate = Candidate(point.name, None, name, version)
-            yield Found(candidate, folder, None if unusable else point, unusable)
+            yield Claim(candidate, folder, None if unusable else point, unusable)
 
 
-def _named(distribution: importlib.metadata.Distribution, stem: str) -> tuple[str, str, str | None]:
+def _read_metadata(
+    distribution: importlib.metadata.Distribution, stem: str
+) -> tuple[str, str, str | None]:
     """Tell a distribution's name and version, and why it is unusable, if it is."""
     name, _, version = stem.partition("-")
     if stem.startswith(("~", "-")):
@@ -167,12 +171,12 @@ def _named(distribution: importlib.metadata.Distribution, stem: str) -> tuple[st
         if "Name" in metadata and "Version" in metadata:
             name, version = metadata["Name"], metadata["Version"]
     except Exception as error:  # noqa: BLE001  # such as one that is not UTF-8
-        told = f"its METADATA cannot be read: {type(error).__name__}; reinstall it"
-        return name, version, told
+        problem = f"its METADATA cannot be read: {type(error).__name__}; reinstall it"
+        return name, version, problem
     return name, version, None
 
 
-def load(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> None:
+def import_plugin(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> None:
     """Import an installed plugin; a failure is its problem."""
     try:
         candidate.plugin = entry_point.load()

@@ -71,7 +71,7 @@ def matches(conditions: Iterable[When], key: FilterKey) -> bool:
         key: What they are compared with.
     """
     return any(
-        (one.error is None or any(_is_a(error, one.error) for error in key.errors))
+        (one.error is None or any(_is_subclass(error, one.error) for error in key.errors))
         and (one.task is None or (key.task is not None and fnmatchcase(key.task, one.task)))
         and (one.tag is None or one.tag in key.tags)
         and (one.outcome is None or key.status in one.outcome)
@@ -93,7 +93,7 @@ def possible_statuses(conditions: Iterable[When]) -> frozenset[OutcomeStatus] | 
     return possible or None
 
 
-def _is_a(error: type[BaseException], wanted: tuple[type[BaseException] | str, ...]) -> bool:
+def _is_subclass(error: type[BaseException], wanted: tuple[type[BaseException] | str, ...]) -> bool:
     return any(
         _has_name(error, one) if isinstance(one, str) else issubclass(error, one) for one in wanted
     )
@@ -137,17 +137,17 @@ def why_unmatchable(condition: When, hook: str, parameters: frozenset[str]) -> s
     if not hasattr(_hooks, hook) or "task_executor" not in parameters:
         return "@when is on a hook that is not called for a task; take it off"
     if condition.outcome is not None:
-        fault = _why_never_ends_so(condition, hook, parameters)
+        fault = _why_outcome_unmatchable(condition, hook, parameters)
         if fault:
             return fault
     if condition.error is not None and not parameters & {"e", "outcome"}:
         return "@when(error=...) is on a hook without an error; filter by task= or tag="
     if condition.task == "" or condition.tag == "":
         return "@when with an empty task= or tag= matches nothing; name one"
-    return None if condition.error is None else _why_no_class(condition.error)
+    return None if condition.error is None else _why_error_unmatchable(condition.error)
 
 
-def _why_never_ends_so(condition: When, hook: str, parameters: frozenset[str]) -> str | None:
+def _why_outcome_unmatchable(condition: When, hook: str, parameters: frozenset[str]) -> str | None:
     """Say why no attempt ends as a condition has it, or None where one can."""
     if "outcome" not in parameters:
         return "@when(outcome=...) is on a hook without an outcome; filter by error=, task= or tag="
@@ -165,7 +165,7 @@ def _why_never_ends_so(condition: When, hook: str, parameters: frozenset[str]) -
     return None
 
 
-def _why_no_class(wanted: tuple[type[BaseException] | str, ...]) -> str | None:
+def _why_error_unmatchable(wanted: tuple[type[BaseException] | str, ...]) -> str | None:
     """Say why a condition names no class of an error, or None where it does."""
     if not wanted:
         return "@when(error=()) names no class; name one"

@@ -17,10 +17,10 @@ from qtasks_hookspecs._markers import PROJECT_NAME
 from qtasks_hookspecs.exc import PluginRegistrationError
 from qtasks_pluggy import _log, _settings
 from qtasks_pluggy._fork import lock_of
-from qtasks_pluggy._plugins.adapter import unwrap
+from qtasks_pluggy._plugins.adapter import original_plugin
 from qtasks_pluggy._plugins.caller import HookCaller
 from qtasks_pluggy._plugins.chain import Chain, Link, in_call_order
-from qtasks_pluggy._plugins.discovery import PluginInfo, installed, left_out, load
+from qtasks_pluggy._plugins.discovery import PluginInfo, import_plugin, iter_installed, left_out
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._plugins.sections import section_keys
 from qtasks_pluggy._plugins.validation import (
@@ -28,7 +28,7 @@ from qtasks_pluggy._plugins.validation import (
     Hooks,
     find_name,
     hookimpl_faults,
-    not_registered,
+    unregister_error,
     validate_all,
 )
 from qtasks_pluggy._text import describe_plugin
@@ -89,12 +89,12 @@ class PluginManager(pluggy.PluginManager):
         self._origins: dict[str, Candidate] = {}
         self._skipped: dict[str, PluginInfo] = {}
         self._unusable: list[PluginInfo] = []
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._links: dict[pluggy.HookImpl, Link] = {}
         self._added = 0
         self._discovered = False
         self._breakers: dict[pluggy.HookImpl, Breaker] = {}
-        self._apply(_settings.load(self._app_settings, outside=False))
+        self._apply(_settings.load(self._app_settings, read_environment=False))
         self.add_hookspecs(_hooks)
         self._load_builtins()
         self._register_candidates(
@@ -115,22 +115,22 @@ class PluginManager(pluggy.PluginManager):
                 ``optionalhook=True``; nothing is added.
             ValueError: It holds none, or one is known already or marked for what is not done here.
         """
-        found = {
+        specs = {
             name: options
             for name in dir(module_or_class)
             if (options := self.parse_hookspec_opts(module_or_class, name)) is not None
         }
-        if not found:
+        if not specs:
             msg = f"did not find any {self.project_name!r} hooks in {module_or_class!r}"
             raise ValueError(msg)
         with self._lock:
             known = self._callers()
-            for name in found:
+            for name in specs:
                 if name in known:
                     msg = f"hook {name!r} is known already; choose another name"
                     raise ValueError(msg)
             callers = [
-                HookCaller(name, self, module_or_class, options) for name, options in found.items()
+                HookCaller(name, self, module_or_class, options) for name, options in specs.items()
             ]
             self._adopt_hookimpls(callers)
             for caller in callers:
@@ -213,21 +213,21 @@ class PluginManager(pluggy.PluginManager):
             if plugin is not None:
                 known = self.get_name(plugin)
                 if known is None or name not in {None, known}:
-                    raise not_registered(plugin, name or known, self._origins)
+                    raise unregister_error(plugin, name or known, self._origins)
                 name = known
-            gone = self._origins.pop(name or "", None)
-            if gone is None:
+            removed = self._origins.pop(name or "", None)
+            if removed is None:
                 return None
-            del self._name2plugin[gone.name], self._ranks[gone.name]
+            del self._name2plugin[removed.name], self._ranks[removed.name]
             # Not by pluggy's own unregister, which asks ``==`` who is who, and ``bool()``.
             for hook in vars(self.hook).values():
-                kept = [one for one in hook.get_hookimpls() if one.plugin_name != gone.name]
+                kept = [one for one in hook.get_hookimpls() if one.plugin_name != removed.name]
                 hook._hookimpls[:] = kept  # noqa: SLF001  # pluggy's own list
             for memory in (self._links, self._breakers):
-                for impl in [one for one in memory if one.plugin_name == gone.name]:
+                for impl in [one for one in memory if one.plugin_name == removed.name]:
                     del memory[impl]
             self._rebuild()
-            return unwrap(gone.plugin)
+            return original_plugin(removed.plugin)
 
     def get_name(self, plugin: Any) -> str | None:
         """Return the name of a registered plugin, a ``BasePlugin`` too; None if it is none."""
@@ -260,8 +260,10 @@ class PluginManager(pluggy.PluginManager):
 
     def add_hookcall_monitoring(self, before: Any, after: Any) -> Any:  # noqa: ARG002  # pluggy's
         """Refuse, with a ``TypeError``: pluggy's monitors expect its own way of calling."""
-        told = "read executor.trail, or log at debug level"
-        msg = f"{PROJECT_NAME} calls hooks by its own convention, no monitor sees that; {told}"
+        msg = (
+            f"{PROJECT_NAME} calls hooks by its own convention, no monitor sees that; read"
+            " executor.trail, or log at debug level"
+        )
         raise TypeError(msg)
 
     def configure(self, *, skip_faulty: bool = False) -> list[str]:
@@ -279,7 +281,7 @@ class PluginManager(pluggy.PluginManager):
         """
         with self._lock:
             self._configure()
-            self._tell_dead_settings()
+            self._log_unknown_names()
             problems = self._section_problems()
             if problems and not skip_faulty:
                 raise PluginRegistrationError(problems)
@@ -287,17 +289,17 @@ class PluginManager(pluggy.PluginManager):
 
     def _configure(self) -> None:
         before = self._read
-        self._apply(_settings.load(self._app_settings, outside=True))
+        self._apply(_settings.load(self._app_settings, read_environment=True))
         try:
             self._load_builtins()
         except BaseException:
             self._apply(before)
             raise
         self._rebuild()
-        if self.loaded.file is not None and self._is_news(self.loaded.file):
+        if self.loaded.file is not None and self._is_first(self.loaded.file):
             _log.event("info", "settings_file_used", file=self.loaded.file)
         for file, reason in self.loaded.skipped.items():
-            if self._is_news(reason):
+            if self._is_first(reason):
                 _log.event("warning", "settings_file_skipped", file=file, reason=reason)
 
     def _section_problems(self) -> list[str]:
@@ -309,10 +311,10 @@ class PluginManager(pluggy.PluginManager):
                 candidate.check_section(self.settings)
         return problems
 
-    def _apply(self, read: _settings.Loaded, coming: Iterable[str] = ()) -> None:
+    def _apply(self, read: _settings.Loaded, new_names: Iterable[str] = ()) -> None:
         """Use settings as they were read, for the plugins that are known, or coming."""
         self._read = read
-        self.loaded: _settings.Loaded = read.for_plugins({*self._names(), *coming})
+        self.loaded: _settings.Loaded = read.for_plugins({*self._names(), *new_names})
         self.settings: _settings.Settings = self.loaded.settings
         self._links.clear()
 
@@ -330,19 +332,19 @@ class PluginManager(pluggy.PluginManager):
             names = self._names()
             if not self._discovered and [*self.loaded.unknown_names(names, BUILTINS)]:
                 # Settings are often shared: what is installed is no slip where it is not loaded.
-                names |= {found.candidate.name for found in installed()}
+                names |= {claim.candidate.name for claim in iter_installed()}
             return [*self.loaded.unknown_names(names, BUILTINS)]
 
-    def _tell_dead_settings(self) -> None:
+    def _log_unknown_names(self) -> None:
         for one in self.dead_settings():
-            if self._is_news(str(one)):
+            if self._is_first(str(one)):
                 _log.event("warning", "unknown_plugin_name", **one)
 
-    def _is_news(self, told: str) -> bool:
-        """Say whether something was not told before: an app may start often."""
-        news = told not in self._told
-        self._told.add(told)
-        return news
+    def _is_first(self, key: str) -> bool:
+        """Return whether something is logged for the first time: an app may start often."""
+        first = key not in self._logged
+        self._logged.add(key)
+        return first
 
     def _load_builtins(self) -> None:
         """Load the built-in plugins that the settings enable."""
@@ -374,7 +376,7 @@ class PluginManager(pluggy.PluginManager):
             self._configure()
             candidates = self._load_entry_points()
             if not skip_faulty:
-                self._tell_unusable()
+                self._log_unusable()
             problems = self._register_candidates(
                 candidates,
                 INSTALLED,
@@ -382,8 +384,8 @@ class PluginManager(pluggy.PluginManager):
                 problems=self._section_problems(),
             )
             self._discovered = True
-            self._tell_dead_settings()
-            return problems + [_left_out_text(one) for one in self._unusable]
+            self._log_unknown_names()
+            return problems + [_describe_skipped(one) for one in self._unusable]
 
     def list_plugin_info(self) -> list[PluginInfo]:
         """Return what is known of every plugin, those that are switched off included."""
@@ -406,7 +408,7 @@ class PluginManager(pluggy.PluginManager):
             version=origin.version,
             hooks=tuple(hook for hook, impls in hooks.items() if impls),
             enabled=asked,
-            reason=None if asked else self.loaded.keeps_out(name) or "not enabled",
+            reason=None if asked else self.loaded.exclusion_reason(name) or "not enabled",
             quarantined=tuple(
                 hook
                 for hook, impls in hooks.items()
@@ -448,8 +450,8 @@ class PluginManager(pluggy.PluginManager):
                 # The app's own are looked at when it starts: only then the settings are complete.
                 one.check_section(self.settings)
             faulty = self._skip_disabled([one for one in wanted if one.problems])
-            goes_on = tier == INSTALLED and self.settings.on_fault == "skip"
-            stops = bool(problems) or (bool(faulty) and not goes_on)
+            may_skip = tier == INSTALLED and self.settings.on_fault == "skip"
+            stops = bool(problems) or (bool(faulty) and not may_skip)
             problems = [*problems, *(text for one in faulty for text in one.problems)]
             if stops and not skip_faulty:
                 raise PluginRegistrationError(problems)
@@ -470,7 +472,7 @@ class PluginManager(pluggy.PluginManager):
         """
         if not faulty:
             return []
-        disable = _settings.load(self._app_settings, outside=True).settings.disable
+        disable = _settings.load(self._app_settings, read_environment=True).settings.disable
         for one in faulty:
             if one.name in disable:
                 self._skipped[one.name] = left_out(one, "disabled, and faulty")
@@ -492,18 +494,18 @@ class PluginManager(pluggy.PluginManager):
         """
         candidates: list[Candidate] = []
         self._unusable.clear()
-        for found in installed():
-            candidate = found.candidate
+        for claim in iter_installed():
+            candidate = claim.candidate
             reason = "blocked" if self.is_blocked(candidate.name) else None
-            reason = reason or self.loaded.keeps_out(candidate.name)
+            reason = reason or self.loaded.exclusion_reason(candidate.name)
             if reason is not None:
                 self._skipped[candidate.name] = left_out(candidate, reason)
                 continue
-            if found.unusable is not None:
-                self._unusable.append(left_out(candidate, found.unusable))
+            if claim.unusable is not None:
+                self._unusable.append(left_out(candidate, claim.unusable))
                 continue
-            if found.entry_point is not None:
-                load(candidate, found.entry_point)
+            if claim.entry_point is not None:
+                import_plugin(candidate, claim.entry_point)
                 candidate.call_factory()
             candidates.append(candidate)
         return candidates
@@ -511,10 +513,10 @@ class PluginManager(pluggy.PluginManager):
     def _hooks(self) -> Hooks:
         return {name: caller.names for name, caller in self._callers().items()}
 
-    def _tell_unusable(self) -> None:
+    def _log_unusable(self) -> None:
         """Log which installed plugins are left out because their files are damaged."""
         for one in self._unusable:
-            if self._is_news(_left_out_text(one)):
+            if self._is_first(_describe_skipped(one)):
                 _log.event(
                     "warning",
                     "distribution_left_out",
@@ -580,6 +582,6 @@ def _several(plugins: Any) -> Iterable[Any]:
     raise TypeError(msg)
 
 
-def _left_out_text(one: PluginInfo) -> str:
+def _describe_skipped(one: PluginInfo) -> str:
     who = describe_plugin(one.name, one.distribution, one.version)
     return f"{who} is left out: {one.reason}"

@@ -12,7 +12,7 @@ from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.call import Call
 from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link, own_error
 from qtasks_pluggy._plugins.trail import short
-from qtasks_pluggy._text import safe_str, switch_off
+from qtasks_pluggy._text import disable_hint, safe_str
 from qtasks_pluggy._waiting import LimitExceededError
 
 
@@ -25,7 +25,7 @@ def report_failure(link: Link, call: Call, failure: BaseException, seconds: floa
     Raises:
         PluginError: It may not fail, because of ``strict`` or while starting.
     """
-    call.went_wrong = True
+    call.has_failures = True
     fields = _event_fields(link, call.values)
     begins_quarantine = link.breaker.record_failure()
     if isinstance(failure, LimitExceededError):
@@ -56,7 +56,7 @@ def _plugin_error(link: Link, call: Call, error: BaseException, *, starting: boo
     where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
     msg = (
         f"{link.who} failed in {where} with {type(error).__name__}: {safe_str(error)};"
-        f" {why} ({switch_off(link.plugin)})"
+        f" {why} ({disable_hint(link.plugin)})"
     )
     return PluginError(msg, task_error=call.values["e"] if call.hook.has_error else None)
 
@@ -110,7 +110,7 @@ def add_note_once(error: BaseException, text: str) -> None:
 
 def report_dispatch(call: Call) -> None:
     """Note on the error what went wrong, and log who decided about it."""
-    if call.went_wrong:
+    if call.has_failures:
         records = [entry.to_record() for entry in call.entries[call.first :]]
         add_note_once(call.values["e"], f"{call.hook.name}: {short(records)}")
     if call.hook.lastresult and _log.info_enabled():

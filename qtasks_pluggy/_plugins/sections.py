@@ -38,7 +38,7 @@ def section_for(function: Callable[..., Any], name: str, settings: Settings) -> 
     """
     section = dict(settings.plugin.get(name, {}))
     cls = _declared_class(function)
-    made, problems = (None, ["no class"]) if cls is None else _load(cls, section)
+    made, problems = (None, ["no class"]) if cls is None else _build(cls, section)
     return section if problems else made
 
 
@@ -54,7 +54,7 @@ def section_problems(function: Callable[..., Any], name: str, settings: Settings
         A text for each; no text shows a value.
     """
     cls = _declared_class(function)
-    return [] if cls is None else _load(cls, settings.plugin.get(name, {}))[1]
+    return [] if cls is None else _build(cls, settings.plugin.get(name, {}))[1]
 
 
 def section_keys(function: Callable[..., Any]) -> list[str]:
@@ -80,7 +80,7 @@ def _fields(cls: Any) -> dict[str, attrs.Attribute[Any]]:
     return {field.alias or field.name: field for field in attrs.fields(cls) if field.init}
 
 
-def _load(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def _build(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """Make the object, or find every reason why not."""
     fields = _fields(cls)
     try:
@@ -98,8 +98,8 @@ def _load(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
         try:
             values[key] = _convert(section[key], kind)
         except (TypeError, OverflowError):
-            given = type(section[key]).__name__
-            problems.append(f"settings: {key!r} takes {_describe(kind)}, got {given}")
+            got = type(section[key]).__name__
+            problems.append(f"settings: {key!r} takes {_describe(kind)}, got {got}")
     if problems:
         return None, problems
     try:

@@ -14,7 +14,7 @@ Status: TypeAlias = Literal[
     "answered", "no_opinion", "raised", "timed_out", "filtered", "quarantined", "reentered"
 ]
 
-_SAYS: Final = {
+_WORDS: Final = {
     "answered": "answered",
     "no_opinion": "no opinion",
     "raised": "raised",
@@ -66,7 +66,7 @@ class TrailRecord:
     @property
     def did(self) -> str:
         """What it did, in words."""
-        words = _SAYS[self.status]
+        words = _WORDS[self.status]
         if self.status == "no_opinion" and self.kind:
             words = f"{words} ({self.kind} did not count)"
         elif self.kind:

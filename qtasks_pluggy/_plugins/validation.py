@@ -16,11 +16,11 @@ import attrs
 from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATTRIBUTE
 from qtasks_hookspecs._on_error import SHORT_NAMES, on_error_mark
 from qtasks_hookspecs.exc import PluginRegistrationError
-from qtasks_pluggy._plugins.adapter import Adapter, unwrap, wanted_triggers
+from qtasks_pluggy._plugins.adapter import Adapter, original_plugin, wanted_triggers
 from qtasks_pluggy._plugins.filters import why_unmatchable
 from qtasks_pluggy._plugins.sections import section_problems
 from qtasks_pluggy._settings import Settings
-from qtasks_pluggy._text import closest_match, describe_error, describe_plugin, switch_off
+from qtasks_pluggy._text import closest_match, describe_error, describe_plugin, disable_hint
 from qtasks_pluggy.base_plugin import BasePlugin
 
 _MARK = f"{PROJECT_NAME}_impl"
@@ -94,7 +94,7 @@ class Candidate:
     def add_problem(self, text: str) -> None:
         """Record what is wrong, with the plugin and the setting that switches it off."""
         self.problems.append(
-            f"{describe_plugin(**self.place)}: {text} (or switch it off: {switch_off(self.name)})"
+            f"{describe_plugin(**self.place)}: {text} (or switch it off: {disable_hint(self.name)})"
         )
 
     def check_section(self, settings: Settings) -> None:
@@ -142,12 +142,12 @@ def find_name(plugin: Any, candidates: Iterable[Candidate]) -> str | None:
         candidates: Those that are registered.
     """
     for one in candidates:
-        if plugin is one.plugin or plugin is unwrap(one.plugin):
+        if plugin is one.plugin or plugin is original_plugin(one.plugin):
             return one.name
     return None
 
 
-def not_registered(
+def unregister_error(
     plugin: Any, name: str | None, registered: Mapping[str, Candidate]
 ) -> PluginRegistrationError:
     """Return the error for a plugin that is not registered, or not under this name.
@@ -244,7 +244,7 @@ def validate(
 def _validate_hookimpls(candidate: Candidate, hooks: Hooks, read_mark: ReadMark) -> None:
     """Find the faults of a plugin's hookimpls, and that there are none."""
     seen: dict[Any, str] = {}
-    for attribute, function, options in _marked(candidate, hooks, read_mark):
+    for attribute, function, options in _iter_marked(candidate, hooks, read_mark):
         first = seen.setdefault(getattr(function, "__func__", function), attribute)
         if first != attribute:
             candidate.add_problem(
@@ -278,7 +278,7 @@ def _adapt(
     candidate.plugin = Adapter(plugin, [*known, "qtasks_start", "qtasks_stop"])
 
 
-def _marked(
+def _iter_marked(
     candidate: Candidate, hooks: Hooks, read_mark: ReadMark
 ) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     """Yield what is marked, and report what looks as if it should be."""
@@ -339,7 +339,7 @@ def hookimpl_faults(
     Yields:
         A text for each fault.
     """
-    fault = _shape(function, options)
+    fault = _kind_fault(function, options)
     if fault:
         yield fault
     known = names | SHORT_NAMES if on_error_mark(function) else names
@@ -359,7 +359,7 @@ def hookimpl_faults(
             yield fault
 
 
-def _shape(function: Any, options: Mapping[str, Any]) -> str | None:
+def _kind_fault(function: Any, options: Mapping[str, Any]) -> str | None:
     """Say what is wrong with the kind of function, if anything is."""
     is_async = inspect.iscoroutinefunction(function)
     if options.get("hookwrapper"):

@@ -91,7 +91,7 @@ class TaskHandle(Generic[R_co]):
             ValueError: ``timeout`` is negative, or no number of seconds.
             TimeoutError: The time is over; the run goes on.
         """
-        limit = None if timeout is None else seconds(timeout, "result(timeout=...)")
+        limit = None if timeout is None else check_seconds(timeout, "result(timeout=...)")
         result = run_to_completion(self._wait(SYNC, limit))
         if type(result) is Raised:
             raise result.error
@@ -154,7 +154,7 @@ class TaskHandle(Generic[R_co]):
         return f"<TaskHandle of {self._run}>"
 
 
-def seconds(value: Any, what: str) -> float:
+def check_seconds(value: Any, what: str) -> float:
     """Check a number of seconds that somebody gave; a ``timedelta`` is one.
 
     Raises:

@@ -15,7 +15,7 @@ _BUILTIN = sorted(
 )
 
 
-def names(value: Any, where: str) -> tuple[str, ...]:
+def read_error_names(value: Any, where: str) -> tuple[str, ...]:
     """Check a name of an error class, or a list of them.
 
     Args:
@@ -57,18 +57,18 @@ def matches(error: BaseException, wanted: tuple[str, ...]) -> bool:
     return False
 
 
-def unknown(where: str, given: Any, known: tuple[str, ...]) -> None:
+def refuse_unknown_keys(where: str, section: Any, known: tuple[str, ...]) -> None:
     """Refuse keys that a section does not have.
 
     Args:
         where: Where the section stands.
-        given: The section.
+        section: The section.
         known: Its keys.
 
     Raises:
         SettingsError: There is another key; the nearest is named.
     """
-    for key in given:
+    for key in section:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
             msg = f"{where}: unknown key {key!r}; did you mean {near!r}?"

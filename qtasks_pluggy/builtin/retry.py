@@ -11,8 +11,8 @@ from qtasks_hookspecs import Retry, RunningTask, hookimpl
 from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.builtin._errors import (
     matches,
-    names,
-    unknown,
+    read_error_names,
+    refuse_unknown_keys,
 )
 
 # The first delay, the growth and the jitter are tenacity's own defaults; the bound is small enough
@@ -55,11 +55,11 @@ class RetryPlugin:
             ImportError: tenacity is not installed.
             SettingsError: The section has another key, or a value is not as it should be.
         """
-        unknown("plugin.retry", settings, _KEYS)
+        refuse_unknown_keys("plugin.retry", settings, _KEYS)
         if "errors" not in settings:
             msg = "plugin.retry needs errors, the names of the exception classes to retry"
             raise SettingsError(msg)
-        self.errors = names(settings["errors"], "plugin.retry.errors")
+        self.errors = read_error_names(settings["errors"], "plugin.retry.errors")
         limit = settings.get("limit", 3)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             msg = "plugin.retry.limit takes a whole number, 1 or more"
