@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import timedelta
 from itertools import count
 from types import MappingProxyType, SimpleNamespace
@@ -22,6 +30,7 @@ from qtasks_pluggy._run.executor import TaskExecutor
 from qtasks_pluggy._submit.handle import TaskHandle
 from qtasks_pluggy._submit.lookup import check_workers, resolve_engine
 from qtasks_pluggy._submit.protocol import FindsRuns, check_task_supported
+from qtasks_pluggy._submit.replay import repetition_of, replay_in_place, replay_on
 from qtasks_pluggy._submit.submit import Submissions, submit, unknown_task
 from qtasks_pluggy._task import AsyncTask, Decorator, EchoDecorator, SyncTask
 from qtasks_pluggy._text import closest_match
@@ -408,6 +417,43 @@ class QueueTasks(Lifecycle):
         if self._engine is not None:
             self._refuse_unless_started(task.name)
         return submit(self, backend, task.task_func, task._options, args, kwargs)  # noqa: SLF001  # ours
+
+    def replay(
+        self,
+        message: TaskMessage,
+        *,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        delay: float | timedelta | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> UUID | str:
+        """Run a message's task again: sent to the engine, or in place here and now.
+
+        Args:
+            message: The message of the run that is to be repeated.
+            args: Other positional arguments; None for the message's.
+            kwargs: Other keyword arguments; None for the message's.
+            delay: Seconds before the new run may begin, where the app has an engine.
+            metadata: What else is to travel with it, besides the message's own. ``replay_of`` is
+                the id of the run that is repeated.
+
+        Returns:
+            The id of the new run. How it ends, only the plugins hear.
+
+        Raises:
+            CapabilityError: It cannot be delayed.
+            EngineError: The engine failed, or an argument does not travel.
+            NotRunningError: The app is not started, or was stopped.
+            TaskNameError: The app has no such task; the nearest is named.
+            TypeError: An argument is of the wrong type.
+        """
+        repeated = repetition_of(message, args=args, kwargs=kwargs, metadata=metadata)
+        if self._engine is None:
+            return replay_in_place(self._executor_for(repeated), self.name, delay)
+        if repeated.name not in self._tasks:
+            raise unknown_task(self, repeated.name)
+        self._refuse_unless_started(repeated.name)
+        return replay_on(self._engine, repeated, delay)
 
     def submit_many(
         self, task: AsyncTask[..., R] | SyncTask[..., R], calls: Iterable[Any]

@@ -6,6 +6,7 @@ A plugin returns one; only the host of the run carries it out, once.
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from typing import Any
 
 import attrs
@@ -25,6 +26,11 @@ def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         most = f"{threading.TIMEOUT_MAX:.0f}"
         msg = f"Retry({attribute.name}=...): expected seconds from 0 to {most}, got {shown}"
         raise ValueError(msg)
+
+
+def in_seconds(value: float | timedelta | None) -> float | None:
+    """Return a ``timedelta`` as seconds, and anything else as it is."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 def _count(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -80,7 +86,8 @@ class Retry(_Final):
     app's. Past a bound it counts as no opinion, so that an earlier plugin's answer can win.
 
     Attributes:
-        delay: Seconds to wait before the next attempt; None leaves it to the host (in place: 0).
+        delay: Seconds to wait before the next attempt, or a ``timedelta``; None leaves it to the
+            host (in place: 0).
         limit: The most retries of one run that this answer may cause.
 
     Raises:
@@ -88,7 +95,7 @@ class Retry(_Final):
         ValueError: A value is negative, not finite, or longer than a system can wait.
     """
 
-    delay: float | None = attrs.field(default=None, validator=_seconds)
+    delay: float | None = attrs.field(default=None, converter=in_seconds, validator=_seconds)
     limit: int = attrs.field(default=3, validator=_count)
 
 

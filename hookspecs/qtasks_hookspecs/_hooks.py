@@ -10,6 +10,7 @@ from typing import Any
 
 from qtasks_hookspecs._decisions import Decision
 from qtasks_hookspecs._markers import hookspec
+from qtasks_hookspecs._outcome import Outcome
 from qtasks_hookspecs._types import RunningApp, RunningTask, TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import TaskPluginTriggerError
 
@@ -41,7 +42,11 @@ def qtasks_start(app: RunningApp, settings: Mapping[str, Any]) -> None:
 
 @hookspec(pipeline="args, kwargs")
 def task_executor_args_replace(
-    task_executor: RunningTask, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    task_executor: RunningTask,
+    task_func: TaskFunc,
+    task_broker: TaskMessage,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
     """Replace the arguments that the task is about to be called with.
 
@@ -50,6 +55,8 @@ def task_executor_args_replace(
 
     Args:
         task_executor: The run.
+        task_func: The task's definition.
+        task_broker: The run's message.
         args: The positional arguments, as the hookimpl before left them.
         kwargs: The keyword arguments, as the hookimpl before left them.
 
@@ -68,7 +75,9 @@ def task_executor_args_replace(
 
 
 @hookspec(pipeline="result")
-def task_executor_run_task(task_executor: RunningTask, result: Any) -> Any:
+def task_executor_run_task(
+    task_executor: RunningTask, task_func: TaskFunc, task_broker: TaskMessage, result: Any
+) -> Any:
     """Replace the result of a task that succeeded.
 
     When:
@@ -77,6 +86,8 @@ def task_executor_run_task(task_executor: RunningTask, result: Any) -> Any:
 
     Args:
         task_executor: The run.
+        task_func: The task's definition.
+        task_broker: The run's message.
         result: The result, as the hookimpl before left it.
 
     Returns:
@@ -127,15 +138,83 @@ def task_executor_run_task_trigger_error(
     """
 
 
+@hookspec(anytrue=True)
+def task_executor_dead_letter(
+    task_executor: RunningTask,
+    task_func: TaskFunc,
+    task_broker: TaskMessage,
+    e: Exception,
+    reason: str,
+) -> bool | None:
+    """Keep a run that is set aside.
+
+    When:
+        A plugin decided ``DeadLetter``, before the run ends. Every hookimpl is called.
+
+    Args:
+        task_executor: The run.
+        task_func: The task's definition.
+        task_broker: The run's message.
+        e: The task's own error.
+        reason: The reason of ``DeadLetter``; empty where none was given.
+
+    Returns:
+        ``True`` for "I have kept it". One is enough: then every engine allows the decision, and the
+        engine's own place for dead letters is not used. ``None``, and whatever is not exactly
+        ``True``, is "I have not".
+
+    Raises:
+        An exception is logged with this plugin's name, and the run counts as not kept by it. A
+        hookimpl that was too late may have kept the run all the same: keep each ``uuid`` once.
+
+    Example:
+        >>> @hookimpl
+        ... def task_executor_dead_letter(task_broker, e, reason):
+        ...     letters.write(f"{task_broker.uuid} {task_broker.name}: {reason or e}")
+        ...     return True
+    """
+
+
+@hookspec
+def task_executor_attempt_ended(
+    task_executor: RunningTask, task_func: TaskFunc, task_broker: TaskMessage, outcome: Outcome
+) -> None:
+    """Hear how an attempt ended.
+
+    When:
+        Once for every attempt, whatever came, also for one that the engine repeats by itself.
+        ``@when(outcome="failed")`` asks for some ends only; the others then cost nothing.
+
+    Args:
+        task_executor: The run.
+        task_func: The task's definition.
+        task_broker: The run's message.
+        outcome: How the attempt ended.
+
+    Returns:
+        Ignored. ``None`` is what it should be.
+
+    Raises:
+        An exception is logged with this plugin's name; the outcome stays.
+
+    Example:
+        >>> @hookimpl
+        ... @when(outcome=("recovered", "failed"))
+        ... def task_executor_attempt_ended(task_func, outcome):
+        ...     counts[task_func.name, outcome.status, outcome.decided_by] += 1
+    """
+
+
 @hookspec
 def task_executor_task_failed(
-    task_executor: RunningTask, task_func: TaskFunc, task_broker: TaskMessage, e: Exception
+    task_executor: RunningTask, task_func: TaskFunc, task_broker: TaskMessage, e: BaseException
 ) -> None:
     """Hear of a run that failed for good.
 
     When:
         Once for every final failure, whether plugins were asked about it or not; never for a run
-        that was cancelled.
+        that was cancelled. Behind an engine also for ``SystemExit`` and the like, where they end
+        the run and not the worker.
 
     Args:
         task_executor: The run.
@@ -158,17 +237,18 @@ def task_executor_task_failed(
 
 @hookspec
 def task_executor_task_close(
-    task_executor: RunningTask, task_func: TaskFunc, task_broker: TaskMessage
+    task_executor: RunningTask, task_func: TaskFunc, task_broker: TaskMessage, outcome: Outcome
 ) -> None:
     """Clean up after a run.
 
     When:
-        Once for every run: success, failure and cancellation alike.
+        Once for every run: success, failure and cancellation alike, after all other hooks.
 
     Args:
         task_executor: The run.
         task_func: The task's definition.
         task_broker: The run's message.
+        outcome: How the last attempt ended, and the run with it; never ``retried``.
 
     Returns:
         Ignored. ``None`` is what it should be.

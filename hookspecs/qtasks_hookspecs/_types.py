@@ -7,12 +7,14 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import attrs
 
+from qtasks_hookspecs._decisions import in_seconds
+
 if TYPE_CHECKING:
+    from datetime import timedelta
     from uuid import UUID
 
 __all__ = ["RunningApp", "RunningTask", "TaskFunc", "TaskMessage"]
@@ -40,11 +42,6 @@ def error_classes(value: ErrorClasses) -> tuple[type[BaseException], ...] | None
             )
             raise TypeError(msg)
     return classes
-
-
-def _as_seconds(value: Any) -> Any:
-    """Return a ``timedelta`` as seconds, and anything else as it is."""
-    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 def _positive_seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -125,7 +122,7 @@ class TaskFunc:
     )
     max_retries: int | None = attrs.field(default=None, kw_only=True, validator=retry_count)
     max_time: float | None = attrs.field(
-        default=None, kw_only=True, converter=_as_seconds, validator=_positive_seconds
+        default=None, kw_only=True, converter=in_seconds, validator=_positive_seconds
     )
     tags: tuple[str, ...] = attrs.field(default=(), kw_only=True)
     description: str = attrs.field(default="", kw_only=True)
@@ -320,6 +317,11 @@ class RunningTask(Protocol):
     """What a hookimpl may read from ``task_executor``: one run, none of it to be written."""
 
     @property
+    def app(self) -> RunningApp | None:
+        """The app whose task this is; None for a bare executor."""
+        ...
+
+    @property
     def task_func(self) -> TaskFunc:
         """The task's definition."""
         ...
@@ -376,7 +378,7 @@ class RunningTask(Protocol):
 
 
 class RunningApp(Protocol):
-    """What ``qtasks_start`` and ``qtasks_stop`` may read from ``app``."""
+    """What a hookimpl may use of ``app``, and of ``task_executor.app``."""
 
     @property
     def name(self) -> str:
@@ -386,4 +388,37 @@ class RunningApp(Protocol):
     @property
     def tasks(self) -> Mapping[str, Any]:
         """The app's tasks by name."""
+        ...
+
+    @property
+    def engine(self) -> Any:
+        """What carries the app's submitted runs; None where it runs tasks in place only."""
+        ...
+
+    def replay(
+        self,
+        message: TaskMessage,
+        *,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        delay: float | timedelta | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> UUID | str:
+        """Run a message's task again: sent to the engine, or in place here and now.
+
+        Args:
+            message: The message of the run that is to be repeated.
+            args: Other positional arguments; None for the message's.
+            kwargs: Other keyword arguments; None for the message's.
+            delay: Seconds before the new run may begin, where the app has an engine.
+            metadata: What else is to travel with it, besides the message's own. ``replay_of`` is
+                the id of the run that is repeated.
+
+        Returns:
+            The id of the new run.
+
+        Raises:
+            TaskNameError: The app has no such task.
+            NotRunningError: The app is not started.
+        """
         ...

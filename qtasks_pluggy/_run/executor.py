@@ -1,29 +1,44 @@
 """START HERE: the life of one run, from its arguments to its result.
 
-``_life`` is the whole story, once for plain and for async code: attempts, what the plugins say to
-an error, and the end. ``_attempt_once`` is one attempt; whoever hosts the run carries out the
-``Outcome`` that it may end with. In place that is ``_life``; behind an engine it is the engine,
-which makes one attempt by ``attempt_on``.
+``_attempt_once`` is the story of one attempt, once for plain and for async code: the arguments, the
+function, what the plugins make of its result or decide about its error, and what they hear of its
+end. It comes to an ``Attempt``, which the run's host carries out. In place that is ``_run``, which
+attempts until the run is over; behind an engine it is the engine, which makes one attempt by
+``attempt_on``. ``_end`` is the end of every run.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeAlias
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, overload
 
 import attrs
 
-from qtasks_hookspecs import Replace, TaskFunc, TaskMessage
-from qtasks_hookspecs.exc import EngineError, PluginError, TaskPluginTriggerError
-from qtasks_pluggy._plugins.chain import DECISIONS
+from qtasks_hookspecs import Outcome, OutcomeStatus, Replace, TaskFunc, TaskMessage
+from qtasks_hookspecs._outcome import Origin
+from qtasks_hookspecs.exc import (
+    PluginError,
+    TaskCancelError,
+    TaskPluginTriggerError,
+)
+from qtasks_pluggy import _log
+from qtasks_pluggy._plugins.chain import DECISIONS, decided_by
 from qtasks_pluggy._plugins.manager import PluginManager
-from qtasks_pluggy._run.decisions import deliver_dead_letter, outcome_from, wrap_intercepted
+from qtasks_pluggy._run.decisions import (
+    STATUS_OF,
+    attempt_from,
+    came_of_cancellation,
+    note_decision,
+    wrap_intercepted,
+)
 from qtasks_pluggy._run.function import call_function
 from qtasks_pluggy._run.view import RunView
-from qtasks_pluggy._submit.outcome import Outcome
+from qtasks_pluggy._submit.outcome import Attempt
 from qtasks_pluggy._submit.protocol import Host
 from qtasks_pluggy._task import AsyncTask, SyncTask
 from qtasks_pluggy._waiting import (
@@ -36,12 +51,21 @@ from qtasks_pluggy._waiting import (
     run_to_completion,
 )
 
-Runnable: TypeAlias = "TaskFunc | AsyncTask[..., Any] | SyncTask[..., Any] | Callable[..., Any]"
+if TYPE_CHECKING:
+    # With a default, so that ``TaskExecutor`` alone is a whole annotation.
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    R = TypeVarWithDefault("R", default=Any)
+else:
+    R = TypeVar("R")
+T = TypeVar("T")
+Plugins: TypeAlias = "PluginManager | list[Any] | tuple[Any, ...] | None"
 
 _NO_PLUGINS: Final = PluginManager()
+_SUCCEEDED: Final = OutcomeStatus.succeeded
 
 
-class TaskExecutor(RunView):
+class TaskExecutor(RunView, Generic[R]):
     """The life of one run: one executor, one run.
 
     Args:
@@ -50,23 +74,77 @@ class TaskExecutor(RunView):
         args: The arguments, where there is no message.
         kwargs: The keyword arguments, where there is no message.
         plugins: A manager, or plugins for a manager of this run's own; nothing is discovered.
-            None means those of the task's app, if it has one.
+            None means those of the task's app, if it has one, with those that are installed.
 
     Raises:
+        NotRunningError: The task's app was stopped.
         TypeError: A message and arguments are given both.
         PluginRegistrationError: Faults of ``plugins``.
     """
 
-    __slots__ = ("_backend", "_given", "_hooks", "_met", "_task")
+    __slots__ = (
+        "_backend",
+        "_cancellations",
+        "_consented_only",
+        "_original_arguments",
+        "_started",
+    )
+    _backend: Backend | None
+    # Those that the caller had met before the run began, where that is known.
+    _cancellations: int | None
+    # Whether only those handlers are asked that name the error's class.
+    _consented_only: bool
+    # When the attempt began, where plugins hear of its end.
+    _started: float | None
 
+    @overload
+    def __init__(
+        self: TaskExecutor[T],
+        task_func: AsyncTask[..., T] | SyncTask[..., T],
+        task_broker: TaskMessage | None = ...,
+        *,
+        args: Sequence[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        plugins: Plugins = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TaskExecutor[Any],
+        task_func: TaskFunc,
+        task_broker: TaskMessage | None = ...,
+        *,
+        args: Sequence[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        plugins: Plugins = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TaskExecutor[T],
+        task_func: Callable[..., Coroutine[Any, Any, T]],
+        task_broker: TaskMessage | None = ...,
+        *,
+        args: Sequence[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        plugins: Plugins = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TaskExecutor[T],
+        task_func: Callable[..., T],
+        task_broker: TaskMessage | None = ...,
+        *,
+        args: Sequence[Any] = ...,
+        kwargs: Mapping[str, Any] | None = ...,
+        plugins: Plugins = ...,
+    ) -> None: ...
     def __init__(
         self,
-        task_func: Runnable,
+        task_func: Any,
         task_broker: TaskMessage | None = None,
         *,
-        args: tuple[Any, ...] | list[Any] = (),
+        args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        plugins: PluginManager | list[Any] | tuple[Any, ...] | None = None,
+        plugins: Plugins = None,
     ) -> None:
         self._task: Any = None
         func: Any = task_func
@@ -95,16 +173,16 @@ class TaskExecutor(RunView):
             self._attempt = task_broker.attempt or 1
         manager: Any = plugins
         if plugins is None:
-            manager = getattr(getattr(self._task, "app", None), "plugins", _NO_PLUGINS)
+            manager = _NO_PLUGINS if self._task is None else _plugins_of(self.app)
         elif not isinstance(plugins, PluginManager):
             manager = PluginManager(plugins)
         self._hooks: Any = manager.hook
-        self._result = self._yielded = None
         self._entries = []
-        self._backend: Backend | None = None
-        self._engine = None
+        self._result = self._yielded = self._engine = self._backend = None
+        self._cancellations = self._started = None
+        self._consented_only = False
 
-    def execute(self) -> Coroutine[Any, Any, Any]:
+    def execute(self) -> Coroutine[Any, Any, R]:
         """Run the task from async code; a ``def`` task runs in a worker thread.
 
         Returns:
@@ -118,7 +196,7 @@ class TaskExecutor(RunView):
         """
         return self._run(ASYNCIO)
 
-    def execute_sync(self) -> Any:
+    def execute_sync(self) -> R:
         """Run the task from plain code; an ``async def`` task runs on the background loop.
 
         Returns:
@@ -133,185 +211,413 @@ class TaskExecutor(RunView):
         result = run_to_completion(self._run(SYNC))
         if type(result) is Raised:
             raise result.error
-        return result
+        return result  # type: ignore[no-any-return]  # the function's, or a plugin's answer
 
-    def attempt_on(self, engine: Host) -> Coroutine[Any, Any, Outcome]:
+    def attempt_on(self, engine: Host) -> Coroutine[Any, Any, Attempt]:
         """Make one attempt for an engine, from async code; again after a retry.
 
         Args:
-            engine: Its ``capabilities`` and ``control`` hold; it is to carry out the outcome.
+            engine: Its ``capabilities`` and ``control`` hold; it is to carry out the attempt.
 
         Returns:
-            What the engine is to do, to be awaited. The plugins have been told of a failure and
-            of the end, unless the run goes on.
+            What the engine is to do, to be awaited. The plugins have heard of the end, unless the
+            run goes on.
 
         Raises:
             RuntimeError: This executor has run already.
         """
         return self._attempt_for(engine, ASYNCIO_WORKER)
 
-    def attempt_on_sync(self, engine: Host) -> Outcome:
+    def attempt_on_sync(self, engine: Host) -> Attempt:
         """Make one attempt for an engine, from plain code, as ``attempt_on`` does."""
         return run_to_completion(self._attempt_for(engine, SYNC))
 
-    def give_up(self, error: BaseException) -> Coroutine[Any, Any, Outcome]:
-        """End a run, from async code, whose next attempt the engine could not arrange.
+    def give_up(self, error: BaseException) -> Coroutine[Any, Any, Attempt]:
+        """End a run, from async code, that can have no further attempt.
 
         Args:
-            error: What the caller is to see.
+            error: What the caller is to see: why the engine could not arrange the attempt, or a
+                ``TaskCancelError`` where the run was cancelled before it.
 
         Returns:
-            What the engine is to do, to be awaited. The plugins have been told.
+            What the engine is to do, to be awaited. The plugins have heard of the end.
         """
-        return self._end(Outcome("fail", error), ASYNCIO_WORKER)
+        return self._give_up(error, ASYNCIO_WORKER)
 
-    def give_up_sync(self, error: BaseException) -> Outcome:
+    def give_up_sync(self, error: BaseException) -> Attempt:
         """End a run from plain code, as ``give_up`` does."""
-        return run_to_completion(self._end(Outcome("fail", error), SYNC))
+        return run_to_completion(self._give_up(error, SYNC))
 
     async def _run(self, backend: Backend) -> Any:
-        """Attempt until there is a result or a final failure, then close."""
-        if self._backend is not None:
-            msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
-            raise RuntimeError(msg)
+        """Attempt until the run is over, in place, and end it."""
+        if self._backend is not None or sys.exception() is not None:
+            self._look_back(backend)
         self._backend = backend
         try:
-            while (outcome := await self._attempt_task(backend)) is not None:
-                if outcome.action != "retry":
-                    reraise(await self._final_error(outcome))
-                if outcome.delay:
-                    await backend.sleep(outcome.delay)
+            attempt = await self._attempt_once()
+            while attempt is not None and attempt.goes_on:
+                if attempt.delay:
+                    await backend.sleep(attempt.delay)
                 self._next_attempt()
-        except BaseException as error:
-            # A traceback holds this frame; this frame must not hold the error.
-            outcome = None
-            await self.close(error)
-            if isinstance(error, StopIteration) and not backend.on_loop:
-                return Raised(error)
-            raise
-        if self._hooks.task_executor_task_close.chain is not None:
-            await self.close(None)
+                attempt = await self._attempt_once()
+        except BaseException as cut:  # noqa: BLE001  # raised when plugins have heard of the end
+            attempt = self._cut_by(cut)
+        hook = self._hooks.task_executor_task_close
+        if attempt is not None or (hook.chain is not None and hook.listens(_SUCCEEDED)):
+            attempt = await self._end(attempt)
+            if attempt.error is not None:
+                error, attempt = attempt.error, None
+                if isinstance(error, StopIteration) and not backend.on_loop:
+                    return Raised(error)
+                try:
+                    reraise(error)
+                finally:
+                    # A traceback holds this frame; this frame must not hold the error.
+                    del error
         return self._result
 
-    async def _attempt_for(self, engine: Host, backend: Backend) -> Outcome:
-        """Attempt once, then close, unless the engine is to make another attempt."""
-        if self._backend is not None:
-            msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
-            raise RuntimeError(msg)
+    async def _attempt_for(self, engine: Host, backend: Backend) -> Attempt:
+        """Attempt once for an engine, and end the run, unless it goes on."""
+        self._look_back(backend)
+        self._backend = backend
         if self._engine is not None:
             self._next_attempt()
         self._engine = engine
-        self._met = backend.cancellations()
         try:
-            outcome = await self._attempt_task(backend)
-            if outcome is None:
-                outcome = Outcome("succeed", result=self._result)
-                try:
-                    engine.check_result(self)
-                except EngineError as error:
-                    outcome = Outcome("fail", error)
-            if outcome.action == "retry" or (
-                outcome.error is not None
-                and outcome.action in {"fail", "pass"}
-                and engine.goes_on(outcome.error)
-            ):
-                self._backend = None
-                return outcome
-        except BaseException as error:
-            # On an event loop nobody steps a run again that is thrown a GeneratorExit.
-            gone = GeneratorExit if backend.on_loop else asyncio.CancelledError
-            cut = isinstance(error, (Exception, asyncio.CancelledError, gone))
-            failure = None if cut else engine.failure(error)
-            if failure is None:
-                await self.close(error)
-                raise
-            outcome = Outcome("fail", failure)
-            if engine.goes_on(failure):
-                self._backend = None
-                return outcome
-        return await self._end(outcome, backend)
+            attempt = await self._attempt_once()
+        except GeneratorExit as gone:
+            attempt = self._cut_by(gone)
+        if attempt is not None and attempt.goes_on:
+            self._backend = None
+            return attempt
+        return await self._end_for_engine(attempt)
 
-    async def _end(self, outcome: Outcome, backend: Backend) -> Outcome:
-        """Tell the plugins of a failure and of the end; what they are told is what is returned."""
+    async def _give_up(self, error: BaseException, backend: Backend) -> Attempt:
+        """End a run for an engine without another attempt."""
         self._backend = backend
-        try:
-            if outcome.action not in {"succeed", "pass"}:
-                outcome = attrs.evolve(outcome, error=await self._final_error(outcome))
-        except BaseException as error:
-            await self.close(error)
-            raise
-        try:
-            await self.close(outcome.error)
-        except PluginError as strict:
-            return Outcome("fail", strict)
-        return outcome
+        self._started = None
+        attempt = attempt_from(None, error)
+        return await self._end_for_engine(self._conclude(attempt, error, is_final=True))
 
-    async def _attempt_task(  # noqa: PLR0912  # one attempt, top to bottom
-        self, backend: Backend
-    ) -> Outcome | None:
-        """Make one attempt.
+    async def _end_for_engine(self, attempt: Attempt | None) -> Attempt:
+        """End a run; an error that is the worker's, and not the run's, is raised."""
+        if attempt is None and not self._hooks.task_executor_task_close.listens(_SUCCEEDED):
+            return Attempt("succeed", result=self._result)
+        attempt = await self._end(attempt)
+        error = attempt.error
+        try:
+            if error is None:
+                return attrs.evolve(attempt, result=self._result)
+            if attempt.action == "pass" and not isinstance(error, Exception):
+                reraise(error)
+            return attempt
+        finally:
+            # A traceback holds this frame; this frame must not hold the error.
+            del error, attempt
 
-        Args:
-            backend: How the caller waits.
+    def _look_back(self, backend: Backend) -> None:
+        """See what was before the run: a run of this executor, a cancellation of its caller.
+
+        Asking what a caller has met costs as much as a run, and one that has met a cancellation is
+        mostly handling it: so nobody asks where no exception is handled.
+
+        Raises:
+            RuntimeError: This executor has run already.
+        """
+        if self._backend is not None:
+            msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
+            raise RuntimeError(msg)
+        self._cancellations = backend.cancellations()
+
+    async def _attempt_once(self) -> Attempt | None:
+        """Make one attempt, to the plugins' hearing how it ended.
 
         Returns:
-            None when there is a result, in ``self.result``; else what the host is to do.
+            What the host is to do; None for a result, in ``self.result``, of whose end no plugin
+            wants to hear.
         """
-        self._backend = backend
         hooks = self._hooks
-        asked: TaskPluginTriggerError | None = None
-        failure: Exception | None = None
-        outcome: Outcome | Replace | None = None
+        is_watched = (
+            hooks.task_executor_attempt_ended.chain is not None
+            or hooks.task_executor_task_close.chain is not None
+        )
+        self._started = perf_counter() if is_watched else None
+        attempt: Attempt | None = None
+        error: BaseException | None = None
         try:
             if hooks.task_executor_args_replace.chain is not None:
                 await self._replace_arguments()
             try:
                 result = await self.run_task()
                 if type(result) is Raised:
-                    raise result.error  # noqa: TRY301  # it could not come out by itself
-                self._result = result
-            except TaskPluginTriggerError as error:
-                asked = failure = error
-            except Exception as error:  # noqa: BLE001  # any error of a task can be asked about
-                if self._engine is not None and isinstance(error, self._engine.control):
-                    return Outcome("pass", error)
-                failure = error
-                app = getattr(self._task, "app", None)
-                asked = wrap_intercepted(self._task_func, app, error)
-            if failure is None:
-                if hooks.task_executor_run_task.chain is not None:
-                    hook = hooks.task_executor_run_task
-                    self._result = await self._call(hook, result=self._result)
-                return None
-            if self._engine is not None and backend.cancelled(self._met):
-                # Whoever cancelled the run wants no other end than that of its clean-up.
-                return Outcome("fail", failure)
-            answer = None
-            begin = len(self._entries)
-            hook = hooks.task_executor_run_task_trigger_error
-            if asked is not None and hook.chain is not None:
-                call = hook.call_async if backend.on_loop else hook
-                answer = call(
-                    task_executor=self,
-                    task_func=self._task_func,
-                    task_broker=self._message or self.task_broker,
-                    e=asked,
-                )
-                if backend.on_loop:
-                    answer = await answer
-            if answer is not None and type(answer) not in DECISIONS:
-                self._result = answer
-                return None
-            outcome = outcome_from(answer, failure, self._entries[begin:])
-            if isinstance(outcome, Replace):
-                self._result = outcome.value
-                return None
-            return outcome  # noqa: TRY300  # the try is about every line above
-        except PluginError as strict:
-            return Outcome("fail", strict)
+                    error = result.error
+                else:
+                    self._result = result
+            except BaseException as raised:  # noqa: BLE001  # whatever it is, it ends the attempt
+                error = raised
+            if error is not None:
+                attempt = await self._decide(error)
+            elif hooks.task_executor_run_task.chain is not None:
+                self._result = await self._call(hooks.task_executor_run_task, result=self._result)
+            if self._engine is not None and (attempt is None or attempt.error is None):
+                self._engine.check_result(self)
+        except BaseException as cut:  # noqa: BLE001  # a plugin's under strict, a cancellation ...
+            attempt = self._cut_by(cut, error)
         finally:
             # A traceback holds this frame; this frame must not hold the error.
-            asked = failure = outcome = answer = result = None
+            error = result = None
+        if is_watched:
+            return await self._tell_of_attempt(attempt)
+        try:
+            return attempt
+        finally:
+            attempt = None
+
+    async def _decide(self, error: BaseException) -> Attempt | None:
+        """Let the plugins decide about the task's own error.
+
+        Returns:
+            What it comes to; None for a result of whose end no plugin wants to hear.
+        """
+        if not isinstance(error, Exception):
+            return self._cut_by(error, error)
+        if self._engine is not None and isinstance(error, self._engine.control):
+            return self._conclude(Attempt("pass", error), error)
+        if self._is_called_off(error):
+            return self._conclude(Attempt("fail", error), error)
+        begin = len(self._entries)
+        answer = await self._ask(error)
+        entries = self._entries[begin:]
+        decider = None if answer is None else decided_by(entries)
+        if type(answer) is Replace or (answer is not None and type(answer) not in DECISIONS):
+            self._result = answer.value if type(answer) is Replace else answer
+            if self._started is None:
+                return None
+            return self._conclude(Attempt("succeed"), error, decider)
+        attempt = attempt_from(answer, error)
+        if decider is not None and attempt.action != "retry":
+            note_decision(error, entries)
+        if attempt.action == "dead_letter":
+            attempt, decider = await self._set_aside(attempt, error, decider)
+        return self._conclude(attempt, error, decider)
+
+    def _is_called_off(self, error: Exception) -> bool:
+        """Say whether the run's cancellation was asked for since it began: nothing is decided then.
+
+        Where it is not known whether the caller had met one before, it is the run's if the error
+        came of it.
+        """
+        met, backend = self._cancellations, self._backend or ASYNCIO
+        if met is not None:
+            return backend.cancelled(met)
+        return backend.cancelled(0) and came_of_cancellation(error)
+
+    async def _ask(self, error: Exception) -> Any:
+        """Ask the plugins about the task's own error, if they may see it.
+
+        Returns:
+            The winning answer. None where there is none, and where the run's cancellation was asked
+            for meanwhile.
+        """
+        hook, backend = self._hooks.task_executor_run_task_trigger_error, self._backend or ASYNCIO
+        if hook.chain is None:
+            return None
+        asked, met = None, backend.cancellations()
+        try:
+            if isinstance(error, TaskPluginTriggerError):
+                asked = error
+            elif not isinstance(error, TaskCancelError):
+                classes = self._task_func.intercept
+                if classes is None:
+                    classes = getattr(self.app, "_intercept", None)
+                if classes and isinstance(error, classes):
+                    asked = wrap_intercepted(error)
+                elif classes != () and hook.consents(error):
+                    asked, self._consented_only = wrap_intercepted(error), True
+            if asked is None:
+                return None
+            answer = await self._call(hook, e=asked)
+            return None if backend.cancelled(met) else answer
+        finally:
+            self._consented_only = False
+            # A traceback holds this frame; this frame must not hold the error.
+            del asked, error
+
+    async def _set_aside(
+        self, attempt: Attempt, error: Exception, decider: str | None
+    ) -> tuple[Attempt, str | None]:
+        """Let the plugins keep a dead letter.
+
+        Returns:
+            The attempt, ``kept`` if one of them does, and who decided it. Where neither plugins nor
+            the engine can keep it, the task's own error goes on, and nobody has decided.
+        """
+        hook, engine, reason = self._hooks.task_executor_dead_letter, self._engine, attempt.reason
+        if hook.chain is not None and await self._call(hook, e=error, reason=reason):
+            return attrs.evolve(attempt, kept=True), decider
+        known = {
+            "task": self._task_func.name,
+            "uuid": str(self.task_broker.uuid),
+            "reason": reason,
+            "error": type(error).__name__,
+        }
+        if engine is not None and not engine.capabilities.dead_letter:
+            _log.event("error", "dead_letter_refused", plugin=decider, engine=engine.name, **known)
+            return Attempt("fail", error), None
+        _log.event("warning", "task_dead_lettered", **known)
+        return attempt, decider
+
+    def _cut_by(self, cut: BaseException, own: BaseException | None = None) -> Attempt:
+        """Say what an error comes to about which no plugin is asked.
+
+        Args:
+            cut: A plugin's under ``strict``, an engine's refusal, a cancellation, or another
+                that is no ``Exception``.
+            own: The task's own error, if it came to one.
+        """
+        if isinstance(cut, PluginError):
+            return self._conclude(Attempt("fail", cut), cut if own is None else own)
+        if isinstance(cut, Exception):
+            return self._conclude(Attempt("fail", cut), cut)
+        failure = None
+        if self._engine is not None and cut is own and not self._is_cancellation(cut):
+            failure = self._engine.failure(cut)
+        return self._conclude(
+            Attempt("pass", cut) if failure is None else Attempt("fail", failure), cut
+        )
+
+    def _conclude(
+        self,
+        attempt: Attempt,
+        own: BaseException | None,
+        decider: str | None = None,
+        *,
+        is_final: bool = False,
+    ) -> Attempt:
+        """Add to an attempt how it ended, for the plugins, and whether the run goes on.
+
+        Args:
+            attempt: What the host is to do.
+            own: The task's own error; None where there was none.
+            decider: The plugin that decided.
+            is_final: Whether the run ends by it, whatever the engine does by itself.
+        """
+        error, engine = attempt.error, self._engine
+        goes_on = attempt.action == "retry" or (
+            engine is not None
+            and not is_final
+            and isinstance(error, Exception)
+            and attempt.action in {"fail", "pass"}
+            and engine.goes_on(error)
+        )
+        if goes_on:
+            status = OutcomeStatus.retried
+        elif attempt.action == "pass":
+            stops = isinstance(own, Exception) or self._is_cancellation(own)
+            status = OutcomeStatus.cancelled if stops else OutcomeStatus.failed
+        elif attempt.action == "succeed" and own is not None:
+            status = OutcomeStatus.recovered
+        else:
+            status = STATUS_OF[attempt.action]
+        started, is_raised = self._started, attempt.action == "fail" and decider is not None
+        outcome = Outcome(
+            status=status,
+            error=error if is_raised else own,
+            decided_by=decider,
+            reason=attempt.reason,
+            delay=attempt.delay,
+            seconds=0.0 if started is None else perf_counter() - started,
+            attempt=self._attempt,
+            origin=None if own is None else Origin(self._task_func, own, own.__traceback__),
+        )
+        return attrs.evolve(attempt, outcome=outcome, goes_on=goes_on)
+
+    def _is_cancellation(self, error: BaseException | None) -> bool:
+        """Say whether an error is the run's cancellation, or that nobody will step it again."""
+        gone = self._backend is not SYNC and isinstance(error, GeneratorExit)
+        return gone or isinstance(error, asyncio.CancelledError)
+
+    async def _tell_of_attempt(self, attempt: Attempt | None) -> Attempt | None:
+        """Tell those plugins of an attempt's end that want to hear of it."""
+        hook = self._hooks.task_executor_attempt_ended
+        ended = None if attempt is None else attempt.outcome
+        if not hook.listens(_SUCCEEDED if ended is None else ended.status):
+            return attempt
+        if attempt is None:
+            attempt = self._conclude(Attempt("succeed"), None)
+        return await self._tell(hook, attempt, outcome=attempt.outcome)
+
+    async def _end(self, attempt: Attempt | None) -> Attempt:
+        """Tell the plugins of a failure, and that the run is over.
+
+        Returns:
+            The attempt as they heard of it; one that failed, if a plugin did under ``strict``.
+        """
+        if attempt is None:
+            attempt = self._conclude(Attempt("succeed"), None)
+        hooks = self._hooks
+        if attempt.action in {"fail", "dead_letter"}:
+            try:
+                attempt = await self._tell(
+                    hooks.task_executor_task_failed, attempt, e=attempt.error
+                )
+            except GeneratorExit as gone:
+                attempt = self._cut_by(gone)
+        return await self._tell(hooks.task_executor_task_close, attempt, outcome=attempt.outcome)
+
+    async def _tell(self, hook: Any, attempt: Attempt, **values: Any) -> Attempt:
+        """Tell the plugins something about an attempt.
+
+        Returns:
+            The attempt; another one, if this is cut short, or a plugin fails under ``strict``.
+        """
+        if hook.chain is None:
+            return attempt
+        error = attempt.error
+        try:
+            if isinstance(error, GeneratorExit) and self._is_cancellation(error):
+                # What can be started is, and nothing is waited for.
+                telling = self._call(hook, **values)
+                with suppress(Exception):
+                    telling.send(None)
+                telling.close()
+            else:
+                await self._call(hook, **values)
+        except PluginError as strict:
+            if error is None or isinstance(error, Exception):
+                strict.task_error = error
+                return self._failed_by(strict, attempt)
+        except BaseException as cut:  # noqa: BLE001  # raised when plugins have heard of the end
+            return self._cut_by(cut)
+        finally:
+            # A traceback holds this frame; this frame must not hold the error.
+            del error, values
+        try:
+            return attempt
+        finally:
+            del attempt
+
+    @staticmethod
+    def _failed_by(strict: PluginError, attempt: Attempt) -> Attempt:
+        """Let a run fail by a plugin that failed while it heard of an attempt's end."""
+        ended: Any = attempt.outcome
+        outcome = attrs.evolve(
+            ended,
+            status=OutcomeStatus.failed,
+            error=strict if ended.error is None else ended.error,
+            decided_by=None,
+            delay=None,
+        )
+        return Attempt("fail", strict, outcome=outcome)
+
+    def _call(self, hook: Any, **values: Any) -> Coroutine[Any, Any, Any]:
+        return hook.call(  # type: ignore[no-any-return]  # a hook of ours, by its name
+            self._backend or ASYNCIO,
+            task_executor=self,
+            task_func=self._task_func,
+            task_broker=self.task_broker,
+            **values,
+        )
 
     def run_task(self) -> Awaitable[Any]:
         """Call the function: the step of a run that is the task itself.
@@ -324,77 +630,20 @@ class TaskExecutor(RunView):
         """
         func = self._task_func
         args = (self._echo_task(), *self._args) if func.echo else self._args
-        backend = self._backend
-        if func.is_async and func.max_time is None and not func.is_generator:
-            running: Awaitable[Any] = func.func(*args, **self._kwargs)
-            return SYNC.awaitable(running) if backend is SYNC else running
+        backend = self._backend or ASYNCIO
+        if func.is_async and func.max_time is None and not func.is_generator and backend.on_loop:
+            return func.func(*args, **self._kwargs)  # type: ignore[no-any-return]  # a coroutine
         items: list[Any] = []
         self._yielded = items
         call = partial(func.func, *args, **self._kwargs)
-        return call_function(func, call, items, backend or ASYNCIO)
-
-    async def _final_error(self, outcome: Outcome) -> BaseException:
-        """Carry out a final outcome, and tell the plugins of a failure.
-
-        Args:
-            outcome: Any but a retry.
-
-        Returns:
-            The error that the caller is to see.
-        """
-        error: Any = outcome.error
-        if outcome.action == "dead_letter":
-            app = getattr(self._task, "app", None)
-            await deliver_dead_letter(self.task_broker, outcome, app, self._backend or ASYNCIO)
-        hook = self._hooks.task_executor_task_failed
-        if outcome.action != "cancel" and hook.chain is not None:
-            try:
-                await self._call(hook, **self._hook_arguments(), e=error)
-            except PluginError as strict:
-                error = strict
-        return error  # type: ignore[no-any-return]  # only a success has none
-
-    async def close(self, error: BaseException | None) -> None:
-        """Tell the plugins that the run is over.
-
-        Args:
-            error: The error that is on its way to the caller, if one is.
-
-        Raises:
-            PluginError: A plugin failed and the settings say ``strict``; never over a cancellation.
-        """
-        hook = self._hooks.task_executor_task_close
-        if hook.chain is None:
-            return
-        if isinstance(error, GeneratorExit):
-            # Nobody will step this run again: what can be started is, and nothing is waited for.
-            closing = hook.call_async(task_executor=self, **self._hook_arguments())
-            with suppress(Exception):
-                closing.send(None)
-            closing.close()
-            return
-        try:
-            await self._call(hook, **self._hook_arguments())
-        except PluginError as strict:
-            if error is not None and not isinstance(error, Exception):
-                return
-            strict.task_error = error
-            raise
-
-    def _hook_arguments(self) -> dict[str, Any]:
-        return {"task_func": self._task_func, "task_broker": self.task_broker}
-
-    async def _call(self, hook: Any, **values: Any) -> Any:
-        if (self._backend or ASYNCIO).on_loop:
-            return await hook.call_async(task_executor=self, **values)
-        return hook(task_executor=self, **values)
+        return call_function(func, call, items, backend)
 
     async def _replace_arguments(self) -> None:
         # Each attempt begins with the arguments that the run was given; a slot that is not set yet
         # says that this is the first one, and costs no other run anything.
-        if not hasattr(self, "_given"):
-            self._given = self._args, self._kwargs
-        args, kwargs = self._given
+        if not hasattr(self, "_original_arguments"):
+            self._original_arguments = self._args, self._kwargs
+        args, kwargs = self._original_arguments
         self._args, self._kwargs = await self._call(
             self._hooks.task_executor_args_replace, args=args, kwargs=dict(kwargs)
         )
@@ -410,3 +659,10 @@ class TaskExecutor(RunView):
     def _echo_task(self) -> Any:
         kind = AsyncTask if self._task_func.is_async else SyncTask
         return kind(self._task_func, getattr(self._task, "app", None), self)
+
+
+def _plugins_of(app: Any) -> PluginManager:
+    """Return an app's plugins, its installed ones loaded; those of no app are none."""
+    if hasattr(app, "_ensure_loaded"):
+        app._ensure_loaded()  # noqa: SLF001  # ours
+    return getattr(app, "plugins", _NO_PLUGINS)

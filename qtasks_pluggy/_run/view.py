@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from qtasks_hookspecs import TaskFunc, TaskMessage
+from qtasks_hookspecs import DeadLetter, RunningApp, TaskFunc, TaskMessage
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.chain import Asked
 from qtasks_pluggy._plugins.trail import Trail
@@ -23,9 +23,11 @@ class RunView:
         "_attempt",
         "_engine",
         "_entries",
+        "_hooks",
         "_kwargs",
         "_message",
         "_result",
+        "_task",
         "_task_func",
         "_yielded",
     )
@@ -33,9 +35,11 @@ class RunView:
     _attempt: int
     _engine: Host | None
     _entries: list[Asked]
+    _hooks: Any
     _kwargs: Mapping[str, Any]
     _message: TaskMessage | None
     _result: Any
+    _task: Any
     _task_func: TaskFunc
     _yielded: list[Any] | None
 
@@ -53,6 +57,11 @@ class RunView:
                 func.name, self._args, self._kwargs, priority=func.priority, attempt=self._attempt
             )
         return self._message
+
+    @property
+    def app(self) -> RunningApp | None:
+        """The app whose task this is; None for a bare executor."""
+        return getattr(self._task, "app", None)
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -102,8 +111,10 @@ class RunView:
             CapabilityError: It cannot carry out the decision.
             EngineError: It cannot store the value.
         """
-        if self._engine is not None:
-            check_answer_supported(self._engine, answer)
+        keepers = self._hooks.task_executor_dead_letter.chain
+        if self._engine is None or (isinstance(answer, DeadLetter) and keepers is not None):
+            return
+        check_answer_supported(self._engine, answer)
 
     @property
     def log(self) -> Any:

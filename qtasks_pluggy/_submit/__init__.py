@@ -2,10 +2,11 @@
 
 ===================  ===========================================================================
 ``protocol.py``      what an adapter has, and what it is given
-``outcome.py``       how an attempt ends, and how a submitted run ends
+``outcome.py``       what an attempt comes to, and how a submitted run ends
 ``lookup.py``        finding the adapter for a URL or an engine's own object
 ``calls.py``         calling an engine's methods, plain or async
 ``submit.py``        handing runs to the app's engine
+``replay.py``        running a message's task again
 ``handle.py``        what ``submit`` gives back
 ===================  ===========================================================================
 """

@@ -1,4 +1,4 @@
-"""How an attempt ends, for the run's host to carry out, and how a submitted run ends."""
+"""What an attempt comes to, for the run's host to carry out, and how a submitted run ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from qtasks_hookspecs import Outcome
 from qtasks_hookspecs.exc import TaskCancelError, TaskDeadLetteredError
 from qtasks_pluggy._plugins.trail import Trail
 
@@ -30,16 +31,21 @@ _STATUS: Final = {
 
 
 @attrs.frozen(eq=False)
-class Outcome:
-    """How an attempt ended, for the host of the run to carry out.
+class Attempt:
+    """What one attempt of a run came to, for the run's host to carry out.
+
+    ``outcome`` is what plugins hear of it; the rest is what the host does.
 
     Attributes:
-        action: What is to be done. ``pass`` is for an engine's own control exception: it is to be
-            raised as it is.
+        action: What is to be done. ``pass`` is for an error that goes on as it is, because it tells
+            the host what to do: an engine's own control exception, or one that is no ``Exception``.
         error: What the caller will see; for a retry, the error that it answers; None on success.
         delay: Seconds before the next attempt; None leaves it to the host.
         reason: Why, for people.
         result: The result, on success.
+        outcome: How the attempt ended; None for a success of which no plugin wants to hear.
+        goes_on: Whether the run goes on: by a retry, or because the engine repeats it by itself.
+        kept: Whether a plugin keeps the dead letter, so that the engine's own place is not used.
     """
 
     action: Literal["succeed", "fail", "retry", "cancel", "dead_letter", "pass"]
@@ -47,6 +53,9 @@ class Outcome:
     delay: float | None = None
     reason: str = ""
     result: Any = None
+    outcome: Outcome | None = None
+    goes_on: bool = False
+    kept: bool = False
 
     @property
     def status(self) -> TaskStatus:

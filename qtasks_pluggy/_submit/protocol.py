@@ -12,7 +12,7 @@ import attrs
 from qtasks_hookspecs import RunningTask, TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import CapabilityError, QueueFullError
 from qtasks_pluggy._plugins.trail import Trail
-from qtasks_pluggy._submit.outcome import Outcome, TaskStatus
+from qtasks_pluggy._submit.outcome import Attempt, TaskStatus
 
 
 class EngineApp(Protocol):
@@ -259,7 +259,7 @@ class Engine(Protocol):
         """Make a message of what the engine hands to a worker; what is not known is None."""
         ...
 
-    def carry_out(self, outcome: Outcome, native: Any) -> Any:
+    def carry_out(self, outcome: Attempt, native: Any) -> Any:
         """Do in a worker what an attempt came to: return the result, or raise what says it.
 
         Args:

@@ -26,7 +26,8 @@ from qtasks_pluggy._lifecycle import WorkerLifespan
 from qtasks_pluggy._log import event as log_event
 from qtasks_pluggy._run.executor import TaskExecutor
 from qtasks_pluggy._submit.lookup import url_options
-from qtasks_pluggy._submit.outcome import Ended, Outcome, status_of
+from qtasks_pluggy._submit.outcome import Attempt, Ended, status_of
+from qtasks_pluggy._submit.outcome import Attempt as Outcome
 from qtasks_pluggy._submit.protocol import (
     Capabilities,
     Engine,
@@ -39,6 +40,7 @@ from qtasks_pluggy._waiting import background
 from qtasks_pluggy.engines._installed import installed_in
 
 __all__ = [
+    "Attempt",
     "Capabilities",
     "Ended",
     "Engine",

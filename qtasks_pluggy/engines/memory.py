@@ -360,9 +360,7 @@ class MemoryEngine:
             if run.cancelling is None:
                 outcome = await executor.attempt_on(self)
             else:
-                error = TaskCancelError(run.cancelling)
-                await executor.close(error)
-                outcome = Outcome("cancel", error)
+                outcome = await executor.give_up(TaskCancelError(run.cancelling))
         except KeyboardInterrupt as error:
             self._begin(self.carry_out(outcome_of(error, run), run))
             raise

@@ -166,7 +166,9 @@ def takes_a_function(function: Callable[[int], int]) -> None:
 
 
 def executors(task_func: TaskFunc, message: TaskMessage) -> None:
-    assert_type(TaskExecutor(price, args=("a",), kwargs={"currency": "EUR"}).execute_sync(), Any)
+    assert_type(TaskExecutor(price, args=("a",), kwargs={"currency": "EUR"}).execute_sync(), float)
+    assert_type(TaskExecutor(task_func).execute_sync(), Any)
+    assert_type(TaskExecutor(len).execute_sync(), int)
     TaskExecutor(task_func, message, plugins=[object()])
     TaskExecutor(len, plugins=app.plugins)
     executor = TaskExecutor(fetch, args=["u"])
@@ -185,7 +187,7 @@ def starting() -> None:
 async def starting_async() -> None:
     async with QueueTasks("other", plugins=[object()], settings={"strict": True}) as it:
         assert_type(it, QueueTasks)
-        assert_type(await TaskExecutor(fetch, args=("u",)).execute(), Any)
+        assert_type(await TaskExecutor(fetch, args=("u",)).execute(), bytes)
 
 
 def submitting() -> None:

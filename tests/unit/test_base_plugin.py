@@ -12,12 +12,14 @@ from qtasks_pluggy.exc import PluginRegistrationError, TaskPluginTriggerError
 from tests.runs import answering, both_ways, every_kind, failing, plugin
 
 TRIGGER = "task_executor_run_task_trigger_error"
+RUN = {"task_executor", "task_func", "task_broker"}
 HOOKS = {
-    "task_executor_args_replace": {"task_executor", "args", "kwargs"},
-    "task_executor_run_task": {"task_executor", "result"},
-    TRIGGER: {"task_executor", "task_func", "task_broker", "e"},
-    "task_executor_task_failed": {"task_executor", "task_func", "task_broker", "e"},
-    "task_executor_task_close": {"task_executor", "task_func", "task_broker"},
+    "task_executor_args_replace": RUN | {"args", "kwargs"},
+    "task_executor_run_task": RUN | {"result"},
+    TRIGGER: RUN | {"e"},
+    "task_executor_attempt_ended": RUN | {"outcome"},
+    "task_executor_task_failed": RUN | {"e"},
+    "task_executor_task_close": RUN | {"outcome"},
 }
 
 
@@ -119,6 +121,7 @@ def test_without_handlers_it_is_asked_for_every_trigger(run):
     assert keeps.triggers == [
         "task_executor_args_replace",
         "task_executor_run_task",
+        "task_executor_attempt_ended",
         "task_executor_task_close",
     ]
 

@@ -174,17 +174,6 @@ def test_r9_an_error_to_raise_keeps_the_cause_it_has(run):
 
 
 @both_ways
-def test_r9_an_error_that_is_raised_again_has_the_cause_of_its_run(run):
-    """An error that a plugin keeps and raises in each run has each run's own error behind it."""
-    plugins = [answering(Raise(RuntimeError("sold out")))]
-
-    for own in (ValueError("first"), ValueError("second")):
-        with pytest.raises(RuntimeError) as raised:
-            run(TaskExecutor(fails(own), plugins=plugins))
-        assert raised.value.__cause__ is own
-
-
-@both_ways
 def test_r9_an_error_whose_cause_was_changed_since_keeps_it(run):
     """A cause that a plugin gave it after an earlier run is the plugin's, and stays."""
     other, cause = RuntimeError("other"), KeyError("cause")

@@ -1,0 +1,89 @@
+"""Running a message's task again, under a new id that says whose repetition it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from qtasks_hookspecs import TaskMessage
+from qtasks_hookspecs.exc import CapabilityError
+from qtasks_pluggy import _log
+from qtasks_pluggy._submit.calls import enqueue
+from qtasks_pluggy._submit.handle import seconds
+from qtasks_pluggy._submit.protocol import Engine
+from qtasks_pluggy._waiting import SYNC, run_to_completion
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+REPLAY_OF: Final = "replay_of"
+
+
+def repetition_of(
+    message: TaskMessage,
+    *,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any] | None,
+) -> TaskMessage:
+    """Make the message of a run that repeats another one.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+    """
+    for name, value, kind, wanted in (
+        ("message", message, TaskMessage, "a TaskMessage"),
+        ("args", () if args is None else args, (tuple, list), "a tuple or a list"),
+        ("kwargs", {} if kwargs is None else kwargs, Mapping, "a mapping"),
+        ("metadata", {} if metadata is None else metadata, Mapping, "a mapping"),
+    ):
+        if not isinstance(value, kind):
+            msg = f"replay({name}=...): expected {wanted}, got {type(value).__name__}"
+            raise TypeError(msg)
+    return TaskMessage(
+        message.name,
+        message.args if args is None else args,
+        message.kwargs if kwargs is None else kwargs,
+        priority=message.priority,
+        metadata={**message.metadata, **(metadata or {}), REPLAY_OF: str(message.uuid)},
+    )
+
+
+def replay_in_place(executor: Any, app: str, delay: float | timedelta | None) -> UUID | str:
+    """Make a run here and now; its error is for the plugins, not for whoever asked for it.
+
+    Raises:
+        CapabilityError: It was to be delayed.
+    """
+    message: TaskMessage = executor.task_broker
+    if delay:
+        msg = (
+            f"app {app!r} has no engine, so a replay of task {message.name!r} runs here and now;"
+            " leave delay= out"
+        )
+        raise CapabilityError(msg)
+    try:
+        executor.execute_sync()
+    except Exception as error:  # noqa: BLE001  # the plugins have heard of it
+        known = {"task": message.name, "uuid": str(message.uuid), "error": type(error).__name__}
+        _log.event("warning", "replay_failed", **known)
+    return message.uuid
+
+
+def replay_on(engine: Engine, message: TaskMessage, delay: float | timedelta | None) -> UUID | str:
+    """Send a message to an engine.
+
+    Raises:
+        CapabilityError: The engine cannot delay it.
+        EngineError: The engine failed, or an argument does not travel.
+    """
+    if isinstance(delay, timedelta):
+        delay = delay.total_seconds()
+    if delay is not None:
+        delay = seconds(delay, "replay(delay=...)")
+        if delay and not engine.capabilities.delay:
+            msg = f"engine {engine.name!r} cannot delay a run; leave delay= out of replay(...)"
+            raise CapabilityError(msg)
+    run_to_completion(enqueue(engine, SYNC, message, delay))
+    return message.uuid
