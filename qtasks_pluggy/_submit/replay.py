@@ -10,7 +10,7 @@ from qtasks_hookspecs import TaskMessage
 from qtasks_hookspecs.exc import CapabilityError
 from qtasks_pluggy import _log
 from qtasks_pluggy._submit.calls import enqueue
-from qtasks_pluggy._submit.handle import seconds
+from qtasks_pluggy._submit.handle import check_seconds
 from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._waiting import SYNC, run_to_completion
 
@@ -78,12 +78,9 @@ def replay_on(engine: Engine, message: TaskMessage, delay: float | timedelta | N
         CapabilityError: The engine cannot delay it.
         EngineError: The engine failed, or an argument does not travel.
     """
-    if isinstance(delay, timedelta):
-        delay = delay.total_seconds()
-    if delay is not None:
-        delay = seconds(delay, "replay(delay=...)")
-        if delay and not engine.capabilities.delay:
-            msg = f"engine {engine.name!r} cannot delay a run; leave delay= out of replay(...)"
-            raise CapabilityError(msg)
-    run_to_completion(enqueue(engine, SYNC, message, delay))
+    pause = None if delay is None else check_seconds(delay, "replay(delay=...)")
+    if pause and not engine.capabilities.delay:
+        msg = f"engine {engine.name!r} cannot delay a run; leave delay= out of replay(...)"
+        raise CapabilityError(msg)
+    run_to_completion(enqueue(engine, SYNC, message, pause))
     return message.uuid
