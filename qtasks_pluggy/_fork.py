@@ -1,4 +1,4 @@
-"""Locks that a forked process makes anew."""
+"""Locks that are recreated in a forked process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _lock_owners: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
 def lock_of(owner: Any) -> threading.RLock:
-    """Make the lock that an object keeps as ``_lock``, and make it anew in a forked process.
+    """Return a lock for an object to keep as ``_lock``, recreated in a forked process.
 
-    There, a thread may hold it that did not come along.
+    There, a thread that was not forked may hold it for ever.
     """
     _lock_owners.add(owner)
     return threading.RLock()

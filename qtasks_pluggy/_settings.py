@@ -21,7 +21,7 @@ from qtasks_pluggy._text import closest_match
 
 ENVIRONMENT_PREFIX: Final = "QTASKS_PLUGGY_"
 PLUGIN_PREFIX: Final = f"{ENVIRONMENT_PREFIX}PLUGIN_"
-# What Kubernetes sets in every pod for a service whose name is qtasks-pluggy, or begins so.
+# Kubernetes sets these in every pod for a service whose name begins with qtasks-pluggy.
 KUBERNETES: Final = re.compile(rf"{ENVIRONMENT_PREFIX}(\w+_)?(SERVICE_\w+|PORT(_\w+)?)")
 TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
 FALSE: Final = frozenset({"0", "false", "f", "no", "n", "off"})
@@ -50,7 +50,7 @@ def _is_number(value: Any, *types: type) -> bool:
 
 
 def _is_seconds(value: Any) -> bool:
-    # Neither infinity nor NaN is in between, nor a whole number that no float can hold.
+    # Excludes infinity, NaN, and whole numbers that no float can hold.
     return _is_number(value, int, float) and 0 < value <= sys.float_info.max
 
 
@@ -132,7 +132,7 @@ def _declare(default: Any, kind: Kind, description: str) -> Any:
 
 
 def _describe_wrong_section(value: Any) -> str:
-    """Describe what is wrong with the plugins' sections, without any value: it may be a secret."""
+    """Describe the fault of the plugins' sections without any value: it may be a secret."""
     if not isinstance(value, Mapping):
         return type(value).__name__
     name, wrong = next(one for one in value.items() if not _is_section(*one))
@@ -141,7 +141,7 @@ def _describe_wrong_section(value: Any) -> str:
 
 @attrs.frozen
 class Settings:
-    """Every key; what each is for stands in its declaration."""
+    """Every key; its declaration has its documentation."""
 
     enable: tuple[str, ...] = _declare(
         (), NAMES, "built-in plugins to load: fallback, retry; none is loaded without it"
@@ -220,7 +220,7 @@ class Loaded:
     variables: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
     def exclusion_reason(self, name: str) -> str | None:
-        """Say why an installed plugin is not to be loaded; None where it is."""
+        """Return why an installed plugin is not loaded, or None if it is."""
         settings = self.settings
         if name in settings.disable:
             return f"disabled ({self.sources['disable']})"
@@ -231,7 +231,7 @@ class Loaded:
         return None
 
     def for_plugins(self, plugins: Collection[str]) -> Loaded:
-        """Add the environment's single values to the sections of the plugins that they name."""
+        """Add single values from the environment to the sections of the plugins that they name."""
         sections = {name: dict(section) for name, section in self.settings.plugin.items()}
         sources = [] if self.sources["plugin"] == "default" else [self.sources["plugin"]]
         for variable, value in self.variables.items():
@@ -249,15 +249,7 @@ class Loaded:
     def unknown_names(
         self, plugins: Collection[str], builtins: Collection[str]
     ) -> Iterator[dict[str, str | None]]:
-        """Find names that no plugin has.
-
-        Args:
-            plugins: The names of all plugins that there are.
-            builtins: The names of the built-in ones.
-
-        Yields:
-            For each the setting, its source, the name, and the nearest name that there is.
-        """
+        """Yield the setting, source, name and nearest name of each name that no plugin has."""
         everybody = {*plugins, *builtins}
         unknown = [
             (key, self.sources[key], name, known)
@@ -276,7 +268,7 @@ class Loaded:
 
 
 def _match_variable(variable: str, plugins: Collection[str]) -> tuple[list[str], str]:
-    """Say whose section a variable is for, and the key: of several names the longest counts."""
+    """Return the plugins whose section a variable is for, and the key; the longest name counts."""
     rest = variable.removeprefix(PLUGIN_PREFIX)
     fits = {
         name: prefix
@@ -290,14 +282,11 @@ def _match_variable(variable: str, plugins: Collection[str]) -> tuple[list[str],
 def load(
     app_settings: Mapping[str, Any] | None = None, *, read_environment: bool = False
 ) -> Loaded:
-    """Make the settings of one app.
+    """Load the settings of one app.
 
     Args:
         app_settings: The app's own settings, by key.
         read_environment: Whether to read the file and the environment too.
-
-    Returns:
-        The settings with their sources.
 
     Raises:
         SettingsError: A source cannot be read, a key is unknown (the nearest is named), or a
@@ -346,7 +335,7 @@ def _unknown(key: str, source: str) -> SettingsError:
 
 
 def _environment(variables: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the environment; single values for plugins' sections go into ``variables``."""
+    """Yield the environment's settings; values for plugins' sections go into ``variables``."""
     for variable, text in sorted(os.environ.items()):
         if variable.startswith(PLUGIN_PREFIX):
             variables[variable] = _value(text)
@@ -361,7 +350,7 @@ def _environment(variables: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
         try:
             value = kind.read(text)
         except (ValueError, RecursionError) as error:
-            # What parses JSON says where it stopped, and nothing of the text.
+            # A JSON error says where it stopped, and shows nothing of the text.
             got = f"({error})" if kind.read is json.loads else f"got {reprlib.repr(text)}"
             msg = f"{variable}: expected {kind.text}, {got}"
             raise SettingsError(msg) from None

@@ -46,7 +46,7 @@ class Outcome:
         status: The way in which it ended.
         error: The task's own error, unwrapped; of ``Raise(x)`` it is ``x``; None on success.
         decided_by: The name of the plugin whose decision it was; None where nobody decided.
-        reason: Why, for people; empty where no reason was given.
+        reason: Why, for people; empty without one.
         delay: Seconds before the next attempt; None where there is none, or the engine chooses.
         seconds: How long the attempt took.
         attempt: Which attempt it was, from 1.

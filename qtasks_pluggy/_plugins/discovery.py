@@ -1,4 +1,4 @@
-"""The installed plugins: who claims which name in the entry point group, and loading them."""
+"""Discovery: the installed plugins by entry point, who claims which name, and importing them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PluginInfo:
 
 
 def left_out(candidate: Candidate, reason: str) -> PluginInfo:
-    """Describe a plugin that is not registered."""
+    """Describe an installed plugin that is not registered."""
     return PluginInfo(
         name=candidate.name,
         distribution=candidate.distribution,
@@ -58,13 +58,13 @@ def left_out(candidate: Candidate, reason: str) -> PluginInfo:
 
 @attrs.frozen
 class Claim:
-    """What one distribution says of one plugin name.
+    """One distribution's claim to a plugin name.
 
     Attributes:
         candidate: The plugin; it has a problem where it cannot be loaded.
-        folder: Where the distribution stands.
-        entry_point: The entry point, where it is to be loaded.
-        unusable: Why it is left out: the files that an installer wrote are not as they should be.
+        folder: Where the distribution is installed.
+        entry_point: The entry point to load, if there is one.
+        unusable: Why it is skipped: the distribution's files are damaged.
     """
 
     candidate: Candidate
@@ -74,14 +74,10 @@ class Claim:
 
 
 def iter_installed() -> Iterator[Claim]:
-    """Find the installed plugins, sorted by name; nothing is imported.
+    """Yield the installed plugins, sorted by name, then the skipped ones; nothing is imported.
 
-    Equal claims count once, however often they are found; of two versions of one distribution the
-    first on the import path counts, as for Python itself. A name that two distributions claim is
-    a problem of that plugin.
-
-    Yields:
-        Each plugin, and then what is left out.
+    Equal claims count once. Of two versions of one distribution the first on the import path
+    counts, as for Python itself. A name that two distributions claim is a problem of that plugin.
     """
     claims: dict[str, list[Claim]] = {}
     skipped: list[Claim] = []
@@ -102,7 +98,7 @@ def iter_installed() -> Iterator[Claim]:
 
 
 def _resolve_claims(claims: list[Claim]) -> Iterator[Claim]:
-    """Yield the one claim of a name; where there are more, that is the plugin's problem."""
+    """Yield the one claim to a name; several are the plugin's problem."""
     if len(claims) > 1:
         others = " and ".join(sorted(map(_describe_claim, claims)))
         claims[0].candidate.add_problem(
@@ -133,7 +129,7 @@ def _same_claim(one: Claim, other: Claim) -> bool:
 
 
 def _claims_in(distribution: importlib.metadata.Distribution) -> Iterator[Claim]:
-    """Yield a distribution's plugins, as far as its files can be read."""
+    """Yield a distribution's claims, as far as its files can be read."""
     info: Any = getattr(distribution, "_path", None)  # as pip does: there is no public way
     stem = "" if info is None else info.name.rpartition(".")[0]
     folder = str(distribution.locate_file(""))
@@ -162,7 +158,7 @@ def _claims_in(distribution: importlib.metadata.Distribution) -> Iterator[Claim]
 def _read_metadata(
     distribution: importlib.metadata.Distribution, stem: str
 ) -> tuple[str, str, str | None]:
-    """Tell a distribution's name and version, and why it is unusable, if it is."""
+    """Return a distribution's name and version, and why it is unusable, or None."""
     name, _, version = stem.partition("-")
     if stem.startswith(("~", "-")):
         return stem, version, "what an interrupted pip left over; delete its folder"

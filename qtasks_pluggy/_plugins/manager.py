@@ -1,4 +1,4 @@
-"""The plugin manager: what is registered, where it came from, and each hook's chain."""
+"""The plugin manager: which plugins are registered, where they come from, and each hook's chain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._plugins.sections import section_keys
 from qtasks_pluggy._plugins.validation import (
     Candidate,
-    Hooks,
     find_name,
     hookimpl_faults,
     unregister_error,
@@ -46,10 +45,10 @@ class _Plugins(list[Any]):
 
 
 class _Table(dict[str, Any]):
-    """Plugins by name, None for a blocked name: where pluggy looks what is registered."""
+    """Plugins by name, None for a blocked name: pluggy's own table, by identity."""
 
     def values(self) -> Any:
-        """Return the plugins; ``in`` them finds the very one, where pluggy would ask ``==``."""
+        """Return the plugins; ``in`` them compares identity, where pluggy would ask ``==``."""
         return _Plugins(super().values())
 
 
@@ -64,7 +63,7 @@ class PluginManager(pluggy.PluginManager):
             ``"module:attribute"``), in the order in which they are asked.
         discover: Whether to load the installed plugins at once, by their entry points.
         settings: Keys of the settings; see ``docs/reference/settings.md``.
-        clock: Seconds, for what depends on time.
+        clock: Monotonic seconds, for the quarantine.
 
     Raises:
         PluginRegistrationError: Faults of the plugins, all of them; nothing is registered.
@@ -111,9 +110,9 @@ class PluginManager(pluggy.PluginManager):
             module_or_class: Holds functions marked with ``hookspec``.
 
         Raises:
-            PluginRegistrationError: Faults of hookimpls that plugins have for them already, marked
-                ``optionalhook=True``; nothing is added.
-            ValueError: It holds none, or one is known already or marked for what is not done here.
+            PluginRegistrationError: Plugins have hookimpls for them already, marked
+                ``optionalhook=True``, and these have faults; nothing is added.
+            ValueError: It holds no hook, or one that exists, or one marked for pluggy's convention.
         """
         specs = {
             name: options
@@ -138,7 +137,7 @@ class PluginManager(pluggy.PluginManager):
             self._rebuild()
 
     def _adopt_hookimpls(self, callers: Iterable[HookCaller]) -> None:
-        """Give new hooks the hookimpls that waited for them, unless one has a fault."""
+        """Give new hooks their optional hookimpls registered before, unless one has a fault."""
         waiting = [
             (caller, impl)
             for caller in callers
@@ -157,7 +156,7 @@ class PluginManager(pluggy.PluginManager):
             caller._add_hookimpl(impl)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as pluggy's own manager does
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        """Read an attribute's mark, without evaluating properties, as pluggy 1.6 would."""
+        """Read an attribute's mark without evaluating properties, which pluggy 1.6 would."""
         static = inspect.getattr_static(plugin, name, None)
         if hasattr(type(static), "__get__") and not isinstance(static, HOOKABLE):
             return None
@@ -172,7 +171,7 @@ class PluginManager(pluggy.PluginManager):
         name: str | None = None,
         trigger_names: Iterable[str] | None = None,
     ) -> str | None:
-        """Register a plugin, behind those that are registered.
+        """Register a plugin, after those that are registered.
 
         Args:
             plugin: A module or an object with hookimpls, or where to import it from; a
@@ -193,18 +192,18 @@ class PluginManager(pluggy.PluginManager):
         return candidate.name if registered else None
 
     def unregister(self, plugin: Any | None = None, name: str | None = None) -> Any | None:
-        """Unregister a plugin; a dispatch that has begun still asks it.
+        """Unregister a plugin; a dispatch in progress still asks it.
 
         Args:
             plugin: The plugin.
             name: Or its name.
 
         Returns:
-            The plugin, or None where none has that name.
+            The plugin, or None if none has that name.
 
         Raises:
             PluginRegistrationError: This plugin is not registered, or under another name.
-            TypeError: Neither is given.
+            TypeError: Neither is passed.
         """
         if plugin is None and name is None:
             msg = "unregister takes a plugin or a name="
@@ -230,12 +229,12 @@ class PluginManager(pluggy.PluginManager):
             return original_plugin(removed.plugin)
 
     def get_name(self, plugin: Any) -> str | None:
-        """Return the name of a registered plugin, a ``BasePlugin`` too; None if it is none."""
+        """Return the name of a registered plugin, a ``BasePlugin`` too; None for any other."""
         with self._lock:
             return find_name(plugin, self._origins.values())
 
     def is_registered(self, plugin: Any) -> bool:
-        """Say whether this very plugin is registered, not one that equals it."""
+        """Return whether this very plugin is registered, not one that equals it."""
         return self.get_name(plugin) is not None
 
     def get_canonical_name(self, plugin: Any) -> str:
@@ -243,7 +242,7 @@ class PluginManager(pluggy.PluginManager):
         if isinstance(plugin, str):
             try:
                 plugin = resolve_name(plugin)
-            except Exception:  # noqa: BLE001  # whatever an import raises, which registering tells
+            except Exception:  # noqa: BLE001  # whatever an import raises; registering reports it
                 return str(plugin)
         for own in (getattr(plugin, "name", None), getattr(plugin, "__name__", None)):
             if isinstance(own, str) and own:
@@ -251,7 +250,7 @@ class PluginManager(pluggy.PluginManager):
         return type(plugin).__name__
 
     def subset_hook_caller(self, name: str, remove_plugins: Iterable[Any]) -> HookCaller:  # noqa: ARG002  # pluggy's
-        """Refuse, with a ``TypeError``: who is asked is the operator's to say, and the chain's."""
+        """Refuse with a ``TypeError``: the operator and the chain decide who is asked."""
         msg = (
             f"subset_hook_caller({name!r}): every plugin of a manager is asked; call the hook of"
             " another PluginManager, which has the plugins that you want"
@@ -259,7 +258,7 @@ class PluginManager(pluggy.PluginManager):
         raise TypeError(msg)
 
     def add_hookcall_monitoring(self, before: Any, after: Any) -> Any:  # noqa: ARG002  # pluggy's
-        """Refuse, with a ``TypeError``: pluggy's monitors expect its own way of calling."""
+        """Refuse with a ``TypeError``: pluggy's monitors expect its own way of calling."""
         msg = (
             f"{PROJECT_NAME} calls hooks by its own convention, no monitor sees that; read"
             " executor.trail, or log at debug level"
@@ -267,13 +266,13 @@ class PluginManager(pluggy.PluginManager):
         raise TypeError(msg)
 
     def configure(self, *, skip_faulty: bool = False) -> list[str]:
-        """Take the settings of this moment's environment.
+        """Load the settings from the current environment.
 
         Args:
-            skip_faulty: Whether to go on with plugins whose section has faults.
+            skip_faulty: Whether to continue with plugins whose section has faults.
 
         Returns:
-            The faults of sections, as far as they are gone on with.
+            The faults of sections, if it continues.
 
         Raises:
             PluginRegistrationError: Faults of the sections of registered plugins, all of them.
@@ -303,7 +302,7 @@ class PluginManager(pluggy.PluginManager):
                 _log.event("warning", "settings_file_skipped", file=file, reason=reason)
 
     def _section_problems(self) -> list[str]:
-        """Find the faults of the sections of the plugins that are asked."""
+        """Return the problems of the sections of enabled plugins."""
         problems: list[str] = []
         for name, registered in self._origins.items():
             if self._is_enabled(name):
@@ -312,7 +311,7 @@ class PluginManager(pluggy.PluginManager):
         return problems
 
     def _apply(self, read: _settings.Loaded, new_names: Iterable[str] = ()) -> None:
-        """Use settings as they were read, for the plugins that are known, or coming."""
+        """Use loaded settings, for the plugins that are known or about to be registered."""
         self._read = read
         self.loaded: _settings.Loaded = read.for_plugins({*self._names(), *new_names})
         self.settings: _settings.Settings = self.loaded.settings
@@ -322,16 +321,16 @@ class PluginManager(pluggy.PluginManager):
         return {*BUILTINS, *self._origins, *self._skipped, *(one.name for one in self._unusable)}
 
     def dead_settings(self) -> list[dict[str, str | None]]:
-        """Return what the settings say of plugins that are not there.
+        """Return the names in the settings that no plugin has.
 
         Returns:
-            For each the ``setting``, its ``source``, the ``name``, and what it may have meant,
+            For each the ``setting``, its ``source``, the ``name``, and the nearest name,
             ``did_you_mean``.
         """
         with self._lock:
             names = self._names()
             if not self._discovered and [*self.loaded.unknown_names(names, BUILTINS)]:
-                # Settings are often shared: what is installed is no slip where it is not loaded.
+                # Settings are often shared: the name of an installed plugin is no slip.
                 names |= {claim.candidate.name for claim in iter_installed()}
             return [*self.loaded.unknown_names(names, BUILTINS)]
 
@@ -358,13 +357,13 @@ class PluginManager(pluggy.PluginManager):
         self._register_candidates([Candidate(name, plugins[name]) for name in wanted], BUILTIN)
 
     def discover(self, *, skip_faulty: bool = False) -> list[str]:
-        """Take the settings, and load the installed plugins that they do not switch off, once.
+        """Load the settings and, once, the installed plugins that they do not exclude.
 
         Args:
-            skip_faulty: Whether to go on without the plugins that have faults.
+            skip_faulty: Whether to continue without the plugins that have faults.
 
         Returns:
-            The faults, as far as they are gone on with.
+            The faults, if it continues.
 
         Raises:
             PluginRegistrationError: Faults of the plugins, all of them; nothing is registered.
@@ -388,7 +387,7 @@ class PluginManager(pluggy.PluginManager):
             return problems + [_describe_skipped(one) for one in self._unusable]
 
     def list_plugin_info(self) -> list[PluginInfo]:
-        """Return what is known of every plugin, those that are switched off included."""
+        """Return what is known of every plugin, the disabled ones included."""
         with self._lock:
             known = [
                 self._info(name) for name in sorted(self._origins, key=self._ranks.__getitem__)
@@ -427,27 +426,18 @@ class PluginManager(pluggy.PluginManager):
         skip_faulty: bool = False,
         problems: Iterable[str] = (),
     ) -> list[str]:
-        """Register all of them, or none where one has a fault; or leave those out that have.
+        """Register all of them, or none if one has a fault; or skip the faulty ones.
 
-        Args:
-            candidates: The plugins.
-            tier: Where they come from: ``BUILTIN``, ``INSTALLED`` or ``ADDED``.
-            trigger_names: The triggers that a ``BasePlugin`` is limited to.
-            skip_faulty: Whether to leave out those that have faults.
-            problems: What was found wrong before, with others.
-
-        Returns:
-            All faults, as far as they are gone on with.
+        ``problems`` were found before, and are reported together with these.
         """
         with self._lock:
             wanted = [one for one in candidates if not self.is_blocked(one.name)]
             if self._read.variables:
                 self._apply(self._read, [one.name for one in wanted])
-            validate_all(
-                wanted, self._origins, self._hooks(), self.parse_hookimpl_opts, trigger_names
-            )
+            hooks = {name: caller.names for name, caller in self._callers().items()}
+            validate_all(wanted, self._origins, hooks, self.parse_hookimpl_opts, trigger_names)
             for one in wanted if tier == INSTALLED else ():
-                # The app's own are looked at when it starts: only then the settings are complete.
+                # The app's own are checked when it starts: only then the settings are complete.
                 one.check_section(self.settings)
             faulty = self._skip_disabled([one for one in wanted if one.problems])
             may_skip = tier == INSTALLED and self.settings.on_fault == "skip"
@@ -466,9 +456,9 @@ class PluginManager(pluggy.PluginManager):
             return problems
 
     def _skip_disabled(self, faulty: Sequence[Candidate]) -> list[Candidate]:
-        """Leave out the faulty plugins that are disabled, and return the others.
+        """Skip the faulty plugins that are disabled, and return the others.
 
-        By the settings of this moment: switching a plugin off is the remedy that faults name.
+        By the current settings, because disabling a plugin is the remedy that its faults name.
         """
         if not faulty:
             return []
@@ -479,7 +469,7 @@ class PluginManager(pluggy.PluginManager):
         return [one for one in faulty if one.name not in disable]
 
     def _register_candidate(self, candidate: Candidate, tier: int) -> None:
-        """Register a plugin without faults, behind those of its tier."""
+        """Register a plugin without faults, after those of its tier."""
         name = candidate.name
         super().register(candidate.plugin, name)
         self._added += 1
@@ -488,10 +478,7 @@ class PluginManager(pluggy.PluginManager):
         self._skipped.pop(name, None)
 
     def _load_entry_points(self) -> list[Candidate]:
-        """Load the installed plugins that nothing keeps out.
-
-        Where one cannot be loaded the others are loaded all the same: faults come together.
-        """
+        """Load the installed plugins that no setting excludes; each failure is the plugin's own."""
         candidates: list[Candidate] = []
         self._unusable.clear()
         for claim in iter_installed():
@@ -510,11 +497,8 @@ class PluginManager(pluggy.PluginManager):
             candidates.append(candidate)
         return candidates
 
-    def _hooks(self) -> Hooks:
-        return {name: caller.names for name, caller in self._callers().items()}
-
     def _log_unusable(self) -> None:
-        """Log which installed plugins are left out because their files are damaged."""
+        """Log which installed plugins are skipped because their files are damaged."""
         for one in self._unusable:
             if self._is_first(_describe_skipped(one)):
                 _log.event(
@@ -552,7 +536,7 @@ class PluginManager(pluggy.PluginManager):
         )
 
     def _is_enabled(self, name: str) -> bool:
-        """Say whether a registered plugin is asked, as the settings of this moment have it."""
+        """Return whether a registered plugin is asked, by the current settings."""
         if name not in self._origins or name in self.settings.disable:
             return False
         return self._ranks[name][0] != BUILTIN or name in self.settings.enable
@@ -575,10 +559,11 @@ class PluginManager(pluggy.PluginManager):
 
 
 def _several(plugins: Any) -> Iterable[Any]:
-    """Return what was given for several plugins, unless it is one."""
+    """Refuse one plugin where a list of them is expected."""
     if isinstance(plugins, Iterable) and not isinstance(plugins, (str, Mapping)):
         return plugins
-    msg = f"plugins=: expected a list of plugins, got one, a {type(plugins).__name__}; put it in []"
+    kind = plugins if isinstance(plugins, type) else type(plugins)
+    msg = f"plugins=: expected a list of plugins, got one, a {kind.__name__}; put it in []"
     raise TypeError(msg)
 
 

@@ -72,10 +72,11 @@ def url_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         url: The URL.
-        options: Each option's name and default, whose type, a number or a bool, is the option's.
+        options: Each option's name and default; the default's type, a number or a bool, is the
+            option's.
 
     Raises:
-        EngineError: An option is unknown, the nearest is named; or has a wrong value.
+        EngineError: An option is unknown (the nearest is named), or has a wrong value.
     """
     engine, _, query = url.partition("?")
     found = dict(options)

@@ -21,7 +21,7 @@ _KEYS = ("task", "tag", "error", "result")
 
 @attrs.frozen
 class Rule:
-    """One rule: whose errors it is for, and the result.
+    """One rule: which errors it answers, and with what.
 
     Attributes:
         result: The result.
@@ -36,7 +36,7 @@ class Rule:
     error: tuple[str, ...] | None = None
 
     def fits(self, task_func: TaskFunc, error: BaseException) -> bool:
-        """Say whether the rule is for this error of this task."""
+        """Return whether the rule answers this error of this task."""
         return (
             (self.task is None or fnmatchcase(task_func.name, self.task))
             and (self.tag is None or self.tag in task_func.tags)
@@ -45,7 +45,7 @@ class Rule:
 
 
 class Fallback:
-    """Answers with the result of the first rule that fits; without one it has no opinion.
+    """Answers with the result of the first rule that fits, else has no opinion.
 
     Its section has ``rules``, a list of tables. Each has ``result``, and at least one of ``task``
     (a glob), ``tag`` and ``error`` (a class name or several)::
@@ -69,7 +69,7 @@ class Fallback:
             settings: The plugin's section.
 
         Raises:
-            SettingsError: The section has another key, or a rule is not as it should be.
+            SettingsError: The section has another key, or a rule is malformed.
         """
         refuse_unknown_keys("plugin.fallback", settings, ("rules",))
         rules = settings.get("rules", [])
