@@ -30,7 +30,7 @@ The map, where each row imports only from the rows below it:
 ``_waiting.py``        how a run waits, in plain code and on an event loop
 ``_log.py``            where events go
 ``_text.py``           naming plugins, suggesting names
-``_fork.py``           locks that are recreated after a fork
+``_fork.py``           locks, recreated in a forked process
 ``exc.py``             the errors
 =====================  =========================================================================
 

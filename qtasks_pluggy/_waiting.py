@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -18,6 +17,8 @@ from contextlib import suppress
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
 
 import attrs
+
+from qtasks_pluggy._fork import after_fork
 
 T = TypeVar("T")
 
@@ -209,6 +210,9 @@ def _is_no_loop_running() -> bool:
 class _OnLoop:
     on_loop = True
 
+    def __init__(self, *, own_threads: bool) -> None:
+        self._own_threads = own_threads
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
@@ -225,7 +229,9 @@ class _OnLoop:
     async def function(self, function: Callable[[], Any]) -> Captured:
         context = contextvars.copy_context()
         try:
-            if self._needs_own_threads():
+            # Plain code that waits for async code that waits for plain code, and so on, could fill
+            # a bounded pool with threads that wait for each other.
+            if self._own_threads or background.in_loop_thread():
                 thread = _in_daemon_thread(function, context, holds_the_loop=False)
                 return await asyncio.wrap_future(thread)
             loop = asyncio.get_running_loop()
@@ -250,11 +256,6 @@ class _OnLoop:
             raise LimitExceededError(_IN_ITS_THREAD)
         return future.result()
 
-    def _needs_own_threads(self) -> bool:
-        # Plain code there waits for async code that waits for plain code, and so on: a bounded
-        # pool could fill up with threads that wait for each other.
-        return background.in_loop_thread()
-
     def cancellations(self) -> int:
         try:
             task = asyncio.current_task()
@@ -267,13 +268,6 @@ class _OnLoop:
     def cancelled(self, count: int) -> bool:
         task = asyncio.current_task()
         return task is not None and task.cancelling() > count
-
-
-class _OnEngineLoop(_OnLoop):
-    """On an event loop, for an engine's runs, whose plain functions may wait for each other."""
-
-    def _needs_own_threads(self) -> bool:
-        return True
 
 
 class _InThread:
@@ -317,8 +311,9 @@ class _InThread:
         return False
 
 
-ASYNCIO: Final[Backend] = _OnLoop()
-ASYNCIO_WORKER: Final[Backend] = _OnEngineLoop()
+ASYNCIO: Final[Backend] = _OnLoop(own_threads=False)
+# For an engine's runs, whose plain functions may wait for each other.
+ASYNCIO_WORKER: Final[Backend] = _OnLoop(own_threads=True)
 SYNC: Final[Backend] = _InThread()
 
 
@@ -435,11 +430,4 @@ _holds_the_loop: Final[contextvars.ContextVar[bool]] = contextvars.ContextVar(
     "qtasks_pluggy_holds_the_loop", default=False
 )
 background: Final = _BackgroundLoop()
-
-
-def _after_fork() -> None:  # pragma: no cover  # in processes that are not measured
-    background.reset_after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork)
+after_fork(background.reset_after_fork)

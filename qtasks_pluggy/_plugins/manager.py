@@ -88,7 +88,7 @@ class PluginManager(pluggy.PluginManager):
         self._origins: dict[str, Candidate] = {}
         self._skipped: dict[str, PluginInfo] = {}
         self._unusable: list[PluginInfo] = []
-        self._logged: set[str] = set()
+        self._logged: set[tuple[str | None, ...]] = set()
         self._links: dict[pluggy.HookImpl, Link] = {}
         self._added = 0
         self._discovered = False
@@ -295,11 +295,10 @@ class PluginManager(pluggy.PluginManager):
             self._apply(before)
             raise
         self._rebuild()
-        if self.loaded.file is not None and self._is_first(self.loaded.file):
-            _log.event("info", "settings_file_used", file=self.loaded.file)
+        if self.loaded.file is not None:
+            self._log_once("info", "settings_file_used", file=self.loaded.file)
         for file, reason in self.loaded.skipped.items():
-            if self._is_first(reason):
-                _log.event("warning", "settings_file_skipped", file=file, reason=reason)
+            self._log_once("warning", "settings_file_skipped", file=file, reason=reason)
 
     def _section_problems(self) -> list[str]:
         """Return the problems of the sections of enabled plugins."""
@@ -336,14 +335,14 @@ class PluginManager(pluggy.PluginManager):
 
     def _log_unknown_names(self) -> None:
         for one in self.dead_settings():
-            if self._is_first(str(one)):
-                _log.event("warning", "unknown_plugin_name", **one)
+            self._log_once("warning", "unknown_plugin_name", **one)
 
-    def _is_first(self, key: str) -> bool:
-        """Return whether something is logged for the first time: an app may start often."""
-        first = key not in self._logged
-        self._logged.add(key)
-        return first
+    def _log_once(self, level: str, name: str, /, **values: str | None) -> None:
+        """Log an event, unless this very one was logged before: an app may start often."""
+        known = (name, *values.values())
+        if known not in self._logged:
+            self._logged.add(known)
+            _log.event(level, name, **values)
 
     def _load_builtins(self) -> None:
         """Load the built-in plugins that the settings enable."""
@@ -500,15 +499,14 @@ class PluginManager(pluggy.PluginManager):
     def _log_unusable(self) -> None:
         """Log which installed plugins are skipped because their files are damaged."""
         for one in self._unusable:
-            if self._is_first(_describe_skipped(one)):
-                _log.event(
-                    "warning",
-                    "distribution_left_out",
-                    plugin=one.name,
-                    distribution=one.distribution,
-                    version=one.version,
-                    reason=one.reason,
-                )
+            self._log_once(
+                "warning",
+                "distribution_left_out",
+                plugin=one.name,
+                distribution=one.distribution,
+                version=one.version,
+                reason=one.reason,
+            )
 
     def _callers(self) -> dict[str, HookCaller]:
         return {
@@ -552,9 +550,8 @@ class PluginManager(pluggy.PluginManager):
 
     def _breaker(self, impl: pluggy.HookImpl) -> Breaker:
         bounds = self.settings.quarantine_after, self.settings.quarantine_seconds
-        breaker = self._breakers.get(impl) or Breaker(*bounds, self.clock)
+        breaker = self._breakers.setdefault(impl, Breaker(*bounds, self.clock))
         breaker.configure(*bounds)
-        self._breakers[impl] = breaker
         return breaker
 
 
