@@ -431,7 +431,7 @@ class QueueTasks(Lifecycle):
                 the id of the run that is repeated.
 
         Returns:
-            The id of the new run. How it ends, only the plugins hear.
+            The id of the new run. Only its plugins learn how it ends.
 
         Raises:
             CapabilityError: It cannot be delayed.

@@ -87,7 +87,7 @@ class Retry(_Final):
 
     Attributes:
         delay: Seconds to wait before the next attempt, or a ``timedelta``; None leaves it to the
-            host (in place: 0).
+            engine (in place: 0).
         limit: The most retries of one run that this answer may cause.
 
     Raises:

@@ -30,7 +30,7 @@ class Origin:
     Attributes:
         task_func: The task's definition.
         error: The task's own error, before any decision.
-        traceback: Its traceback when it left the task; it grows longer on its way to the caller.
+        traceback: Its traceback as it leaves the task; it grows longer on its way to the caller.
     """
 
     task_func: Any

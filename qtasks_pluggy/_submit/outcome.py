@@ -43,7 +43,7 @@ class Attempt:
         delay: Seconds before the next attempt; None leaves it to the host.
         reason: Why, for people.
         result: The result, on success.
-        outcome: How the attempt ended; None for a success of which no plugin wants to hear.
+        outcome: How the attempt ended; None for a success that no plugin observes.
         goes_on: Whether the run goes on: by a retry, or because the engine repeats it by itself.
         kept: Whether a plugin keeps the dead letter, so that the engine's own place is not used.
     """

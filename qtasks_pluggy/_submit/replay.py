@@ -1,4 +1,4 @@
-"""Running a message's task again, under a new id that says whose repetition it is."""
+"""Replaying a message: its task runs again, under a new id that refers to the first run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def repetition_of(
     kwargs: Mapping[str, Any] | None,
     metadata: Mapping[str, Any] | None,
 ) -> TaskMessage:
-    """Make the message of a run that repeats another one.
+    """Return the message of a run that repeats another one.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -51,7 +51,7 @@ def repetition_of(
 
 
 def replay_in_place(executor: Any, app: str, delay: float | timedelta | None) -> UUID | str:
-    """Make a run here and now; its error is for the plugins, not for whoever asked for it.
+    """Run a replay here and now; its error is for its plugins, not for the caller.
 
     Raises:
         CapabilityError: It was to be delayed.
@@ -65,7 +65,7 @@ def replay_in_place(executor: Any, app: str, delay: float | timedelta | None) ->
         raise CapabilityError(msg)
     try:
         executor.execute_sync()
-    except Exception as error:  # noqa: BLE001  # the plugins have heard of it
+    except Exception as error:  # noqa: BLE001  # its plugins were called
         known = {"task": message.name, "uuid": str(message.uuid), "error": type(error).__name__}
         _log.event("warning", "replay_failed", **known)
     return message.uuid
