@@ -560,7 +560,7 @@ def _several(plugins: Any) -> Iterable[Any]:
     if isinstance(plugins, Iterable) and not isinstance(plugins, (str, Mapping)):
         return plugins
     kind = plugins if isinstance(plugins, type) else type(plugins)
-    msg = f"plugins=: expected a list of plugins, got one, a {kind.__name__}; put it in []"
+    msg = f"plugins=: expected a list of plugins, got one, {kind.__name__}; put it in []"
     raise TypeError(msg)
 
 

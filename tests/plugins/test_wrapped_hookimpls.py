@@ -105,8 +105,9 @@ def test_a_wrapped_hookimpl_whose_parameters_are_called_like_its_wrappers():
         return ()
 
     manager = PluginManager([plugin("p", task_executor_args_replace=replace)])
-    others = dict.fromkeys(("task_executor", "task_func", "task_broker"))
-    manager.hook.task_executor_args_replace(**others, args=(1,), kwargs={"b": 2})
+    manager.hook.task_executor_args_replace(
+        task_executor=0, task_func=None, task_broker=None, args=(1,), kwargs={"b": 2}
+    )
 
     assert [((1,), {"b": 2})] == seen
 
