@@ -37,17 +37,22 @@ class Buffer:
         self._dropped = self._added = self._settled = 0
         self._is_stuck = self._is_closing = False
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record) -> bool:
         """Take a record from a run.
 
         While the buffer is full it is only counted; a final failure waits for room first.
+
+        Returns:
+            Whether it was taken: not once the buffer is closed.
         """
         with self._changed:
+            if self._is_closing:
+                return False
             if not self._has_room() and not (record.status in FINAL and self._wait(self._has_room)):
                 self._counts.update(record.moves(None))
                 self._seen[record.group] = record
                 self._dropped += record.status in FINAL
-                return
+                return True
             self._records.append(record)
             self._added += 1
             ticket = self._added
@@ -55,6 +60,7 @@ class Buffer:
                 self._changed.notify_all()
             if self._eager:
                 self._wait(lambda: self._settled >= ticket)
+            return True
 
     def _has_room(self) -> bool:
         return len(self._records) < MOST_WAITING

@@ -112,6 +112,26 @@ def engine_for(url: URL, *, seconds: float, writes: bool) -> Engine:
     return engine
 
 
+def connect(engine: Engine) -> Connection:
+    """Connect to a store.
+
+    Args:
+        engine: Its engine.
+
+    Raises:
+        StoreError: The file is no database.
+        sqlalchemy.exc.SQLAlchemyError: It cannot be used at all.
+    """
+    try:
+        return engine.connect()
+    except DatabaseError as error:
+        if "not a database" not in str(error.orig):
+            raise
+        url = shown(engine.url)
+        msg = f"{url} is no SQLite database but another program's file; name a file of its own"
+        raise StoreError(msg) from None
+
+
 def prepare(engine: Engine) -> None:
     """Make a store where there is none yet, and see that it is ours and of this version.
 
@@ -128,7 +148,7 @@ def prepare(engine: Engine) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Made before SQLite does, so that nobody else may read it, not even at first.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        with engine.connect() as connection:
+        with connect(engine) as connection:
             _refuse_strangers(connection)
         _write_ahead(engine)
     with engine.begin() as connection:
@@ -167,15 +187,9 @@ def check(connection: Connection) -> None:
 
 def _refuse_strangers(connection: Connection) -> None:
     """Leave a file alone that another program made."""
-    url = shown(connection.engine.url)
-    try:
-        tables = inspect(connection).get_table_names()
-    except DatabaseError as error:
-        if "not a database" in str(error.orig):
-            msg = f"{url} is no SQLite database but another program's file; name a file of its own"
-            raise StoreError(msg) from None
-        raise
+    tables = inspect(connection).get_table_names()
     if tables and META.name not in tables:
+        url = shown(connection.engine.url)
         msg = f"{url} is another program's database; give the failures store a file of its own"
         raise StoreError(msg)
 

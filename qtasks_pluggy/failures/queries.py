@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import heapq
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import attrs
 from sqlalchemy import URL, Connection, Row, Select, and_, bindparam, func, or_, select
 
-from qtasks_pluggy.failures.connection import StoreError, check, engine_for, shown
+from qtasks_pluggy.failures.connection import StoreError, check, connect, engine_for, shown
 from qtasks_pluggy.failures.records import STATES, Attempt, Group, Run, WholeRun
 from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
 
@@ -61,11 +63,17 @@ class Reader:
     """
 
     def __init__(self, url: URL) -> None:
-        if url.drivername == "sqlite" and not Path(url.database or "").is_file():
-            msg = f"{shown(url)} is not there: no failure was recorded in it yet"
-            raise StoreError(msg)
+        if url.drivername == "sqlite":
+            path = Path(url.database or "")
+            if not path.is_file():
+                msg = f"{shown(url)} is not there: no failure was recorded in it yet"
+                raise StoreError(msg)
+            if not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
+                # SQLite makes a file beside it even for reading, unless nobody writes.
+                immutable = {"immutable": "1", "uri": "true"}
+                url = url.set(database=f"file:{quote(str(path))}", query=immutable)
         self._engine = engine_for(url, seconds=READ_SECONDS, writes=False)
-        with self._engine.connect() as connection:
+        with connect(self._engine) as connection:
             check(connection)
 
     def groups(self, filters: Filters) -> list[Group]:
@@ -76,7 +84,7 @@ class Reader:
         """
         with self._engine.connect() as connection:
             rows = list(islice(_found_groups(connection, filters), filters.limit))
-            counts = _counts(connection, [row.id for row in rows])
+            counts = _counts(connection, [row.id for row in rows]) if rows else {}
         return [
             Group(
                 id=row.id,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from qtasks_pluggy.failures.buffer import Buffer
 from qtasks_pluggy.failures.connection import StoreError, why
@@ -31,6 +31,8 @@ FIRST_PAUSE: Final = 0.5
 """Seconds for which the writer leaves such a store alone at first."""
 LONGEST_PAUSE: Final = 5.0
 """And at most."""
+_OF_STORE: Final = (DBAPIError, OSError, StoreError)
+_OF_DATA: Final = (DataError, IntegrityError)
 RETAIN_EVERY: Final = 60.0
 """Seconds between two looks for what is too old."""
 FORK_SECONDS: Final = 2.0
@@ -48,33 +50,40 @@ class Recorder:
     def __init__(self, open_store: Callable[[], Store], name: str) -> None:
         self._open_store = open_store
         self._name = name
-        self._begin(eager=False)
+        self._is_forked = self._is_held = False
+        self._begin()
         _recorders.add(self)
 
-    def _begin(self, *, eager: bool) -> None:
+    def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._buffer = Buffer(eager=eager)
+        self._buffer = Buffer(eager=self._is_forked)
         self._writer: Writer | None = None
-        self._is_held = False
 
     def add(self, record: Record) -> None:
         """Take a record from a run."""
+        while not self._open_buffer(record.log).add(record):
+            pass  # it was closed meanwhile: the next one is open
+
+    def _open_buffer(self, log: Any) -> Buffer:
         with self._lock:
             if self._writer is None or not self._writer.is_alive():
                 self._writer = Writer(self._buffer, self._open_store(), self._name)
                 self._writer.start()
-            self._writer.log = record.log
-        self._buffer.add(record)
+            self._writer.log = log
+            return self._buffer
 
     def close(self) -> None:
         """Have written what waits, within ``DRAIN_SECONDS``, and end the thread."""
-        self._buffer.close()
-        writer = self._writer
-        if writer is not None:
-            writer.join(DRAIN_SECONDS)
-            lost = self._buffer.give_up() if writer.is_alive() else 0
-            if lost:
-                writer.tell_unavailable("it takes too long", lost)
+        with self._lock:
+            buffer, writer = self._buffer, self._writer
+            if writer is None:
+                return
+            self._begin()
+        buffer.close()
+        writer.join(DRAIN_SECONDS)
+        lost = buffer.give_up() if writer.is_alive() else 0
+        if lost:
+            writer.tell_unavailable("it takes too long", lost)
 
     def before_fork(self) -> None:
         """Keep the store out of the middle of things, where a copy of it could not go on."""
@@ -86,7 +95,8 @@ class Recorder:
         if in_child:
             # Not even closed: SQLite would take that for the parent's own doing.
             _of_parents.append(self._writer)
-            self._begin(eager=True)
+            self._is_forked = True
+            self._begin()
         elif self._writer is not None and self._is_held:
             self._writer.at_work.release()
 
@@ -137,9 +147,7 @@ class Writer(threading.Thread):
 
     def _go_on(self, batch: Batch, error: Exception) -> None:
         """Keep a batch for later, unless there is no later, or it is itself what is wrong."""
-        is_itself = not isinstance(error, (DBAPIError, OSError, StoreError))
-        lost = 0
-        if is_itself or isinstance(error, DataError):
+        if isinstance(error, _OF_DATA) or not isinstance(error, _OF_STORE):
             lost = len(batch.records)
             self._buffer.settle(batch)
         else:

@@ -91,6 +91,7 @@ RUNS: Final = Table(
 Index(
     "failures_runs_by_original",
     RUNS.c.replay_of,
+    RUNS.c.at,
     sqlite_where=RUNS.c.replay_of.is_not(None),
     postgresql_where=RUNS.c.replay_of.is_not(None),
 )

@@ -94,7 +94,7 @@ class Encoder:
         """Return a value's ``repr`` for people: short, without the secrets that it names."""
         try:
             text = _SHORT.repr(value)
-        except Exception as error:  # noqa: BLE001  # somebody else's __repr__
+        except Exception as error:  # noqa: BLE001  # a number of too many digits, for example
             text = f"<{type(value).__qualname__}: its repr raises {type(error).__name__}>"
         return cut(self._secret_in_text.sub(r"\1[hidden]", text[: 4 * MOST_SHOWN]), MOST_SHOWN)
 
