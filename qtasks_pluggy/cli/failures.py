@@ -14,7 +14,8 @@ import click
 
 from qtasks_pluggy import _settings
 from qtasks_pluggy._text import closest_match
-from qtasks_pluggy.cli._load import Trouble, load_app
+from qtasks_pluggy.cli._load import Trouble, load_plugins
+from qtasks_pluggy.cli._say import say, say_json
 from qtasks_pluggy.cli._screen import Column, show_table
 from qtasks_pluggy.exc import SettingsError
 
@@ -117,7 +118,7 @@ def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any
     found = [attrs.asdict(one) for one in _reading(lambda: reader.groups(filters))]
     dropped = _reading(reader.dropped)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        say_json(found)
     elif found:
         rows = [
             [
@@ -133,10 +134,10 @@ def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any
         ]
         show_table(_GROUPS, rows)
     else:
-        click.echo("There are no such failures.")
+        say("There are no such failures.")
     if dropped:
         text = f"{dropped:,} failures came too fast to be kept; they are counted, and not listed."
-        click.echo(text, err=True)
+        say(text, err=True)
 
 
 @failures.command(name="list")
@@ -147,7 +148,7 @@ def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: 
     reader = _open(url, app_spec)
     found = [attrs.asdict(one) for one in _reading(lambda: reader.runs(filters))]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        say_json(found)
     elif found:
         rows = [
             [
@@ -163,7 +164,7 @@ def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: 
         ]
         show_table(_RUNS, rows)
     else:
-        click.echo("There are no such runs.")
+        say("There are no such runs.")
 
 
 @failures.command(name="show")
@@ -174,19 +175,19 @@ def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> 
     reader = _open(url, app_spec)
     whole = _reading(lambda: reader.run(uuid))
     if whole is None:
-        click.echo(f"Error: no run {uuid} is recorded", err=True)
+        say(f"Error: no run {uuid} is recorded", err=True)
         click.get_current_context().exit(1)
     found = attrs.asdict(whole)
     found = {**found.pop("run"), **found}
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        say_json(found)
     else:
         _show(found)
 
 
 def _show(run: dict[str, Any]) -> None:
     attempts = run["attempts"]
-    click.secho(f"{run['task']} {run['status']}, run {run['uuid']}", bold=True)
+    say(f"{run['task']} {run['status']}, run {run['uuid']}", bold=True)
     for label, value in (
         ("at", run["at"]),
         ("app", run["app"]),
@@ -201,12 +202,12 @@ def _show(run: dict[str, Any]) -> None:
         ("no replay", run["not_replayable"]),
     ):
         if value:
-            click.echo(f"{label + ':':12}{value}")
+            say(f"{label + ':':12}{value}")
     for one in attempts:
-        click.secho(f"\nattempt {one['attempt']}, {one['seconds']:.3f} s", bold=True)
-        click.echo(one["traceback"].rstrip())
+        say(f"\nattempt {one['attempt']}, {one['seconds']:.3f} s", bold=True)
+        say(one["traceback"].rstrip())
         if one["trail"]:
-            click.echo()
+            say()
             show_table(_TRAIL, [_asked(line) for line in one["trail"]])
 
 
@@ -258,9 +259,7 @@ def _url_of_settings(app_spec: str | None) -> str | None:
     if app_spec is None:
         settings = _settings.load(outside=True).settings
     else:
-        app = load_app(app_spec)
-        app.load_plugins([])
-        settings = app.plugins.settings
+        settings = load_plugins(app_spec)[0].settings
     url: str | None = settings.plugin.get("failures", {}).get("url")
     return url
 

@@ -103,19 +103,20 @@ class Buffer:
             self._is_stuck = False
             self._changed.notify_all()
 
-    def put_back(self, batch: Batch, pause: float) -> None:
+    def put_back(self, batch: Batch, pause: float, *, is_stuck: bool) -> None:
         """Put a batch back that could not be written, and leave the store alone for a while.
 
         Args:
             batch: The batch.
             pause: Seconds; less where the buffer is closed meanwhile.
+            is_stuck: Whether no run should wait for the store.
         """
         with self._changed:
             self._records.extendleft(reversed(batch.records))
             self._counts.update(batch.counts)
             self._seen = {one.group: one for one in batch.seen} | self._seen
             self._dropped += batch.dropped
-            self._is_stuck = True
+            self._is_stuck = is_stuck
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._is_closing, pause)
 
@@ -131,9 +132,9 @@ class Buffer:
             self._changed.notify_all()
 
     def give_up(self) -> int:
-        """Throw away what waits; return how many records that are."""
+        """Throw away what is not written; return how many records that are."""
         with self._changed:
-            lost = len(self._records) + sum(self._counts.values())
+            lost = self._added - self._settled + sum(self._counts.values())
             self._settled = self._added
             self._records.clear()
             self._counts.clear()

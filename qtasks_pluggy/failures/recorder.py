@@ -151,9 +151,13 @@ class Writer(threading.Thread):
             lost = len(batch.records)
             self._buffer.settle(batch)
         else:
-            self._buffer.put_back(batch, self._pause)
+            # Somebody else's lock mostly goes away soon.
+            is_locked = "lock" in why(error)
+            is_stuck = not is_locked or self._pause > FIRST_PAUSE
+            self._buffer.put_back(batch, self._pause, is_stuck=is_stuck)
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            lost = self._buffer.give_up() if self._buffer.is_closing else 0
+            is_over = self._buffer.is_closing and not is_locked
+            lost = self._buffer.give_up() if is_over else 0
         if lost or time.monotonic() - self._told_at >= TELL_EVERY:
             self._told_at = time.monotonic()
             self.tell_unavailable(why(error), lost)

@@ -254,3 +254,18 @@ def test_records_after_a_stop_are_written_too(place, recording):
     taking.close()
 
     assert {"failed": 2} == place.counts()
+
+
+def test_a_stop_waits_for_a_lock_to_go_away(place, recording, monkeypatch):
+    """A store that another process holds at the stop is written once it lets go."""
+    monkeypatch.setattr("qtasks_pluggy.failures.store.LOCK_SECONDS", 0.05)
+    place.store().write(Batch([place.record()]))
+    with sqlite3.connect(place.path, isolation_level=None, check_same_thread=False) as locker:
+        locker.execute("BEGIN IMMEDIATE")
+        taking = recording()
+        taking.add(place.record())
+        threading.Timer(0.5, locker.execute, ["ROLLBACK"]).start()
+        taking.close()
+    locker.close()
+
+    assert {"failed": 2} == place.counts()
