@@ -96,7 +96,7 @@ def engine_for(url: URL, *, seconds: float, writes: bool) -> Engine:
         connects = {"connect_timeout": max(2, int(seconds)), "options": waits}
         return create_engine(url, poolclass=NullPool, connect_args=connects)
     # Parameters have names on both dialects, so that rows are the same for either driver.
-    connects = {"timeout": seconds}
+    connects = {"timeout": seconds, "check_same_thread": False}
     engine = create_engine(url, poolclass=NullPool, paramstyle="named", connect_args=connects)
 
     @event.listens_for(engine, "connect")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sqlite3
 import threading
 import time
 import weakref
@@ -31,7 +32,7 @@ FIRST_PAUSE: Final = 0.5
 """Seconds for which the writer leaves such a store alone at first."""
 LONGEST_PAUSE: Final = 5.0
 """And at most."""
-_OF_STORE: Final = (DBAPIError, OSError, StoreError)
+_OF_STORE: Final = (DBAPIError, OSError, StoreError, sqlite3.Error)
 _OF_DATA: Final = (DataError, IntegrityError)
 RETAIN_EVERY: Final = 60.0
 """Seconds between two looks for what is too old."""
@@ -86,14 +87,19 @@ class Recorder:
             writer.tell_unavailable("it takes too long", lost)
 
     def before_fork(self) -> None:
-        """Keep the store out of the middle of things, where a copy of it could not go on."""
+        """Close the connection, and keep the store at rest until the fork is done.
+
+        SQLite takes a child's connection for a sibling of what it inherited, and locks nothing.
+        """
         writer = self._writer
         self._is_held = writer is not None and writer.at_work.acquire(timeout=FORK_SECONDS)
+        if writer is not None and self._is_held:
+            writer.store.close()
 
     def after_fork(self, *, in_child: bool) -> None:
-        """Go on; a child begins with nothing, and leaves its parent's connection alone."""
+        """Go on; a child begins with nothing."""
         if in_child:
-            # Not even closed: SQLite would take that for the parent's own doing.
+            # Where the connection was not to be had it is at least not closed by this process.
             _of_parents.append(self._writer)
             self._is_forked = True
             self._begin()
@@ -113,7 +119,7 @@ class Writer(threading.Thread):
     def __init__(self, buffer: Buffer, store: Store, store_name: str) -> None:
         super().__init__(name="qtasks-failures", daemon=True)
         self._buffer = buffer
-        self._store = store
+        self.store: Final = store
         self._store_name = store_name
         self._pause = FIRST_PAUSE
         self._told_at = self._retained_at = -TELL_EVERY
@@ -127,12 +133,12 @@ class Writer(threading.Thread):
                 self._write(batch)
             self._retain()
         with self.at_work:
-            self._store.close()
+            self.store.close()
 
     def _write(self, batch: Batch) -> None:
         try:
             with self.at_work:
-                news = self._store.write(batch)
+                news = self.store.write(batch)
         except Exception as error:  # noqa: BLE001  # no run is to hear of it
             self._go_on(batch, error)
             return
@@ -184,7 +190,7 @@ class Writer(threading.Thread):
             return
         try:
             with self.at_work:
-                has_more = self._store.retain(time.time())
+                has_more = self.store.retain(time.time())
         except Exception:  # noqa: BLE001  # the next batch tells of it
             has_more = False
         if not has_more:
