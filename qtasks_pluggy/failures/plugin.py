@@ -13,10 +13,10 @@ from weakref import WeakKeyDictionary
 
 import attrs
 
-from qtasks_hookspecs import Outcome, RunningApp, RunningTask, TaskFunc, TaskMessage, hookimpl
+from qtasks_hookspecs import Outcome, RunningApp, RunningTask, TaskFunc, TaskMessage, hookimpl, when
 from qtasks_hookspecs.exc import SettingsError
 from qtasks_pluggy.failures.errors import tell
-from qtasks_pluggy.failures.records import Record
+from qtasks_pluggy.failures.records import STATUSES, Record
 from qtasks_pluggy.failures.values import Arguments, Encoder, cut, storable
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Failures:
             recorder.close()
 
     @hookimpl
+    @when(outcome=STATUSES)
     def task_executor_attempt_ended(
         self,
         task_executor: RunningTask,
