@@ -83,7 +83,6 @@ class Failures:
         self._encoder: Encoder | None = None
         self._recorder: Recorder | None = None
         self._names: WeakKeyDictionary[TaskFunc, tuple[str, ...]] = WeakKeyDictionary()
-        self._has_told = False
 
     @hookimpl
     def qtasks_start(self, app: RunningApp, settings: FailuresSettings) -> None:
@@ -122,11 +121,8 @@ class Failures:
 
         One that was cancelled is recorded where a plugin decided that, about an error.
         """
-        if outcome.error is None or (outcome.status == "cancelled" and not outcome.decided_by):
-            return
-        if self._recorder is None:
-            self._tell_that_it_was_not_started(task_executor)
-        else:
+        is_failure = outcome.status != "cancelled" or outcome.decided_by is not None
+        if self._recorder is not None and outcome.error is not None and is_failure:
             self._recorder.add(self._record(task_executor, task_func, task_broker, outcome))
 
     def _record(
@@ -164,12 +160,6 @@ class Failures:
         if names is None:
             names = self._names[func] = _positional_names(func)
         return self._encoder.encode(message.args, message.kwargs, names)
-
-    def _tell_that_it_was_not_started(self, run: RunningTask) -> None:
-        if not self._has_told:
-            self._has_told = True
-            hint = "it records once the app starts: use 'with app:' or 'async with app:'"
-            run.log.warning("plugin_not_started", plugin=self.name, hint=hint)
 
 
 def _recorder(settings: FailuresSettings) -> Recorder:
