@@ -156,7 +156,7 @@ def prepare(engine: Engine) -> None:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATING})")
         if not inspect(connection).has_table(META.name):
             TABLES.create_all(connection)
-            rows = {"version": VERSION, "runs": 0, "dropped": 0, "retained_at": 0}
+            rows = {"version": VERSION, "runs": 0, "dropped": 0}
             given = [{"name": name, "value": value} for name, value in rows.items()]
             connection.execute(META.insert(), given)
         check(connection)
