@@ -7,7 +7,6 @@ functions, numbers of lines, and texts. The lines of the source are read by who 
 from __future__ import annotations
 
 import linecache
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -64,11 +63,11 @@ def tell(error: BaseException, most: int) -> Told:
         error: The error.
         most: The most bytes of its text, and of its traceback.
     """
-    links = [
+    links = tuple(
         _Link(_frames(one), _last_lines(one, most), then) for one, then in _causes_first(error)
-    ]
+    )
     message = storable(cut(_text(error), most))
-    return Told(class_name(type(error)), message, tuple(links), most)
+    return Told(class_name(type(error)), message, links, most)
 
 
 def class_name(cls: type) -> str:
@@ -93,8 +92,8 @@ def _last_lines(error: BaseException, most: int) -> str:
     return "\n".join(lines)
 
 
-def _causes_first(error: BaseException) -> Iterator[tuple[BaseException, str]]:
-    """Yield the errors that led to one, and it; each with what stands before the next."""
+def _causes_first(error: BaseException) -> list[tuple[BaseException, str]]:
+    """Find the errors that led to one, and it; each with what stands before the next."""
     chain: list[tuple[BaseException, str]] = [(error, "")]
     known = {id(error)}
     while len(chain) < MOST_LINKED:
@@ -106,11 +105,12 @@ def _causes_first(error: BaseException) -> Iterator[tuple[BaseException, str]]:
             break
         known.add(id(cause))
         chain.append((cause, then))
-    yield from reversed(chain)
+    chain.reverse()
     if isinstance(error, BaseExceptionGroup):
+        of = f"of the group's {len(error.exceptions)}"
         parts = error.exceptions[: MOST_LINKED - len(chain)]
-        for number, part in enumerate(parts, start=1):
-            yield part, f"\n(which is {number} of the group's {len(error.exceptions)})\n\n"
+        chain += [(part, f"\n(which is {n} {of})\n\n") for n, part in enumerate(parts, start=1)]
+    return chain
 
 
 def _frames(error: BaseException) -> tuple[Frame, ...]:

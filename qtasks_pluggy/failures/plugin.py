@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 REPLAY_OF: Final = "failures_replay_of"
 """In a message's metadata: the id of the run that it repeats."""
+MOST_MET: Final = 10_000
+"""Groups that are remembered as told."""
 _ASKED: Final = "task_executor_run_task_trigger_error"
 _DROPPED: Final = Arguments(None, "its arguments are not kept: arguments = 'drop'")
 
@@ -82,6 +84,7 @@ class Failures:
         self._settings = FailuresSettings()
         self._encoder: Encoder | None = None
         self._recorder: Recorder | None = None
+        self._met: set[str] = set()
         self._names: WeakKeyDictionary[TaskFunc, tuple[str, ...]] = WeakKeyDictionary()
 
     @hookimpl
@@ -100,6 +103,7 @@ class Failures:
             hide = settings.arguments == "hide"
             self._encoder = Encoder(settings.redact, settings.most_bytes, hide=hide)
         self._recorder = _recorder(settings)
+        self._met.clear()
 
     @hookimpl
     def qtasks_stop(self) -> None:
@@ -130,6 +134,7 @@ class Failures:
     ) -> Record:
         error = outcome.error
         assert error is not None  # noqa: S101  # the hook has looked
+        group = outcome.fingerprint or ""
         trail = tuple(one for one in run.trail if one.attempt == outcome.attempt)
         original = message.metadata.get(REPLAY_OF)
         return Record(
@@ -140,7 +145,7 @@ class Failures:
             task=storable(func.name),
             queue=message.queue and storable(message.queue),
             status=str(outcome.status),
-            group=outcome.fingerprint or "",
+            group=group,
             told=tell(error, self._settings.most_bytes),
             at=time.time(),
             seconds=outcome.seconds,
@@ -150,8 +155,17 @@ class Failures:
             trail=trail,
             arguments=self._arguments(func, message),
             replay_of=storable(original) if isinstance(original, str) else None,
-            log=run.log,
+            log=self._log(run, group),
         )
+
+    def _log(self, run: RunningTask, group: str) -> Any:
+        """Return where to tell of a group that this process has not met; making one takes time."""
+        if group in self._met:
+            return None
+        if len(self._met) > MOST_MET:
+            self._met.clear()
+        self._met.add(group)
+        return run.log
 
     def _arguments(self, func: TaskFunc, message: TaskMessage) -> Arguments:
         if self._encoder is None:

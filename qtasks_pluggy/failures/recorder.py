@@ -52,6 +52,7 @@ class Recorder:
         self._open_store = open_store
         self._name = name
         self._is_forked = self._is_held = False
+        self._log: Any = None
         self._begin()
         _recorders.add(self)
 
@@ -70,7 +71,9 @@ class Recorder:
             if self._writer is None or not self._writer.is_alive():
                 self._writer = Writer(self._buffer, self._open_store(), self._name)
                 self._writer.start()
-            self._writer.log = log
+            if log is not None:
+                self._log = log
+            self._writer.log = self._log
             return self._buffer
 
     def close(self) -> None:
@@ -144,12 +147,11 @@ class Writer(threading.Thread):
             return
         self._pause = FIRST_PAUSE
         self._buffer.settle(batch)
+        log = self.log.new()
         for one in news.new:
-            log = one.log
-            log.error("failure_group_new", group=one.group, error=one.told.error)
+            log.error("failure_group_new", **_told_of(one))
         for one in news.regressed:
-            log = one.log
-            log.error("failure_group_regressed", group=one.group, error=one.told.error)
+            log.error("failure_group_regressed", **_told_of(one))
 
     def _go_on(self, batch: Batch, error: Exception) -> None:
         """Keep a batch for later, unless there is no later, or it is itself what is wrong."""
@@ -195,6 +197,15 @@ class Writer(threading.Thread):
             has_more = False
         if not has_more:
             self._retained_at = time.monotonic()
+
+
+def _told_of(record: Record) -> dict[str, str]:
+    return {
+        "group": record.group,
+        "task": record.task,
+        "uuid": record.uuid,
+        "error": record.told.error,
+    }
 
 
 _recorders: Final[weakref.WeakSet[Recorder]] = weakref.WeakSet()

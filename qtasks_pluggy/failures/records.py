@@ -43,7 +43,7 @@ class Record:
         trail: Who was asked in this attempt.
         arguments: The run's arguments.
         replay_of: The id of the run that this one repeats; None where it repeats none.
-        log: Where to tell of the error's group.
+        log: Where to tell what is to be told; None for where that was told last.
     """
 
     uuid: str

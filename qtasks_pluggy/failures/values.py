@@ -35,12 +35,17 @@ class Arguments:
     """A run's arguments as they are stored.
 
     Attributes:
-        text: A JSON object with ``args`` and ``kwargs``; None where they are not kept.
+        written: What JSON holds: a dict with ``args`` and ``kwargs``; None where none are kept.
         not_replayable: Why a task cannot be given them again; None where it can.
     """
 
-    text: str | None
+    written: dict[str, Any] | None
     not_replayable: str | None
+
+    @property
+    def text(self) -> str | None:
+        """The JSON."""
+        return None if self.written is None else _to_json(self.written)
 
 
 class Encoder:
@@ -88,7 +93,7 @@ class Encoder:
                 break
             keywords[str(name)] = writing.argument(("kwargs", name), str(name), value)
         written = {"args": positional, "kwargs": keywords, **self._marks}
-        return Arguments(_json(written), writing.why)
+        return Arguments(written, writing.why)
 
     def shown(self, value: Any) -> str:
         """Return a value's ``repr`` for people: short, without the secrets that it names."""
@@ -256,10 +261,6 @@ def cut(text: str, most: int) -> str:
     return f"{kept}... [cut: {len(text):,} characters]"
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
-
-
 def _any(patterns: Iterable[str]) -> str:
     """Join patterns; without any, nothing matches."""
     return f"(?:{'|'.join(patterns) or '(?!)'})"
@@ -286,6 +287,7 @@ def _items(kind: Callable[[Iterator[Any]], Any]) -> Callable[[Any], Any]:
     return lambda written: kind(_read(one) for one in written)
 
 
+_to_json: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 _SEQUENCES: Final = (tuple, set, frozenset)
 _TAGGED: Final[Mapping[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]]] = {

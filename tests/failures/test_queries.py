@@ -11,30 +11,23 @@ from qtasks_pluggy.failures.store import Batch
 NOW = 1_700_000_000.0
 
 
-@pytest.fixture
-def shop(place):
-    """Two tasks, three groups, and runs that ended in different ways."""
-    place.store().write(
-        Batch(
-            [
-                place.record(KeyError("EUR"), uuid="a", group="price-key", at=NOW),
-                place.record(
-                    KeyError("USD"),
-                    uuid="b",
-                    group="price-key",
-                    at=NOW + 1,
-                    status="recovered",
-                    decided_by="last-rate",
-                    decision="Replace",
-                ),
-                place.record(ConnectionError("100% down"), uuid="c", group="price-net", at=NOW + 2),
-                place.record(
-                    ValueError("N_A"), uuid="d", group="mail-value", task="mail", at=NOW + 3
-                ),
-            ]
-        )
-    )
+def _fill(place):
+    """Write two tasks, three groups, and runs that ended in different ways."""
+    saved = {"status": "recovered", "decided_by": "last-rate", "decision": "Replace"}
+    records = [
+        place.record(KeyError("EUR"), uuid="a", group="price-key", at=NOW),
+        place.record(KeyError("USD"), uuid="b", group="price-key", at=NOW + 1, **saved),
+        place.record(ConnectionError("100% down"), uuid="c", group="price-net", at=NOW + 2),
+        place.record(ValueError("N_A"), uuid="d", group="mail-value", task="mail", at=NOW + 3),
+    ]
+    place.store().write(Batch(records))
     return place
+
+
+@pytest.fixture
+def shop(any_place):
+    """Give a store with these runs."""
+    return _fill(any_place)
 
 
 @pytest.mark.parametrize(
@@ -66,36 +59,36 @@ def test_filters_find_what_they_say(shop, filters, groups, runs):
         assert list(runs) == [run.uuid for run in reader.runs(wanted)]
 
 
-def test_a_class_of_error_is_found_without_its_module(place):
+def test_a_class_of_error_is_found_without_its_module(any_place):
     """``--error NoPrice`` finds shop.errors.NoPrice, and not shop.errors.SomeNoPrice."""
 
     class NoPriceError(Exception):
         __module__ = "shop.errors"
         __qualname__ = "NoPriceError"
 
-    place.store().write(Batch([place.record(NoPriceError())]))
+    any_place.store().write(Batch([any_place.record(NoPriceError())]))
     found = [
-        len(place.reader().groups(Filters(error=name)))
+        len(any_place.reader().groups(Filters(error=name)))
         for name in ("NoPriceError", "shop.errors.NoPriceError", "PriceError")
     ]
 
     assert [1, 1, 0] == found
 
 
-def test_a_run_has_all_that_is_kept_of_it(place):
+def test_a_run_has_all_that_is_kept_of_it(any_place):
     """Arguments as stored, attempts with traceback and trail, and the runs that repeat it."""
-    place.store().write(
+    any_place.store().write(
         Batch(
             [
-                place.record(
+                any_place.record(
                     uuid="u", args=(1, b"x"), kwargs={"to": "EUR"}, queue="q", engine="celery"
                 ),
-                place.record(uuid="v", replay_of="u"),
+                any_place.record(uuid="v", replay_of="u"),
             ]
         )
     )
 
-    whole = place.reader().run("u")
+    whole = any_place.reader().run("u")
 
     assert ([1, {"$bytes": "eA=="}], {"to": "EUR"}) == (whole.args, whole.kwargs)
     assert ["v"] == whole.replays
@@ -105,7 +98,7 @@ def test_a_run_has_all_that_is_kept_of_it(place):
         whole.run.queue,
         whole.run.replayable,
     )
-    assert place.reader().run("nobody") is None
+    assert any_place.reader().run("nobody") is None
 
 
 def _asked(reader, ask):
@@ -134,9 +127,9 @@ def _asked(reader, ask):
         {"since": NOW, "text": "x"},
     ],
 )
-def test_no_question_reads_a_whole_table(shop, filters):
+def test_no_question_reads_a_whole_table(place, filters):
     """SQLite searches by an index for groups, runs and one run, and sorts no runs."""
-    reader, wanted = shop.reader(), Filters(**filters)
+    reader, wanted = _fill(place).reader(), Filters(**filters)
     for ask in (
         lambda one: one.groups(wanted),
         lambda one: one.runs(wanted),
