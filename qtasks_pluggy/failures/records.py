@@ -1,4 +1,7 @@
-"""What is recorded, and what is read again: one frozen class for each kind of row."""
+"""What is recorded, and what is read again: one frozen class for each kind of row.
+
+What is read has the fields that ``--json`` promises, in their order.
+"""
 
 from __future__ import annotations
 
@@ -97,18 +100,7 @@ def hour_of(seconds: float) -> int:
 
 @attrs.frozen(kw_only=True)
 class Group:
-    """Failures of one cause.
-
-    Attributes:
-        id: The fingerprint.
-        task: The task's name.
-        error: The error's class with its module; a built-in one bare.
-        message: The text of the newest error.
-        state: One of ``STATES``.
-        first_seen: When it first came, ISO 8601 in UTC.
-        last_seen: When it last came.
-        counts: How many runs ended how; only what occurred.
-    """
+    """Failures of one cause; times are ISO 8601 in UTC, and counts are by status."""
 
     id: str
     task: str
@@ -122,27 +114,7 @@ class Group:
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """A run that failed at least once.
-
-    Attributes:
-        uuid: The run's id.
-        task: The task's name.
-        app: The app's name; None for an executor without one.
-        engine: The engine's name; None in place.
-        queue: The queue that it came from; None where there is none.
-        status: One of ``STATUSES``.
-        error: The class of its last error.
-        message: The text of its last error.
-        group: The id of the error's group.
-        attempts: How many attempts it has had.
-        decided_by: The plugin that decided about its end; None where nobody did.
-        decision: What it decided.
-        reason: Why, for people.
-        at: When its last recorded attempt ended, ISO 8601 in UTC.
-        replayable: Whether its task can be given its arguments again.
-        not_replayable: Why not; None where it can.
-        replay_of: The id of the run that it repeats; None where it repeats none.
-    """
+    """A run that failed at least once, with the error of its newest attempt."""
 
     uuid: str
     task: str
@@ -165,16 +137,7 @@ class Run:
 
 @attrs.frozen(kw_only=True)
 class Attempt:
-    """One attempt of a run.
-
-    Attributes:
-        attempt: Which it was, from 1.
-        error: The error's class.
-        message: The error's text.
-        traceback: The error's traceback.
-        seconds: How long the attempt took.
-        trail: Who was asked, what each answered, how long it took, what won.
-    """
+    """One attempt of a run, as far as it is kept."""
 
     attempt: int
     error: str
@@ -186,15 +149,7 @@ class Attempt:
 
 @attrs.frozen(kw_only=True)
 class WholeRun:
-    """A run with all that is kept of it.
-
-    Attributes:
-        run: The run.
-        args: Its positional arguments as they are stored; None where they are not shown.
-        kwargs: Its keyword arguments as they are stored; None where they are not shown.
-        replays: The ids of the runs that repeat it.
-        attempts: Its attempts, as far as they are kept.
-    """
+    """A run with all that is kept of it; arguments are as stored, None where they are hidden."""
 
     run: Run
     args: list[Any] | None

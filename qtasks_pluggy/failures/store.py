@@ -315,46 +315,30 @@ def _beyond(records: Iterable[Record], most: int) -> set[RunKey]:
 
 
 def _group_row(first: float, last: Record) -> Row:
-    return {
-        "id": last.group,
-        "task": last.task,
-        "error": last.told.error,
-        "message": last.told.message,
-        "state": "open",
-        "first_seen": first,
-        "last_seen": last.at,
-    }
+    told = {"error": last.told.error, "message": last.told.message}
+    times = {"first_seen": first, "last_seen": last.at}
+    return {"id": last.group, "task": last.task, "state": "open", **told, **times}
 
 
 def _run_row(record: Record) -> Row:
+    kept = record.arguments
     return {
-        "uuid": record.uuid,
-        "app": record.app,
-        "engine": record.engine,
+        **{name: getattr(record, name) for name in _OF_RECORD},
         "group_id": record.group,
-        "task": record.task,
-        "queue": record.queue,
-        "status": record.status,
         "attempts": record.attempt,
-        "decided_by": record.decided_by,
-        "decision": record.decision,
-        "reason": record.reason,
-        "at": record.at,
-        "arguments": record.arguments.text,
-        "not_replayable": record.arguments.not_replayable,
-        "replay_of": record.replay_of,
+        "arguments": kept.text,
+        "not_replayable": kept.not_replayable,
     }
 
 
 def _attempt_row(record: Record) -> Row:
+    told = record.told
     return {
-        "uuid": record.uuid,
-        "app": record.app,
-        "engine": record.engine,
+        **dict(zip(("uuid", "app", "engine"), record.run, strict=True)),
         "attempt": record.attempt,
-        "error": record.told.error,
-        "message": record.told.message,
-        "traceback": record.told.traceback,
+        "error": told.error,
+        "message": told.message,
+        "traceback": told.traceback,
         "seconds": record.seconds,
         "trail": json.dumps([_asked(one) for one in record.trail]),
     }
@@ -362,20 +346,14 @@ def _attempt_row(record: Record) -> Row:
 
 def _asked(record: Any) -> Row:
     """Write one line of a trail, as far as a run's trail has these fields."""
-    return {name: getattr(record, name, None) for name in TRAIL}
+    return {name: getattr(record, name, None) for name in (*_TRAIL, *_TRAIL_TOO)}
 
 
-TRAIL: Final = (
-    "plugin",
-    "distribution",
-    "version",
-    "handler",
-    "hook",
-    "status",
-    "kind",
-    "seconds",
-    "observed",
-    "won",
+_TRAIL: Final = ("plugin", "distribution", "version", "handler", "hook", "status", "kind")
+_TRAIL_TOO: Final = ("seconds", "observed", "won")
+# What a record and a row of a run have in common.
+_OF_RECORD: Final = tuple(
+    name for name in _names(RUNS) if name in attrs.fields_dict(Record) and name != "arguments"
 )
 _STATES: Final = select(GROUPS.c.id, GROUPS.c.state).where(
     GROUPS.c.id.in_(bindparam("ids", expanding=True))
