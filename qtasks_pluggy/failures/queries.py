@@ -107,14 +107,11 @@ class Reader:
         """
         wanted = _runs(filters).order_by(RUNS.c.at.desc()).limit(filters.limit)
         with self._engine.connect() as connection:
-            if not _narrows_groups(filters):
-                return [_run(row) for row in connection.execute(wanted)]
-            # The newest of each group, by its key, and of those the newest: no group is read whole.
-            by_group = wanted.where(RUNS.c.group_id == bindparam("the_group"))
-            ids = [row.id for row in _found_groups(connection, filters)]
-            each = [connection.execute(by_group, {"the_group": one}).all() for one in ids]
-        newest = heapq.merge(*each, key=lambda row: row.at, reverse=True)
-        return [_run(row) for row in islice(newest, filters.limit)]
+            if _narrows_groups(filters):
+                rows = _newest_of_groups(connection, filters, wanted)
+            else:
+                rows = connection.execute(wanted, {"the_time": filters.since}).all()
+        return [_run(row) for row in rows]
 
     def run(self, uuid: str) -> WholeRun | None:
         """Find one run, with all that is kept of it.
@@ -127,7 +124,8 @@ class Reader:
         """
         wanted = _runs(Filters()).where(RUNS.c.uuid == uuid)
         with self._engine.connect() as connection:
-            row = connection.execute(wanted.order_by(RUNS.c.at.desc()).limit(1)).first()
+            last = wanted.order_by(RUNS.c.at.desc()).limit(1)
+            row = connection.execute(last, {"the_time": 0.0}).first()
             if row is None:
                 return None
             key = [ATTEMPTS.c[name] == getattr(row, name) for name in ("uuid", "app", "engine")]
@@ -175,20 +173,37 @@ def _found_groups(connection: Connection, filters: Filters) -> Iterator[Row[Any]
     if filters.error is not None:
         short = GROUPS.c.error.endswith(f".{filters.error}", autoescape=True)
         wanted = wanted.where(or_(GROUPS.c.error == filters.error, short))
-    if filters.status is not None or filters.plugin is not None:
-        ended = select(COUNTS.c.runs).where(
-            COUNTS.c.group_id == GROUPS.c.id, COUNTS.c.hour == ALTOGETHER, COUNTS.c.runs > 0
-        )
-        if filters.status is not None:
-            ended = ended.where(COUNTS.c.status == filters.status)
-        if filters.plugin is not None:
-            ended = ended.where(COUNTS.c.plugin == filters.plugin)
-        wanted = wanted.where(ended.exists())
+    # A group may have lost its runs: later attempts failed of another cause.
+    ended = select(COUNTS.c.runs).where(
+        COUNTS.c.group_id == GROUPS.c.id, COUNTS.c.hour == ALTOGETHER, COUNTS.c.runs > 0
+    )
+    if filters.status is not None:
+        ended = ended.where(COUNTS.c.status == filters.status)
+    if filters.plugin is not None:
+        ended = ended.where(COUNTS.c.plugin == filters.plugin)
+    wanted = wanted.where(ended.exists())
     if filters.text is not None:
         wanted = wanted.where(GROUPS.c.message.icontains(filters.text, autoescape=True))
     for row in connection.execute(wanted):
         if filters.task is None or fnmatchcase(row.task, filters.task):
             yield row
+
+
+def _newest_of_groups(
+    connection: Connection, filters: Filters, wanted: Select[Any]
+) -> Sequence[Row[Any]]:
+    """Find the newest runs of some groups, by each one's key; no group is read whole."""
+    by_group = wanted.where(RUNS.c.group_id == bindparam("the_group"))
+    newest: list[Row[Any]] = []
+    since = filters.since
+    for group in _found_groups(connection, filters):
+        if group.last_seen < since:
+            break  # they come newest first: no later one has a newer run
+        rows = connection.execute(by_group, {"the_group": group.id, "the_time": since})
+        newest = heapq.nlargest(filters.limit, [*newest, *rows], key=lambda row: row.at)
+        if len(newest) == filters.limit:
+            since = newest[-1].at
+    return newest
 
 
 def _narrows_groups(filters: Filters) -> bool:
@@ -202,7 +217,7 @@ def _runs(filters: Filters) -> Select[Any]:
     same = [ATTEMPTS.c[name] == RUNS.c[name] for name in ("uuid", "app", "engine")]
     newest = RUNS.outerjoin(ATTEMPTS, and_(*same, ATTEMPTS.c.attempt == RUNS.c.attempts))
     wanted = select(RUNS, ATTEMPTS.c.error, ATTEMPTS.c.message).select_from(newest)
-    wanted = wanted.where(RUNS.c.at >= filters.since)
+    wanted = wanted.where(RUNS.c.at >= bindparam("the_time"))
     if filters.status is not None:
         wanted = wanted.where(RUNS.c.status == filters.status)
     if filters.plugin is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -328,3 +329,19 @@ def test_the_trail_says_who_was_asked_in_which_version(place, shop):
     assert {"plugin", "distribution", "version", "hook", "status", "kind", "won"} <= set(line)
     assert (True, "answered", "Replace") == (line["won"], line["status"], line["kind"])
     json.dumps(line, allow_nan=False)
+
+
+async def test_submitted_runs_are_recorded_with_their_engine(place, shop):
+    """Runs that an engine carries are found by the ids of their handles."""
+    app = shop()
+    app.set_engine("memory://")
+    async with app:
+        handles = [await app.tasks["later"].submit(kind) for kind in ("x", "replace", "retry")]
+        for handle in handles:
+            with contextlib.suppress(ValueError):
+                await handle
+
+    runs = {run.uuid: run for run in place.reader().runs(Filters())}
+    assert {"memory"} == {run.engine for run in runs.values()}
+    assert ["failed", "recovered", "failed"] == [runs[str(one.uuid)].status for one in handles]
+    assert [1, 2, 3] == [one.attempt for one in place.reader().run(str(handles[2].uuid)).attempts]

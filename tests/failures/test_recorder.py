@@ -102,6 +102,7 @@ def test_new_and_regressed_groups_are_told_at_error_level_once(place, recording)
 def test_a_storm_is_kept_or_counted_and_memory_is_bounded(place, recording, monkeypatch, storm):
     """Every failure of a storm is written, or counted as dropped; what waits is bounded."""
     monkeypatch.setattr(buffer, "MOST_WAITING", storm // 10)
+    monkeypatch.setattr(recorder, "DRAIN_SECONDS", 60.0)
     taking = recording()
     record = place.record(group="storm")
     most = 0
