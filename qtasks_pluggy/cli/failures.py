@@ -109,7 +109,7 @@ def _with(options: Iterable[Callable[[Command], Command]]) -> Callable[[Command]
 @failures.command(name="groups")
 @_with([*_FILTERS, *_STORE])
 def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any) -> None:
-    """List groups of failures with one cause, those that came last first.
+    """List failures by cause, the last one first.
 
     Without --state all but ignored ones.
     """
@@ -143,7 +143,7 @@ def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any
 @failures.command(name="list")
 @_with([*_FILTERS, *_STORE])
 def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any) -> None:
-    """List runs that failed at least once, the newest first."""
+    """List runs that failed at least once, the last one first."""
     filters = _filters(given)
     reader = _open(url, app_spec)
     found = [attrs.asdict(one) for one in _reading(lambda: reader.runs(filters))]
@@ -171,7 +171,7 @@ def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: 
 @click.argument("uuid")
 @_with(_STORE)
 def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> None:
-    """Show a run: its arguments, its attempts, and who was asked and decided what."""
+    """Show one run: arguments, attempts, who decided what."""
     reader = _open(url, app_spec)
     whole = _reading(lambda: reader.run(uuid))
     if whole is None:
