@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import make_url, update
 
 from qtasks_hookspecs.exc import SettingsError
 from qtasks_pluggy.failures.connection import StoreError, read_url, shown
@@ -46,7 +46,7 @@ def test_a_url_that_is_wrong_says_what_to_write_and_shows_no_password(given, nea
 
 def test_a_password_is_never_shown():
     """What events and errors call the store has stars for it."""
-    assert "hunter2" not in shown(read_url("postgresql+psycopg://u:hunter2@h/d"))
+    assert "hunter2" not in shown(make_url("postgresql+psycopg://u:hunter2@h/d"))
 
 
 def test_another_programs_database_is_left_alone(tmp_path):
