@@ -256,7 +256,11 @@ def _open(url: str | None, app_spec: str | None) -> Reader:
 
 
 def _url_of_settings(app_spec: str | None) -> str | None:
-    loaded = _settings.load(outside=True) if app_spec is None else load_plugins(app_spec)[0].loaded
+    loaded = (
+        _settings.load(read_environment=True)
+        if app_spec is None
+        else load_plugins(app_spec)[0].loaded
+    )
     settings = loaded.for_plugins(["failures"]).settings
     url: str | None = settings.plugin.get("failures", {}).get("url")
     return url
