@@ -137,4 +137,4 @@ def _stem(file: str) -> str:
 
 
 _OURS: Final = frozenset({"qtasks_pluggy", "qtasks_hookspecs", "pluggy"})
-_STDLIB: Final = os.path.dirname(os.__file__).replace(os.sep, "/") + "/"  # noqa: PTH120
+_STDLIB: Final = os.path.dirname(os.__file__).replace(os.sep, "/") + "/"  # noqa: PTH120  # pathlib is slow to import

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -76,18 +75,6 @@ def chain_cause(error: Exception, cause: BaseException) -> Exception:
         # Past the class's own __setattr__, which a frozen one has.
         vars(BaseException)["__cause__"].__set__(error, cause)
     return error
-
-
-def came_of_cancellation(error: BaseException) -> bool:
-    """Say whether an error was raised while a cancellation was handled."""
-    seen: set[int] = set()
-    behind: BaseException | None = error
-    while behind is not None and id(behind) not in seen:
-        if isinstance(behind, asyncio.CancelledError):
-            return True
-        seen.add(id(behind))
-        behind = behind.__context__
-    return False
 
 
 def check_answer_supported(engine: Host, decision: Any) -> None:

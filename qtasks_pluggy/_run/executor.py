@@ -13,6 +13,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, overload
@@ -32,7 +33,6 @@ from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.decisions import (
     STATUS_OF,
     attempt_from,
-    came_of_cancellation,
     note_decision,
     wrap_intercepted,
 )
@@ -229,8 +229,12 @@ class TaskExecutor(RunView, Generic[R]):
         return self._attempt_for(engine, ASYNCIO_WORKER)
 
     def attempt_on_sync(self, engine: Host) -> Attempt:
-        """Make one attempt for an engine, from plain code, as ``attempt_on`` does."""
-        return run_to_completion(self._attempt_for(engine, SYNC))
+        """Make one attempt for an engine, from plain code, as ``attempt_on`` does.
+
+        In a copy of the thread's context, because the thread's next run must not see what this one
+        binds (R19).
+        """
+        return copy_context().run(run_to_completion, self._attempt_for(engine, SYNC))
 
     def give_up(self, error: BaseException) -> Coroutine[Any, Any, Attempt]:
         """End a run, from async code, that can have no further attempt.
@@ -387,12 +391,14 @@ class TaskExecutor(RunView, Generic[R]):
             return self._conclude(Attempt("fail", error), error)
         begin = len(self._entries)
         answer = await self._ask(error)
-        entries = self._entries[begin:]
-        decider = None if answer is None else decided_by(entries)
-        if type(answer) is Replace or (answer is not None and type(answer) not in DECISIONS):
+        is_result = type(answer) is Replace or not (answer is None or type(answer) in DECISIONS)
+        if is_result:
             self._result = answer.value if type(answer) is Replace else answer
             if self._started is None:
                 return None
+        entries = self._entries[begin:]
+        decider = None if answer is None else decided_by(entries)
+        if is_result:
             return self._conclude(Attempt("succeed"), error, decider)
         attempt = attempt_from(answer, error)
         if decider is not None and attempt.action != "retry":
@@ -404,13 +410,13 @@ class TaskExecutor(RunView, Generic[R]):
     def _is_called_off(self, error: Exception) -> bool:
         """Say whether the run's cancellation was asked for since it began: nothing is decided then.
 
-        Where it is not known whether the caller had met one before, it is the run's if the error
-        came of it.
+        A caller that is handling no exception when the run begins has met no cancellation. Asking
+        costs as much as a run, so an error that came of nothing else is not asked about at first.
         """
-        met, backend = self._cancellations, self._backend or ASYNCIO
-        if met is not None:
-            return backend.cancelled(met)
-        return backend.cancelled(0) and came_of_cancellation(error)
+        backend = self._backend or ASYNCIO
+        if self._cancellations is None and error.__context__ is None:
+            return False
+        return backend.cancelled(self._cancellations or 0)
 
     async def _ask(self, error: Exception) -> Any:
         """Ask the plugins about the task's own error, if they may see it.
@@ -422,7 +428,7 @@ class TaskExecutor(RunView, Generic[R]):
         hook, backend = self._hooks.task_executor_run_task_trigger_error, self._backend or ASYNCIO
         if hook.chain is None:
             return None
-        asked, met = None, backend.cancellations()
+        asked = None
         try:
             if isinstance(error, TaskPluginTriggerError):
                 asked = error
@@ -437,7 +443,9 @@ class TaskExecutor(RunView, Generic[R]):
             if asked is None:
                 return None
             answer = await self._call(hook, e=asked)
-            return None if backend.cancelled(met) else answer
+            if answer is not None and backend.cancelled(self._cancellations or 0):
+                return None
+            return answer
         finally:
             self._consented_only = False
             # A traceback holds this frame; this frame must not hold the error.

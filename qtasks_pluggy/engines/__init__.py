@@ -27,7 +27,6 @@ from qtasks_pluggy._log import event as log_event
 from qtasks_pluggy._run.executor import TaskExecutor
 from qtasks_pluggy._submit.lookup import url_options
 from qtasks_pluggy._submit.outcome import Attempt, Ended, status_of
-from qtasks_pluggy._submit.outcome import Attempt as Outcome
 from qtasks_pluggy._submit.protocol import (
     Capabilities,
     Engine,
@@ -48,7 +47,6 @@ __all__ = [
     "FindsRuns",
     "Host",
     "NoRoomError",
-    "Outcome",
     "background",
     "executor_for",
     "installed_in",

@@ -25,7 +25,7 @@ from kombu.exceptions import EncodeError
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskMessage
-from qtasks_pluggy.engines import Capabilities, Outcome
+from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines._celery_settings import has_dead_letters
 from qtasks_pluggy.engines.servers import PLAIN, unstorable
 from qtasks_pluggy.exc import EngineError
@@ -40,7 +40,7 @@ OURS: Final = "qtasks_pluggy_task"
 _HEEDS_REQUEST: Final = hasattr(trace, "get_actual_ignore_result")
 
 
-class Attempt:
+class CeleryHost:
     """Celery as the executor of one attempt sees it."""
 
     name = "celery"
@@ -118,7 +118,7 @@ def message_of(task: Any, args: Any, kwargs: Any) -> TaskMessage:
     )
 
 
-def carry_out(outcome: Outcome, task: Any, **options: Any) -> Any:
+def carry_out(outcome: Attempt, task: Any, **options: Any) -> Any:
     """Return what Celery is to store, or raise what makes it do what the plugins decided.
 
     Args:
@@ -160,7 +160,8 @@ def carry_out(outcome: Outcome, task: Any, **options: Any) -> Any:
     if outcome.action == "cancel" and not request.is_eager:
         _store(task, error, states.REVOKED)
         raise Ignore
-    if outcome.action == "dead_letter" and has_dead_letters(task) and not request.is_eager:
+    set_aside = outcome.action == "dead_letter" and not outcome.kept
+    if set_aside and has_dead_letters(task) and not request.is_eager:
         _store(task, error, states.FAILURE)
         raise Reject(error, requeue=False)
     raise Ignore if error is None else error

@@ -17,7 +17,7 @@ from billiard import get_start_method
 from celery import Celery, Task
 from celery.utils.functional import lazy
 
-from qtasks_pluggy.engines._celery_attempt import OURS, Attempt, carry_out, message_of
+from qtasks_pluggy.engines._celery_attempt import OURS, CeleryHost, carry_out, message_of
 from qtasks_pluggy.engines._celery_names import name_of, resolved
 from qtasks_pluggy.engines._celery_settings import broker_of, itself
 from qtasks_pluggy.engines._celery_worker import SPAWNED, WorkerLife, has_children
@@ -188,7 +188,7 @@ class _Native:
             priority = -priority
         message = attrs.evolve(message, attempt=max(request.retries, 0) + 1, priority=priority)
         executor = self._plugged.executor_for(message, call)
-        outcome = executor.attempt_on_sync(Attempt(task))
+        outcome = executor.attempt_on_sync(CeleryHost(task))
         return carried_out(executor, outcome, lambda end: carry_out(end, task))
 
     def _check(self, worker: Any) -> None:

@@ -17,8 +17,8 @@ from dramatiq.results import Results
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import (
+    Attempt,
     Capabilities,
-    Outcome,
     is_started,
     lock_of,
     log_event,
@@ -300,9 +300,9 @@ def message_of(
 
 def carry_out(
     broker: Broker,
-    outcome: Outcome,
+    outcome: Attempt,
     message: Any,
-    store: Callable[[Broker, Any, Outcome], None],
+    store: Callable[[Broker, Any, Attempt], None],
 ) -> Any:
     """Return what Dramatiq is to store, or raise what makes it do what the plugins decided.
 
@@ -332,10 +332,11 @@ def carry_out(
         message.options["store_results"] = False
         msg = f"retried as attempt {ours['attempt']}"
         raise SkipMessage(msg)
-    if outcome.action == "cancel":
+    if outcome.action == "cancel" or outcome.kept:
+        # What fails, Dramatiq puts into the queue of dead letters by itself.
         store(broker, message, outcome)
         message.options["store_results"] = False
-        msg = f"cancelled: {outcome.reason}"
+        msg = f"{outcome.status}: {outcome.reason}"
         raise SkipMessage(msg)
     error = SkipMessage(outcome.reason) if outcome.error is None else outcome.error
     if outcome.action == "dead_letter":
@@ -354,7 +355,7 @@ def _throws(message: Any, kind: type[BaseException]) -> None:
     message.options = {**message.options, "throws": kind}
 
 
-def store_error(broker: Broker, message: Any, outcome: Outcome) -> None:
+def store_error(broker: Broker, message: Any, outcome: Attempt) -> None:
     """Store an end as Dramatiq stores errors."""
     for backend, ttl in _backends(broker, message):
         if outcome.error is not None:

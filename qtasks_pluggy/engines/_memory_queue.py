@@ -13,7 +13,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Final, TypeAlias
 
 from qtasks_pluggy import TaskExecutor, TaskMessage, TaskStatus
-from qtasks_pluggy.engines import Ended, Outcome, log_event, url_options
+from qtasks_pluggy.engines import Attempt, Ended, log_event, url_options
 from qtasks_pluggy.engines.servers import named
 from qtasks_pluggy.exc import EngineError, NotRunningError, QueueFullError, TaskCancelError
 
@@ -212,11 +212,11 @@ class Loans:
             self._waits.pop(run, None)
 
 
-def outcome_of(error: BaseException, run: MemoryRun) -> Outcome:
+def outcome_of(error: BaseException, run: MemoryRun) -> Attempt:
     """Say what an exception that left an attempt comes to."""
     if isinstance(error, asyncio.CancelledError):
-        return Outcome("cancel", TaskCancelError(run.cancelling or "the task was cancelled"))
-    return Outcome("fail", error if isinstance(error, Exception) else named(error, "memory"))
+        return Attempt("cancel", TaskCancelError(run.cancelling or "the task was cancelled"))
+    return Attempt("fail", error if isinstance(error, Exception) else named(error, "memory"))
 
 
 def options_of(url: str) -> dict[str, Any]:

@@ -36,11 +36,11 @@ class Threads:
         with self._lock:
             parked = self._parked > 0
             self._parked -= parked
-        if parked:
-            self._hand_over.put(run)
-        else:
+        if not parked:
             name = "qtasks-pluggy-memory"
-            threading.Thread(target=self._go_on, args=(run,), name=name, daemon=True).start()
+            threading.Thread(target=self._go_on, name=name, daemon=True).start()
+        # Not by the thread's arguments, which it keeps for as long as it lives.
+        self._hand_over.put(run)
 
     def let_go(self) -> None:
         """Let the threads end, each after the run that it is doing."""
@@ -50,12 +50,11 @@ class Threads:
                 self._hand_over.put(None)
             self._parked = 0
 
-    def _go_on(self, run: MemoryRun | None) -> None:
-        while run is not None:
-            run = self._work(run)
-            if run is None:
-                with self._lock:
-                    if self._over:
-                        return
-                    self._parked += 1
-                run = self._hand_over.get()
+    def _go_on(self) -> None:
+        while (run := self._hand_over.get()) is not None:
+            while run is not None:
+                run = self._work(run)
+            with self._lock:
+                if self._over:
+                    return
+                self._parked += 1

@@ -20,7 +20,7 @@ from taskiq.exceptions import TaskRejectedError
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines import Capabilities, Outcome, lock_of
+from qtasks_pluggy.engines import Attempt, Capabilities, lock_of
 from qtasks_pluggy.engines._taskiq_brokers import can_delay, is_safe, make_safe, unsent_retry
 from qtasks_pluggy.engines._taskiq_ends import check_storable
 from qtasks_pluggy.engines._taskiq_runs import (
@@ -240,7 +240,7 @@ class _Native:
                 unsent = unsent_retry(message.name, executor.attempt + 1, failure)
                 unsent.__cause__ = outcome.error
                 # What Taskiq's own middlewares would retry is no end yet.
-                outcome = Outcome("fail", unsent)
+                outcome = Attempt("fail", unsent)
                 if not attempt.goes_on(unsent):
                     outcome = await executor.give_up(unsent)
             else:

@@ -27,7 +27,7 @@ from kombu.exceptions import EncodeError
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Capabilities, Ended, Outcome, executor_for, status_of
+from qtasks_pluggy.engines import Attempt, Capabilities, Ended, executor_for, status_of
 from qtasks_pluggy.engines._celery_attempt import (
     CONTROL,
     OURS,
@@ -296,7 +296,7 @@ class CeleryEngine:
             metadata=header.get("metadata", {}),
         )
 
-    def carry_out(self, outcome: Outcome, native: Any) -> Any:
+    def carry_out(self, outcome: Attempt, native: Any) -> Any:
         """Return what Celery is to store, or raise what makes it do what the plugins decided."""
         if outcome.action != "retry":
             error = outcome.error

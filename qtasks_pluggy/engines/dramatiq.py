@@ -24,7 +24,7 @@ from dramatiq.results import ResultFailure, ResultMissing, Results
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Capabilities, Ended, Outcome, executor_for
+from qtasks_pluggy.engines import Attempt, Capabilities, Ended, executor_for
 from qtasks_pluggy.engines._dramatiq_ends import packed, unpacked
 from qtasks_pluggy.engines._dramatiq_reverse import (
     CONTROL,
@@ -250,7 +250,7 @@ class DramatiqEngine:
         header = native.options.get(HEADER) or {}
         return message_of(native, tuple(native.args), dict(native.kwargs), attempt_of(header))
 
-    def carry_out(self, outcome: Outcome, native: Any) -> Any:
+    def carry_out(self, outcome: Attempt, native: Any) -> Any:
         """Return what Dramatiq is to store, or raise what makes it do what the plugins decided."""
         if outcome.action in {"fail", "dead_letter"}:
             # With the error's class, of which Dramatiq would keep the name.
@@ -258,7 +258,7 @@ class DramatiqEngine:
             native.options["store_results"] = False
         return carry_out(self.native, outcome, native, self._store)
 
-    def _store(self, _: Broker, native: Any, outcome: Outcome) -> None:
+    def _store(self, _: Broker, native: Any, outcome: Attempt) -> None:
         if self._results is not None:
             end = packed(Ended(outcome.status, error=outcome.error))
             self._results.store_result(native, end, _KEPT)
@@ -281,7 +281,7 @@ class DramatiqEngine:
             f"engine 'dramatiq', task {native.actor_name!r}: the worker has no such task. It must"
             " import every module that declares tasks, and run the same code as those who submit"
         )
-        self._store(self.native, native, Outcome("fail", EngineError(msg)))
+        self._store(self.native, native, Attempt("fail", EngineError(msg)))
 
     def _ended(self, ticket: Any) -> Ended | None:
         who = f"engine 'dramatiq', task {ticket.actor_name!r}"

@@ -30,7 +30,7 @@ from huey.utils import normalize_time
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Capabilities, Ended, Outcome, executor_for
+from qtasks_pluggy.engines import Attempt, Capabilities, Ended, executor_for
 from qtasks_pluggy.engines._huey_ends import (
     PLAIN,
     cancel_execution,
@@ -331,7 +331,7 @@ class HueyEngine:
             metadata=header.get("metadata", {}),
         )
 
-    def carry_out(self, outcome: Outcome, native: Task) -> Any:
+    def carry_out(self, outcome: Attempt, native: Task) -> Any:
         """Return what Huey is to store, an end or a bare result, or raise what makes Huey do it."""
         if outcome.action == "pass":
             if isinstance(outcome.error, CancelExecution):

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import (
+    Attempt,
     Capabilities,
     Ended,
     NoRoomError,
-    Outcome,
     background,
     executor_for,
     log_event,
@@ -215,7 +215,7 @@ class MemoryEngine:
             else:
                 self._queue.drop(ticket)
                 if ticket.executor is None:
-                    self._end(ticket, Outcome("cancel", TaskCancelError(reason)))
+                    self._end(ticket, Attempt("cancel", TaskCancelError(reason)))
                 else:
                     # It has begun before, so the plugins are to be told of its end.
                     self._running.add(ticket)
@@ -252,7 +252,7 @@ class MemoryEngine:
     def _leave_behind(self) -> None:
         """End what swallowed its cancellation, for those who wait for it."""
         for run in self._every():
-            self._begin(self.carry_out(Outcome("cancel", TaskCancelError(_GAVE_UP)), run))
+            self._begin(self.carry_out(Attempt("cancel", TaskCancelError(_GAVE_UP)), run))
         self._let_go()
 
     def _every(self) -> list[MemoryRun]:
@@ -270,7 +270,7 @@ class MemoryEngine:
         for run in lost:
             if not self._cut(run, _GAVE_UP, only_queued=run.in_thread):
                 # Nothing can cut it; but whoever waits for it need not.
-                self._begin(self.carry_out(Outcome("cancel", TaskCancelError(_GAVE_UP)), run))
+                self._begin(self.carry_out(Attempt("cancel", TaskCancelError(_GAVE_UP)), run))
 
     def _let_go_if_empty(self) -> None:
         if self._stopped is None:
@@ -302,7 +302,7 @@ class MemoryEngine:
             self.loop.call_soon_threadsafe(self._look_at_the_clock)
         return begun
 
-    def _end(self, run: MemoryRun, outcome: Outcome) -> None:
+    def _end(self, run: MemoryRun, outcome: Attempt) -> None:
         """Take down how a run ended; with the lock."""
         run.status = outcome.status
         run.ended = Ended(run.status, outcome.result, outcome.error)
@@ -331,7 +331,7 @@ class MemoryEngine:
             try:
                 self._threads.give(run)
             except RuntimeError as error:
-                runs += self.carry_out(Outcome("fail", error), run)  # gone through in this loop
+                runs += self.carry_out(Attempt("fail", error), run)  # gone through in this loop
 
     def _on_loop(self, call: Callable[..., Any], *args: Any) -> None:
         loop = self.loop
@@ -379,7 +379,7 @@ class MemoryEngine:
         self._begin([one for one in begun if one is not after])
         return after
 
-    def _attempt_here(self, run: MemoryRun) -> Outcome:
+    def _attempt_here(self, run: MemoryRun) -> Attempt:
         _inside.set(run)
         return self._executor_of(run).attempt_on_sync(self)
 
@@ -392,7 +392,7 @@ class MemoryEngine:
         """Return what was submitted."""
         return native.message
 
-    def carry_out(self, outcome: Outcome, native: MemoryRun) -> list[MemoryRun]:
+    def carry_out(self, outcome: Attempt, native: MemoryRun) -> list[MemoryRun]:
         """End a run or queue it again, and take the runs whose turn it is now."""
         run = native
         with self._lock:
@@ -404,7 +404,7 @@ class MemoryEngine:
             elif outcome.action != "retry":
                 self._end(run, outcome)
             elif self.loop is None:
-                self._end(run, Outcome("cancel", TaskCancelError(_GAVE_UP)))
+                self._end(run, Attempt("cancel", TaskCancelError(_GAVE_UP)))
             elif run.cancelling is None:
                 self._queue.put(run, due_after(outcome.delay))
             else:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskExecutor, TaskMessage
-from qtasks_pluggy.engines import Ended, Host, Outcome
+from qtasks_pluggy.engines import Attempt, Ended, Host
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 # Results of these types travel as they are, whatever serializes them; a whole number can have too
@@ -157,7 +157,7 @@ def in_the_middle(engine: str, task: str, priority: int, most: int) -> int:
     return middle + priority
 
 
-def cut_by(error: BaseException, engine: Host) -> Outcome:
+def cut_by(error: BaseException, engine: Host) -> Attempt:
     """Say what an error comes to that left an attempt.
 
     Args:
@@ -165,11 +165,11 @@ def cut_by(error: BaseException, engine: Host) -> Outcome:
         engine: It knows.
     """
     if isinstance(error, asyncio.CancelledError):
-        return Outcome("cancel", TaskCancelError("the task was cancelled"))
+        return Attempt("cancel", TaskCancelError("the task was cancelled"))
     failure = error if isinstance(error, Exception) else engine.failure(error)
     if failure is None:
         raise error
-    return Outcome("fail", failure)
+    return Attempt("fail", failure)
 
 
 def named(error: BaseException, engine: str) -> EngineError:
@@ -200,7 +200,7 @@ def refuse_url(given: Any, engine: str, wanted: str) -> None:
 
 
 def carried_out(
-    executor: TaskExecutor, outcome: Outcome, carry_out: Callable[[Outcome], Any]
+    executor: TaskExecutor, outcome: Attempt, carry_out: Callable[[Attempt], Any]
 ) -> Any:
     """Carry out an outcome; a retry that cannot be sent is the end of its run.
 

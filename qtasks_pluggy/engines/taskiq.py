@@ -21,7 +21,7 @@ from taskiq.result_backends.dummy import DummyResultBackend
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail, TrailRecord
-from qtasks_pluggy.engines import Capabilities, Ended, Outcome, executor_for, run_in_place
+from qtasks_pluggy.engines import Attempt, Capabilities, Ended, executor_for, run_in_place
 from qtasks_pluggy.engines._taskiq_brokers import (
     PATIENCE,
     can_delay,
@@ -303,7 +303,7 @@ class TaskiqEngine:
             metadata=header.get("metadata", {}),
         )
 
-    async def carry_out(self, outcome: Outcome, native: Run) -> Any:
+    async def carry_out(self, outcome: Attempt, native: Run) -> Any:
         """Return what Taskiq is to store, or raise what makes it do what the plugins decided."""
         if outcome.action == "pass":
             if isinstance(outcome.error, NoResultError):
@@ -320,7 +320,7 @@ class TaskiqEngine:
         native.ended = Ended(status, error=outcome.error, trail=trail)
         raise outcome.error
 
-    async def _retry(self, outcome: Outcome, native: Run) -> None:
+    async def _retry(self, outcome: Attempt, native: Run) -> None:
         header, ended = _header(native), native.ended
         attempt = attempt_of(header) + 1
         trail = records_of(() if ended is None else ended.trail)

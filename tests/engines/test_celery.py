@@ -12,7 +12,7 @@ from celery.local import Proxy
 
 from qtasks_hookspecs import Retry
 from qtasks_pluggy import QueueTasks, TaskStatus
-from qtasks_pluggy.engines import Outcome
+from qtasks_pluggy.engines import Attempt
 from qtasks_pluggy.engines.celery import CeleryEngine, install
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 from tests.engines.celery_apps import celery_app, working
@@ -251,7 +251,7 @@ def test_a_delay_beyond_what_redis_keeps_is_refused():
     with pytest.raises(EngineError, match="visibility_timeout"):
         engine.submit(TaskMessage("slow"), 4000)
     with pytest.raises(EngineError, match="delay=4000") as caught:
-        engine.carry_out(Outcome("retry", OSError("broken"), delay=4000), native.tasks["slow"])
+        engine.carry_out(Attempt("retry", OSError("broken"), delay=4000), native.tasks["slow"])
     assert "broken" == str(caught.value.__cause__)
 
 
