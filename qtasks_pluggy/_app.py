@@ -498,10 +498,10 @@ def _marked_copy(function: Any, mark: Callable[[Any], Any]) -> Any:
     plain = function.__func__ if isinstance(function, MethodType) else function
     if not isinstance(plain, FunctionType):
         return mark(function)
+    # Without defaults: a handler is given all that it names.
     copied = FunctionType(
-        plain.__code__, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__
+        plain.__code__, plain.__globals__, plain.__name__, None, plain.__closure__
     )
-    copied.__kwdefaults__, copied.__qualname__ = plain.__kwdefaults__, plain.__qualname__
     vars(copied).update(vars(plain))
     mark(copied)
     return copied if plain is function else MethodType(copied, function.__self__)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -270,6 +270,19 @@ def test_r1_a_handler_may_take_all_by_two_stars():
     assert {"e", "error", "run", "task_broker", "task_executor", "task_func"} == set(seen)
 
 
+def test_r1_a_hookimpl_that_takes_all_has_the_hooks_own_parameters_alone():
+    """R1: ``error`` and ``run`` are of ``on_error``."""
+    seen: dict[str, Any] = {}
+
+    @hookimpl
+    def task_executor_run_task_trigger_error(**kwargs: Any) -> int:
+        seen.update(kwargs)
+        return 1
+
+    assert 1 == run_sync(a_run(ShopError(), module(task_executor_run_task_trigger_error)))
+    assert {"e", "task_broker", "task_executor", "task_func"} == set(seen)
+
+
 @pytest.mark.parametrize("name", ["err", "exc", "executor", "self"])
 def test_r18_a_parameter_that_there_is_not(name):
     """R18: the fault names handler's plugin, hook and parameter."""
@@ -530,6 +543,44 @@ def test_r12_each_decoration_of_an_app_is_a_handler_of_its_own():
             second.task(name=repr(error))(failing("function", error))()
     assert [KeyError, ValueError] == asked
     assert ["handler", "handler-2"] == [name for name, _ in first.plugins.list_name_plugin()]
+
+
+@both_ways
+def test_r12_other_marks_hold_for_an_apps_handler_too(run):
+    """R8, R12: ``@blocking``, ``@when``, what ``functools.wraps`` left, and ``async def``."""
+    threads: list[Any] = []
+    app = QueueTasks("shop", discover=False)
+    tasks = {
+        name: app.task(name=name)(failing("function", error))
+        for name, error in (("tea", KeyError()), ("cup", OSError()), ("pot", LookupError()))
+    }
+
+    @app.on_error(KeyError)
+    @blocking
+    @when(error=OSError, task="c*")
+    def blocks(*, error: Any = None) -> Any:
+        threads.append(threading.current_thread())
+        return type(error).__name__
+
+    def counted(function: Any) -> Any:
+        @wraps(function)
+        async def outside(*args: Any, **kwargs: Any) -> Any:
+            return "counted", await function(*args, **kwargs)
+
+        return outside
+
+    @app.on_error(LookupError, task="pot")
+    @counted
+    async def waits(error: Any) -> Any:
+        await asyncio.sleep(0)
+        return type(error).__name__
+
+    assert "KeyError" == run(TaskExecutor(tasks["tea"]))
+    assert ("counted", "LookupError") == run(TaskExecutor(tasks["pot"]))
+    assert threading.current_thread() not in threads
+    # ``@when`` gives no consent.
+    with pytest.raises(OSError, match="^$"):
+        run(TaskExecutor(tasks["cup"]))
 
 
 def test_r12_a_method_of_an_object_can_be_an_apps_handler():
