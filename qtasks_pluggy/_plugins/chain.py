@@ -141,9 +141,14 @@ _SHORT: Final[Mapping[str, Callable[[Values], Any]]] = {
 }
 
 
+# Set on a trigger error that wraps an intercepted one; a task's own may have a cause as well.
+WRAPS_CAUSE: Final = "_wraps_cause"
+
+
 def own_error(error: BaseException) -> BaseException:
-    """Return the task's own error: the cause of a trigger error that wraps another one."""
-    return error if error.__cause__ is None else error.__cause__
+    """Return the task's own error: of one that is wrapped for the plugins, what it wraps."""
+    wrapped = error.__cause__ if getattr(error, WRAPS_CAUSE, False) else None
+    return error if wrapped is None else wrapped
 
 
 def _invoker(hook: Hook, function: Any, plugin: str, settings: Settings) -> Callable[[Values], Any]:
@@ -274,7 +279,10 @@ class Chain:
     def _plan(self, key: FilterKey, consented_only: bool) -> Plan:  # noqa: FBT001  # for lru_cache
         def skipped(link: Link) -> Status | None:
             asked = not link.when or matches(link.when, key)
-            return None if asked and (link.consents or not consented_only) else "filtered"
+            if consented_only:
+                # Others have named this class; a handler is asked only about those that it names.
+                asked = asked and any(issubclass(one, link.consents) for one in key.errors)
+            return None if asked else "filtered"
 
         return self._plan_by(skipped)
 

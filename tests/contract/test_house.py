@@ -31,8 +31,8 @@ PUBLIC = {
         TaskMessage blocking exc hookimpl hookspec on_error when
     """,
     qtasks_pluggy: """
-        AsyncTask BasePlugin PluginManager QueueTasks SyncTask TaskExecutor TaskFunc TaskHandle
-        TaskMessage TaskStatus Trail TrailRecord exc
+        AsyncTask BasePlugin Cancel DeadLetter PluginManager QueueTasks Raise Replace Retry SyncTask
+        TaskExecutor TaskFunc TaskHandle TaskMessage TaskStatus Trail TrailRecord exc
     """,
     qtasks_hookspecs.exc: """
         CapabilityError EngineError NotRunningError PluginError PluginRegistrationError
@@ -83,7 +83,8 @@ def test_shared_names_are_the_same_objects():
     """What both packages export, a plugin and an app mean the same by."""
     shared = set(qtasks_hookspecs.__all__) & set(qtasks_pluggy.__all__) - {"exc"}
 
-    assert {"TaskFunc", "TaskMessage"} == shared
+    decisions = {"Cancel", "DeadLetter", "Raise", "Replace", "Retry"}
+    assert {"TaskFunc", "TaskMessage", *decisions} == shared
     assert all(getattr(qtasks_hookspecs, n) is getattr(qtasks_pluggy, n) for n in shared)
 
 
@@ -97,7 +98,7 @@ def test_both_packages_come_from_one_place():
 
 def test_every_module_is_on_the_map():
     """The docstring of each package, and of each folder of the core, names every module of it."""
-    folders = ("_plugins", "_run", "_submit")
+    folders = ("_plugins", "_run", "_submit", "failures")
     maps = [qtasks_hookspecs, qtasks_pluggy]
     maps += [importlib.import_module(f"qtasks_pluggy.{folder}") for folder in folders]
     unnamed = [
@@ -169,6 +170,7 @@ def test_private_modules_are_forbidden_to_our_own_plugins_and_engines():
     ]
     private = {name for name in _modules() if re.fullmatch(r"\w+\._[a-z]\w*", name)}
     ours = {"qtasks_pluggy.builtin", "qtasks_pluggy.builtin.**", "qtasks_pluggy.engines.**"}
+    ours |= {"qtasks_pluggy.failures", "qtasks_pluggy.failures.**"}
 
     assert private == set(law["forbidden_modules"])
     assert ours == set(law["source_modules"])

@@ -83,14 +83,21 @@ def test_r7_the_failure_is_noted_once_on_the_tasks_error(run):
 
 
 @both_ways
-def test_r7_the_failure_is_noted_on_an_intercepted_error_itself(run):
-    """The ordinary error that goes on has the note, not the one that showed it to the plugins."""
-    func = TaskFunc("sells", failing("function", LookupError("own")), intercept=LookupError)
+@pytest.mark.parametrize("strict", [False, True])
+def test_r7_the_failure_is_noted_on_an_intercepted_error_itself(strict, run):
+    """It is the task's own error that gets the note, not what it was wrapped in for the plugins."""
+    own = KeyError("own")
+    func = TaskFunc("sells", failing("function", own), intercept=KeyError)
+    manager = PluginManager([breaks()], settings={"strict": strict})
 
-    with pytest.raises(LookupError) as caught:
-        run(TaskExecutor(func, plugins=[breaks()]))
+    with pytest.raises(PluginError if strict else KeyError) as caught:
+        run(TaskExecutor(func, plugins=manager))
 
-    assert ["'breaks' raised ValueError" in note for note in caught.value.__notes__] == [True]
+    if strict:
+        assert caught.value.task_error is own
+    else:
+        (note,) = own.__notes__
+        assert "plugin 'breaks' raised ValueError" in note
 
 
 @both_ways
