@@ -112,7 +112,7 @@ def report_dispatch(call: Call) -> None:
     """Note on the error what went wrong, and log who decided about it."""
     if call.went_wrong:
         records = [entry.to_record() for entry in call.entries[call.first :]]
-        add_note_once(call.values["e"], f"{call.hook.name}: {short(records)}")
+        add_note_once(own_error(call.values["e"]), f"{call.hook.name}: {short(records)}")
     if call.hook.lastresult and _log.info_enabled():
         entries = call.entries[call.first :]
         _report_decisions(call, entries)
