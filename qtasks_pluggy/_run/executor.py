@@ -26,6 +26,7 @@ from qtasks_hookspecs.exc import (
     PluginError,
     TaskCancelError,
     TaskPluginTriggerError,
+    wrap_intercepted,
 )
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.chain import DECISIONS, decided_by
@@ -35,7 +36,6 @@ from qtasks_pluggy._run.decisions import (
     attempt_from,
     came_of_cancellation,
     note_decision,
-    wrap_intercepted,
 )
 from qtasks_pluggy._run.function import call_function
 from qtasks_pluggy._run.view import RunView

@@ -6,6 +6,7 @@ import pytest
 
 from qtasks_hookspecs import Retry
 from qtasks_pluggy import QueueTasks, TaskExecutor
+from qtasks_pluggy.exc import TaskPluginTriggerError
 from tests.runs import both_ways
 
 
@@ -111,3 +112,19 @@ def test_what_is_no_class_to_ask_about_is_refused(wrong):
     with pytest.raises(TypeError, match="on_error"):
         app.on_error(wrong)
     assert [] == names(app)
+
+
+@both_ways
+def test_the_error_of_a_trigger_error_is_itself(run):
+    """``error`` is what the task raised, also where a trigger error was raised from another one."""
+    app = QueueTasks("shop", discover=False)
+
+    @app.task
+    def price():
+        raise TaskPluginTriggerError("no price", kind="price") from KeyError("tea")
+
+    @app.on_error(TaskPluginTriggerError)
+    def by_kind(error):
+        return error.kwargs["kind"]
+
+    assert run(TaskExecutor(price)) == "price"
