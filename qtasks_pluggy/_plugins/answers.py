@@ -10,20 +10,16 @@ from qtasks_hookspecs._on_error import TRIGGER
 from qtasks_pluggy._plugins.chain import DECISIONS, Hook, Values
 
 ARGUMENTS = ("args", "kwargs")
-# Answers of these classes need no second look; most answers are.
+# Answers of these classes need no checks; most answers are of one.
 _ORDINARY: Final = frozenset({bool, int, float, str, bytes, dict, list, tuple, Replace})
 
 
 def counts(hook: Hook, values: Values, answer: Any) -> bool:
-    """Say whether an answer counts (R5).
-
-    Args:
-        hook: The hook.
-        values: Its parameters.
-        answer: What a hookimpl answered.
+    """Return whether a hookimpl's answer counts (R5).
 
     Raises:
-        CapabilityError: The engine of the run cannot carry the answer out.
+        CapabilityError: The run's engine cannot carry it out.
+        EngineError: The run's engine cannot store it.
         TypeError: It is no answer to this hook.
     """
     if answer is None:
@@ -43,7 +39,7 @@ def counts(hook: Hook, values: Values, answer: Any) -> bool:
             raise TypeError(msg)
         if hook.pipeline:
             pipeline_values(hook, answer)
-        # The pipeline of results, which the engine stores at its end.
+        # The engine stores the final value of this pipeline.
         return hook.name != "task_executor_run_task" or _can_be_stored(values, answer)
     run: Any = values.get("task_executor")
     if kind is Retry and not _may_retry(run, answer):
@@ -54,7 +50,7 @@ def counts(hook: Hook, values: Values, answer: Any) -> bool:
 
 
 def _can_be_stored(values: Values, answer: Any) -> bool:
-    """Say yes, or let the run's engine refuse what it cannot carry out."""
+    """Return True, unless the run's engine refuses the answer."""
     run: Any = values.get("task_executor")
     if getattr(run, "engine", None) is not None:
         run.refuse(answer)
@@ -62,7 +58,7 @@ def _can_be_stored(values: Values, answer: Any) -> bool:
 
 
 def pipeline_values(hook: Hook, answer: Any) -> dict[str, Any]:
-    """Return the parameters that an answer replaces for the hookimpls that follow.
+    """Return the parameters that an answer replaces for the next hookimpls.
 
     Raises:
         TypeError: The arguments of a task are not answered as a pair.
@@ -75,7 +71,7 @@ def pipeline_values(hook: Hook, answer: Any) -> dict[str, Any]:
 
 
 def _refuse_slips(answer: Any) -> None:
-    """Refuse the answers that everybody writes once by mistake."""
+    """Refuse the answers that are common mistakes."""
     kind = answer if isinstance(answer, type) else type(answer)
     if issubclass(kind, BaseException):
         msg = (
@@ -89,7 +85,7 @@ def _refuse_slips(answer: Any) -> None:
 
 
 def _raises_the_same(error: BaseException, asked: Any) -> bool:
-    """Say whether ``Raise`` brings back the very error that the plugin was asked about."""
+    """Return whether ``Raise`` holds the very error that the plugin was asked about."""
     return error is asked or error is getattr(asked, "__cause__", None)
 
 

@@ -1,7 +1,7 @@
-"""Asking one hookimpl, and all that can go wrong there: limits, quarantine, re-entrancy, contexts.
+"""Asking one hookimpl: time limits, quarantine, re-entrancy, and its failures.
 
-What comes back is one frozen record. Only the run's own cancellation, the ``PluginError`` of
-``strict``, and what is no ``Exception`` are raised.
+The result is one frozen record. Only the run's own cancellation, the ``PluginError`` of
+``strict``, and exceptions that are no ``Exception`` are raised.
 """
 
 from __future__ import annotations
@@ -25,16 +25,9 @@ from qtasks_pluggy._waiting import unwrap
 async def ask(link: Link, call: Call) -> Asked:
     """Ask one hookimpl.
 
-    Args:
-        link: The hookimpl.
-        call: The call of its hook.
-
-    Returns:
-        What became of it.
-
     Raises:
-        CancelledError: The run's own cancellation.
-        PluginError: It failed and may not, because of ``strict`` or while starting.
+        CancelledError: The run itself was cancelled.
+        PluginError: It failed under ``strict``, or while starting.
     """
     if call.outer or link.breaker.until is not None:
         skipped = _skip_reason(link, call)
@@ -70,7 +63,7 @@ async def ask(link: Link, call: Call) -> Asked:
 
 
 def _skip_reason(link: Link, call: Call) -> Status | None:
-    """Say why a hookimpl is not asked, if it is not."""
+    """Return the status that skips a hookimpl, or None."""
     if any(running.link and link.impl is running.link.impl for running in call.outer):
         return "reentered"
     if link.breaker.until is not None and not link.breaker.allow():
@@ -79,7 +72,7 @@ def _skip_reason(link: Link, call: Call) -> Status | None:
 
 
 async def _wait(link: Link, call: Call, awaitable: Any) -> Any:
-    """Wait for an async hookimpl, or for a blocking one in its thread, at most for its limit."""
+    """Wait for an async hookimpl, or for a blocking one in its thread, within its limit."""
     context = contextvars.copy_context() if call.context is None else call.context.copy()
     if link.blocking:
         function = partial(link.invoke, call.values)
@@ -88,11 +81,7 @@ async def _wait(link: Link, call: Call, awaitable: Any) -> Any:
 
 
 def setup_wrapper(link: Link, call: Call) -> OpenWrapper | Asked:
-    """Run a wrapper up to its yield.
-
-    Returns:
-        The open wrapper, or what became of one that cannot be opened.
-    """
+    """Run a wrapper up to its yield; one that fails there is only recorded."""
     skipped = _skip_reason(link, call)
     if skipped is not None:
         return Asked(link, call.attempt, skipped)
@@ -111,11 +100,7 @@ def setup_wrapper(link: Link, call: Call) -> OpenWrapper | Asked:
 
 
 async def teardown_wrapper(wrapper: OpenWrapper, call: Call) -> Asked:
-    """Give a wrapper the answer so far.
-
-    Returns:
-        What became of it; its answer replaces the one that it was given, and its ``None`` is one.
-    """
+    """Send a wrapper the answer so far; what it returns replaces that answer, even None."""
     link, start, answer = wrapper.link, perf_counter() - wrapper.seconds, call.answer
     try:
         call.running.link = link
@@ -140,7 +125,7 @@ async def teardown_wrapper(wrapper: OpenWrapper, call: Call) -> Asked:
 
 
 def _abandon_wrapper(link: Link, generator: Generator[None, Any, Any], call: Call) -> None:
-    """Close a wrapper whose dispatch is interrupted; the interruption goes on, come what may."""
+    """Close a wrapper whose dispatch was interrupted; the interruption goes on regardless."""
     try:
         call.running.link = link
         call.run(generator.close)
@@ -149,7 +134,7 @@ def _abandon_wrapper(link: Link, generator: Generator[None, Any, Any], call: Cal
 
 
 def _send(generator: Generator[None, Any, Any], answer: Any) -> Any:
-    """Send a wrapper the answer, and return what it returns."""
+    """Send the answer to a wrapper, and return what the wrapper returns."""
     try:
         generator.send(answer)
     except StopIteration as end:

@@ -1,4 +1,4 @@
-"""One call of a hook: what its links are asked with, and what they answered so far."""
+"""One call of a hook: its parameters, and the answers so far."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from qtasks_pluggy._waiting import Backend
 
 @attrs.frozen(eq=False)
 class OpenWrapper:
-    """A wrapper that has come to its yield.
+    """A wrapper that waits at its yield.
 
     Attributes:
         link: The wrapper.
-        generator: What is left of it.
+        generator: Its suspended generator.
         seconds: How long it has taken so far.
         abandon: Closes it without an answer.
     """
@@ -32,10 +32,10 @@ class OpenWrapper:
 
 
 class Running:
-    """Which hookimpl a call of a hook is in at the moment, seen from inside of it.
+    """Which hookimpl a call of a hook is in, as seen from inside that hookimpl.
 
-    An asyncio task that the hookimpl leaves behind keeps it for as long as it lives, so it holds
-    nothing else.
+    An asyncio task that outlives its hookimpl keeps this in its context for as long as it lives, so
+    it holds nothing else.
     """
 
     __slots__ = ("link",)
@@ -46,7 +46,7 @@ _running: Final[ContextVar[tuple[Running, ...]]] = ContextVar("qtasks_pluggy_run
 
 
 def _enter(running: Running) -> tuple[Running, ...]:
-    """Note what is running in this context, and return what was before."""
+    """Add a call to this context's stack, and return the stack before it."""
     outer = _running.get()
     _running.set((*outer, running))
     return outer
@@ -55,16 +55,11 @@ def _enter(running: Running) -> tuple[Running, ...]:
 class Call:
     """One call of a hook.
 
-    Leaving it as a context manager closes the wrappers of a call that was interrupted. It also
-    takes the answers out of the trail: they may hold the error, and by it the whole run.
-
-    Args:
-        hook: The hook.
-        values: Its parameters by name.
-        backend: How the caller waits.
+    Leaving it as a context manager closes the wrappers of an interrupted call. It also takes the
+    answers out of the trail: they may hold the error and, through it, the whole run.
 
     Raises:
-        TypeError: The caller left out a parameter of the hook, or gave one that it lacks.
+        TypeError: A parameter of the hook is missing, or one is not the hook's.
     """
 
     __slots__ = (
@@ -76,12 +71,12 @@ class Call:
         "context",
         "entries",
         "first",
+        "has_failures",
         "hook",
         "open_wrappers",
         "outer",
         "running",
         "values",
-        "went_wrong",
     )
 
     def __init__(self, hook: Hook, values: Values, backend: Backend) -> None:
@@ -100,7 +95,7 @@ class Call:
         # An attempt that has a context of its own has its plain hookimpls called there.
         self.context: Context | None = getattr(subject, "_context", None)
         self.outer: tuple[Running, ...] = ()
-        self.went_wrong = False
+        self.has_failures = False
         self.open_wrappers: list[OpenWrapper] = []
         self._answered: tuple[int, ...] = ()
         self._winner: Asked | None = None
@@ -108,7 +103,7 @@ class Call:
         self._cancel_count: int | None = None
 
     def __enter__(self) -> Self:
-        """Let the hookimpls of an error's hook know where they are called."""
+        """Mark, for an error's hook, which call the hookimpls are in."""
         if self.hook.has_error:
             if self.context is None:
                 self.outer = _enter(self.running)
@@ -119,7 +114,7 @@ class Call:
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        """Leave no wrapper open, and no answer in the trail."""
+        """Close open wrappers, and take the answers out of the trail."""
         while self.open_wrappers:
             self.open_wrappers.pop().abandon()
         self.running.link = None
@@ -134,30 +129,30 @@ class Call:
         self._winner = None
 
     def run(self, function: Callable[..., Any], /, *args: Any) -> Any:
-        """Call a function in the context that plain hookimpls are to see."""
+        """Call a function in the attempt's own context, if it has one."""
         return function(*args) if self.context is None else self.context.run(function, *args)
 
     async def wait(self, awaitable: Awaitable[Any]) -> Any:
-        """Wait for what a hookimpl has begun; a cancellation in between can be the run's own."""
+        """Await a hookimpl's work; a cancellation meanwhile can be the run's own."""
         self._cancel_count = self.backend.cancellations()
         result = await awaitable
         self._cancel_count = None
         return result
 
     def is_cancelled(self) -> bool:
-        """Say whether a ``CancelledError`` is the run's own, asked for since the wait began."""
+        """Return whether a ``CancelledError`` is the run's own, requested since the wait began."""
         count, self._cancel_count = self._cancel_count, None
         return count is not None and self.backend.cancelled(count)
 
     def open(self, wrapper: OpenWrapper | Asked) -> None:
-        """Keep a wrapper for its teardown, or record why it is not open."""
+        """Keep a wrapper for its teardown, or record why it did not open."""
         if isinstance(wrapper, OpenWrapper):
             self.open_wrappers.append(wrapper)
         else:
             self.record(wrapper)
 
     def record(self, asked: Asked) -> None:
-        """Record what became of asking a link, and use its answer if it has one."""
+        """Record the result of asking a link, and use its answer if it has one."""
         self.entries.append(asked)
         if asked.status != "answered":
             return
@@ -172,14 +167,14 @@ class Call:
 
     @property
     def answer(self) -> Any:
-        """The answer so far; of a pipeline what it has come to."""
+        """The answer so far; of a pipeline its current value."""
         hook = self.hook
         if hook.pipeline:
-            left = tuple(self.values[name] for name in hook.pipeline)
-            return left if len(left) > 1 else left[0]
+            first, *others = (self.values[name] for name in hook.pipeline)
+            return (first, *others) if others else first
         return None if self._winner is None else self._winner.answer
 
     @property
     def winner(self) -> Asked | None:
-        """What became of the link whose answer is used; None where none is."""
+        """The entry of the link whose answer is used; None if there is none."""
         return self._winner

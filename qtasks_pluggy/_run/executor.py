@@ -1,10 +1,10 @@
 """START HERE: the life of one run, from its arguments to its result.
 
 ``_attempt_once`` is the story of one attempt, once for plain and for async code: the arguments, the
-function, what the plugins make of its result or decide about its error, and what they hear of its
-end. It comes to an ``Attempt``, which the run's host carries out. In place that is ``_run``, which
-attempts until the run is over; behind an engine it is the engine, which makes one attempt by
-``attempt_on``. ``_end`` is the end of every run.
+function, what the plugins make of its result or decide about its error, and the hook for its end.
+It returns an ``Attempt``, which the run's host carries out. In place the host is ``_run``, which
+attempts until the run is over; on an engine it is the engine, which makes one attempt by
+``attempt_on``. Every run ends in ``_end``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.decisions import (
     STATUS_OF,
     attempt_from,
-    came_of_cancellation,
     note_decision,
 )
 from qtasks_pluggy._run.function import call_function
@@ -71,7 +70,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     Args:
         task_func: The task: its definition, the task itself, or a plain function.
-        task_broker: The message that asked for the run; made when it is first read, if not given.
+        task_broker: The message that asked for the run; else made when it is first read.
         args: The arguments, where there is no message.
         kwargs: The keyword arguments, where there is no message.
         plugins: A manager, or plugins for a manager of this run's own; nothing is discovered.
@@ -79,7 +78,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     Raises:
         NotRunningError: The task's app was stopped.
-        TypeError: A message and arguments are given both.
+        TypeError: Both a message and arguments are passed.
         PluginRegistrationError: Faults of ``plugins``.
     """
 
@@ -91,11 +90,11 @@ class TaskExecutor(RunView, Generic[R]):
         "_started",
     )
     _backend: Backend | None
-    # Those that the caller had met before the run began, where that is known.
+    # The caller's cancellations before the run began, if they were counted.
     _cancellations: int | None
-    # Whether only those handlers are asked that name the error's class.
+    # Whether only handlers that name the error's class are asked.
     _consented_only: bool
-    # When the attempt began, where plugins hear of its end.
+    # When the attempt began, if a plugin has a hook for its end.
     _started: float | None
 
     @overload
@@ -192,7 +191,7 @@ class TaskExecutor(RunView, Generic[R]):
         Raises:
             RuntimeError: This executor has run already.
             TaskCancelError: The run was cancelled on purpose.
-            TaskDeadLetteredError: The run was set aside.
+            TaskDeadLetteredError: The run was dead-lettered.
             PluginError: A plugin failed, and the settings say ``strict``.
         """
         return self._run(ASYNCIO)
@@ -206,7 +205,7 @@ class TaskExecutor(RunView, Generic[R]):
         Raises:
             RuntimeError: This executor has run already.
             TaskCancelError: The run was cancelled on purpose.
-            TaskDeadLetteredError: The run was set aside.
+            TaskDeadLetteredError: The run was dead-lettered.
             PluginError: A plugin failed, and the settings say ``strict``.
         """
         result = run_to_completion(self._run(SYNC))
@@ -218,10 +217,10 @@ class TaskExecutor(RunView, Generic[R]):
         """Make one attempt for an engine, from async code; again after a retry.
 
         Args:
-            engine: Its ``capabilities`` and ``control`` hold; it is to carry out the attempt.
+            engine: Its ``capabilities`` and ``control`` apply; it carries out the attempt.
 
         Returns:
-            What the engine is to do, to be awaited. The plugins have heard of the end, unless the
+            What the engine is to do, to be awaited. The hooks for the end were called, unless the
             run goes on.
 
         Raises:
@@ -241,11 +240,11 @@ class TaskExecutor(RunView, Generic[R]):
         """End a run, from async code, that can have no further attempt.
 
         Args:
-            error: What the caller is to see: why the engine could not arrange the attempt, or a
-                ``TaskCancelError`` where the run was cancelled before it.
+            error: What the caller gets: why the engine could not arrange the attempt, or a
+                ``TaskCancelError`` if the run was cancelled before it.
 
         Returns:
-            What the engine is to do, to be awaited. The plugins have heard of the end.
+            What the engine is to do, to be awaited. The hooks for the end were called.
         """
         return self._give_up(error, ASYNCIO_WORKER)
 
@@ -256,7 +255,7 @@ class TaskExecutor(RunView, Generic[R]):
     async def _run(self, backend: Backend) -> Any:
         """Attempt until the run is over, in place, and end it."""
         if self._backend is not None or sys.exception() is not None:
-            self._look_back(backend)
+            self._prepare(backend)
         self._backend = backend
         try:
             attempt = await self._attempt_once()
@@ -265,8 +264,8 @@ class TaskExecutor(RunView, Generic[R]):
                     await backend.sleep(attempt.delay)
                 self._next_attempt()
                 attempt = await self._attempt_once()
-        except BaseException as cut:  # noqa: BLE001  # raised when plugins have heard of the end
-            attempt = self._cut_by(cut)
+        except BaseException as cut:  # noqa: BLE001  # raised after the hooks for the end
+            attempt = self._without_decision(cut)
         hook = self._hooks.task_executor_task_close
         if attempt is not None or (hook.chain is not None and hook.listens(_SUCCEEDED)):
             attempt = await self._end(attempt)
@@ -282,16 +281,16 @@ class TaskExecutor(RunView, Generic[R]):
         return self._result
 
     async def _attempt_for(self, engine: Host, backend: Backend) -> Attempt:
-        """Attempt once for an engine, and end the run, unless it goes on."""
-        self._look_back(backend)
+        """Attempt once for an engine, and end the run unless it goes on."""
+        self._prepare(backend)
         self._backend = backend
         if self._engine is not None:
             self._next_attempt()
         self._engine = engine
         try:
             attempt = await self._attempt_once()
-        except GeneratorExit as gone:
-            attempt = self._cut_by(gone)
+        except GeneratorExit as abandoned:
+            attempt = self._without_decision(abandoned)
         if attempt is not None and attempt.goes_on:
             self._backend = None
             return attempt
@@ -305,7 +304,7 @@ class TaskExecutor(RunView, Generic[R]):
         return await self._end_for_engine(self._conclude(attempt, error, is_final=True))
 
     async def _end_for_engine(self, attempt: Attempt | None) -> Attempt:
-        """End a run; an error that is the worker's, and not the run's, is raised."""
+        """End a run; raise an error that is the worker's, not the run's."""
         if attempt is None and not self._hooks.task_executor_task_close.listens(_SUCCEEDED):
             return Attempt("succeed", result=self._result)
         attempt = await self._end(attempt)
@@ -320,11 +319,11 @@ class TaskExecutor(RunView, Generic[R]):
             # A traceback holds this frame; this frame must not hold the error.
             del error, attempt
 
-    def _look_back(self, backend: Backend) -> None:
-        """See what was before the run: a run of this executor, a cancellation of its caller.
+    def _prepare(self, backend: Backend) -> None:
+        """Check that the executor is new, and count the cancellations of its caller so far.
 
-        Asking what a caller has met costs as much as a run, and one that has met a cancellation is
-        mostly handling it: so nobody asks where no exception is handled.
+        Counting costs as much as a run, and a caller that was cancelled is usually handling that
+        exception, so it is done only while an exception is handled.
 
         Raises:
             RuntimeError: This executor has run already.
@@ -335,11 +334,10 @@ class TaskExecutor(RunView, Generic[R]):
         self._cancellations = backend.cancellations()
 
     async def _attempt_once(self) -> Attempt | None:
-        """Make one attempt, to the plugins' hearing how it ended.
+        """Make one attempt, up to the hook for its end.
 
         Returns:
-            What the host is to do; None for a result, in ``self.result``, of whose end no plugin
-            wants to hear.
+            What the host is to do; None for a result whose end no plugin wants.
         """
         hooks = self._hooks
         is_watched = (
@@ -367,12 +365,12 @@ class TaskExecutor(RunView, Generic[R]):
             if self._engine is not None and (attempt is None or attempt.error is None):
                 self._engine.check_result(self)
         except BaseException as cut:  # noqa: BLE001  # a plugin's under strict, a cancellation ...
-            attempt = self._cut_by(cut, error)
+            attempt = self._without_decision(cut, error)
         finally:
             # A traceback holds this frame; this frame must not hold the error.
             error = result = None
         if is_watched:
-            return await self._tell_of_attempt(attempt)
+            return await self._notify_attempt_ended(attempt)
         try:
             return attempt
         finally:
@@ -382,52 +380,52 @@ class TaskExecutor(RunView, Generic[R]):
         """Let the plugins decide about the task's own error.
 
         Returns:
-            What it comes to; None for a result of whose end no plugin wants to hear.
+            The attempt's end; None for a result whose end no plugin wants.
         """
         if not isinstance(error, Exception):
-            return self._cut_by(error, error)
+            return self._without_decision(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), error)
-        if self._is_called_off(error):
+        if self._is_run_cancelled(error):
             return self._conclude(Attempt("fail", error), error)
         begin = len(self._entries)
         answer = await self._ask(error)
-        entries = self._entries[begin:]
-        decider = None if answer is None else decided_by(entries)
-        if type(answer) is Replace or (answer is not None and type(answer) not in DECISIONS):
+        is_result = type(answer) is Replace or not (answer is None or type(answer) in DECISIONS)
+        if is_result:
             self._result = answer.value if type(answer) is Replace else answer
             if self._started is None:
                 return None
+        entries = self._entries[begin:]
+        decider = None if answer is None else decided_by(entries)
+        if is_result:
             return self._conclude(Attempt("succeed"), error, decider)
         attempt = attempt_from(answer, error)
         if decider is not None and attempt.action != "retry":
             note_decision(error, entries)
         if attempt.action == "dead_letter":
-            attempt, decider = await self._set_aside(attempt, error, decider)
+            attempt, decider = await self._keep_dead_letter(attempt, error, decider)
         return self._conclude(attempt, error, decider)
 
-    def _is_called_off(self, error: Exception) -> bool:
-        """Say whether the run's cancellation was asked for since it began: nothing is decided then.
+    def _is_run_cancelled(self, error: Exception) -> bool:
+        """Return whether the run was cancelled since it began, so that nothing is to be decided.
 
-        Where it is not known whether the caller had met one before, it is the run's if the error
-        came of it.
+        A caller that handles no exception when the run begins was not cancelled before. Counting
+        costs as much as a run, so it is not done for an error without a context.
         """
-        met, backend = self._cancellations, self._backend or ASYNCIO
-        if met is not None:
-            return backend.cancelled(met)
-        return came_of_cancellation(error) and backend.cancelled(0)
+        backend = self._backend or ASYNCIO
+        if self._cancellations is None and error.__context__ is None:
+            return False
+        return backend.cancelled(self._cancellations or 0)
 
     async def _ask(self, error: Exception) -> Any:
-        """Ask the plugins about the task's own error, if they may see it.
+        """Return the plugins' answer to the task's own error, if they may see it.
 
-        Returns:
-            The winning answer. None where there is none, and where the run's cancellation was asked
-            for meanwhile.
+        None without an answer, or if the run was cancelled meanwhile.
         """
         hook, backend = self._hooks.task_executor_run_task_trigger_error, self._backend or ASYNCIO
         if hook.chain is None:
             return None
-        asked, met = None, self._cancellations
+        asked = None
         try:
             if isinstance(error, TaskPluginTriggerError):
                 asked = error
@@ -442,19 +440,21 @@ class TaskExecutor(RunView, Generic[R]):
             if asked is None:
                 return None
             answer = await self._call(hook, e=asked)
-            return None if met is not None and backend.cancelled(met) else answer
+            if answer is not None and backend.cancelled(self._cancellations or 0):
+                return None
+            return answer
         finally:
             self._consented_only = False
             # A traceback holds this frame; this frame must not hold the error.
             del asked, error
 
-    async def _set_aside(
+    async def _keep_dead_letter(
         self, attempt: Attempt, error: Exception, decider: str | None
     ) -> tuple[Attempt, str | None]:
         """Let the plugins keep a dead letter.
 
         Returns:
-            The attempt, ``kept`` if one of them does, and who decided it. Where neither plugins nor
+            The attempt, ``kept`` if a plugin keeps it, and who decided it. If neither plugins nor
             the engine can keep it, the task's own error goes on, and nobody has decided.
         """
         hook, engine, reason = self._hooks.task_executor_dead_letter, self._engine, attempt.reason
@@ -472,13 +472,11 @@ class TaskExecutor(RunView, Generic[R]):
         _log.event("warning", "task_dead_lettered", **known)
         return attempt, decider
 
-    def _cut_by(self, cut: BaseException, own: BaseException | None = None) -> Attempt:
-        """Say what an error comes to about which no plugin is asked.
+    def _without_decision(self, cut: BaseException, own: BaseException | None = None) -> Attempt:
+        """Return the attempt's end for an error that plugins are not asked about.
 
-        Args:
-            cut: A plugin's under ``strict``, an engine's refusal, a cancellation, or another
-                that is no ``Exception``.
-            own: The task's own error, if it came to one.
+        Such as a plugin's under ``strict``, an engine's refusal, a cancellation, or another that is
+        no ``Exception``; ``own`` is the task's own error, if there was one.
         """
         if isinstance(cut, PluginError):
             return self._conclude(Attempt("fail", cut), cut if own is None else own)
@@ -499,13 +497,10 @@ class TaskExecutor(RunView, Generic[R]):
         *,
         is_final: bool = False,
     ) -> Attempt:
-        """Add to an attempt how it ended, for the plugins, and whether the run goes on.
+        """Add the outcome to an attempt, and whether the run goes on.
 
-        Args:
-            attempt: What the host is to do.
-            own: The task's own error; None where there was none.
-            decider: The plugin that decided.
-            is_final: Whether the run ends by it, whatever the engine does by itself.
+        ``own`` is the task's own error, if there was one. ``is_final`` ends the run even where the
+        engine would repeat it.
         """
         error, engine = attempt.error, self._engine
         goes_on = attempt.action == "retry" or (
@@ -538,62 +533,62 @@ class TaskExecutor(RunView, Generic[R]):
         return attrs.evolve(attempt, outcome=outcome, goes_on=goes_on)
 
     def _is_cancellation(self, error: BaseException | None) -> bool:
-        """Say whether an error is the run's cancellation, or that nobody will step it again."""
-        gone = self._backend is not SYNC and isinstance(error, GeneratorExit)
-        return gone or isinstance(error, asyncio.CancelledError)
+        """Return whether an error cancels the run, or disposes of it half-way."""
+        abandoned = self._backend is not SYNC and isinstance(error, GeneratorExit)
+        return abandoned or isinstance(error, asyncio.CancelledError)
 
-    async def _tell_of_attempt(self, attempt: Attempt | None) -> Attempt | None:
-        """Tell those plugins of an attempt's end that want to hear of it."""
+    async def _notify_attempt_ended(self, attempt: Attempt | None) -> Attempt | None:
+        """Call the hook for an attempt's end, if a plugin wants this status."""
         hook = self._hooks.task_executor_attempt_ended
         ended = None if attempt is None else attempt.outcome
         if not hook.listens(_SUCCEEDED if ended is None else ended.status):
             return attempt
         if attempt is None:
             attempt = self._conclude(Attempt("succeed"), None)
-        return await self._tell(hook, attempt, outcome=attempt.outcome)
+        return await self._notify(hook, attempt, outcome=attempt.outcome)
 
     async def _end(self, attempt: Attempt | None) -> Attempt:
-        """Tell the plugins of a failure, and that the run is over.
+        """Call the hooks for a failure and for the end of the run.
 
         Returns:
-            The attempt as they heard of it; one that failed, if a plugin did under ``strict``.
+            The attempt as the hooks got it; a failed one, if a plugin failed under ``strict``.
         """
         if attempt is None:
             attempt = self._conclude(Attempt("succeed"), None)
         hooks = self._hooks
         if attempt.action in {"fail", "dead_letter"}:
             try:
-                attempt = await self._tell(
+                attempt = await self._notify(
                     hooks.task_executor_task_failed, attempt, e=attempt.error
                 )
-            except GeneratorExit as gone:
-                attempt = self._cut_by(gone)
-        return await self._tell(hooks.task_executor_task_close, attempt, outcome=attempt.outcome)
+            except GeneratorExit as abandoned:
+                attempt = self._without_decision(abandoned)
+        return await self._notify(hooks.task_executor_task_close, attempt, outcome=attempt.outcome)
 
-    async def _tell(self, hook: Any, attempt: Attempt, **values: Any) -> Attempt:
-        """Tell the plugins something about an attempt.
+    async def _notify(self, hook: Any, attempt: Attempt, **values: Any) -> Attempt:
+        """Call a hook whose answers are ignored.
 
         Returns:
-            The attempt; another one, if this is cut short, or a plugin fails under ``strict``.
+            The attempt; another one, if this is interrupted, or a plugin fails under ``strict``.
         """
         if hook.chain is None:
             return attempt
         error = attempt.error
         try:
             if isinstance(error, GeneratorExit) and self._is_cancellation(error):
-                # What can be started is, and nothing is waited for.
-                telling = self._call(hook, **values)
+                # Start what can be started, and wait for nothing.
+                notifying = self._call(hook, **values)
                 with suppress(Exception):
-                    telling.send(None)
-                telling.close()
+                    notifying.send(None)
+                notifying.close()
             else:
                 await self._call(hook, **values)
         except PluginError as strict:
             if error is None or isinstance(error, Exception):
                 strict.task_error = error
                 return self._failed_by(strict, attempt)
-        except BaseException as cut:  # noqa: BLE001  # raised when plugins have heard of the end
-            return self._cut_by(cut)
+        except BaseException as cut:  # noqa: BLE001  # raised after the hooks for the end
+            return self._without_decision(cut)
         finally:
             # A traceback holds this frame; this frame must not hold the error.
             del error, values
@@ -604,7 +599,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     @staticmethod
     def _failed_by(strict: PluginError, attempt: Attempt) -> Attempt:
-        """Let a run fail by a plugin that failed while it heard of an attempt's end."""
+        """Return a failed attempt, after a plugin failed under ``strict`` in a hook for its end."""
         ended: Any = attempt.outcome
         outcome = attrs.evolve(
             ended,
@@ -644,8 +639,8 @@ class TaskExecutor(RunView, Generic[R]):
         return call_function(func, call, items, backend)
 
     async def _replace_arguments(self) -> None:
-        # Each attempt begins with the arguments that the run was given; a slot that is not set yet
-        # says that this is the first one, and costs no other run anything.
+        # Each attempt begins with the run's original arguments. The slot is set by the first one
+        # only, so it costs runs without this hook nothing.
         if not hasattr(self, "_original_arguments"):
             self._original_arguments = self._args, self._kwargs
         args, kwargs = self._original_arguments
@@ -667,7 +662,7 @@ class TaskExecutor(RunView, Generic[R]):
 
 
 def _plugins_of(app: Any) -> PluginManager:
-    """Return an app's plugins, its installed ones loaded; those of no app are none."""
+    """Return an app's plugins, the installed ones loaded; without an app, none."""
     if hasattr(app, "_ensure_loaded"):
         app._ensure_loaded()  # noqa: SLF001  # ours
     return getattr(app, "plugins", _NO_PLUGINS)

@@ -21,6 +21,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 __all__ = ["main"]
@@ -32,6 +33,7 @@ def main() -> None:
     """Run the command, or say what to install for it."""
     try:
         from qtasks_pluggy.cli._command import command  # noqa: PLC0415  # needs the extra
+        from qtasks_pluggy.cli._say import SayingHandler  # noqa: PLC0415  # likewise
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _NEEDED:
@@ -42,4 +44,5 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
+    logging.lastResort = SayingHandler(logging.WARNING)
     command(prog_name="qtasks-pluggy")

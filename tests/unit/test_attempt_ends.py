@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -360,6 +361,28 @@ def test_r16_nothing_is_decided_once_cancellation_was_asked_for(ask, max_time, a
     assert [("ended", "failed", 1), ("failed", "ConnectionError"), ("closed", "failed", 1)] == (
         hears.heard
     )
+
+
+def test_r16_nothing_is_decided_where_the_function_swallowed_its_cancellation():
+    """R16: also where the error that comes later says nothing of the cancellation."""
+    attempts: list[int] = []
+
+    async def fetch() -> None:
+        attempts.append(1)
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        raise ConnectionError
+
+    async def main() -> Any:
+        func = TaskFunc("fetch", fetch, intercept=Exception)
+        task = asyncio.ensure_future(TaskExecutor(func, plugins=[Hears(Retry(), 5)]).execute())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        return await task
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(main())
+    assert [1] == attempts
 
 
 def test_r16_a_run_in_a_cancelled_callers_clean_up_is_decided_as_ever():
