@@ -12,8 +12,9 @@ from collections.abc import (
     Sequence,
 )
 from datetime import timedelta
+from functools import update_wrapper
 from itertools import count
-from types import MappingProxyType, SimpleNamespace
+from types import FunctionType, MappingProxyType, MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
 from qtasks_hookspecs import TaskFunc, TaskMessage, on_error
@@ -319,12 +320,13 @@ class QueueTasks(Lifecycle):
         mark = on_error(*classes, task=task, tag=tag, **marks)
 
         def register(function: F) -> F:
-            mark(function)
+            handler = _own_handler(function)
+            mark(getattr(handler, "__func__", handler))
             name = wanted = getattr(function, "__name__", type(function).__name__)
             numbers = count(2)
             while self.plugins.has_plugin(name):
                 name = f"{wanted}-{next(numbers)}"
-            self.add_plugin(SimpleNamespace(**{wanted: function}), name)
+            self.add_plugin(SimpleNamespace(**{wanted: handler}), name)
             return function
 
         return register
@@ -485,6 +487,34 @@ class QueueTasks(Lifecycle):
 
 
 _OPTIONS: Final = tuple(vars(QueueTasks)["task"].__kwdefaults__)
+
+
+# Where a function keeps the attributes that it had before its first mark.
+_UNMARKED: Final = "qtasks_pluggy_unmarked"
+
+
+def _own_handler(function: Any) -> Any:
+    """Return what a plugin of ``app.on_error`` marks: a copy, where the marks would be shared.
+
+    They are shared by the plugins that one function has become, in this app or in another one, and
+    by the instances of a method's class.
+    """
+    inner = getattr(function, "__func__", function)
+    if not isinstance(inner, FunctionType):
+        return function
+    unmarked = vars(inner).get(_UNMARKED)
+    if unmarked is None:
+        unmarked = dict(vars(inner))
+        if inner is function:
+            vars(inner)[_UNMARKED] = unmarked
+            return function
+    copy = FunctionType(
+        inner.__code__, inner.__globals__, inner.__name__, inner.__defaults__, inner.__closure__
+    )
+    update_wrapper(copy, inner)
+    copy.__kwdefaults__ = inner.__kwdefaults__
+    copy.__dict__ = dict(unmarked)
+    return copy if inner is function else MethodType(copy, function.__self__)
 
 
 def _describe_function(function: Any) -> str:

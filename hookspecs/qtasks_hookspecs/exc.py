@@ -124,7 +124,7 @@ def wrap_intercepted(error: Exception) -> TaskPluginTriggerError:
     """Wrap an ordinary error for the plugins."""
     wrapper = TaskPluginTriggerError()
     wrapper.__cause__ = error
-    wrapper._wraps_cause = True  # noqa: SLF001  # of the class above
+    wrapper._wraps_cause = True  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # of the class above
     return wrapper
 
 
