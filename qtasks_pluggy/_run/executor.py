@@ -585,7 +585,8 @@ class TaskExecutor(RunView, Generic[R]):
                 await self._call(hook, **values)
         except PluginError as strict:
             if error is None or isinstance(error, Exception):
-                strict.task_error = error
+                ended: Any = attempt.outcome
+                strict.task_error = None if error is None else ended.error
                 return self._failed_by(strict, attempt)
         except BaseException as cut:  # noqa: BLE001  # raised after the hooks for the end
             return self._without_decision(cut)

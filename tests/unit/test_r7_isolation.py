@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from qtasks_hookspecs import Cancel, Raise, Replace, Retry, TaskFunc, hookimpl
+from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, TaskFunc, hookimpl
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
 from qtasks_pluggy.exc import PluginError, TaskPluginTriggerError
 from tests.runs import answering, both_ways, failing, plugin
@@ -98,6 +98,19 @@ def test_r7_an_intercepted_error_is_the_tasks_own(run, strict):
     else:
         (note,) = own.__notes__
         assert "'breaks' raised ValueError" in note
+
+
+@both_ways
+@pytest.mark.parametrize("decision", [None, Cancel("later"), DeadLetter("later")])
+@pytest.mark.parametrize("hook", ["task_executor_attempt_ended", "task_executor_task_close"])
+def test_r7_strict_has_the_tasks_own_error_whatever_was_decided(run, hook, decision):
+    """``task_error`` is what the task raised, not the error that a decision made of it."""
+    own = TaskPluginTriggerError("own")
+
+    with pytest.raises(PluginError) as raised:
+        run(failing_run(breaks(hook=hook), answering(decision), error=own, strict=True))
+
+    assert raised.value.task_error is own
 
 
 @both_ways
