@@ -16,6 +16,7 @@ The map, where each row imports only from the rows below it:
 
 =====================  =========================================================================
 ``cli/``               the command ``qtasks-pluggy``
+``failures/``          a plugin of our own: what failed, why, and who decided
 ``engines/``           adapters: memory, Celery, Dramatiq, Huey, Taskiq
 ``_app.py``            ``QueueTasks``: tasks by name, and its plugins
 ``_run/``              the life of one run: START HERE, in ``executor.py``

@@ -144,7 +144,7 @@ class Settings:
     """Every key; its declaration has its documentation."""
 
     enable: tuple[str, ...] = _declare(
-        (), NAMES, "built-in plugins to load: fallback, retry; none is loaded without it"
+        (), NAMES, "built-in plugins to load: failures, fallback, retry; none without it"
     )
     disable: tuple[str, ...] = _declare(
         (), NAMES, "plugins that are never asked; an installed one is not even imported"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pkgutil import resolve_name
@@ -33,7 +34,12 @@ from qtasks_pluggy._plugins.validation import (
 from qtasks_pluggy._text import describe_plugin
 
 BUILTIN, INSTALLED, ADDED = range(3)
-BUILTINS: Final = ("fallback", "retry")
+# By the places of their classes: who enables none imports none.
+BUILTINS: Final = {
+    "failures": "qtasks_pluggy.failures:Failures",
+    "fallback": "qtasks_pluggy.builtin:Fallback",
+    "retry": "qtasks_pluggy.builtin:RetryPlugin",
+}
 HOOKABLE: Final = (staticmethod, classmethod, FunctionType, MethodType)
 
 
@@ -348,12 +354,8 @@ class PluginManager(pluggy.PluginManager):
         """Load the built-in plugins that the settings enable."""
         loaded = {name for name, rank in self._ranks.items() if rank[0] == BUILTIN}
         wanted = [name for name in self.settings.enable if name in {*BUILTINS} - loaded]
-        if not wanted:
-            return
-        from qtasks_pluggy.builtin import Fallback, RetryPlugin  # noqa: PLC0415  # rarely wanted
-
-        plugins = {one.name: one for one in (Fallback(), RetryPlugin())}
-        self._register_candidates([Candidate(name, plugins[name]) for name in wanted], BUILTIN)
+        plugins = [Candidate(name, pkgutil.resolve_name(BUILTINS[name])()) for name in wanted]
+        self._register_candidates(plugins, BUILTIN)
 
     def discover(self, *, skip_faulty: bool = False) -> list[str]:
         """Load the settings and, once, the installed plugins that they do not exclude.

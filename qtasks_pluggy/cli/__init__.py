@@ -6,6 +6,7 @@
 ``plugins.py``      ``plugins``: what is installed, and what of it is asked
 ``doctor.py``       ``doctor``: each hook's chain, the settings, and what is wrong
 ``hooks.py``        ``hooks``: the reference of the hooks
+``failures.py``     ``failures``: what failed, why, and who decided
 ``_load.py``        from APP and TASK on the command line to the objects
 ``_records.py``     from a file's lines and the command's arguments to the arguments of runs
 ``_batch.py``       START HERE: many runs, a bounded number at a time, until all have ended
