@@ -14,7 +14,7 @@ ARGUMENTS = ("args", "kwargs")
 _ORDINARY: Final = frozenset({bool, int, float, str, bytes, dict, list, tuple, Replace})
 
 
-def counts(hook: Hook, values: Values, answer: Any) -> bool:
+def does_count(hook: Hook, values: Values, answer: Any) -> bool:
     """Say whether an answer counts (R5).
 
     Args:

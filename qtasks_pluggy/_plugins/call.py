@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -45,35 +45,23 @@ class Running:
 _running: Final[ContextVar[tuple[Running, ...]]] = ContextVar("qtasks_pluggy_running", default=())
 
 
-def _enter(running: Running) -> tuple[Running, ...]:
-    """Note what is running in this context, and return what was before."""
-    outer = _running.get()
-    _running.set((*outer, running))
-    return outer
-
-
 class Call:
     """One call of a hook.
 
-    Leaving it as a context manager closes the wrappers of a call that was interrupted. It also
-    takes the answers out of the trail: they may hold the error, and by it the whole run.
+    Leaving it as a context manager closes the wrappers of a call that was interrupted.
 
     Args:
         hook: The hook.
         values: Its parameters by name.
         backend: How the caller waits.
-
-    Raises:
-        TypeError: The caller left out a parameter of the hook, or gave one that it lacks.
     """
 
     __slots__ = (
-        "_answered",
         "_cancel_count",
         "_winner",
+        "answer",
         "attempt",
         "backend",
-        "context",
         "entries",
         "first",
         "hook",
@@ -85,57 +73,37 @@ class Call:
     )
 
     def __init__(self, hook: Hook, values: Values, backend: Backend) -> None:
-        if values.keys() != hook.names:
-            msg = (
-                f"hook {hook.name!r} takes {sorted(hook.names)}, but was called with"
-                f" {sorted(values)}"
-            )
-            raise TypeError(msg)
         self.hook, self.values, self.backend = hook, values, backend
-        subject = None if hook.subject is None else values[hook.subject]
+        subject = values[hook.subject] if hook.subject else None
         entries: Any = getattr(subject, "_entries", None)
         self.entries: list[Asked] = [] if entries is None else entries
         self.first = len(self.entries)
         self.attempt: int = getattr(subject, "_attempt", 0) or getattr(subject, "attempt", 1)
-        # An attempt that has a context of its own has its plain hookimpls called there.
-        self.context: Context | None = getattr(subject, "_context", None)
         self.outer: tuple[Running, ...] = ()
+        self.running = Running()
         self.went_wrong = False
         self.open_wrappers: list[OpenWrapper] = []
-        self._answered: tuple[int, ...] = ()
-        self._winner: Asked | None = None
-        self.running = Running()
+        # The answer so far; of a pipeline what it has come to.
+        self.answer: Any = self._pipelined() if hook.pipeline else None
+        self._winner: int | None = None
         self._cancel_count: int | None = None
 
     def __enter__(self) -> Self:
         """Let the hookimpls of an error's hook know where they are called."""
         if self.hook.has_error:
-            if self.context is None:
-                self.outer = _enter(self.running)
-            else:
-                self.outer = self.context.run(_enter, self.running)
+            self.outer = _running.get()
+            _running.set((*self.outer, self.running))
         return self
 
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        """Leave no wrapper open, and no answer in the trail."""
+        """Leave no wrapper open."""
         while self.open_wrappers:
             self.open_wrappers.pop().abandon()
         self.running.link = None
         if self.hook.has_error:
-            if self.context is None:
-                _running.set(self.outer)
-            else:
-                self.context.run(_running.set, self.outer)
-        for place in self._answered:
-            entry = self.entries[place]
-            self.entries[place] = new_asked((*entry[:5], None, entry is self._winner))
-        self._winner = None
-
-    def run(self, function: Callable[..., Any], /, *args: Any) -> Any:
-        """Call a function in the context that plain hookimpls are to see."""
-        return function(*args) if self.context is None else self.context.run(function, *args)
+            _running.set(self.outer)
 
     async def wait(self, awaitable: Awaitable[Any]) -> Any:
         """Wait for what a hookimpl has begun; a cancellation in between can be the run's own."""
@@ -149,37 +117,26 @@ class Call:
         count, self._cancel_count = self._cancel_count, None
         return count is not None and self.backend.cancelled(count)
 
-    def open(self, wrapper: OpenWrapper | Asked) -> None:
-        """Keep a wrapper for its teardown, or record why it is not open."""
-        if isinstance(wrapper, OpenWrapper):
-            self.open_wrappers.append(wrapper)
-        else:
-            self.record(wrapper)
-
     def record(self, asked: Asked) -> None:
-        """Record what became of asking a link, and use its answer if it has one."""
+        """Record what became of a link that has no answer."""
         self.entries.append(asked)
-        if asked.status != "answered":
-            return
-        self._answered += (len(self.entries) - 1,)
-        hook = self.hook
-        if asked.link.observed:
-            return
-        if hook.lastresult or hook.pipeline or (hook.anytrue and asked.answer is True):
-            self._winner = asked
-        if hook.pipeline:
-            self.values.update(pipeline_values(hook, asked.answer))
 
-    @property
-    def answer(self) -> Any:
-        """The answer so far; of a pipeline what it has come to."""
-        hook = self.hook
-        if hook.pipeline:
-            left = tuple(self.values[name] for name in hook.pipeline)
-            return left if len(left) > 1 else left[0]
-        return None if self._winner is None else self._winner.answer
+    def use(self, link: Link, answer: Any, seconds: float) -> None:
+        """Record an answer, and let it win over those before it, unless the hook ignores it."""
+        hook, place = self.hook, len(self.entries)
+        wins = not link.observed and (
+            hook.lastresult or bool(hook.pipeline) or (hook.anytrue and answer is True)
+        )
+        if wins:
+            if self._winner is not None:
+                self.entries[self._winner] = self.entries[self._winner]._replace(won=False)
+            self._winner, self.answer = place, answer
+            if hook.pipeline:
+                self.values.update(pipeline_values(hook, answer))
+                self.answer = self._pipelined()
+        kind = None if answer is None else type(answer)
+        self.entries.append(new_asked((link, self.attempt, "answered", kind, seconds, wins)))
 
-    @property
-    def winner(self) -> Asked | None:
-        """What became of the link whose answer is used; None where none is."""
-        return self._winner
+    def _pipelined(self) -> Any:
+        left = tuple(self.values[name] for name in self.hook.pipeline)
+        return left if len(left) > 1 else left[0]

@@ -194,8 +194,8 @@ def _invoker_of(
 class Asked(NamedTuple):
     """What became of asking one link; a trail entry, too.
 
-    A named tuple, because every dispatch makes some. The trail keeps it without the answer, which
-    may hold the error and by it the whole run.
+    A named tuple, because every dispatch makes some. Without the answer, which may hold the error
+    and by it the whole run.
     """
 
     link: Link
@@ -203,12 +203,11 @@ class Asked(NamedTuple):
     status: Status
     kind: type | None = None
     seconds: float = 0.0
-    answer: Any = None
     won: bool = False
 
     def to_record(self) -> TrailRecord:
         """Build the record that is read."""
-        link, attempt, status, kind, seconds, _, won = self
+        link, attempt, status, kind, seconds, won = self
         word = None
         if kind is not None:
             word = kind.__name__ if status == "raised" or kind in DECISIONS else "value"
@@ -236,8 +235,8 @@ def decided_by(entries: Sequence[Asked]) -> str | None:
     return next((entry.link.plugin for entry in entries if entry.won), None)
 
 
-Step: TypeAlias = tuple[Link, Status | None]
-"""A link, and why it is not asked at all, if it is not."""
+Step: TypeAlias = Link | Asked
+"""A link that is asked, or the record of one that is filtered out."""
 
 
 Plan: TypeAlias = tuple[tuple[Step, ...], tuple[Step, ...]]
@@ -257,8 +256,9 @@ class Chain:
     links: tuple[Link, ...] = ()
     wrappers: tuple[Link, ...] = ()
     statuses: frozenset[OutcomeStatus] = attrs.field(init=False)
+    # None where filters have to be looked at.
     _everybody: Plan | None = attrs.field(init=False)
-    _planned: Callable[[FilterKey, bool], Plan] = attrs.field(init=False)
+    _planned: Callable[[FilterKey, bool, int], Plan] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """See once what there is to filter."""
@@ -267,28 +267,31 @@ class Chain:
         known = [statuses for statuses in wanted if statuses is not None]
         every = frozenset(OutcomeStatus) if len(known) < len(wanted) else frozenset()
         object.__setattr__(self, "statuses", every.union(*known))
-        everybody = None if any(link.when for link in links) else self._plan_by(lambda _: None)
+        everybody = None if any(link.when for link in links) else (self.links, self.wrappers[::-1])
         object.__setattr__(self, "_everybody", everybody)
         # Error classes can be endless; what is remembered must not be.
         object.__setattr__(self, "_planned", lru_cache(1024)(self._plan))
 
-    def plan(self, values: Values) -> Plan:
+    def plan(self, values: Values, attempt: int) -> Plan:
         """Say of each link and each wrapper whether its filters let it be asked."""
         if self._everybody is not None:
             return self._everybody
         consented_only = getattr(values.get("task_executor"), "_consented_only", False)
-        return self._planned(filter_key(values), consented_only)
+        return self._planned(filter_key(values), consented_only, attempt)
 
-    def _plan(self, key: FilterKey, consented_only: bool) -> Plan:  # noqa: FBT001  # for lru_cache
-        def skipped(link: Link) -> Status | None:
-            asked = not link.when or matches(link.when, key)
-            return None if asked and (link.consents or not consented_only) else "filtered"
+    def _plan(
+        self,
+        key: FilterKey,
+        consented_only: bool,  # noqa: FBT001  # for lru_cache
+        attempt: int,
+    ) -> Plan:
+        def step(link: Link) -> Step:
+            matching = not link.when or matches(link.when, key)
+            asked = matching and (link.consents or not consented_only)
+            # Made once for all runs: most links of a long chain are filtered out.
+            return link if asked else Asked(link, attempt, "filtered")
 
-        return self._plan_by(skipped)
-
-    def _plan_by(self, skipped: Callable[[Link], Status | None]) -> Plan:
-        links, wrappers = self.links, reversed(self.wrappers)
-        return tuple((x, skipped(x)) for x in links), tuple((x, skipped(x)) for x in wrappers)
+        return tuple(map(step, self.links)), tuple(map(step, reversed(self.wrappers)))
 
     def consents(self, error: BaseException) -> bool:
         """Say whether a handler names a class of this error, by which it is asked about it."""

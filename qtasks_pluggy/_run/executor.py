@@ -619,13 +619,10 @@ class TaskExecutor(RunView, Generic[R]):
         return Attempt("fail", strict, outcome=outcome)
 
     def _call(self, hook: Any, **values: Any) -> Coroutine[Any, Any, Any]:
-        return hook.call(  # type: ignore[no-any-return]  # a hook of ours, by its name
-            self._backend or ASYNCIO,
-            task_executor=self,
-            task_func=self._task_func,
-            task_broker=self.task_broker,
-            **values,
-        )
+        values["task_executor"] = self
+        values["task_func"] = self._task_func
+        values["task_broker"] = self.task_broker
+        return hook.call(self._backend or ASYNCIO, values)  # type: ignore[no-any-return]  # a hook of ours, by its name
 
     def run_task(self) -> Awaitable[Any]:
         """Call the function: the step of a run that is the task itself.
