@@ -83,13 +83,6 @@ class QueueTasks(Lifecycle):
         if not isinstance(name, str):
             msg = f"QueueTasks(name): expected a string, got {name!r}"
             raise TypeError(msg)
-        if isinstance(plugins, str) or not isinstance(plugins, Iterable):
-            kind = plugins.__name__ if isinstance(plugins, type) else type(plugins).__name__
-            msg = (
-                f"QueueTasks({name!r}, plugins=...): expected a list of plugins, got one {kind};"
-                " write plugins=[...] around it"
-            )
-            raise TypeError(msg)
         TaskFunc(name, len, max_retries=max_retries)  # its checks are the same
         self.name: str = name
         # Read when an error comes, so that it holds for tasks that were declared before it.

@@ -576,7 +576,8 @@ def _several(plugins: Any) -> Iterable[Any]:
     """Return what was given for several plugins, unless it is one."""
     if isinstance(plugins, Iterable) and not isinstance(plugins, (str, Mapping)):
         return plugins
-    msg = f"plugins=: expected a list of plugins, got one, a {type(plugins).__name__}; put it in []"
+    kind = plugins.__name__ if isinstance(plugins, type) else type(plugins).__name__
+    msg = f"plugins=: expected a list of plugins, got one, {kind}; put it in []"
     raise TypeError(msg)
 
 

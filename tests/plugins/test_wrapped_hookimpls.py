@@ -105,7 +105,9 @@ def test_a_wrapped_hookimpl_whose_parameters_are_called_like_its_wrappers():
         return ()
 
     manager = PluginManager([plugin("p", task_executor_args_replace=replace)])
-    manager.hook.task_executor_args_replace(task_executor=0, args=(1,), kwargs={"b": 2})
+    manager.hook.task_executor_args_replace(
+        task_executor=0, task_func=None, task_broker=None, args=(1,), kwargs={"b": 2}
+    )
 
     assert [((1,), {"b": 2})] == seen
 

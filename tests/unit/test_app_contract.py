@@ -81,13 +81,6 @@ def test_r2_intercept_takes_classes_not_their_names(wrong):
         shop(intercept=wrong)
 
 
-@pytest.mark.parametrize("wrong", [answering(1), "module", BasePlugin])
-def test_plugins_are_a_list(wrong):
-    """One plugin alone is refused, with what to write around it."""
-    with pytest.raises(TypeError, match=r"expected a list of plugins, got one .*plugins=\[...\]"):
-        QueueTasks("shop", plugins=wrong)
-
-
 def test_a_task_has_no_delay():
     """Who comes from Celery gets a plain AttributeError; ``submit`` is ours."""
     task: Any = shop().task(len)
