@@ -26,16 +26,15 @@ def does_count(hook: Hook, values: Values, answer: Any) -> bool:
         CapabilityError: The engine of the run cannot carry the answer out.
         TypeError: It is no answer to this hook.
     """
-    if answer is None:
-        return False
     kind = type(answer)
-    is_decision = kind in DECISIONS
     if kind in _ORDINARY and hook.lastresult:
         return _can_be_stored(values, answer)
+    if answer is None:
+        return False
     if issubclass(kind, (type, BaseException)):
         _refuse_slips(answer)
     if not hook.lastresult:
-        if is_decision and kind is not Replace:
+        if kind in DECISIONS and kind is not Replace:
             msg = (
                 f"answered {kind.__name__}, which is a decision of {TRIGGER} only;"
                 f" {hook.name} takes a plain value or Replace(value)"
@@ -56,7 +55,7 @@ def does_count(hook: Hook, values: Values, answer: Any) -> bool:
 def _can_be_stored(values: Values, answer: Any) -> bool:
     """Say yes, or let the run's engine refuse what it cannot carry out."""
     run: Any = values.get("task_executor")
-    if getattr(run, "engine", None) is not None:
+    if getattr(run, "_engine", None) is not None:
         run.refuse(answer)
     return True
 

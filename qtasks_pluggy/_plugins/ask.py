@@ -33,7 +33,7 @@ async def ask(link: Link, call: Call) -> None:
         CancelledError: The run's own cancellation.
         PluginError: It failed and may not, because of ``strict`` or while starting.
     """
-    if (call.outer or link.breaker.until is not None) and _is_skipped(link, call):
+    if (call.running.outer or link.breaker.until is not None) and _is_skipped(link, call):
         return
     counts, answer = False, None
     call.running.link = link
@@ -65,7 +65,7 @@ async def ask(link: Link, call: Call) -> None:
 def _is_skipped(link: Link, call: Call) -> bool:
     """Say whether a hookimpl is not asked, and record why."""
     status: Status
-    if any(running.link and link.impl is running.link.impl for running in call.outer):
+    if call.is_reentered(link):
         status = "reentered"
     elif link.breaker.until is not None and not link.breaker.allow():
         status = "quarantined"

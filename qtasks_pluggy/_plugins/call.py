@@ -36,13 +36,18 @@ class Running:
 
     An asyncio task that the hookimpl leaves behind keeps it for as long as it lives, so it holds
     nothing else.
+
+    Attributes:
+        link: The hookimpl; None between two of them, and when the call is over.
+        outer: The same of the call from inside of which this one comes, if there is one.
     """
 
-    __slots__ = ("link",)
+    __slots__ = ("link", "outer")
     link: Link | None
+    outer: Running | None
 
 
-_running: Final[ContextVar[tuple[Running, ...]]] = ContextVar("qtasks_pluggy_running", default=())
+_running: Final[ContextVar[Running | None]] = ContextVar("qtasks_pluggy_running", default=None)
 
 
 class Call:
@@ -66,7 +71,6 @@ class Call:
         "first",
         "hook",
         "open_wrappers",
-        "outer",
         "running",
         "values",
         "went_wrong",
@@ -79,8 +83,8 @@ class Call:
         self.entries: list[Asked] = [] if entries is None else entries
         self.first = len(self.entries)
         self.attempt: int = getattr(subject, "_attempt", 0) or getattr(subject, "attempt", 1)
-        self.outer: tuple[Running, ...] = ()
-        self.running = Running()
+        self.running = running = Running()
+        running.link = running.outer = None
         self.went_wrong = False
         self.open_wrappers: list[OpenWrapper] = []
         # The answer so far; of a pipeline what it has come to.
@@ -91,8 +95,8 @@ class Call:
     def __enter__(self) -> Self:
         """Let the hookimpls of an error's hook know where they are called."""
         if self.hook.has_error:
-            self.outer = _running.get()
-            _running.set((*self.outer, self.running))
+            self.running.outer = _running.get()
+            _running.set(self.running)
         return self
 
     def __exit__(
@@ -103,7 +107,7 @@ class Call:
             self.open_wrappers.pop().abandon()
         self.running.link = None
         if self.hook.has_error:
-            _running.set(self.outer)
+            _running.set(self.running.outer)
 
     async def wait(self, awaitable: Awaitable[Any]) -> Any:
         """Wait for what a hookimpl has begun; a cancellation in between can be the run's own."""
@@ -116,6 +120,13 @@ class Call:
         """Say whether a ``CancelledError`` is the run's own, asked for since the wait began."""
         count, self._cancel_count = self._cancel_count, None
         return count is not None and self.backend.cancelled(count)
+
+    def is_reentered(self, link: Link) -> bool:
+        """Say whether this call comes from inside of a hookimpl."""
+        outer = self.running.outer
+        while outer is not None and (outer.link is None or outer.link.impl is not link.impl):
+            outer = outer.outer
+        return outer is not None
 
     def record(self, asked: Asked) -> None:
         """Record what became of a link that has no answer."""

@@ -258,6 +258,8 @@ class Chain:
     statuses: frozenset[OutcomeStatus] = attrs.field(init=False)
     # None where filters have to be looked at.
     _everybody: Plan | None = attrs.field(init=False)
+    # Whether a handler names the classes that it is asked about in every app.
+    _has_consent: bool = attrs.field(init=False)
     _planned: Callable[[FilterKey, bool, int], Plan] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -269,6 +271,7 @@ class Chain:
         object.__setattr__(self, "statuses", every.union(*known))
         everybody = None if any(link.when for link in links) else (self.links, self.wrappers[::-1])
         object.__setattr__(self, "_everybody", everybody)
+        object.__setattr__(self, "_has_consent", any(link.consents for link in links))
         # Error classes can be endless; what is remembered must not be.
         object.__setattr__(self, "_planned", lru_cache(1024)(self._plan))
 
@@ -276,7 +279,9 @@ class Chain:
         """Say of each link and each wrapper whether its filters let it be asked."""
         if self._everybody is not None:
             return self._everybody
-        consented_only = getattr(values.get("task_executor"), "_consented_only", False)
+        consented_only = self._has_consent and getattr(
+            values["task_executor"], "_consented_only", False
+        )
         return self._planned(filter_key(values), consented_only, attempt)
 
     def _plan(

@@ -255,7 +255,7 @@ class TaskExecutor(RunView, Generic[R]):
     async def _run(self, backend: Backend) -> Any:
         """Attempt until the run is over, in place, and end it."""
         if self._backend is not None or sys.exception() is not None:
-            self._look_back(backend)
+            self._begin(backend)
         self._backend = backend
         try:
             attempt = await self._attempt_once()
@@ -282,7 +282,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _attempt_for(self, engine: Host, backend: Backend) -> Attempt:
         """Attempt once for an engine, and end the run, unless it goes on."""
-        self._look_back(backend)
+        self._begin(backend)
         self._backend = backend
         if self._engine is not None:
             self._next_attempt()
@@ -319,7 +319,7 @@ class TaskExecutor(RunView, Generic[R]):
             # A traceback holds this frame; this frame must not hold the error.
             del error, attempt
 
-    def _look_back(self, backend: Backend) -> None:
+    def _begin(self, backend: Backend) -> None:
         """See what was before the run: a run of this executor, a cancellation of its caller.
 
         Asking what a caller has met costs as much as a run, and one that has met a cancellation is
@@ -371,7 +371,7 @@ class TaskExecutor(RunView, Generic[R]):
             # A traceback holds this frame; this frame must not hold the error.
             error = result = None
         if is_watched:
-            return await self._tell_of_attempt(attempt)
+            return await self._notify_attempt_ended(attempt)
         try:
             return attempt
         finally:
@@ -387,10 +387,17 @@ class TaskExecutor(RunView, Generic[R]):
             return self._cut_by(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), error)
-        if self._is_called_off(error):
+        # Looked at first only where there is a hint, and before a decision is used in any case.
+        hinted = self._cancellations is not None or error.__context__ is not None
+        if hinted and self._is_cancelled():
             return self._conclude(Attempt("fail", error), error)
-        begin = len(self._entries)
-        answer = await self._ask(error)
+        begin, answer = len(self._entries), None
+        hook = self._hooks.task_executor_run_task_trigger_error
+        asked = None if hook.chain is None else self._shown_error(error, hook)
+        if asked is not None:
+            answer = await self._call(hook, e=asked)
+            if answer is not None and self._is_cancelled():
+                answer = None
         is_result = type(answer) is Replace or not (answer is None or type(answer) in DECISIONS)
         if is_result:
             self._result = answer.value if type(answer) is Replace else answer
@@ -404,54 +411,34 @@ class TaskExecutor(RunView, Generic[R]):
         if decider is not None and attempt.action != "retry":
             note_decision(error, entries)
         if attempt.action == "dead_letter":
-            attempt, decider = await self._set_aside(attempt, error, decider)
+            attempt, decider = await self._dead_letter(attempt, error, decider)
         return self._conclude(attempt, error, decider)
 
-    def _is_called_off(self, error: Exception) -> bool:
-        """Say whether the run's cancellation was asked for since it began: nothing is decided then.
+    def _shown_error(self, error: Exception, hook: Any) -> TaskPluginTriggerError | None:
+        """Return what the plugins are to see of the task's own error; None where they see nothing.
 
-        A caller that is handling no exception when the run begins has met no cancellation. Asking
-        costs as much as a run, so an error that came of nothing else is not asked about at first.
+        One that only a handler's class lets them see is for such handlers alone.
         """
-        backend = self._backend or ASYNCIO
-        if self._cancellations is None and error.__context__ is None:
-            return False
-        return backend.cancelled(self._cancellations or 0)
-
-    async def _ask(self, error: Exception) -> Any:
-        """Ask the plugins about the task's own error, if they may see it.
-
-        Returns:
-            The winning answer. None where there is none, and where the run's cancellation was asked
-            for meanwhile.
-        """
-        hook, backend = self._hooks.task_executor_run_task_trigger_error, self._backend or ASYNCIO
-        if hook.chain is None:
+        self._consented_only = False
+        if isinstance(error, TaskPluginTriggerError):
+            return error
+        if isinstance(error, TaskCancelError):
             return None
-        asked = None
-        try:
-            if isinstance(error, TaskPluginTriggerError):
-                asked = error
-            elif not isinstance(error, TaskCancelError):
-                classes = self._task_func.intercept
-                if classes is None:
-                    classes = getattr(self.app, "_intercept", None)
-                if classes and isinstance(error, classes):
-                    asked = wrap_intercepted(error)
-                elif classes != () and hook.consents(error):
-                    asked, self._consented_only = wrap_intercepted(error), True
-            if asked is None:
-                return None
-            answer = await self._call(hook, e=asked)
-            if answer is not None and backend.cancelled(self._cancellations or 0):
-                return None
-            return answer
-        finally:
-            self._consented_only = False
-            # A traceback holds this frame; this frame must not hold the error.
-            del asked, error
+        classes = self._task_func.intercept
+        if classes is None:
+            classes = getattr(self.app, "_intercept", None)
+        if classes and isinstance(error, classes):
+            return wrap_intercepted(error)
+        if classes != () and hook.consents(error):
+            self._consented_only = True
+            return wrap_intercepted(error)
+        return None
 
-    async def _set_aside(
+    def _is_cancelled(self) -> bool:
+        """Say whether the run's cancellation was asked for since it began (R16)."""
+        return (self._backend or ASYNCIO).cancelled(self._cancellations or 0)
+
+    async def _dead_letter(
         self, attempt: Attempt, error: Exception, decider: str | None
     ) -> tuple[Attempt, str | None]:
         """Let the plugins keep a dead letter.
@@ -545,7 +532,7 @@ class TaskExecutor(RunView, Generic[R]):
         gone = self._backend is not SYNC and isinstance(error, GeneratorExit)
         return gone or isinstance(error, asyncio.CancelledError)
 
-    async def _tell_of_attempt(self, attempt: Attempt | None) -> Attempt | None:
+    async def _notify_attempt_ended(self, attempt: Attempt | None) -> Attempt | None:
         """Tell those plugins of an attempt's end that want to hear of it."""
         hook = self._hooks.task_executor_attempt_ended
         ended = None if attempt is None else attempt.outcome
@@ -553,7 +540,7 @@ class TaskExecutor(RunView, Generic[R]):
             return attempt
         if attempt is None:
             attempt = self._conclude(Attempt("succeed"), None)
-        return await self._tell(hook, attempt, outcome=attempt.outcome)
+        return await self._notify(hook, attempt, outcome=attempt.outcome)
 
     async def _end(self, attempt: Attempt | None) -> Attempt:
         """Tell the plugins of a failure, and that the run is over.
@@ -566,14 +553,14 @@ class TaskExecutor(RunView, Generic[R]):
         hooks = self._hooks
         if attempt.action in {"fail", "dead_letter"}:
             try:
-                attempt = await self._tell(
+                attempt = await self._notify(
                     hooks.task_executor_task_failed, attempt, e=attempt.error
                 )
             except GeneratorExit as gone:
                 attempt = self._cut_by(gone)
-        return await self._tell(hooks.task_executor_task_close, attempt, outcome=attempt.outcome)
+        return await self._notify(hooks.task_executor_task_close, attempt, outcome=attempt.outcome)
 
-    async def _tell(self, hook: Any, attempt: Attempt, **values: Any) -> Attempt:
+    async def _notify(self, hook: Any, attempt: Attempt, **values: Any) -> Attempt:
         """Tell the plugins something about an attempt.
 
         Returns:
