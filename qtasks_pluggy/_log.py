@@ -47,9 +47,11 @@ def info_enabled() -> bool:
 
 
 def _enabled(level: int) -> bool:
+    return _asks_structlog(level) if structlog.is_configured() else _stdlib.isEnabledFor(level)
+
+
+def _asks_structlog(level: int) -> bool:
     global _asked  # noqa: PLW0603  # what structlog was asked with, until it is configured again
-    if not structlog.is_configured():
-        return _stdlib.isEnabledFor(level)
     config = structlog.get_config()
     if config != _asked[0]:
         bound = structlog.get_logger(NAME).bind()

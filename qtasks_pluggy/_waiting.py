@@ -265,8 +265,23 @@ class _OnLoop:
         return asked_for and asked_for - getattr(task, "_must_cancel", False)
 
     def cancelled(self, met: int) -> bool:
-        task = asyncio.current_task()
+        # Given a loop, asyncio does not look for the running one, for which it asks the system for
+        # the process's id up to Python 3.11. A loop that has stopped has no current task.
+        loop = _seen.loop
+        task = None if loop is None else asyncio.current_task(loop)
+        if task is None:
+            _seen.loop = asyncio.get_running_loop()
+            task = asyncio.current_task(_seen.loop)
         return task is not None and task.cancelling() > met
+
+
+class _Seen(threading.local):
+    """The event loop that was last seen running in this thread."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+
+
+_seen: Final = _Seen()
 
 
 class _OnEngineLoop(_OnLoop):
@@ -439,6 +454,8 @@ background: Final = _BackgroundLoop()
 
 def _after_fork() -> None:  # pragma: no cover  # in processes that are not measured
     background.reset_after_fork()
+    # The parent's loop, which goes on in the parent alone.
+    _seen.loop = None
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork

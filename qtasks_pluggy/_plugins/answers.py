@@ -10,8 +10,10 @@ from qtasks_hookspecs._on_error import TRIGGER
 from qtasks_pluggy._plugins.chain import DECISIONS, Hook, Values
 
 ARGUMENTS = ("args", "kwargs")
-# Answers of these classes need no second look; most answers are.
-_ORDINARY: Final = frozenset({bool, int, float, str, bytes, dict, list, tuple, Replace})
+# Answers of these classes are no slips; most answers are.
+PLAIN_KINDS: Final[frozenset[type]] = frozenset(
+    {bool, int, float, str, bytes, dict, list, tuple, Replace}
+)
 
 
 def does_count(hook: Hook, values: Values, answer: Any) -> bool:
@@ -27,7 +29,7 @@ def does_count(hook: Hook, values: Values, answer: Any) -> bool:
         TypeError: It is no answer to this hook.
     """
     kind = type(answer)
-    if kind in _ORDINARY and hook.lastresult:
+    if kind in PLAIN_KINDS and hook.lastresult:
         return _can_be_stored(values, answer)
     if answer is None:
         return False
@@ -55,7 +57,7 @@ def does_count(hook: Hook, values: Values, answer: Any) -> bool:
 def _can_be_stored(values: Values, answer: Any) -> bool:
     """Say yes, or let the run's engine refuse what it cannot carry out."""
     run: Any = values.get("task_executor")
-    if getattr(run, "_engine", None) is not None:
+    if getattr(run, "engine", None) is not None:
         run.refuse(answer)
     return True
 

@@ -40,7 +40,9 @@ async def ask(link: Link, call: Call) -> None:
     start = perf_counter()
     try:
         answer = await _wait(link, call, None) if link.blocking else link.invoke(call.values)
-        if answer is not None:
+        if type(answer) in call.plain_kinds:
+            counts = True
+        elif answer is not None:
             if hasattr(type(answer), "__await__"):
                 answer = await _wait(link, call, answer)
             counts = does_count(call.hook, call.values, answer)
@@ -65,7 +67,7 @@ async def ask(link: Link, call: Call) -> None:
 def _is_skipped(link: Link, call: Call) -> bool:
     """Say whether a hookimpl is not asked, and record why."""
     status: Status
-    if call.is_reentered(link):
+    if call.running.is_inside(link):
         status = "reentered"
     elif link.breaker.until is not None and not link.breaker.allow():
         status = "quarantined"

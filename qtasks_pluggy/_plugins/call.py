@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 
 import attrs
 
-from qtasks_pluggy._plugins.answers import pipeline_values
+from qtasks_pluggy._plugins.answers import PLAIN_KINDS, pipeline_values
 from qtasks_pluggy._plugins.chain import Asked, Hook, Link, Values, new_asked
 from qtasks_pluggy._waiting import Backend
 
@@ -46,8 +46,16 @@ class Running:
     link: Link | None
     outer: Running | None
 
+    def is_inside(self, link: Link) -> bool:
+        """Say whether this comes from inside of a hookimpl, however deep."""
+        outer = self.outer
+        while outer is not None and (outer.link is None or outer.link.impl is not link.impl):
+            outer = outer.outer
+        return outer is not None
+
 
 _running: Final[ContextVar[Running | None]] = ContextVar("qtasks_pluggy_running", default=None)
+_NONE: Final[frozenset[type]] = frozenset()
 
 
 class Call:
@@ -71,6 +79,7 @@ class Call:
         "first",
         "hook",
         "open_wrappers",
+        "plain_kinds",
         "running",
         "values",
         "went_wrong",
@@ -79,10 +88,17 @@ class Call:
     def __init__(self, hook: Hook, values: Values, backend: Backend) -> None:
         self.hook, self.values, self.backend = hook, values, backend
         subject = values[hook.subject] if hook.subject else None
-        entries: Any = getattr(subject, "_entries", None)
-        self.entries: list[Asked] = [] if entries is None else entries
+        self.entries: list[Asked]
+        self.attempt: int
+        try:
+            self.entries, self.attempt = subject._entries, subject._attempt  # noqa: SLF001  # ours
+            engine = subject._engine  # noqa: SLF001
+        except AttributeError:  # a hook of the host's own, or somebody's stand-in for a run
+            self.entries, self.attempt = [], getattr(subject, "attempt", 1)
+            engine = getattr(subject, "engine", None)
         self.first = len(self.entries)
-        self.attempt: int = getattr(subject, "_attempt", 0) or getattr(subject, "attempt", 1)
+        # What counts without a closer look, which most answers can do without.
+        self.plain_kinds = PLAIN_KINDS if hook.lastresult and engine is None else _NONE
         self.running = running = Running()
         running.link = running.outer = None
         self.went_wrong = False
@@ -95,19 +111,21 @@ class Call:
     def __enter__(self) -> Self:
         """Let the hookimpls of an error's hook know where they are called."""
         if self.hook.has_error:
-            self.running.outer = _running.get()
+            outer = _running.get()
+            # Past those that are over, so that nobody has to set it back.
+            while outer is not None and outer.link is None:
+                outer = outer.outer
+            self.running.outer = outer
             _running.set(self.running)
         return self
 
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        """Leave no wrapper open."""
+        """Leave no wrapper open, and no hookimpl running."""
         while self.open_wrappers:
             self.open_wrappers.pop().abandon()
         self.running.link = None
-        if self.hook.has_error:
-            _running.set(self.running.outer)
 
     async def wait(self, awaitable: Awaitable[Any]) -> Any:
         """Wait for what a hookimpl has begun; a cancellation in between can be the run's own."""
@@ -121,32 +139,25 @@ class Call:
         count, self._cancel_count = self._cancel_count, None
         return count is not None and self.backend.cancelled(count)
 
-    def is_reentered(self, link: Link) -> bool:
-        """Say whether this call comes from inside of a hookimpl."""
-        outer = self.running.outer
-        while outer is not None and (outer.link is None or outer.link.impl is not link.impl):
-            outer = outer.outer
-        return outer is not None
-
     def record(self, asked: Asked) -> None:
         """Record what became of a link that has no answer."""
         self.entries.append(asked)
 
     def use(self, link: Link, answer: Any, seconds: float) -> None:
         """Record an answer, and let it win over those before it, unless the hook ignores it."""
-        hook, place = self.hook, len(self.entries)
+        hook, entries = self.hook, self.entries
         wins = not link.observed and (
-            hook.lastresult or bool(hook.pipeline) or (hook.anytrue and answer is True)
+            hook.lastresult or (hook.anytrue and answer is True) or hook.pipeline != ()
         )
         if wins:
             if self._winner is not None:
-                self.entries[self._winner] = self.entries[self._winner]._replace(won=False)
-            self._winner, self.answer = place, answer
+                entries[self._winner] = entries[self._winner]._replace(won=False)
+            self._winner, self.answer = len(entries), answer
             if hook.pipeline:
                 self.values.update(pipeline_values(hook, answer))
                 self.answer = self._pipelined()
         kind = None if answer is None else type(answer)
-        self.entries.append(new_asked((link, self.attempt, "answered", kind, seconds, wins)))
+        entries.append(new_asked((link, self.attempt, "answered", kind, seconds, wins)))
 
     def _pipelined(self) -> Any:
         left = tuple(self.values[name] for name in self.hook.pipeline)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.ask import ask, close_wrapper, open_wrapper
 from qtasks_pluggy._plugins.call import Call
 from qtasks_pluggy._plugins.chain import Asked, Chain, Hook, Values
@@ -41,6 +42,6 @@ async def dispatch(hook: Hook, chain: Chain, values: Values, backend: Backend) -
                 await ask(link, call)
         while call.open_wrappers:
             await close_wrapper(call.open_wrappers.pop(), call)
-        if hook.has_error:
+        if call.went_wrong or (hook.lastresult and _log.info_enabled()):
             report_dispatch(call)
         return call.answer

@@ -608,7 +608,7 @@ class TaskExecutor(RunView, Generic[R]):
     def _call(self, hook: Any, **values: Any) -> Coroutine[Any, Any, Any]:
         values["task_executor"] = self
         values["task_func"] = self._task_func
-        values["task_broker"] = self.task_broker
+        values["task_broker"] = self._message or self.task_broker
         return hook.call(self._backend or ASYNCIO, values)  # type: ignore[no-any-return]  # a hook of ours, by its name
 
     def run_task(self) -> Awaitable[Any]:
