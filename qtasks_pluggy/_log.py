@@ -52,19 +52,19 @@ def _enabled(level: int) -> bool:
 
 def _asks_structlog(level: int) -> bool:
     global _asked  # noqa: PLW0603  # what structlog was asked with, until it is configured again
-    config = structlog.get_config()
-    if config != _asked[0]:
+    wrapper_class = structlog.get_config()["wrapper_class"]
+    if wrapper_class is not _asked[0]:
         bound = structlog.get_logger(NAME).bind()
         # Of the class: some loggers have any attribute until it is called.
         can_tell = hasattr(type(bound), "is_enabled_for")
-        _asked = config, bound.is_enabled_for if can_tell else None
+        _asked = wrapper_class, bound.is_enabled_for if can_tell else None
     asks = _asked[1]
     # One that cannot tell gets the event.
     return asks is None or bool(asks(level))
 
 
-# structlog's settings, and the bound logger's ``is_enabled_for`` under them: binding is slow.
-_asked: tuple[dict[str, Any] | None, Any] = (None, None)
+# structlog's wrapper class, and the ``is_enabled_for`` of one that is bound: binding is slow.
+_asked: tuple[Any, Any] = (None, None)
 
 
 def _as_text(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:

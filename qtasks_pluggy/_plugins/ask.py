@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -22,30 +22,45 @@ from qtasks_pluggy._plugins.trail import Status
 from qtasks_pluggy._waiting import unwrap
 
 
-async def ask(link: Link, call: Call) -> None:
+def ask(link: Link, call: Call) -> Coroutine[Any, Any, None] | None:
     """Ask one hookimpl, and record what became of it.
 
     Args:
         link: The hookimpl.
         call: The call of its hook.
 
+    Returns:
+        The rest of it, to be awaited, if it has to be waited for; else None.
+
     Raises:
-        CancelledError: The run's own cancellation.
         PluginError: It failed and may not, because of ``strict`` or while starting.
     """
     if (call.running.outer or link.breaker.until is not None) and _is_skipped(link, call):
-        return
-    counts, answer = False, None
+        return None
     call.running.link = link
     start = perf_counter()
+    if link.blocking:
+        return _wait_for_answer(link, call, None, start)
     try:
-        answer = await _wait(link, call, None) if link.blocking else link.invoke(call.values)
-        if type(answer) in call.plain_kinds:
-            counts = True
-        elif answer is not None:
-            if hasattr(type(answer), "__await__"):
-                answer = await _wait(link, call, answer)
+        answer = link.invoke(call.values)
+        if answer is None or type(answer) in call.plain_kinds:
+            counts = answer is not None
+        elif hasattr(type(answer), "__await__"):
+            return _wait_for_answer(link, call, answer, start)
+        else:
             counts = does_count(call.hook, call.values, answer)
+    except (Exception, asyncio.CancelledError) as failure:  # noqa: BLE001  # isolated, and loud
+        report_failure(link, call, failure, perf_counter() - start)
+        return None
+    _record_return(link, call, answer, perf_counter() - start, counts=counts)
+    return None
+
+
+async def _wait_for_answer(link: Link, call: Call, awaitable: Any, start: float) -> None:
+    """Wait for a hookimpl that cannot answer at once, and record what became of it."""
+    try:
+        answer = await _wait(link, call, awaitable)
+        counts = does_count(call.hook, call.values, answer)
     except Exception as failure:  # noqa: BLE001  # isolated, and loud
         report_failure(link, call, failure, perf_counter() - start)
         return
@@ -54,7 +69,11 @@ async def ask(link: Link, call: Call) -> None:
             raise
         report_failure(link, call, stray, perf_counter() - start)
         return
-    seconds = perf_counter() - start
+    _record_return(link, call, answer, perf_counter() - start, counts=counts)
+
+
+def _record_return(link: Link, call: Call, answer: Any, seconds: float, *, counts: bool) -> None:
+    """Record what a hookimpl returned, and that it did in time."""
     if seconds > link.overrun or link.breaker.failures:
         report_return(link, call.values, seconds)
     if counts:

@@ -38,8 +38,8 @@ async def dispatch(hook: Hook, chain: Chain, values: Values, backend: Backend) -
         for link in steps:
             if isinstance(link, Asked):
                 call.record(link)
-            else:
-                await ask(link, call)
+            elif (rest := ask(link, call)) is not None:
+                await rest
         while call.open_wrappers:
             await close_wrapper(call.open_wrappers.pop(), call)
         if call.went_wrong or (hook.lastresult and _log.info_enabled()):

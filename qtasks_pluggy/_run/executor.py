@@ -28,7 +28,7 @@ from qtasks_hookspecs.exc import (
     TaskPluginTriggerError,
 )
 from qtasks_pluggy import _log
-from qtasks_pluggy._plugins.chain import DECISIONS, decided_by
+from qtasks_pluggy._plugins.chain import DECISIONS, Values, decided_by
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.decisions import (
     STATUS_OF,
@@ -62,7 +62,6 @@ T = TypeVar("T")
 Plugins: TypeAlias = "PluginManager | list[Any] | tuple[Any, ...] | None"
 
 _NO_PLUGINS: Final = PluginManager()
-_SUCCEEDED: Final = OutcomeStatus.succeeded
 
 
 class TaskExecutor(RunView, Generic[R]):
@@ -176,7 +175,7 @@ class TaskExecutor(RunView, Generic[R]):
             manager = _NO_PLUGINS if self._task is None else _plugins_of(self.app)
         elif not isinstance(plugins, PluginManager):
             manager = PluginManager(plugins)
-        self._hooks: Any = manager.hook
+        self._plugins = manager
         self._entries = []
         self._result = self._yielded = self._engine = self._backend = None
         self._cancellations = self._started = None
@@ -266,8 +265,7 @@ class TaskExecutor(RunView, Generic[R]):
                 attempt = await self._attempt_once()
         except BaseException as cut:  # noqa: BLE001  # raised when plugins have heard of the end
             attempt = self._cut_by(cut)
-        hook = self._hooks.task_executor_task_close
-        if attempt is not None or (hook.chain is not None and hook.listens(_SUCCEEDED)):
+        if attempt is not None or (self._started is not None and self._hears_of_success()):
             attempt = await self._end(attempt)
             if attempt.error is not None:
                 error, attempt = attempt.error, None
@@ -305,7 +303,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _end_for_engine(self, attempt: Attempt | None) -> Attempt:
         """End a run; an error that is the worker's, and not the run's, is raised."""
-        if attempt is None and not self._hooks.task_executor_task_close.listens(_SUCCEEDED):
+        if attempt is None and not self._hears_of_success():
             return Attempt("succeed", result=self._result)
         attempt = await self._end(attempt)
         error = attempt.error
@@ -340,16 +338,14 @@ class TaskExecutor(RunView, Generic[R]):
             What the host is to do; None for a result, in ``self.result``, of whose end no plugin
             wants to hear.
         """
-        hooks = self._hooks
-        is_watched = (
-            hooks.task_executor_attempt_ended.chain is not None
-            or hooks.task_executor_task_close.chain is not None
-        )
-        self._started = perf_counter() if is_watched else None
+        hooks = self._plugins.hook
+        # Where no plugin takes part in good runs, they do not pay for looking at each hook.
+        errors_only = self._plugins._errors_only  # noqa: SLF001  # ours
+        self._started = None if errors_only else perf_counter()
         attempt: Attempt | None = None
         error: BaseException | None = None
         try:
-            if hooks.task_executor_args_replace.chain is not None:
+            if not errors_only and hooks.task_executor_args_replace.chain is not None:
                 await self._replace_arguments()
             try:
                 result = await self.run_task()
@@ -361,8 +357,10 @@ class TaskExecutor(RunView, Generic[R]):
                 error = raised
             if error is not None:
                 attempt = await self._decide(error)
-            elif hooks.task_executor_run_task.chain is not None:
-                self._result = await self._call(hooks.task_executor_run_task, result=self._result)
+            elif not errors_only and hooks.task_executor_run_task.chain is not None:
+                self._result = await self._call(
+                    hooks.task_executor_run_task, {"result": self._result}
+                )
             if self._engine is not None and (attempt is None or attempt.error is None):
                 self._engine.check_result(self)
         except BaseException as cut:  # noqa: BLE001  # a plugin's under strict, a cancellation ...
@@ -370,10 +368,14 @@ class TaskExecutor(RunView, Generic[R]):
         finally:
             # A traceback holds this frame; this frame must not hold the error.
             error = result = None
-        if is_watched:
-            return await self._notify_attempt_ended(attempt)
         try:
-            return attempt
+            if errors_only or not hooks.task_executor_attempt_ended.listens(_status_of(attempt)):
+                return attempt
+            if attempt is None:
+                attempt = self._conclude(Attempt("succeed"), None)
+            return await self._notify(
+                hooks.task_executor_attempt_ended, attempt, outcome=attempt.outcome
+            )
         finally:
             attempt = None
 
@@ -392,10 +394,10 @@ class TaskExecutor(RunView, Generic[R]):
         if hinted and self._is_cancelled():
             return self._conclude(Attempt("fail", error), error)
         begin, answer = len(self._entries), None
-        hook = self._hooks.task_executor_run_task_trigger_error
+        hook = self._plugins.hook.task_executor_run_task_trigger_error
         asked = None if hook.chain is None else self._shown_error(error, hook)
         if asked is not None:
-            answer = await self._call(hook, e=asked)
+            answer = await self._call(hook, {"e": asked})
             if answer is not None and self._is_cancelled():
                 answer = None
         is_result = type(answer) is Replace or not (answer is None or type(answer) in DECISIONS)
@@ -447,8 +449,12 @@ class TaskExecutor(RunView, Generic[R]):
             The attempt, ``kept`` if one of them does, and who decided it. Where neither plugins nor
             the engine can keep it, the task's own error goes on, and nobody has decided.
         """
-        hook, engine, reason = self._hooks.task_executor_dead_letter, self._engine, attempt.reason
-        if hook.chain is not None and await self._call(hook, e=error, reason=reason):
+        hook, engine, reason = (
+            self._plugins.hook.task_executor_dead_letter,
+            self._engine,
+            attempt.reason,
+        )
+        if hook.chain is not None and await self._call(hook, {"e": error, "reason": reason}):
             return attrs.evolve(attempt, kept=True), decider
         known = {
             "task": self._task_func.name,
@@ -532,15 +538,9 @@ class TaskExecutor(RunView, Generic[R]):
         gone = self._backend is not SYNC and isinstance(error, GeneratorExit)
         return gone or isinstance(error, asyncio.CancelledError)
 
-    async def _notify_attempt_ended(self, attempt: Attempt | None) -> Attempt | None:
-        """Tell those plugins of an attempt's end that want to hear of it."""
-        hook = self._hooks.task_executor_attempt_ended
-        ended = None if attempt is None else attempt.outcome
-        if not hook.listens(_SUCCEEDED if ended is None else ended.status):
-            return attempt
-        if attempt is None:
-            attempt = self._conclude(Attempt("succeed"), None)
-        return await self._notify(hook, attempt, outcome=attempt.outcome)
+    def _hears_of_success(self) -> bool:
+        """Say whether some plugin wants to hear of the end of a good run."""
+        return self._plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)  # type: ignore[no-any-return]  # a hook of ours, by its name
 
     async def _end(self, attempt: Attempt | None) -> Attempt:
         """Tell the plugins of a failure, and that the run is over.
@@ -550,7 +550,7 @@ class TaskExecutor(RunView, Generic[R]):
         """
         if attempt is None:
             attempt = self._conclude(Attempt("succeed"), None)
-        hooks = self._hooks
+        hooks = self._plugins.hook
         if attempt.action in {"fail", "dead_letter"}:
             try:
                 attempt = await self._notify(
@@ -572,12 +572,12 @@ class TaskExecutor(RunView, Generic[R]):
         try:
             if isinstance(error, GeneratorExit) and self._is_cancellation(error):
                 # What can be started is, and nothing is waited for.
-                telling = self._call(hook, **values)
+                telling = self._call(hook, values)
                 with suppress(Exception):
                     telling.send(None)
                 telling.close()
             else:
-                await self._call(hook, **values)
+                await self._call(hook, values)
         except PluginError as strict:
             if error is None or isinstance(error, Exception):
                 strict.task_error = error
@@ -605,9 +605,8 @@ class TaskExecutor(RunView, Generic[R]):
         )
         return Attempt("fail", strict, outcome=outcome)
 
-    def _call(self, hook: Any, **values: Any) -> Coroutine[Any, Any, Any]:
-        values["task_executor"] = self
-        values["task_func"] = self._task_func
+    def _call(self, hook: Any, values: Values) -> Coroutine[Any, Any, Any]:
+        values["task_executor"], values["task_func"] = self, self._task_func
         values["task_broker"] = self._message or self.task_broker
         return hook.call(self._backend or ASYNCIO, values)  # type: ignore[no-any-return]  # a hook of ours, by its name
 
@@ -637,7 +636,7 @@ class TaskExecutor(RunView, Generic[R]):
             self._original_arguments = self._args, self._kwargs
         args, kwargs = self._original_arguments
         self._args, self._kwargs = await self._call(
-            self._hooks.task_executor_args_replace, args=args, kwargs=dict(kwargs)
+            self._plugins.hook.task_executor_args_replace, {"args": args, "kwargs": dict(kwargs)}
         )
 
     def _next_attempt(self) -> None:
@@ -651,6 +650,13 @@ class TaskExecutor(RunView, Generic[R]):
     def _echo_task(self) -> Any:
         kind = AsyncTask if self._task_func.is_async else SyncTask
         return kind(self._task_func, getattr(self._task, "app", None), self)
+
+
+def _status_of(attempt: Attempt | None) -> OutcomeStatus:
+    """Return how an attempt ended; where nothing is told of it, it succeeded."""
+    if attempt is None or attempt.outcome is None:
+        return OutcomeStatus.succeeded
+    return attempt.outcome.status
 
 
 def _plugins_of(app: Any) -> PluginManager:
