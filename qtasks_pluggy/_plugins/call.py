@@ -87,7 +87,7 @@ class Call:
 
     def __init__(self, hook: Hook, values: Values, backend: Backend) -> None:
         self.hook, self.values, self.backend = hook, values, backend
-        subject = values[hook.subject] if hook.subject else None
+        subject: Any = values[hook.subject] if hook.subject else None
         self.entries: list[Asked]
         self.attempt: int
         try:
@@ -160,5 +160,6 @@ class Call:
         entries.append(new_asked((link, self.attempt, "answered", kind, seconds, wins)))
 
     def _pipelined(self) -> Any:
-        left = tuple(self.values[name] for name in self.hook.pipeline)
-        return left if len(left) > 1 else left[0]
+        """Return what a pipeline has come to."""
+        left = [self.values[name] for name in self.hook.pipeline]
+        return left[0] if len(left) == 1 else tuple(left)

@@ -42,6 +42,6 @@ async def dispatch(hook: Hook, chain: Chain, values: Values, backend: Backend) -
                 await rest
         while call.open_wrappers:
             await close_wrapper(call.open_wrappers.pop(), call)
-        if call.went_wrong or (hook.lastresult and _log.info_enabled()):
+        if hook.has_error and (call.went_wrong or (hook.lastresult and _log.info_enabled())):
             report_dispatch(call)
         return call.answer

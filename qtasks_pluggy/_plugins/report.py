@@ -105,7 +105,7 @@ def add_note_once(error: BaseException, text: str) -> None:
 
 def report_dispatch(call: Call) -> None:
     """Note on the error what went wrong, and log who decided about it."""
-    if call.went_wrong and call.hook.has_error:
+    if call.went_wrong:
         records = [entry.to_record() for entry in call.entries[call.first :]]
         add_note_once(call.values["e"], f"{call.hook.name}: {short(records)}")
     if call.hook.lastresult and _log.info_enabled():

@@ -190,7 +190,7 @@ class TaskExecutor(RunView, Generic[R]):
         Raises:
             RuntimeError: This executor has run already.
             TaskCancelError: The run was cancelled on purpose.
-            TaskDeadLetteredError: The run was set aside.
+            TaskDeadLetteredError: The run became a dead letter.
             PluginError: A plugin failed, and the settings say ``strict``.
         """
         return self._run(ASYNCIO)
@@ -204,7 +204,7 @@ class TaskExecutor(RunView, Generic[R]):
         Raises:
             RuntimeError: This executor has run already.
             TaskCancelError: The run was cancelled on purpose.
-            TaskDeadLetteredError: The run was set aside.
+            TaskDeadLetteredError: The run became a dead letter.
             PluginError: A plugin failed, and the settings say ``strict``.
         """
         result = run_to_completion(self._run(SYNC))
@@ -254,7 +254,7 @@ class TaskExecutor(RunView, Generic[R]):
     async def _run(self, backend: Backend) -> Any:
         """Attempt until the run is over, in place, and end it."""
         if self._backend is not None or sys.exception() is not None:
-            self._begin(backend)
+            self._check_before(backend)
         self._backend = backend
         try:
             attempt = await self._attempt_once()
@@ -280,7 +280,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _attempt_for(self, engine: Host, backend: Backend) -> Attempt:
         """Attempt once for an engine, and end the run, unless it goes on."""
-        self._begin(backend)
+        self._check_before(backend)
         self._backend = backend
         if self._engine is not None:
             self._next_attempt()
@@ -317,7 +317,7 @@ class TaskExecutor(RunView, Generic[R]):
             # A traceback holds this frame; this frame must not hold the error.
             del error, attempt
 
-    def _begin(self, backend: Backend) -> None:
+    def _check_before(self, backend: Backend) -> None:
         """See what was before the run: a run of this executor, a cancellation of its caller.
 
         Asking what a caller has met costs as much as a run, and one that has met a cancellation is
@@ -332,7 +332,7 @@ class TaskExecutor(RunView, Generic[R]):
         self._cancellations = backend.cancellations()
 
     async def _attempt_once(self) -> Attempt | None:
-        """Make one attempt, to the plugins' hearing how it ended.
+        """Make one attempt, and notify the plugins of its end.
 
         Returns:
             What the host is to do; None for a result, in ``self.result``, of whose end no plugin
@@ -389,7 +389,8 @@ class TaskExecutor(RunView, Generic[R]):
             return self._cut_by(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), error)
-        # Looked at first only where there is a hint, and before a decision is used in any case.
+        # Nothing is decided about a run that is cancelled (R16). To see that costs as much as a run:
+        # it is done here only on a hint, and below only before an answer is used.
         hinted = self._cancellations is not None or error.__context__ is not None
         if hinted and self._is_cancelled():
             return self._conclude(Attempt("fail", error), error)
@@ -449,11 +450,8 @@ class TaskExecutor(RunView, Generic[R]):
             The attempt, ``kept`` if one of them does, and who decided it. Where neither plugins nor
             the engine can keep it, the task's own error goes on, and nobody has decided.
         """
-        hook, engine, reason = (
-            self._plugins.hook.task_executor_dead_letter,
-            self._engine,
-            attempt.reason,
-        )
+        engine, reason = self._engine, attempt.reason
+        hook = self._plugins.hook.task_executor_dead_letter
         if hook.chain is not None and await self._call(hook, {"e": error, "reason": reason}):
             return attrs.evolve(attempt, kept=True), decider
         known = {
@@ -543,7 +541,7 @@ class TaskExecutor(RunView, Generic[R]):
         return self._plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)  # type: ignore[no-any-return]  # a hook of ours, by its name
 
     async def _end(self, attempt: Attempt | None) -> Attempt:
-        """Tell the plugins of a failure, and that the run is over.
+        """Notify the plugins of a failure, and that the run is over.
 
         Returns:
             The attempt as they heard of it; one that failed, if a plugin did under ``strict``.
@@ -561,7 +559,7 @@ class TaskExecutor(RunView, Generic[R]):
         return await self._notify(hooks.task_executor_task_close, attempt, outcome=attempt.outcome)
 
     async def _notify(self, hook: Any, attempt: Attempt, **values: Any) -> Attempt:
-        """Tell the plugins something about an attempt.
+        """Notify the plugins of something about an attempt.
 
         Returns:
             The attempt; another one, if this is cut short, or a plugin fails under ``strict``.
@@ -572,10 +570,10 @@ class TaskExecutor(RunView, Generic[R]):
         try:
             if isinstance(error, GeneratorExit) and self._is_cancellation(error):
                 # What can be started is, and nothing is waited for.
-                telling = self._call(hook, values)
+                call = self._call(hook, values)
                 with suppress(Exception):
-                    telling.send(None)
-                telling.close()
+                    call.send(None)
+                call.close()
             else:
                 await self._call(hook, values)
         except PluginError as strict:
@@ -606,6 +604,7 @@ class TaskExecutor(RunView, Generic[R]):
         return Attempt("fail", strict, outcome=outcome)
 
     def _call(self, hook: Any, values: Values) -> Coroutine[Any, Any, Any]:
+        """Call a hook of the run with its own values and those that all of them have."""
         values["task_executor"], values["task_func"] = self, self._task_func
         values["task_broker"] = self._message or self.task_broker
         return hook.call(self._backend or ASYNCIO, values)  # type: ignore[no-any-return]  # a hook of ours, by its name
@@ -630,6 +629,7 @@ class TaskExecutor(RunView, Generic[R]):
         return call_function(func, call, items, backend)
 
     async def _replace_arguments(self) -> None:
+        """Let the plugins replace the arguments of this attempt."""
         # Each attempt begins with the arguments that the run was given; a slot that is not set yet
         # says that this is the first one, and costs no other run anything.
         if not hasattr(self, "_original_arguments"):
@@ -640,6 +640,7 @@ class TaskExecutor(RunView, Generic[R]):
         )
 
     def _next_attempt(self) -> None:
+        """Count a further attempt, which has a message of its own."""
         self._attempt += 1
         self._result = self._yielded = None
         message = self.task_broker
@@ -648,6 +649,7 @@ class TaskExecutor(RunView, Generic[R]):
         )
 
     def _echo_task(self) -> Any:
+        """Make the ``self`` of an echo task: the task, as a view of this run."""
         kind = AsyncTask if self._task_func.is_async else SyncTask
         return kind(self._task_func, getattr(self._task, "app", None), self)
 
