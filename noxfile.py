@@ -36,7 +36,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES = ("qtasks_pluggy", "hookspecs/qtasks_hookspecs")
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 # Without the engines, which the core suite does without.
-CORE_EXTRAS = ("cli", "retry")
+CORE_EXTRAS = ("cli", "failures", "retry")
 CORE = f".[{','.join(CORE_EXTRAS)}]"
 EVERYTHING = f".[{','.join(EXTRAS)}]"
 RUNTIME = PROJECT["project"]["dependencies"] + [

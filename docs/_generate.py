@@ -105,7 +105,7 @@ def _settings_part() -> Iterator[str]:
                 f"`{field.name}`",
                 field.metadata["kind"].wanted,
                 f"`{factories.get(field.name, field.default)!r}`",
-                _markdown(field.metadata["says"]),
+                _markdown(field.metadata["description"]),
             ]
             for field in attrs.fields(Settings)
         ),

@@ -10,29 +10,41 @@ For apps:
 ``exc``              the errors
 ===================  ===========================================================================
 
-For plugins there is ``qtasks_hookspecs``, and only that.
+Plugins import ``qtasks_hookspecs``, and nothing else.
 
-The house, where each row imports only from the rows below it:
+The map, where each row imports only from the rows below it:
 
-===================  ===========================================================================
-``cli/``             the command ``qtasks-pluggy``
-``engines/``         adapters: memory, Celery, Dramatiq, Huey, Taskiq
-``_app.py``          ``QueueTasks``: tasks by name, and its plugins
-``_run/``            the life of one run: START HERE, in ``executor.py``
-``_task.py``         ``AsyncTask`` and ``SyncTask``, and the ``ctx`` of a run
-``_lifecycle.py``    an app's start and stop
-``_submit/``         the seam to engines: what app and engine say to each other
-``_plugins/``        the plugin side: who is asked, in which order, and whose answer wins
-``builtin/``         two plugins of our own, off until they are enabled
-``base_plugin.py``   plugins of QTasks' own shape, for migration
-``_settings.py``     the operator's settings
-``_settings_file.py``  where their file is found, and whose it may be
-``_waiting.py``      how a run waits, in plain code and on an event loop
-``_log.py``          where events go
-``_text.py``         how plugins are named, and misspelt names understood
-``_fork.py``         locks that a fork makes anew
-``exc.py``           the errors
-===================  ===========================================================================
+=====================  =========================================================================
+``cli/``               the command ``qtasks-pluggy``
+``failures/``          a plugin of our own: what failed, why, and who decided
+``engines/``           adapters: memory, Celery, Dramatiq, Huey, Taskiq
+``_app.py``            ``QueueTasks``: tasks by name, and its plugins
+``_run/``              the life of one run: START HERE, in ``executor.py``
+``_task.py``           ``AsyncTask`` and ``SyncTask``, and the ``ctx`` of a run
+``_lifecycle.py``      an app's start and stop
+``_submit/``           the interface between apps and engines
+``_plugins/``          the plugin side: who is asked, in which order, and whose answer wins
+``builtin/``           two plugins of our own, off until they are enabled
+``base_plugin.py``     plugins of QTasks' own shape, for migration
+``_settings.py``       the operator's settings
+``_settings_file.py``  the file that they come from
+``_waiting.py``        how a run waits, in plain code and on an event loop
+``_log.py``            where events go
+``_text.py``           naming plugins, suggesting names
+``_fork.py``           locks, recreated in a forked process
+``exc.py``             the errors
+=====================  =========================================================================
+
+Where to look:
+
+=====================================  =========================================================
+which answer wins                      ``dispatch()`` in ``_plugins/dispatch.py``
+which answers count                    ``counts()`` in ``_plugins/answers.py``
+where a plugin's time limit applies    ``ask()`` in ``_plugins/ask.py``
+where a task's ``max_time`` applies    ``call_function()`` in ``_run/function.py``
+where an entry point is loaded         ``import_plugin()`` in ``_plugins/discovery.py``
+what an engine has to implement        ``Engine`` in ``_submit/protocol.py``
+=====================================  =========================================================
 """
 
 from __future__ import annotations

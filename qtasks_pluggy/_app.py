@@ -83,7 +83,7 @@ class QueueTasks(Lifecycle):
         if not isinstance(name, str):
             msg = f"QueueTasks(name): expected a string, got {name!r}"
             raise TypeError(msg)
-        TaskFunc(name, len, max_retries=max_retries)  # its checks are the same
+        TaskFunc(name, len, max_retries=max_retries)  # for its checks
         self.name: str = name
         # Read when an error comes, so that it holds for tasks that were declared before it.
         self._intercept = error_classes(intercept)
@@ -231,8 +231,8 @@ class QueueTasks(Lifecycle):
                 other = self._tasks[task_func.name].func
                 msg = (
                     f"app {self.name!r}: task name {task_func.name!r} is taken by"
-                    f" {_where(other)}, and {_where(function)} claims it too;"
-                    " give one of them another name="
+                    f" {_describe_function(other)}, and {_describe_function(function)} claims it"
+                    " too; give one of them another name="
                 )
                 raise TaskNameError(msg)
             kind = AsyncTask if task_func.is_async else SyncTask
@@ -264,9 +264,9 @@ class QueueTasks(Lifecycle):
     def add_plugin(
         self, plugin: Any, name: str | None = None, trigger_names: Iterable[str] | None = None
     ) -> str:
-        """Add a plugin, behind those that are there; it has the last word.
+        """Add a plugin, after those added before; it has the last word.
 
-        One added to a started app is asked from now on, but its ``qtasks_start`` is not called.
+        In a started app it is asked from now on, but its ``qtasks_start`` is not called.
 
         Args:
             plugin: A module or an object with hookimpls, or where to import it from
@@ -298,7 +298,7 @@ class QueueTasks(Lifecycle):
         tag: str | None = None,
         **marks: Any,
     ) -> Callable[[F], F]:
-        """Ask this function about a task's error, ``@app.on_error(ConnectionError)``.
+        """Ask this function about tasks' errors, ``@app.on_error(ConnectionError)``.
 
         It becomes a plugin of its own that is named as the function, with ``-2``, ``-3`` and so on
         where that name is taken: it can be ordered, observed and disabled, and has the last word.
@@ -310,7 +310,7 @@ class QueueTasks(Lifecycle):
             **marks: As for ``hookimpl``: ``tryfirst``, ``trylast``.
 
         Returns:
-            A decorator that returns the function it is given.
+            A decorator that returns the function itself.
 
         Raises:
             PluginRegistrationError: Faults of the function, all of them.
@@ -330,7 +330,7 @@ class QueueTasks(Lifecycle):
         return register
 
     def remove_plugin(self, name: str) -> None:
-        """Remove a plugin; runs that are asking it still do.
+        """Remove a plugin; a run that is asking plugins still asks it.
 
         Args:
             name: The plugin's name.
@@ -347,9 +347,9 @@ class QueueTasks(Lifecycle):
             raise PluginRegistrationError(msg)
 
     def handle(self, uuid: UUID | str) -> TaskHandle[Any]:
-        """Return a handle of a run that was submitted, also by another process.
+        """Return a handle on a submitted run, also of another process.
 
-        Nobody is asked, so an id that nobody knows has a handle too: where the engine cannot tell,
+        Nobody is asked, so an id that nobody knows has a handle too: if the engine cannot say,
         its ``result(timeout)`` times out.
 
         Args:
@@ -431,7 +431,7 @@ class QueueTasks(Lifecycle):
                 the id of the run that is repeated.
 
         Returns:
-            The id of the new run. How it ends, only the plugins hear.
+            The id of the new run. Only its plugins learn how it ends.
 
         Raises:
             CapabilityError: It cannot be delayed.
@@ -455,8 +455,8 @@ class QueueTasks(Lifecycle):
 
         Args:
             task: The task.
-            calls: Read as it goes, never held whole. A tuple is positional arguments, a mapping
-                keywords, and anything else the one argument.
+            calls: Read lazily, one call at a time. A tuple is positional arguments, a mapping
+                keywords, and anything else the only argument.
 
         Returns:
             The handles, to be iterated over by ``for`` or ``async for``; nothing is submitted
@@ -480,24 +480,13 @@ class QueueTasks(Lifecycle):
         return Submissions(self, task, calls)
 
     def __repr__(self) -> str:
-        """Show the name and how far the app is."""
+        """Show the name and the state."""
         return f"<QueueTasks {self.name!r}, {self._state.value}, {len(self._tasks)} tasks>"
 
 
-# What ``@app.task`` takes.
-_OPTIONS: Final = (
-    "name",
-    "echo",
-    "priority",
-    "intercept",
-    "max_retries",
-    "max_time",
-    "tags",
-    "description",
-    "extra",
-)
+_OPTIONS: Final = tuple(vars(QueueTasks)["task"].__kwdefaults__)
 
 
-def _where(function: Any) -> str:
+def _describe_function(function: Any) -> str:
     module = getattr(function, "__module__", "?")
     return f"{module}.{getattr(function, '__qualname__', type(function).__name__)}"

@@ -1,28 +1,34 @@
-"""Locks that a forked process makes anew."""
+"""What a forked process recreates: locks, and the background event loop."""
 
 from __future__ import annotations
 
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, Final
 
 _lock_owners: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
 def lock_of(owner: Any) -> threading.RLock:
-    """Make the lock that an object keeps as ``_lock``, and make it anew in a forked process.
+    """Return a lock for an object to keep as ``_lock``, recreated in a forked process.
 
-    There, a thread may hold it that did not come along.
+    There, a thread that was not forked may hold it for ever.
     """
     _lock_owners.add(owner)
     return threading.RLock()
 
 
-def _after_fork() -> None:  # pragma: no cover  # in processes that are not measured
+def _recreate_locks() -> None:  # pragma: no cover  # in processes that are not measured
     for owner in _lock_owners:
         owner._lock = threading.RLock()  # noqa: SLF001  # its owner said so
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork)
+def after_fork(function: Callable[[], None]) -> None:
+    """Call a function in every forked process; nothing to do on Windows, which has no fork."""
+    if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows
+        os.register_at_fork(after_in_child=function)
+
+
+after_fork(_recreate_locks)

@@ -1,4 +1,4 @@
-"""When an app is ready: its plugins and its engine, started and stopped."""
+"""The life of an app: starting and stopping its plugins and its engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Self
 from qtasks_hookspecs.exc import NotRunningError, PluginError
 from qtasks_pluggy import _log
 from qtasks_pluggy._fork import lock_of
-from qtasks_pluggy._plugins.adapter import unwrap
+from qtasks_pluggy._plugins.adapter import original_plugin
 from qtasks_pluggy._plugins.chain import Asked
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._submit.calls import call_engine
@@ -30,7 +30,7 @@ class _State(Enum):
 
 
 class Lifecycle:
-    """What an app does at its start and at its end.
+    """An app's start and stop.
 
     Args:
         plugins: Its plugins.
@@ -44,7 +44,7 @@ class Lifecycle:
         self._discover = discover
         self._engine: Engine | None = None
         self._workers: int | None = None
-        # Where a dispatch of the app's own hooks writes what it did, as in a run.
+        # The trail of the app's own hooks, as a run has one.
         self._entries: list[Asked] = []
         self._attempt = 1
         self._state = _State.NEW
@@ -69,7 +69,7 @@ class Lifecycle:
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        """Stop: the engine, which finishes the runs at work here, then the plugins, in reverse."""
+        """Stop the engine, which finishes its current runs here, then the plugins, in reverse."""
         run_to_completion(self._stop(SYNC))
 
     async def __aenter__(self) -> Self:
@@ -91,7 +91,7 @@ class Lifecycle:
     def _worker_lifespan(self) -> WorkerLifespan:
         """The app's life in a worker process of its engine, for ``with`` and ``async with``.
 
-        As ``with app:``, except that the engine, which began the process, is not started.
+        Like ``with app:``, except that the engine, which began the process, is not started.
         """
         return WorkerLifespan(self._start, self._stop)
 
@@ -109,15 +109,13 @@ class Lifecycle:
             raise NotRunningError(msg)
 
     def _ensure_loaded(self) -> None:
-        """Load what a first run needs, if that has not been done.
+        """Load what a first run needs, unless that is done.
 
         Raises:
-            NotRunningError: The app was stopped; it has to be started again instead.
+            NotRunningError: The app was stopped, and must be started again.
             PluginRegistrationError: Faults of the installed plugins, all of them.
             SettingsError: Faults of the settings.
         """
-        if self._loaded:
-            return
         with self._lock:
             if self._state is _State.STOPPED:
                 msg = (
@@ -132,7 +130,7 @@ class Lifecycle:
                 self._warn_not_started()
 
     def _warn_not_started(self) -> None:
-        """Log, once, each plugin that is asked from now on without its ``qtasks_start``."""
+        """Log, once, each plugin that is asked without its ``qtasks_start`` having run."""
         hint = "call tasks inside of 'with app:' or 'async with app:', which calls qtasks_start"
         for impl in self.plugins.hook.qtasks_start.get_hookimpls():
             name = impl.plugin_name
@@ -144,10 +142,10 @@ class Lifecycle:
         """Read the settings and load the installed plugins, as a start or a first run does.
 
         Args:
-            skip_faulty: Whether to go on without the installed plugins that have faults.
+            skip_faulty: Whether to continue without the installed plugins that have faults.
 
         Returns:
-            The faults of the plugins that were left out.
+            The faults of the skipped plugins.
 
         Raises:
             PluginRegistrationError: Faults of the installed plugins, all of them.
@@ -197,17 +195,12 @@ class Lifecycle:
 
 
 def _is_default(plugin: Any) -> bool:
-    """Say whether a plugin's start is that of ``BasePlugin``, which does nothing."""
-    return getattr(type(unwrap(plugin)), "start", None) is BasePlugin.start
+    """Return whether a plugin's start is that of ``BasePlugin``, which does nothing."""
+    return getattr(type(original_plugin(plugin)), "start", None) is BasePlugin.start
 
 
 class WorkerLifespan:
-    """An app's life in a worker process of its engine.
-
-    Args:
-        start: Starts the app.
-        stop: Stops it.
-    """
+    """An app's life in a worker process of its engine."""
 
     def __init__(
         self,

@@ -14,9 +14,9 @@ _stdlib: Final = logging.getLogger(NAME)
 
 
 def logger() -> Any:
-    """Return the logger of this moment.
+    """Return the logger to use now.
 
-    Asked for at each event, because an app may configure its logging at any time. Unless structlog
+    Looked up for each event, because an app may configure its logging at any time. Unless structlog
     is configured, events go to ``logging`` as ``event key=value``, which writes warnings and errors
     to stderr until it is configured itself.
     """
@@ -24,25 +24,25 @@ def logger() -> Any:
 
 
 def event(level: str, name: str, /, **values: Any) -> None:
-    """Log an event, whatever the app's log makes of it: no run is lost for a broken pipe.
+    """Log an event. No run is lost to a failing log, such as a broken pipe.
 
     Args:
         level: ``debug``, ``info``, ``warning`` or ``error``.
         name: The event's name.
-        **values: What is known.
+        **values: The event's fields.
     """
-    # Closed streams, and processors of the app's that fail.
+    # Closed streams, and the app's own processors that fail.
     with suppress(Exception):
         getattr(logger(), level)(name, **values)
 
 
 def debug_enabled() -> bool:
-    """Say whether a debug event would reach anybody, without building it."""
+    """Return whether anybody would see a debug event, without building it."""
     return _enabled(logging.DEBUG)
 
 
 def info_enabled() -> bool:
-    """Say whether an info event would reach anybody, without building it."""
+    """Return whether anybody would see an info event, without building it."""
     return _enabled(logging.INFO)
 
 
@@ -59,7 +59,7 @@ def _asks_structlog(level: int) -> bool:
         can_tell = hasattr(type(bound), "is_enabled_for")
         _asked = wrapper_class, bound.is_enabled_for if can_tell else None
     asks = _asked[1]
-    # One that cannot tell gets the event.
+    # A logger without ``is_enabled_for`` gets every event.
     return asks is None or bool(asks(level))
 
 

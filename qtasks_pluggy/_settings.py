@@ -1,4 +1,4 @@
-"""The operator's settings: environment over file over what the app gave.
+"""The operator's settings: environment over file over the app's own.
 
 Each key is declared once, in ``Settings``: its kind, its default and its documentation.
 """
@@ -21,7 +21,7 @@ from qtasks_pluggy._text import closest_match
 
 ENVIRONMENT_PREFIX: Final = "QTASKS_PLUGGY_"
 PLUGIN_PREFIX: Final = f"{ENVIRONMENT_PREFIX}PLUGIN_"
-# What Kubernetes sets in every pod for a service whose name is qtasks-pluggy, or begins so.
+# Kubernetes sets these in every pod for a service whose name begins with qtasks-pluggy.
 KUBERNETES: Final = re.compile(rf"{ENVIRONMENT_PREFIX}(\w+_)?(SERVICE_\w+|PORT(_\w+)?)")
 TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
 FALSE: Final = frozenset({"0", "false", "f", "no", "n", "off"})
@@ -50,7 +50,7 @@ def _is_number(value: Any, *types: type) -> bool:
 
 
 def _is_seconds(value: Any) -> bool:
-    # Neither infinity nor NaN is in between, nor a whole number that no float can hold.
+    # Excludes infinity, NaN, and whole numbers that no float can hold.
     return _is_number(value, int, float) and 0 < value <= sys.float_info.max
 
 
@@ -115,10 +115,10 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _declare(default: Any, kind: Kind, says: str) -> Any:
+def _declare(default: Any, kind: Kind, description: str) -> Any:
     def check(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         if not kind.fits(value) and not (value is None and default is None):
-            shown = _shown_sections(value) if kind is SECTIONS else reprlib.repr(value)
+            shown = _describe_wrong_section(value) if kind is SECTIONS else reprlib.repr(value)
             msg = f"{attribute.name} takes {kind.wanted}, got {shown}"
             raise SettingsError(msg)
 
@@ -126,13 +126,13 @@ def _declare(default: Any, kind: Kind, says: str) -> Any:
         default=default,
         validator=check,
         converter=_tuple if kind is NAMES else None,
-        metadata={"says": says, "kind": kind},
+        metadata={"description": description, "kind": kind},
         repr=kind is not SECTIONS,
     )
 
 
-def _shown_sections(value: Any) -> str:
-    """Describe what is wrong with the plugins' sections, without any value: it may be a secret."""
+def _describe_wrong_section(value: Any) -> str:
+    """Describe the fault of the plugins' sections without any value: it may be a secret."""
     if not isinstance(value, Mapping):
         return type(value).__name__
     name, wrong = next(one for one in value.items() if not _is_section(*one))
@@ -141,10 +141,10 @@ def _shown_sections(value: Any) -> str:
 
 @attrs.frozen
 class Settings:
-    """Every key; what each is for stands in its declaration."""
+    """Every key; its declaration has its documentation."""
 
     enable: tuple[str, ...] = _declare(
-        (), NAMES, "built-in plugins to load: fallback, retry; none is loaded without it"
+        (), NAMES, "built-in plugins to load: failures, fallback, retry; none without it"
     )
     disable: tuple[str, ...] = _declare(
         (), NAMES, "plugins that are never asked; an installed one is not even imported"
@@ -161,10 +161,10 @@ class Settings:
     strict: bool = _declare(
         default=False,
         kind=SWITCH,
-        says="a plugin that fails raises PluginError at once; for development",
+        description="a plugin that fails raises PluginError at once; for development",
     )
     safe_mode: bool = _declare(
-        default=False, kind=SWITCH, says="no installed plugin loads, only built-in ones"
+        default=False, kind=SWITCH, description="no installed plugin loads, only built-in ones"
     )
     on_fault: Literal["stop", "skip"] = _declare(
         "stop", FAULT, "whether an installed plugin with a fault stops the app or is left out"
@@ -183,7 +183,9 @@ class Settings:
         60.0, SECONDS, "how long it is skipped before it is tried once"
     )
     log_values: bool = _declare(
-        default=False, kind=SWITCH, says="log arguments and answers too; they may hold secrets"
+        default=False,
+        kind=SWITCH,
+        description="log arguments and answers too; they may hold secrets",
     )
     plugin: Mapping[str, Mapping[str, Any]] = _declare(
         attrs.Factory(dict), SECTIONS, "a section for each plugin, handed to its qtasks_start"
@@ -217,8 +219,8 @@ class Loaded:
     skipped: Mapping[str, str] = attrs.field(factory=dict)
     variables: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
-    def keeps_out(self, name: str) -> str | None:
-        """Say why an installed plugin is not to be loaded; None where it is."""
+    def exclusion_reason(self, name: str) -> str | None:
+        """Return why an installed plugin is not loaded, or None if it is."""
         settings = self.settings
         if name in settings.disable:
             return f"disabled ({self.sources['disable']})"
@@ -229,11 +231,11 @@ class Loaded:
         return None
 
     def for_plugins(self, plugins: Collection[str]) -> Loaded:
-        """Add the environment's single values to the sections of the plugins that they name."""
+        """Add single values from the environment to the sections of the plugins that they name."""
         sections = {name: dict(section) for name, section in self.settings.plugin.items()}
         sources = [] if self.sources["plugin"] == "default" else [self.sources["plugin"]]
         for variable, value in self.variables.items():
-            names, key = _addressed(variable, plugins)
+            names, key = _match_variable(variable, plugins)
             for name in names:
                 sections.setdefault(name, {})[key] = value
             sources += [variable] if names else []
@@ -247,34 +249,26 @@ class Loaded:
     def unknown_names(
         self, plugins: Collection[str], builtins: Collection[str]
     ) -> Iterator[dict[str, str | None]]:
-        """Find names that no plugin has.
-
-        Args:
-            plugins: The names of all plugins that there are.
-            builtins: The names of the built-in ones.
-
-        Yields:
-            For each the setting, its source, the name, and the nearest name that there is.
-        """
+        """Yield the setting, source, name and nearest name of each name that no plugin has."""
         everybody = {*plugins, *builtins}
-        dead = [
+        unknown = [
             (key, self.sources[key], name, known)
             for key in NAMING
             for name in getattr(self.settings, key) or ()
             if name not in (known := builtins if key == "enable" else everybody)
         ]
-        dead += [
+        unknown += [
             ("plugin", variable, variable.removeprefix(PLUGIN_PREFIX).lower(), everybody)
             for variable in self.variables
-            if not _addressed(variable, everybody)[0]
+            if not _match_variable(variable, everybody)[0]
         ]
-        for key, source, name, known in dead:
+        for key, source, name, known in unknown:
             meant = closest_match(name, known) if known else None
             yield {"setting": key, "source": source, "name": name, "did_you_mean": meant}
 
 
-def _addressed(variable: str, plugins: Collection[str]) -> tuple[list[str], str]:
-    """Say whose section a variable is for, and the key: of several names the longest counts."""
+def _match_variable(variable: str, plugins: Collection[str]) -> tuple[list[str], str]:
+    """Return the plugins whose section a variable is for, and the key; the longest name counts."""
     rest = variable.removeprefix(PLUGIN_PREFIX)
     fits = {
         name: prefix
@@ -285,15 +279,14 @@ def _addressed(variable: str, plugins: Collection[str]) -> tuple[list[str], str]
     return [name for name in fits if fits[name] == longest], rest.removeprefix(longest).lower()
 
 
-def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Loaded:
-    """Make the settings of one app.
+def load(
+    app_settings: Mapping[str, Any] | None = None, *, read_environment: bool = False
+) -> Loaded:
+    """Load the settings of one app.
 
     Args:
-        given: What the app gave, by key.
-        outside: Whether to look at the file and the environment as well.
-
-    Returns:
-        The settings with their sources.
+        app_settings: The app's own settings, by key.
+        read_environment: Whether to read the file and the environment too.
 
     Raises:
         SettingsError: A source cannot be read, a key is unknown (the nearest is named), or a
@@ -301,15 +294,15 @@ def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Lo
     """
     values: dict[str, Any] = {}
     sources = dict.fromkeys(KEYS, "default")
-    if not isinstance(given or {}, Mapping):
-        told = type(given).__name__
-        msg = f"settings= of the app: takes a mapping of keys and values, got {told}"
+    if not isinstance(app_settings or {}, Mapping):
+        got = type(app_settings).__name__
+        msg = f"settings= of the app: takes a mapping of keys and values, got {got}"
         raise SettingsError(msg)
-    layers = [("app", dict(given or {}))]
+    layers = [("app", dict(app_settings or {}))]
     file: str | None = None
     skipped: dict[str, str] = {}
     variables: dict[str, Any] = {}
-    if outside:
+    if read_environment:
         found = find(skipped)
         file = None if found is None else found[0]
         layers += [*([found] if found else ()), *_environment(variables)]
@@ -320,14 +313,14 @@ def load(given: Mapping[str, Any] | None = None, *, outside: bool = False) -> Lo
             try:
                 Settings(**{key: value})
             except SettingsError as error:
-                msg = f"{_of(source)}: {error}"
+                msg = f"{_describe_source(source)}: {error}"
                 raise SettingsError(msg) from None
             values[key] = value
             sources[key] = source
     return Loaded(Settings(**values), sources, file, skipped, variables)
 
 
-def _of(source: str) -> str:
+def _describe_source(source: str) -> str:
     return "settings= of the app" if source == "app" else source
 
 
@@ -337,13 +330,12 @@ def _unknown(key: str, source: str) -> SettingsError:
         meant = closest_match(source, [*known, FILE_VARIABLE])
         return SettingsError(f"{source}: unknown setting; did you mean {meant}?")
     shown = reprlib.repr(key)
-    return SettingsError(
-        f"{_of(source)}: unknown key {shown}; did you mean {closest_match(key, KEYS)!r}?"
-    )
+    where, near = _describe_source(source), closest_match(key, KEYS)
+    return SettingsError(f"{where}: unknown key {shown}; did you mean {near!r}?")
 
 
 def _environment(variables: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the environment; single values for plugins' sections go into ``variables``."""
+    """Yield the environment's settings; values for plugins' sections go into ``variables``."""
     for variable, text in sorted(os.environ.items()):
         if variable.startswith(PLUGIN_PREFIX):
             variables[variable] = _value(text)
@@ -358,9 +350,9 @@ def _environment(variables: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
         try:
             value = kind.read(text)
         except (ValueError, RecursionError) as error:
-            # What parses JSON says where it stopped, and nothing of the text.
-            told = f"({error})" if kind.read is json.loads else f"got {reprlib.repr(text)}"
-            msg = f"{variable}: expected {kind.text}, {told}"
+            # A JSON error says where it stopped, and shows nothing of the text.
+            got = f"({error})" if kind.read is json.loads else f"got {reprlib.repr(text)}"
+            msg = f"{variable}: expected {kind.text}, {got}"
             raise SettingsError(msg) from None
         yield variable, {key: value}
 

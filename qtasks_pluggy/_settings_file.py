@@ -1,4 +1,4 @@
-"""The settings' file: where it is looked for, what makes it ours, and whose it may be."""
+"""The settings' file: where it is looked up, which one is ours, and who may own it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,10 @@ class _UnreadableError(SettingsError):
 
 
 def find(skipped: dict[str, str]) -> tuple[str, dict[str, Any]] | None:
-    """Read the file that is named, else that of the nearest folder that has one.
+    """Return the path and the keys of the named file, else of the nearest one; or None.
 
     Args:
         skipped: Takes the paths that were passed over, each with the reason.
-
-    Returns:
-        Its path and its keys; None where there is none.
 
     Raises:
         SettingsError: The file cannot be read, its section is misspelt, or it was found and
@@ -65,7 +62,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _found(path: Path, skipped: dict[str, str]) -> dict[str, Any] | None:
-    """Read a file that was found in a folder; None where it holds no settings of ours."""
+    """Read a file found in a folder; None if it holds no settings of ours."""
     content = b""
     try:
         content, status = _read(path)
@@ -102,7 +99,7 @@ def _unreadable(path: Path, why: object) -> _UnreadableError:
 
 
 def _refuse_strangers(path: Path, status: os.stat_result) -> None:
-    """Refuse a file that somebody else may have put there: settings decide what a run does."""
+    """Refuse a file that somebody else may have written: settings decide what a run does."""
     if status.st_uid not in {0, os.geteuid()}:
         why = f"belongs to user {status.st_uid}, who is neither you nor root"
     elif status.st_mode & stat.S_IWOTH:
@@ -117,7 +114,7 @@ def _refuse_strangers(path: Path, status: os.stat_result) -> None:
 
 
 def _keys(path: Path, document: dict[str, Any]) -> dict[str, Any] | None:
-    """Find our keys in a file; None where a shared one has no section of ours."""
+    """Return our keys in a file; None if a shared one has no section of ours."""
     if path.name != SHARED_FILE:
         if "tool" in document:
             msg = f"{path}: write the keys without [tool.{SECTION}], which is for {SHARED_FILE}"

@@ -1,4 +1,4 @@
-"""Tasks as the app's code sees them, and the context that a run gives its task."""
+"""Tasks as the app's code sees them, and ``ctx``, the context of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import attrs
 
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskCancelError, TaskPluginTriggerError
-from qtasks_pluggy._submit.handle import TaskHandle, seconds
+from qtasks_pluggy._submit.handle import TaskHandle, check_seconds
 from qtasks_pluggy._submit.submit import SubmitOptions
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, run_to_completion
 
@@ -73,7 +73,7 @@ class Context:
         return self._run.log
 
     def plugin_error(self, /, *args: Any, **kwargs: Any) -> NoReturn:
-        """Ask the plugins what should happen instead of a result.
+        """Ask the plugins for what to do instead of returning a result.
 
         Args:
             *args: Handed to the plugins as ``e.args``.
@@ -177,10 +177,10 @@ class _Task(Generic[P, R_co]):
                 " use the ctx of its first parameter"
             )
             raise RuntimeError(msg)
-        return self._run.ctx  # type: ignore[return-value]  # ours, behind the protocol
+        return self._run.ctx  # type: ignore[return-value]  # always our own Context
 
     def submit_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]:
-        """Hand a run to the app's engine, from plain code.
+        """Submit a run to the app's engine, from plain code.
 
         Args:
             *args: The function's arguments.
@@ -199,7 +199,7 @@ class _Task(Generic[P, R_co]):
     def submit_async(
         self, /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, TaskHandle[R_co]]:
-        """Hand a run to the app's engine, from async code; as ``submit_sync`` does."""
+        """Submit a run to the app's engine, from async code; as ``submit_sync`` does."""
         app = self._own_app()
         submitting: Coroutine[Any, Any, TaskHandle[R_co]]
         submitting = app._submit(ASYNCIO, self, args, kwargs)  # noqa: SLF001  # its tasks'
@@ -212,7 +212,7 @@ class _Task(Generic[P, R_co]):
         priority: int | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Return this task with other options for the runs that are submitted by it.
+        """Return this task with other options for the runs that it submits.
 
         Args:
             delay: Seconds that a run waits before it may begin, or a ``timedelta``; None for none.
@@ -228,7 +228,7 @@ class _Task(Generic[P, R_co]):
             ValueError: ``delay`` is negative or not a number of seconds.
         """
         if delay is not None:
-            delay = seconds(delay, "with_options(delay=...)")
+            delay = check_seconds(delay, "with_options(delay=...)")
         if metadata is not None and not isinstance(metadata, Mapping):
             msg = (
                 f"task {self.name!r}, with_options(metadata=...): expected a mapping, got"
@@ -239,7 +239,7 @@ class _Task(Generic[P, R_co]):
         if priority is not None:
             func = attrs.evolve(func, priority=priority)
         other = type(self)(func, self._app)
-        other._options = SubmitOptions(delay, dict(metadata or {}))  # noqa: SLF001  # one of us
+        other._options = SubmitOptions(delay, dict(metadata or {}))  # noqa: SLF001  # a task too
         return other
 
     def _refuse_call(self) -> RuntimeError:
@@ -274,7 +274,7 @@ class _Task(Generic[P, R_co]):
 class AsyncTask(_Task[P, R_co]):
     """A task whose function is an ``async def``; await it to run it here and now.
 
-    ``await task.submit(...)`` hands a run to the app's engine.
+    ``await task.submit(...)`` submits a run to the app's engine.
 
     With ``echo=True`` the function's first parameter is one of these too: a view of the run.
     """
@@ -305,14 +305,14 @@ class AsyncTask(_Task[P, R_co]):
         return await self._own_app()._run_async(self, args, kwargs)  # type: ignore[no-any-return]  # noqa: SLF001  # what the function returns
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, TaskHandle[R_co]]:
-        """Hand a run to the app's engine; ``submit_async``."""
+        """Submit a run to the app's engine; ``submit_async``."""
         return self.submit_async(*args, **kwargs)
 
 
 class SyncTask(_Task[P, R_co]):
     """A task whose function is a plain ``def``; call it to run it here and now.
 
-    ``task.submit(...)`` hands a run to the app's engine.
+    ``task.submit(...)`` submits a run to the app's engine.
 
     With ``echo=True`` the function's first parameter is one of these too: a view of the run.
     """
@@ -324,7 +324,7 @@ class SyncTask(_Task[P, R_co]):
             """The context of the run that this is a view of."""
             ...
 
-    # mypy cannot tell generators with a view of their run apart when they are decorated.
+    # mypy cannot distinguish decorated generators with a view of their run.
     @overload
     def __call__(
         self: SyncTask[P, Iterator[Y]], /, *args: P.args, **kwargs: P.kwargs
@@ -350,7 +350,7 @@ class SyncTask(_Task[P, R_co]):
         return self._own_app()._run_sync(self, args, kwargs)  # noqa: SLF001  # its tasks'
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R_co]:
-        """Hand a run to the app's engine; ``submit_sync``."""
+        """Submit a run to the app's engine; ``submit_sync``."""
         return self.submit_sync(*args, **kwargs)
 
 
@@ -362,7 +362,7 @@ def _pass_for_function(task: Any, task_func: TaskFunc) -> None:
     name = getattr(func, "__name__", task_func.name)
     task.__name__, task.__qualname__ = name, getattr(func, "__qualname__", name)
     if task_func.echo:
-        # Who calls the task does not give its first parameter. Some built-ins have no signature.
+        # Callers do not pass the first parameter. Some built-ins have no signature.
         with suppress(TypeError, ValueError):
             signature = inspect.signature(func)
             parameters = list(signature.parameters.values())[1:]

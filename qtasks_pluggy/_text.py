@@ -1,4 +1,4 @@
-"""Text: how plugins and errors are told, names corrected, and all made fit for a terminal."""
+"""Text: naming plugins and errors, suggesting names, and escaping for a terminal."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ __all__ = [
     "closest_match",
     "describe_error",
     "describe_plugin",
+    "disable_hint",
     "printable",
     "safe_str",
-    "switch_off",
 ]
 
 
 def describe_plugin(plugin: str, distribution: str | None, version: str | None) -> str:
-    """Name a plugin, with the distribution that installed it if one did."""
+    """Name a plugin, and the distribution that installed it, if one did."""
     if distribution is None:
         return f"plugin {plugin!r}"
     return f"plugin {plugin!r} ({distribution} {version})"
 
 
-def switch_off(plugin: str) -> str:
-    """Say what setting switches a plugin off: the variable, unless the name cannot be in a list."""
+def disable_hint(plugin: str) -> str:
+    """Name the setting that disables a plugin: the variable, unless a list cannot hold the name."""
     if "," in plugin:
         return f"disable = [{json.dumps(plugin)}] in qtasks_pluggy.toml"
     return f"QTASKS_PLUGGY_DISABLE={plugin}"
 
 
 def closest_match(name: str, names: Iterable[str]) -> str:
-    """Return the name most like a given one; at least one name must be there."""
+    """Return the most similar of several names; there must be at least one."""
     by_letters = {one.casefold(): one for one in sorted(names)}
     near = difflib.get_close_matches(name.casefold(), by_letters, n=1, cutoff=0)
     return by_letters[near[0]]
@@ -46,14 +46,10 @@ def describe_error(error: BaseException) -> str:
 
 
 def printable(text: str, spell: Callable[[str], str] = lambda one: ascii(one)[1:-1]) -> str:
-    """Spell out what a terminal obeys instead of showing it; lines, tabs and blanks stay.
+    """Escape what a terminal obeys instead of showing it; lines, tabs and blanks stay.
 
-    Args:
-        text: Any text: data, a name, an error's.
-        spell: Spells one letter, without quotes.
-
-    Returns:
-        The text, with escape sequences, marks of direction, surrogates and their like spelled out.
+    Escape sequences, marks of direction, surrogates and their like go to ``spell``, one letter
+    at a time.
     """
     if text.isprintable():
         return text

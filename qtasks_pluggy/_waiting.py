@@ -1,8 +1,8 @@
-"""The four ways in which a run waits, once for code on an event loop and once for plain code.
+"""How a run waits: one backend for code on an event loop, and one for plain code.
 
 The life of a run is one ``async def``. On an event loop its awaits suspend as usual. In plain
-code none of them ever does: each of these methods has waited, in the calling thread, before it
-returns, so that ``run_to_completion`` can step the whole life to its end with a single ``send``.
+code they never do: each method of the backend has waited, in the calling thread, before it
+returns, so ``run_to_completion`` can step the whole life to its end with a single ``send``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -19,17 +18,19 @@ from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
 
 import attrs
 
+from qtasks_pluggy._fork import after_fork
+
 T = TypeVar("T")
 
 Captured: TypeAlias = list[Any]
 """A value and an error, one of them None. Errors cross threads, futures and coroutines as values:
 a coroutine cannot raise ``StopIteration``, and a future that refuses it is waited for for ever. A
-list, so that ``unwrap`` can empty it: no frame that carried an error must hold it."""
+list, so that ``unwrap`` can empty it: no frame that passed an error on must hold it."""
 
 
 @attrs.frozen
 class Raised:
-    """A ``StopIteration`` on its way out of a coroutine."""
+    """A ``StopIteration`` on its way out of a coroutine, which cannot raise it."""
 
     error: StopIteration
 
@@ -65,27 +66,27 @@ class Backend(Protocol):
         limit: float | None = None,
         context: contextvars.Context | None = None,
     ) -> Captured:
-        """Call a function that must not hold up the caller's thread, in a daemon thread.
+        """Call a function in a daemon thread, because it would block the caller's.
 
         Raises:
-            LimitExceededError: ``limit`` seconds are over; the thread is left behind.
+            LimitExceededError: ``limit`` seconds are over; the thread keeps running.
         """
         ...
 
     def cancellations(self) -> int:
-        """Count the cancellations that whoever waits here has met already."""
+        """Return how many cancellations have reached the caller here so far."""
         ...
 
-    def cancelled(self, met: int) -> bool:
-        """Whether somebody asked for another cancellation than those that were ``met``."""
+    def cancelled(self, count: int) -> bool:
+        """Return whether more cancellations were requested than the ``count`` before."""
         ...
 
 
 class LimitExceededError(Exception):
-    """A time limit of ours has run out; never leaves the package.
+    """A time limit of ours is over; never leaves the package.
 
     Args:
-        left_behind: How it goes on, as the end of a sentence; empty where it does not.
+        left_behind: What keeps running, as the end of a sentence; empty if nothing does.
     """
 
     def __init__(self, left_behind: str = "") -> None:
@@ -97,17 +98,17 @@ _IN_ITS_THREAD: Final = "; it was left behind in its thread"
 _SWALLOWED: Final = "; it swallowed its cancellation and was left behind"
 # Time for a cancelled coroutine to clean up; one that takes longer is left behind.
 CANCEL_GRACE: Final = 0.1
-# Seconds that a thread waits for async code at a time.
+# Seconds of one wait of a thread for async code.
 POLL_SECONDS: Final = 0.5
 
 
 async def with_timeout(
     thing: Awaitable[T], limit: float, context: contextvars.Context | None = None
 ) -> T:
-    """Wait for an awaitable in a task of its own, at most for some seconds."""
+    """Wait for an awaitable in a task of its own, for at most ``limit`` seconds."""
     task = asyncio.create_task(_await(thing), context=context)
     try:
-        # Its first step comes before any timer: most hookimpls need no other.
+        # The first step needs no timer, and most hookimpls need no other step.
         await asyncio.sleep(0)
         if task.done() or (await asyncio.wait({task}, timeout=limit))[0]:
             return task.result()
@@ -118,7 +119,7 @@ async def with_timeout(
         raise
     task.cancel()
     await asyncio.wait({task}, timeout=CANCEL_GRACE)
-    # Looked at, whatever it comes to, so that asyncio does not complain.
+    # Retrieves a late exception, so that asyncio does not log it.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     raise LimitExceededError("" if task.done() else _SWALLOWED)
 
@@ -129,7 +130,7 @@ async def _await(thing: Awaitable[T]) -> T:
 
 
 def _close(thing: Any) -> None:
-    """Close a coroutine that nobody will await; other awaitables need no closing."""
+    """Close a coroutine that is never awaited; other awaitables need no closing."""
     with suppress(AttributeError):
         thing.close()
 
@@ -138,41 +139,41 @@ def capture(function: Callable[[], Any]) -> Captured:
     """Call a function; return its value or its error."""
     try:
         return [function(), None]
-    except BaseException as error:  # noqa: BLE001  # unpacked, and raised, by whoever waits
+    except BaseException as error:  # noqa: BLE001  # raised by the waiter
         return [None, error]
 
 
 def reraise(error: BaseException) -> NoReturn:
-    """Raise an error that was caught before, its ``__context__`` untouched.
+    """Raise a caught error with its ``__context__`` untouched.
 
-    Raising it while another one is being handled, by a caller far up, would set it.
+    Raising it while another one is handled, by a caller far up, would set it.
     """
     context = error.__context__
     try:
         raise error
     finally:
-        # Past the class's own __setattr__, which a frozen one has.
+        # Bypasses the class's own __setattr__: it may be frozen.
         vars(BaseException)["__context__"].__set__(error, context)
         # Else the error's traceback holds this frame, and this frame the error.
         del error, context
 
 
-def unwrap(carried: Captured) -> Any:
-    """Return the value that was carried, or raise the error."""
-    value, error = carried
-    carried.clear()
+def unwrap(captured: Captured) -> Any:
+    """Return the captured value, or raise the captured error."""
+    value, error = captured
+    captured.clear()
     if error is None:
         return value
     try:
         reraise(error)
     finally:
-        del error, carried
+        del error, captured
 
 
-def _adopt(context: contextvars.Context) -> None:
-    """Bind here what was bound elsewhere, in a copy of this context: a run has one context."""
+def _copy_back(context: contextvars.Context) -> None:
+    """Copy context variables from a copied context into this one: a run has one context."""
     for variable, value in context.items():
-        # Ours say what the other thread is in the middle of.
+        # Our own variables describe the other thread's work.
         if not variable.name.startswith("qtasks_pluggy_") and variable.get(_UNBOUND) is not value:
             variable.set(value)
 
@@ -183,11 +184,11 @@ _UNBOUND: Final = object()
 def _in_daemon_thread(
     function: Callable[[], Any], context: contextvars.Context, *, holds_the_loop: bool
 ) -> concurrent.futures.Future[Captured]:
-    """Call a function in a thread of its own, in a context that nobody else is in."""
+    """Call a function in a thread and a context of its own."""
     future: concurrent.futures.Future[Captured] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
     if holds_the_loop and background.in_loop_thread():
-        # Plain code on that loop waits for this thread, so this thread cannot wait for the loop.
+        # The loop's plain code waits for this thread, so this thread must not wait for the loop.
         context.run(_holds_the_loop.set, True)  # noqa: FBT003  # ContextVar's own signature
 
     def body() -> None:
@@ -198,7 +199,7 @@ def _in_daemon_thread(
 
 
 def _is_no_loop_running() -> bool:
-    """Say whether a run is stepped without a loop, for the last time."""
+    """Return whether a run is stepped without a loop, which happens at its disposal."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -208,6 +209,9 @@ def _is_no_loop_running() -> bool:
 
 class _OnLoop:
     on_loop = True
+
+    def __init__(self, *, own_threads: bool) -> None:
+        self._own_threads = own_threads
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -225,13 +229,15 @@ class _OnLoop:
     async def function(self, function: Callable[[], Any]) -> Captured:
         context = contextvars.copy_context()
         try:
-            if self._needs_own_threads():
+            # Plain code that waits for async code that waits for plain code, and so on, could fill
+            # a bounded pool with threads that wait for each other.
+            if self._own_threads or background.in_loop_thread():
                 thread = _in_daemon_thread(function, context, holds_the_loop=False)
                 return await asyncio.wrap_future(thread)
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(None, lambda: context.run(capture, function))
         finally:
-            _adopt(context)
+            _copy_back(context)
 
     async def thread(
         self,
@@ -243,26 +249,21 @@ class _OnLoop:
         future = asyncio.wrap_future(_in_daemon_thread(function, elsewhere, holds_the_loop=False))
         done, _ = await asyncio.wait({future}, timeout=limit)
         if context is None:
-            _adopt(elsewhere)
+            _copy_back(elsewhere)
         if not done:
-            # So that the thread, when it ends, finds nobody to tell, were the loop closed by then.
+            # So that the thread does not report its end to a loop that is closed by then.
             future.cancel()
             raise LimitExceededError(_IN_ITS_THREAD)
         return future.result()
-
-    def _needs_own_threads(self) -> bool:
-        # There plain code waits for async code that waits for plain code, and so on: a pool with
-        # an end to it could be full of threads that wait for each other.
-        return background.in_loop_thread()
 
     def cancellations(self) -> int:
         try:
             task = asyncio.current_task()
         except RuntimeError:  # a run that is stepped without a loop, for the last time
             return 0
-        asked_for = 0 if task is None else task.cancelling()
-        # One that was asked for since the last suspension has not been met: the next one raises it.
-        return asked_for and asked_for - getattr(task, "_must_cancel", False)
+        requested = 0 if task is None else task.cancelling()
+        # One requested since the last suspension is not counted: the next suspension raises it.
+        return requested and requested - getattr(task, "_must_cancel", False)
 
     def cancelled(self, met: int) -> bool:
         # Given a loop, asyncio does not look for the running one, for which it asks the system for
@@ -323,17 +324,18 @@ class _InThread:
             raise LimitExceededError(_IN_ITS_THREAD) from None
         finally:
             if context is None:
-                _adopt(elsewhere)
+                _copy_back(elsewhere)
 
     def cancellations(self) -> int:
         return 0
 
-    def cancelled(self, met: int) -> bool:  # noqa: ARG002  # nobody cancels plain code
+    def cancelled(self, count: int) -> bool:  # noqa: ARG002  # nobody cancels plain code
         return False
 
 
-ASYNCIO: Final[Backend] = _OnLoop()
-ASYNCIO_WORKER: Final[Backend] = _OnEngineLoop()
+ASYNCIO: Final[Backend] = _OnLoop(own_threads=False)
+# For an engine's runs, whose plain functions may wait for each other.
+ASYNCIO_WORKER: Final[Backend] = _OnLoop(own_threads=True)
 SYNC: Final[Backend] = _InThread()
 
 
@@ -349,16 +351,16 @@ def run_to_completion(life: Coroutine[Any, Any, T]) -> T:
 
 
 class _BackgroundLoop:
-    """One event loop for async code that plain code needs, in a thread of its own.
+    """One event loop, in a thread of its own, for async code that plain code needs.
 
-    Made on first use, and again in a process that was forked.
+    Created on first use, and again in a forked process.
     """
 
     def __init__(self) -> None:
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
-        """Begin anew, as in a forked process, which has the loop's state but not its thread."""
+        """Reset in a forked process, which has the loop's state but not its thread."""
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -369,7 +371,7 @@ class _BackgroundLoop:
         limit: float | None = None,
         context: contextvars.Context | None = None,
     ) -> T:
-        """Wait for an awaitable that runs on this loop, in a context or a copy of the caller's.
+        """Wait for an awaitable that runs on this loop, in ``context`` or a copy of the caller's.
 
         Raises:
             LimitExceededError: ``limit`` seconds are over; it was cancelled.
@@ -391,11 +393,11 @@ class _BackgroundLoop:
         async def body() -> Captured:
             try:
                 return [await (thing if limit is None else with_timeout(thing, limit)), None]
-            except BaseException as error:  # noqa: BLE001  # raised by whoever waits
+            except BaseException as error:  # noqa: BLE001  # raised by the waiter
                 return [None, error]
 
         def end(task: asyncio.Task[Captured]) -> None:
-            # Told when the task is over, not by the task: the process may end right after.
+            # Not set by the task itself, but when it is done: the process may end right after.
             future.set_result(
                 [None, asyncio.CancelledError()] if task.cancelled() else task.result()
             )
@@ -408,23 +410,23 @@ class _BackgroundLoop:
         elsewhere = contextvars.copy_context() if context is None else context
         try:
             loop.call_soon_threadsafe(start)
-            carried: Captured | None = None
-            while carried is None:
-                # What an engine raises in this thread, as for a time limit, waits for a wait's end.
+            captured: Captured | None = None
+            while captured is None:
+                # An engine's own time limit raises in this thread only between two waits.
                 with suppress(concurrent.futures.TimeoutError):
-                    carried = future.result(POLL_SECONDS)
+                    captured = future.result(POLL_SECONDS)
         except BaseException:
-            # Ctrl-C in the waiting thread: what it waited for must not go on unseen.
+            # Ctrl-C in the waiting thread: the task must not go on unseen.
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
             with suppress(Exception):
                 future.result(CANCEL_GRACE)
             raise
         if context is None and limit is None:
-            _adopt(elsewhere)
-        return unwrap(carried)  # type: ignore[no-any-return]  # what the awaitable returned
+            _copy_back(elsewhere)
+        return unwrap(captured)  # type: ignore[no-any-return]  # what the awaitable returned
 
     def in_loop_thread(self) -> bool:
-        """Say whether the caller is on the loop's own thread."""
+        """Return whether the caller is on the loop's own thread."""
         return threading.current_thread() is self._thread
 
     def _started(self) -> asyncio.AbstractEventLoop:
@@ -441,7 +443,7 @@ class _BackgroundLoop:
 
 def _run_for_ever(loop: asyncio.AbstractEventLoop) -> None:
     while True:
-        # A task that ends in one of these stops a loop, though whoever awaits it is told as well.
+        # A task that ends in one of these also stops the loop, so run it again.
         with suppress(KeyboardInterrupt, SystemExit):
             loop.run_forever()
 

@@ -6,7 +6,7 @@
 ``_on_error.py``   ``on_error``, the short form of the hook that most plugins are about
 ``_decisions.py``  what a hookimpl may answer besides a plain value
 ``_outcome.py``    how one attempt ended
-``_types.py``      what hooks are given: the task, the message, the run, the app
+``_types.py``      hooks' parameters: the task, the message, the run, the app
 ``exc.py``         the errors
 =================  =================================================================
 

@@ -1,6 +1,6 @@
 """The decisions: what a plugin may answer besides a plain value.
 
-A plugin returns one; only the host of the run carries it out, once.
+A plugin returns one; only the executor, or the run's engine, carries it out, once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _exception(_: object, attribute: attrs.Attribute[Any], value: object) -> Non
 
 
 class _Final:
-    """A decision is told by its very class, so there are no others beside the five."""
+    """Decisions are compared by their exact class, so there are only these five."""
 
     __slots__ = ()
 
@@ -87,7 +87,7 @@ class Retry(_Final):
 
     Attributes:
         delay: Seconds to wait before the next attempt, or a ``timedelta``; None leaves it to the
-            host (in place: 0).
+            engine (in place: 0).
         limit: The most retries of one run that this answer may cause.
 
     Raises:
@@ -126,7 +126,7 @@ class Cancel(_Final):
 
 @attrs.frozen
 class DeadLetter(_Final):
-    """Set the run aside for somebody to look at.
+    """End the run as dead-lettered, for somebody to look at.
 
     Attributes:
         reason: Why, for people.

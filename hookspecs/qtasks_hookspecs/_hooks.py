@@ -20,11 +20,11 @@ def qtasks_start(app: RunningApp, settings: Mapping[str, Any]) -> None:
     """Get ready before the app's first run.
 
     When:
-        The app starts, in the order of the chain, before the engine behind it.
+        The app starts, before its engine, in the order of the chain.
 
     Args:
         app: The app that starts.
-        settings: This plugin's own section of the settings; empty where there is none.
+        settings: This plugin's own section of the settings; empty without one.
 
     Returns:
         Ignored. ``None`` is what it should be.
@@ -57,15 +57,15 @@ def task_executor_args_replace(
         task_executor: The run.
         task_func: The task's definition.
         task_broker: The run's message.
-        args: The positional arguments, as the hookimpl before left them.
-        kwargs: The keyword arguments, as the hookimpl before left them.
+        args: The positional arguments, as the previous hookimpl replaced them.
+        kwargs: The keyword arguments, as the previous hookimpl replaced them.
 
     Returns:
         A pair ``(args, kwargs)``. ``None`` leaves them as they are.
 
     Raises:
         An exception is logged with this plugin's name and the arguments stay as they were;
-        so for an answer that is no such pair.
+        the same for an answer that is no such pair.
 
     Example:
         >>> @hookimpl
@@ -88,14 +88,14 @@ def task_executor_run_task(
         task_executor: The run.
         task_func: The task's definition.
         task_broker: The run's message.
-        result: The result, as the hookimpl before left it.
+        result: The result, as the previous hookimpl replaced it.
 
     Returns:
         The new result. ``None`` leaves it as it is; ``Replace(None)`` makes it None.
 
     Raises:
-        An exception is logged with this plugin's name and the result stays as it was; so for a
-        decision other than ``Replace``.
+        An exception is logged with this plugin's name and the result stays as it was; the same
+        for a decision other than ``Replace``.
 
     Example:
         >>> @hookimpl
@@ -125,7 +125,7 @@ def task_executor_run_task_trigger_error(
 
     Returns:
         A value to use as the result, or one of ``Replace``, ``Retry``, ``Raise``, ``Cancel`` and
-        ``DeadLetter``. ``None`` is no opinion; where all are None, the error goes on.
+        ``DeadLetter``. ``None`` is no opinion; if all are None, the error goes on.
 
     Raises:
         An exception is logged with this plugin's name, recorded in the run's trail and noted on
@@ -146,7 +146,7 @@ def task_executor_dead_letter(
     e: Exception,
     reason: str,
 ) -> bool | None:
-    """Keep a run that is set aside.
+    """Keep a dead-lettered run.
 
     When:
         A plugin decided ``DeadLetter``, before the run ends. Every hookimpl is called.
@@ -156,7 +156,7 @@ def task_executor_dead_letter(
         task_func: The task's definition.
         task_broker: The run's message.
         e: The task's own error.
-        reason: The reason of ``DeadLetter``; empty where none was given.
+        reason: The reason of ``DeadLetter``; may be empty.
 
     Returns:
         ``True`` for "I have kept it". One is enough: then every engine allows the decision, and the
@@ -179,10 +179,10 @@ def task_executor_dead_letter(
 def task_executor_attempt_ended(
     task_executor: RunningTask, task_func: TaskFunc, task_broker: TaskMessage, outcome: Outcome
 ) -> None:
-    """Hear how an attempt ended.
+    """Observe how an attempt ended.
 
     When:
-        Once for every attempt, whatever came, also for one that the engine repeats by itself.
+        Once for every attempt, however it ended, also for one that the engine repeats by itself.
         ``@when(outcome="failed")`` asks for some ends only; the others then cost nothing.
 
     Args:
@@ -209,12 +209,12 @@ def task_executor_attempt_ended(
 def task_executor_task_failed(
     task_executor: RunningTask, task_func: TaskFunc, task_broker: TaskMessage, e: BaseException
 ) -> None:
-    """Hear of a run that failed for good.
+    """Observe a run that failed for good.
 
     When:
         Once for every final failure, whether plugins were asked about it or not; never for a run
-        that was cancelled. Behind an engine also for ``SystemExit`` and the like, where they end
-        the run and not the worker.
+        that was cancelled. On an engine also for ``SystemExit`` and the like, if they end the
+        run and not the worker.
 
     Args:
         task_executor: The run.
@@ -265,10 +265,10 @@ def task_executor_task_close(
 
 @hookspec
 def qtasks_stop(app: RunningApp) -> None:
-    """Let go of what ``qtasks_start`` took.
+    """Release what ``qtasks_start`` acquired.
 
     When:
-        The app stops, after the engine behind it; in the reverse of the order of the start.
+        The app stops, after its engine, in the reverse order of the start.
 
     Args:
         app: The app that stops.

@@ -51,7 +51,7 @@ def hookspec(
         function: The specification.
         lastresult: Every hookimpl is called, and the last answer that is not None is the result.
         pipeline: The name of the parameter that each answer replaces for the hookimpls that
-            follow; ``"args, kwargs"`` for a pair. The result is what the last of them left.
+            follow; ``"args, kwargs"`` for a pair. The result is the last value.
         anytrue: Every hookimpl is called, and the result is True if one answered exactly True,
             else None.
 
@@ -59,7 +59,7 @@ def hookspec(
         The same function, marked.
 
     Raises:
-        ValueError: More than one of the three is given.
+        ValueError: More than one of the three is used.
     """
     ways = {"lastresult": lastresult, "pipeline": pipeline, "anytrue": anytrue}
     chosen = [f"{name}={value!r}" for name, value in ways.items() if value]
@@ -114,7 +114,7 @@ def when(
             hooks that have an ``outcome``, where ``error`` is compared with ``outcome.error``.
 
     Returns:
-        A decorator that returns the function it is given.
+        A decorator that returns the function itself.
 
     Raises:
         TypeError: A condition is of the wrong type, or there is none.
@@ -164,7 +164,7 @@ def _status(value: object) -> OutcomeStatus:
 
 
 def inner_function(function: Any) -> Any:
-    """Return what is called: marks on a static method or a class method itself would be lost."""
+    """Return the function inside a static or class method, where marks are kept."""
     return function.__func__ if isinstance(function, (staticmethod, classmethod)) else function
 
 
@@ -172,7 +172,7 @@ def blocking(function: F) -> F:
     """Run this plain hookimpl away from the caller's thread; goes on either side of ``@hookimpl``.
 
     For a hookimpl that waits: for a lock, a socket, a disk. In async code the event loop goes on
-    meanwhile, and a time limit can leave such a hookimpl behind in its daemon thread.
+    meanwhile, and after a time limit such a hookimpl can keep running in its daemon thread.
 
     Args:
         function: A plain function. An ``async def`` hookimpl needs no such mark.

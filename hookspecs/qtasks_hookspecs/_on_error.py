@@ -35,7 +35,7 @@ class OnError:
 def on_error(
     *classes: type[Exception], task: str | None = None, tag: str | None = None, **marks: Any
 ) -> Callable[[F], F]:
-    """Ask this function about a task's error.
+    """Ask this function about tasks' errors.
 
     Short for ``hookimpl(specname="task_executor_run_task_trigger_error")`` with ``@when``. The
     function may have any name. It names what it wants of ``error``, the task's own exception;
@@ -53,7 +53,7 @@ def on_error(
         **marks: As for ``hookimpl``: ``tryfirst``, ``trylast``.
 
     Returns:
-        A decorator that returns the function it is given.
+        A decorator that returns the function itself.
 
     Raises:
         TypeError: An argument is no class of an ``Exception`` that plugins can be asked about.
@@ -91,6 +91,6 @@ def _check_class(one: Any) -> None:
 
 
 def on_error_mark(function: Any) -> OnError | None:
-    """Return what ``on_error`` says of a function; None where it is no such handler."""
+    """Return the ``on_error`` mark of a function, or None."""
     mark: OnError | None = getattr(function, _ATTRIBUTE, None)
     return mark

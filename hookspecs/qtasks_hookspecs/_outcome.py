@@ -30,7 +30,7 @@ class Origin:
     Attributes:
         task_func: The task's definition.
         error: The task's own error, before any decision.
-        traceback: Its traceback when it left the task; it grows longer on its way to the caller.
+        traceback: Its traceback as it leaves the task; it grows longer on its way to the caller.
     """
 
     task_func: Any
@@ -46,7 +46,7 @@ class Outcome:
         status: The way in which it ended.
         error: The task's own error, unwrapped; of ``Raise(x)`` it is ``x``; None on success.
         decided_by: The name of the plugin whose decision it was; None where nobody decided.
-        reason: Why, for people; empty where no reason was given.
+        reason: Why, for people; empty without one.
         delay: Seconds before the next attempt; None where there is none, or the engine chooses.
         seconds: How long the attempt took.
         attempt: Which attempt it was, from 1.
@@ -137,4 +137,4 @@ def _stem(file: str) -> str:
 
 
 _OURS: Final = frozenset({"qtasks_pluggy", "qtasks_hookspecs", "pluggy"})
-_STDLIB: Final = os.path.dirname(os.__file__).replace(os.sep, "/") + "/"  # noqa: PTH120  # pathlib is slow to import
+_STDLIB: Final = os.path.dirname(os.__file__).replace(os.sep, "/") + "/"  # noqa: PTH120  # as above  # pathlib is slow to import

@@ -1,4 +1,4 @@
-"""What hooks are given: the task's definition, the message of one run, and two protocols."""
+"""Hooks' parameters: the task's definition, a run's message, and protocols for run and app."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class TaskFunc:
         name: The task's name, unique in its app.
         func: The function itself.
         echo: Whether the function takes a view of its run as first argument (``self``).
-        priority: Higher runs first, where an engine is behind the app.
+        priority: Higher runs first, if the app has an engine.
         intercept: Exception classes that plugins are asked about besides
             ``TaskPluginTriggerError``; None stands for the app's.
         max_retries: The most retries of one run that plugins may cause; None for no bound.
@@ -131,7 +131,7 @@ class TaskFunc:
     is_generator: bool = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        """Look once at what kind of function it is: no run has to."""
+        """Find out the kind of function once, so that no run has to."""
         tags = (self.tags,) if isinstance(self.tags, str) else tuple(self.tags)
         if not all(isinstance(tag, str) for tag in tags):
             msg = f"tags=: expected strings, got {tags!r}"

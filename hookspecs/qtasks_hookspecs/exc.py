@@ -3,7 +3,7 @@
 QTasksError
 ├── TaskPluginTriggerError       raised by a task to ask the plugins
 ├── TaskCancelError              the run was cancelled on purpose
-├── TaskDeadLetteredError        the run was set aside
+├── TaskDeadLetteredError        the run was dead-lettered
 ├── TaskTimeoutError             a time limit of the task (also a TimeoutError)
 ├── PluginError                  a plugin failed, under ``strict`` or while starting
 │   └── PluginRegistrationError  plugins that cannot be registered (``.problems``)
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def safe_str(value: object) -> str:
-    """Return the text of an error or of another value, whatever its class makes of ``str()``."""
+    """Return ``str()`` of an error or another value, even if its ``__str__`` raises."""
     try:
         return str(value)
     except Exception as another:  # noqa: BLE001  # somebody else's __str__
@@ -56,14 +56,14 @@ class QTasksError(Exception):
 
 
 class TaskPluginTriggerError(QTasksError):
-    """A task asks the plugins what should happen instead of its result.
+    """A task asks the plugins for what to do instead of its result.
 
     Raised by ``ctx.plugin_error(...)`` or directly. An ordinary exception that the task
     lets plugins intercept arrives at them wrapped in this class, with the original as
     ``cause``.
 
     Args:
-        *args: Anything; the first one is the message unless ``message=`` is given.
+        *args: Anything; the first one is the message without ``message=``.
         **kwargs: Anything; kept in ``kwargs``, ``message`` is shown by ``str()``.
 
     Attributes:
@@ -94,11 +94,11 @@ class TaskPluginTriggerError(QTasksError):
 
     @property
     def cause(self) -> BaseException | None:
-        """The error behind this one: ``__cause__``."""
+        """The error that caused this one: ``__cause__``."""
         return self.__cause__
 
     def __str__(self) -> str:
-        """Show the message, whichever way it was given."""
+        """Show the message, passed by position or by keyword."""
         return safe_str(self.message)
 
     def __repr__(self) -> str:
@@ -113,7 +113,7 @@ class TaskPluginTriggerError(QTasksError):
         return _restore, (type(self), self.args, self.kwargs, _Cause(self.__cause__)), state
 
     def __setstate__(self, state: dict[str, Any] | None) -> None:
-        """Take the attributes that a subclass or a note left on the error."""
+        """Restore attributes that a subclass set, and notes."""
         if state:
             self.__dict__.update(state)
 
@@ -187,7 +187,7 @@ class TaskCancelError(QTasksError):
 
 
 class TaskDeadLetteredError(QTasksError):
-    """The run was set aside by a plugin's ``DeadLetter(reason)``.
+    """The run was dead-lettered by a plugin's ``DeadLetter(reason)``.
 
     The task's own error is the ``__cause__``.
 
@@ -205,7 +205,7 @@ class TaskTimeoutError(QTasksError, TimeoutError):
 
 
 class PluginError(QTasksError):
-    """A plugin failed where that may not pass: under ``strict``, or while starting.
+    """A plugin failed under ``strict``, or while starting.
 
     The plugin's own error is the ``__cause__``.
 
@@ -259,7 +259,7 @@ class QueueFullError(QTasksError):
 
 
 class EngineError(QTasksError):
-    """The engine behind the app could not do its part."""
+    """The app's engine could not do its part."""
 
 
 class CapabilityError(EngineError):

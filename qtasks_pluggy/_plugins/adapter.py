@@ -10,12 +10,7 @@ from qtasks_pluggy.base_plugin import BasePlugin
 
 
 class Adapter:
-    """The hookimpls that stand for a ``BasePlugin``.
-
-    Args:
-        plugin: The plugin.
-        hooks: The names of the hooks that it is asked for.
-    """
+    """The hookimpls of a ``BasePlugin``, one for each hook that it is asked for."""
 
     def __init__(self, plugin: BasePlugin, hooks: Iterable[str]) -> None:
         self.plugin: BasePlugin = plugin
@@ -35,24 +30,15 @@ class Adapter:
         return adapted
 
 
-def unwrap(plugin: Any) -> Any:
-    """Return a registered plugin as the app gave it: without the adapter, if it has one."""
+def original_plugin(plugin: Any) -> Any:
+    """Return a registered plugin as the app added it, without its adapter."""
     return plugin.plugin if type(plugin) is Adapter else plugin
 
 
 def wanted_triggers(
     plugin: BasePlugin, limit: Iterable[str] | None, hooks: Iterable[str]
 ) -> list[str]:
-    """Return the triggers that a plugin wants, known or not.
-
-    Args:
-        plugin: The plugin.
-        limit: The app's own choice of triggers; None for all.
-        hooks: All hooks there are.
-
-    Returns:
-        Names of triggers; start and stop are not among them.
-    """
+    """Return the triggers that a ``BasePlugin`` wants within the app's limit, known or not."""
     handlers = getattr(plugin, "handlers", None)
     all_hooks = [hook for hook in hooks if hook not in {"qtasks_start", "qtasks_stop"}]
     wanted = list(handlers) if isinstance(handlers, dict) else all_hooks

@@ -25,7 +25,8 @@ def does_count(hook: Hook, values: Values, answer: Any) -> bool:
         answer: What a hookimpl answered.
 
     Raises:
-        CapabilityError: The engine of the run cannot carry the answer out.
+        CapabilityError: The run's engine cannot carry it out.
+        EngineError: The run's engine cannot store it.
         TypeError: It is no answer to this hook.
     """
     kind = type(answer)
@@ -44,7 +45,7 @@ def does_count(hook: Hook, values: Values, answer: Any) -> bool:
             raise TypeError(msg)
         if hook.pipeline:
             pipeline_values(hook, answer)
-        # The pipeline of results, which the engine stores at its end.
+        # The engine stores the final value of this pipeline.
         return hook.name != "task_executor_run_task" or _can_be_stored(values, answer)
     run: Any = values.get("task_executor")
     if kind is Retry and not _may_retry(run, answer):
@@ -55,7 +56,7 @@ def does_count(hook: Hook, values: Values, answer: Any) -> bool:
 
 
 def _can_be_stored(values: Values, answer: Any) -> bool:
-    """Say yes, or let the run's engine refuse what it cannot carry out."""
+    """Return True, unless the run's engine refuses the answer."""
     run: Any = values.get("task_executor")
     if getattr(run, "engine", None) is not None:
         run.refuse(answer)
@@ -63,7 +64,7 @@ def _can_be_stored(values: Values, answer: Any) -> bool:
 
 
 def pipeline_values(hook: Hook, answer: Any) -> dict[str, Any]:
-    """Return the parameters that an answer replaces for the hookimpls that follow.
+    """Return the parameters that an answer replaces for the next hookimpls.
 
     Raises:
         TypeError: The arguments of a task are not answered as a pair.
@@ -76,7 +77,7 @@ def pipeline_values(hook: Hook, answer: Any) -> dict[str, Any]:
 
 
 def _refuse_slips(answer: Any) -> None:
-    """Refuse the answers that everybody writes once by mistake."""
+    """Refuse the answers that are common mistakes."""
     kind = answer if isinstance(answer, type) else type(answer)
     if issubclass(kind, BaseException):
         msg = (
@@ -90,7 +91,7 @@ def _refuse_slips(answer: Any) -> None:
 
 
 def _raises_the_same(error: BaseException, asked: Any) -> bool:
-    """Say whether ``Raise`` brings back the very error that the plugin was asked about."""
+    """Return whether ``Raise`` holds the very error that the plugin was asked about."""
     return error is asked or error is getattr(asked, "__cause__", None)
 
 

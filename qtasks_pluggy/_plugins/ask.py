@@ -1,4 +1,4 @@
-"""Asking one hookimpl, and all that can go wrong there: limits, quarantine, re-entrancy, contexts.
+"""Asking one hookimpl: time limits, quarantine, re-entrancy, and its failures.
 
 What becomes of it is recorded. Only the run's own cancellation, the ``PluginError`` of ``strict``,
 and what is no ``Exception`` are raised.
@@ -152,7 +152,7 @@ async def close_wrapper(wrapper: OpenWrapper, call: Call) -> None:
 
 
 def _abandon_wrapper(link: Link, generator: Generator[None, Any, Any], call: Call) -> None:
-    """Close a wrapper whose dispatch is interrupted; the interruption goes on, come what may."""
+    """Close a wrapper whose dispatch was interrupted; the interruption goes on regardless."""
     try:
         call.running.link = link
         generator.close()
@@ -161,7 +161,7 @@ def _abandon_wrapper(link: Link, generator: Generator[None, Any, Any], call: Cal
 
 
 def _send(generator: Generator[None, Any, Any], answer: Any) -> Any:
-    """Send a wrapper the answer, and return what it returns."""
+    """Send the answer to a wrapper, and return what the wrapper returns."""
     try:
         generator.send(answer)
     except StopIteration as end:

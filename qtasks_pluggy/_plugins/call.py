@@ -1,4 +1,4 @@
-"""One call of a hook: what its links are asked with, and what they answered so far."""
+"""One call of a hook: its parameters, and the answers so far."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from qtasks_pluggy._waiting import Backend
 
 @attrs.frozen(eq=False)
 class OpenWrapper:
-    """A wrapper that has come to its yield.
+    """A wrapper that waits at its yield.
 
     Attributes:
         link: The wrapper.
-        generator: What is left of it.
+        generator: Its suspended generator.
         seconds: How long it has taken so far.
         abandon: Closes it without an answer.
     """
@@ -32,7 +32,7 @@ class OpenWrapper:
 
 
 class Running:
-    """Which hookimpl a call of a hook is in at the moment, seen from inside of it.
+    """Which hookimpl a call of a hook is in, as seen from inside that hookimpl.
 
     An asyncio task that the hookimpl leaves behind keeps it for as long as it lives, so it holds
     nothing else.
@@ -77,12 +77,12 @@ class Call:
         "backend",
         "entries",
         "first",
+        "has_failures",
         "hook",
         "open_wrappers",
         "plain_kinds",
         "running",
         "values",
-        "went_wrong",
     )
 
     def __init__(self, hook: Hook, values: Values, backend: Backend) -> None:
@@ -109,7 +109,7 @@ class Call:
         self._cancel_count: int | None = None
 
     def __enter__(self) -> Self:
-        """Let the hookimpls of an error's hook know where they are called."""
+        """Mark, for an error's hook, which call the hookimpls are in."""
         if self.hook.has_error:
             outer = _running.get()
             # Past those that are over, so that nobody has to set it back.
@@ -128,14 +128,14 @@ class Call:
         self.running.link = None
 
     async def wait(self, awaitable: Awaitable[Any]) -> Any:
-        """Wait for what a hookimpl has begun; a cancellation in between can be the run's own."""
+        """Await a hookimpl's work; a cancellation meanwhile can be the run's own."""
         self._cancel_count = self.backend.cancellations()
         result = await awaitable
         self._cancel_count = None
         return result
 
     def is_cancelled(self) -> bool:
-        """Say whether a ``CancelledError`` is the run's own, asked for since the wait began."""
+        """Return whether a ``CancelledError`` is the run's own, requested since the wait began."""
         count, self._cancel_count = self._cancel_count, None
         return count is not None and self.backend.cancelled(count)
 

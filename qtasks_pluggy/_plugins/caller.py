@@ -14,12 +14,12 @@ from qtasks_pluggy._plugins.chain import NO_LINKS, Chain, Values
 from qtasks_pluggy._plugins.dispatch import dispatch
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
 
-# What our hooks are about, by the parameter that says so.
+# What a hook of ours is about, by the parameter that holds it.
 _SUBJECTS: Final = ("task_executor", "app")
 
 
-def _never(*_: Any) -> None:  # pragma: no cover
-    """Stand where pluggy has its own way of calling, which no call comes to here."""
+def _never(*_: Any) -> None:  # pragma: no cover  # ``__call__`` below takes its place
+    """Stand in for the function by which pluggy would call the hook."""
 
 
 class HookCaller(pluggy.HookCaller):
@@ -38,9 +38,9 @@ class HookCaller(pluggy.HookCaller):
 
     def __init__(self, name: str, manager: Any, namespace: Any, options: Mapping[str, Any]) -> None:
         super().__init__(name, _never, namespace, options)  # type: ignore[arg-type]  # our hookspec's options hold pluggy's
-        assert self.spec is not None  # noqa: S101  # pluggy sets it where a namespace is given
+        assert self.spec is not None  # noqa: S101  # pluggy sets it with a namespace
         self.manager = manager
-        # None where nobody implements the hook: then no run calls it.
+        # None if no plugin implements the hook: then no run calls it.
         self.chain: Chain | None = None
         self.names: frozenset[str] = frozenset(self.spec.argnames)
         self.lastresult: bool = options.get("lastresult", False)
@@ -49,7 +49,7 @@ class HookCaller(pluggy.HookCaller):
         self.pipeline: tuple[str, ...] = () if pipeline is None else (pipeline,)
         if pipeline == ", ".join(ARGUMENTS):
             self.pipeline = ARGUMENTS
-        # A hook of the host's own may have a parameter of any name, which means nothing to us.
+        # Parameters of a hook that an app added mean nothing to us, whatever their names.
         ours = namespace is _hooks
         self.subject: str | None = next(
             (one for one in _SUBJECTS if one in self.names and ours), None
@@ -61,11 +61,7 @@ class HookCaller(pluggy.HookCaller):
             self.spec.argnames = (*self.spec.argnames, *sorted(SHORT_NAMES))
 
     def _check(self, options: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Refuse a specification that this convention cannot call.
-
-        Raises:
-            ValueError: It is marked for pluggy's own convention, or its pipeline is no parameter.
-        """
+        """Refuse a specification that this convention cannot call."""
         refused = [one for one in ("firstresult", "historic") if options.get(one)]
         if refused:
             msg = (
@@ -132,7 +128,7 @@ class HookCaller(pluggy.HookCaller):
             raise TypeError(msg)
 
     def call_extra(self, methods: Any, kwargs: Any) -> Any:  # noqa: ARG002  # pluggy's
-        """Refuse, with a ``TypeError``: a function beside the plugins has no name to be told by."""
+        """Refuse with a ``TypeError``: a function of no plugin has no name to report."""
         msg = (
             f"hook {self.name!r}: call_extra is not offered, because a function that no plugin has"
             " could not be ordered, limited or named; register a plugin, and unregister it after"
@@ -140,9 +136,9 @@ class HookCaller(pluggy.HookCaller):
         raise TypeError(msg)
 
     def listens(self, status: OutcomeStatus) -> bool:
-        """Say whether some hookimpl can want an attempt that ended so."""
+        """Return whether some hookimpl may want an attempt that ended so."""
         return self.chain is not None and status in self.chain.statuses
 
     def consents(self, error: BaseException) -> bool:
-        """Say whether a handler names this error's class, by which it is to be asked about it."""
+        """Return whether a handler names this error's class, and so is asked about it."""
         return self.chain is not None and self.chain.consents(error)

@@ -29,16 +29,16 @@ Values: TypeAlias = dict[str, Any]
 
 
 class Hook(Protocol):
-    """As much of a hook's caller as a dispatch looks at.
+    """The part of a hook's caller that a dispatch uses.
 
     Attributes:
         names: The hook's parameters.
         lastresult: Whether the last answer that is not None is the result.
         pipeline: The parameters that an answer replaces for the hookimpls that follow.
         anytrue: Whether the result says that some hookimpl answered exactly True.
-        subject: The parameter that the hook is about: the run, the app, or None for a hook of the
-            host's own, whose names mean nothing to us.
-        has_error: Whether it is a hook of ours that is given an error.
+        subject: The parameter that the hook is about: the run, the app, or None for a hook that an
+            app added, whose names mean nothing to us.
+        has_error: Whether it is a hook of ours with an error.
         manager: The plugin manager.
     """
 
@@ -106,15 +106,7 @@ class Link:
     def from_hookimpl(
         cls, hook: Hook, impl: Any, origin: Candidate, settings: Settings, breaker: Breaker
     ) -> Link:
-        """Gather all that is known about a hookimpl before it is called.
-
-        Args:
-            hook: The hook.
-            impl: pluggy's record of the hookimpl.
-            origin: Where its plugin comes from.
-            settings: The settings of this moment.
-            breaker: Its quarantine.
-        """
+        """Gather all that is known about a hookimpl before it is called."""
         name, function = origin.name, impl.function
         on_error = on_error_mark(function)
         return cls(
@@ -136,7 +128,7 @@ class Link:
 
 
 def _limit(hook: Hook, plugin: str, settings: Settings) -> float | None:
-    """Return the seconds that a plugin has for a hook; hooks of the host's own have no limit."""
+    """Return the seconds that a plugin has for a hook; None for a hook that an app added."""
     if hook.subject == "app":
         return settings.start_timeout
     return settings.timeouts.get(plugin, settings.timeout) if hook.subject else None
@@ -150,22 +142,22 @@ _SHORT: Final[Mapping[str, Callable[[Values], Any]]] = {
 
 
 def own_error(error: BaseException) -> BaseException:
-    """Return the task's own error: the cause of a trigger error that stands for another one."""
+    """Return the task's own error: the cause of a trigger error that wraps another one."""
     return error if error.__cause__ is None else error.__cause__
 
 
 def _invoker(hook: Hook, function: Any, plugin: str, settings: Settings) -> Callable[[Values], Any]:
-    """Return what calls a hookimpl with those of the hook's parameters that it names."""
+    """Return a function that calls a hookimpl with the hook's parameters that it names."""
     on_error = on_error_mark(function)
     known = hook.names | _SHORT.keys() if on_error else hook.names
     positional, keywords, _ = parameters(function, known)
     if hook.name == "qtasks_start" and "settings" in (*positional, *keywords):
-        # Each plugin gets its own section, and none of the others'.
+        # Each plugin gets its own section only.
         function = partial(function, settings=section_for(function, plugin, settings))
         keywords = tuple(one for one in (*positional, *keywords) if one != "settings")
         positional = ()
     if "kwargs" in hook.pipeline:
-        # Its own dict: what it changes without answering, nobody else may see.
+        # Its own dict: changes in place are no answer, so no other hookimpl sees them.
         call = _invoker_of(function, positional, keywords)
         return lambda values: call({**values, "kwargs": dict(values["kwargs"])})
     return _invoker_of(function, positional, keywords)
@@ -174,7 +166,7 @@ def _invoker(hook: Hook, function: Any, plugin: str, settings: Settings) -> Call
 def _invoker_of(
     function: Any, positional: Sequence[str], keywords: Sequence[str]
 ) -> Callable[[Values], Any]:
-    """Return what calls a function with named values, as cheaply as its signature allows."""
+    """Return a function that passes named values, as cheaply as the signature allows."""
     named = (*positional, *keywords)
     if keywords or _SHORT.keys() & {*named}:
         get = {name: _SHORT.get(name, itemgetter(name)) for name in named}
@@ -192,7 +184,7 @@ def _invoker_of(
 
 
 class Asked(NamedTuple):
-    """What became of asking one link; a trail entry, too.
+    """The result of asking one link, which is also its entry in the trail.
 
     A named tuple, because every dispatch makes some. Without the answer, which may hold the error
     and by it the whole run.
@@ -226,12 +218,12 @@ class Asked(NamedTuple):
         )
 
 
-# Past the named tuple's own ``__new__``, for the many that have nothing to say.
+# Bypasses the named tuple's slow ``__new__``: most entries are "no opinion".
 new_asked: Final[Callable[[tuple[Any, ...]], Asked]] = partial(tuple.__new__, Asked)
 
 
 def decided_by(entries: Sequence[Asked]) -> str | None:
-    """Name the plugin whose answer won, if one did."""
+    """Return the name of the plugin whose answer won, or None."""
     return next((entry.link.plugin for entry in entries if entry.won), None)
 
 
@@ -250,7 +242,7 @@ class Chain:
     Attributes:
         links: Called from first to last; the last answer wins.
         wrappers: Around them, from the innermost to the outermost.
-        statuses: The ends of an attempt that some link can want to hear of.
+        statuses: The ends of an attempt that some link may want.
     """
 
     links: tuple[Link, ...] = ()
@@ -263,7 +255,7 @@ class Chain:
     _planned: Callable[[FilterKey, bool, int], Plan] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        """See once what there is to filter."""
+        """Prepare the plan of a chain without filters, and a cache for one with filters."""
         links = (*self.links, *self.wrappers)
         wanted = [possible_statuses(link.when) for link in links]
         known = [statuses for statuses in wanted if statuses is not None]
@@ -299,7 +291,7 @@ class Chain:
         return tuple(map(step, self.links)), tuple(map(step, reversed(self.wrappers)))
 
     def consents(self, error: BaseException) -> bool:
-        """Say whether a handler names a class of this error, by which it is asked about it."""
+        """Return whether a handler names a class of this error, and so is asked about it."""
         return any(link.consents and isinstance(error, link.consents) for link in self.links)
 
 
@@ -309,19 +301,12 @@ NO_LINKS: Final = Chain()
 def in_call_order(
     hookimpls: Sequence[Any], order: Sequence[str], rank: Callable[[Any], Any]
 ) -> tuple[list[Any], list[Any]]:
-    """Put pluggy's hookimpls in call order.
+    """Return pluggy's hookimpls, then its wrappers from the innermost out, in call order.
 
     ``tryfirst`` comes to the front and ``trylast`` to the back, each group in order of
-    registration; the plugins of the operator's ``order`` come last, their marks ignored. A wrapper
-    that comes later in this order is further out, but one that is tried first is outermost.
-
-    Args:
-        hookimpls: The hookimpls of one hook.
-        order: The operator's order.
-        rank: The order of registration, as something to sort by.
-
-    Returns:
-        The hookimpls from the first to the last, and the wrappers from the inside to the outside.
+    registration, which ``rank`` gives; the plugins of the operator's ``order`` come last, their
+    marks ignored. A wrapper that comes later in this order is further out, but ``tryfirst`` makes
+    it outermost.
     """
     places = {name: place for place, name in enumerate(order)}
 

@@ -1,4 +1,4 @@
-"""The installed plugins: who claims which name in the entry point group, and loading them."""
+"""Discovery: the installed plugins by entry point, who claims which name, and importing them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PluginInfo:
 
 
 def left_out(candidate: Candidate, reason: str) -> PluginInfo:
-    """Describe a plugin that is not registered."""
+    """Describe an installed plugin that is not registered."""
     return PluginInfo(
         name=candidate.name,
         distribution=candidate.distribution,
@@ -57,14 +57,14 @@ def left_out(candidate: Candidate, reason: str) -> PluginInfo:
 
 
 @attrs.frozen
-class Found:
-    """What one distribution says of one plugin name.
+class Claim:
+    """One distribution's claim to a plugin name.
 
     Attributes:
         candidate: The plugin; it has a problem where it cannot be loaded.
-        folder: Where the distribution stands.
-        entry_point: The entry point, where it is to be loaded.
-        unusable: Why it is left out: the files that an installer wrote are not as they should be.
+        folder: Where the distribution is installed.
+        entry_point: The entry point to load, if there is one.
+        unusable: Why it is skipped: the distribution's files are damaged.
     """
 
     candidate: Candidate
@@ -73,38 +73,34 @@ class Found:
     unusable: str | None = None
 
 
-def installed() -> Iterator[Found]:
-    """Find the installed plugins, sorted by name; nothing is imported.
+def iter_installed() -> Iterator[Claim]:
+    """Yield the installed plugins, sorted by name, then the skipped ones; nothing is imported.
 
-    Equal claims count once, however often they are found; of two versions of one distribution the
-    first on the import path counts, as for Python itself. A name that two distributions claim is
-    a problem of that plugin.
-
-    Yields:
-        Each plugin, and then what is left out.
+    Equal claims count once. Of two versions of one distribution the first on the import path
+    counts, as for Python itself. A name that two distributions claim is a problem of that plugin.
     """
-    claims: dict[str, list[Found]] = {}
-    left: list[Found] = []
+    claims: dict[str, list[Claim]] = {}
+    skipped: list[Claim] = []
     for distribution in importlib.metadata.distributions():
-        for found in _found_in(distribution):
-            known = claims.setdefault(found.candidate.name, [])
-            twin = next((one for one in known if _same_distribution(one, found)), None)
-            if found.entry_point is None:
-                left.append(found)
-            elif twin is None or (twin.folder == found.folder and not _same_claim(twin, found)):
-                known.append(found)
-            elif not _same_claim(twin, found):
-                why = f"{_label(twin)} comes first on the import path, and differs"
-                left.append(attrs.evolve(found, entry_point=None, unusable=why))
+        for claim in _claims_in(distribution):
+            known = claims.setdefault(claim.candidate.name, [])
+            twin = next((one for one in known if _same_distribution(one, claim)), None)
+            if claim.entry_point is None:
+                skipped.append(claim)
+            elif twin is None or (twin.folder == claim.folder and not _same_claim(twin, claim)):
+                known.append(claim)
+            elif not _same_claim(twin, claim):
+                why = f"{_describe_claim(twin)} comes first on the import path, and differs"
+                skipped.append(attrs.evolve(claim, entry_point=None, unusable=why))
     for name in sorted(claims):
-        yield from _agreed(claims[name])
-    yield from left
+        yield from _resolve_claims(claims[name])
+    yield from skipped
 
 
-def _agreed(claims: list[Found]) -> Iterator[Found]:
-    """Yield the one claim of a name; where there are more, that is the plugin's problem."""
+def _resolve_claims(claims: list[Claim]) -> Iterator[Claim]:
+    """Yield the one claim to a name; several are the plugin's problem."""
     if len(claims) > 1:
-        others = " and ".join(sorted(map(_label, claims)))
+        others = " and ".join(sorted(map(_describe_claim, claims)))
         claims[0].candidate.add_problem(
             f"{others} both claim this name in the entry point group {ENTRY_POINT_GROUP!r};"
             " uninstall one of them"
@@ -114,17 +110,17 @@ def _agreed(claims: list[Found]) -> Iterator[Found]:
         yield from claims
 
 
-def _label(found: Found) -> str:
-    return f"{found.candidate.distribution} {found.candidate.version}"
+def _describe_claim(claim: Claim) -> str:
+    return f"{claim.candidate.distribution} {claim.candidate.version}"
 
 
-def _same_distribution(one: Found, other: Found) -> bool:
-    names = [str(found.candidate.distribution) for found in (one, other)]
+def _same_distribution(one: Claim, other: Claim) -> bool:
+    names = [str(claim.candidate.distribution) for claim in (one, other)]
     first, second = (re.sub(r"[-_.]+", "-", name).lower() for name in names)
     return first == second
 
 
-def _same_claim(one: Found, other: Found) -> bool:
+def _same_claim(one: Claim, other: Claim) -> bool:
     return (
         one.entry_point is not None
         and other.entry_point is not None
@@ -132,8 +128,8 @@ def _same_claim(one: Found, other: Found) -> bool:
     )
 
 
-def _found_in(distribution: importlib.metadata.Distribution) -> Iterator[Found]:
-    """Yield a distribution's plugins, as far as its files can be read."""
+def _claims_in(distribution: importlib.metadata.Distribution) -> Iterator[Claim]:
+    """Yield a distribution's claims, as far as its files can be read."""
     info: Any = getattr(distribution, "_path", None)  # as pip does: there is no public way
     stem = "" if info is None else info.name.rpartition(".")[0]
     folder = str(distribution.locate_file(""))
@@ -141,24 +137,28 @@ def _found_in(distribution: importlib.metadata.Distribution) -> Iterator[Found]:
         points = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
     except Exception as error:  # noqa: BLE001  # a file that no installer wrote
         if info is not None and ENTRY_POINT_GROUP.encode() in (info / ENTRY_POINTS).read_bytes():
-            name, version, _ = _named(distribution, stem)
+            name, version, _ = _read_metadata(distribution, stem)
             nameless = Candidate(name, None, name, version)
-            told = f"its {ENTRY_POINTS} cannot be read: {type(error).__name__}: {safe_str(error)}"
+            problem = (
+                f"its {ENTRY_POINTS} cannot be read: {type(error).__name__}: {safe_str(error)}"
+            )
             if isinstance(error, UnicodeError):
-                yield Found(nameless, folder, unusable=f"{told}; reinstall it")
+                yield Claim(nameless, folder, unusable=f"{problem}; reinstall it")
             else:
-                nameless.add_problem(f"{told}; mend or uninstall it")
-                yield Found(nameless, folder)
+                nameless.add_problem(f"{problem}; mend or uninstall it")
+                yield Claim(nameless, folder)
         return
     if points:
-        name, version, unusable = _named(distribution, stem)
+        name, version, unusable = _read_metadata(distribution, stem)
         for point in points:
             candidate = Candidate(point.name, None, name, version)
-            yield Found(candidate, folder, None if unusable else point, unusable)
+            yield Claim(candidate, folder, None if unusable else point, unusable)
 
 
-def _named(distribution: importlib.metadata.Distribution, stem: str) -> tuple[str, str, str | None]:
-    """Tell a distribution's name and version, and why it is unusable, if it is."""
+def _read_metadata(
+    distribution: importlib.metadata.Distribution, stem: str
+) -> tuple[str, str, str | None]:
+    """Return a distribution's name and version, and why it is unusable, or None."""
     name, _, version = stem.partition("-")
     if stem.startswith(("~", "-")):
         return stem, version, "what an interrupted pip left over; delete its folder"
@@ -167,12 +167,12 @@ def _named(distribution: importlib.metadata.Distribution, stem: str) -> tuple[st
         if "Name" in metadata and "Version" in metadata:
             name, version = metadata["Name"], metadata["Version"]
     except Exception as error:  # noqa: BLE001  # such as one that is not UTF-8
-        told = f"its METADATA cannot be read: {type(error).__name__}; reinstall it"
-        return name, version, told
+        problem = f"its METADATA cannot be read: {type(error).__name__}; reinstall it"
+        return name, version, problem
     return name, version, None
 
 
-def load(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> None:
+def import_plugin(candidate: Candidate, entry_point: importlib.metadata.EntryPoint) -> None:
     """Import an installed plugin; a failure is its problem."""
     try:
         candidate.plugin = entry_point.load()

@@ -22,8 +22,8 @@ async def dispatch(hook: Hook, chain: Chain, values: Values, backend: Backend) -
         backend: How the caller waits.
 
     Returns:
-        The last answer that is not None, or None; of a pipeline what its last link left; of a hook
-        whose answers are ignored None.
+        The last answer that is not None, or None; of a pipeline its final value; None for a
+        hook whose answers are ignored.
 
     Raises:
         PluginError: A hookimpl failed and may not, because of ``strict`` or while starting.

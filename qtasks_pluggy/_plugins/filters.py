@@ -1,4 +1,4 @@
-"""Filters: ``@when`` says of which errors, ends and tasks a hookimpl is told."""
+"""Filters: ``@when`` selects the errors, ends and tasks that a hookimpl is asked about."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _BUILTIN_ERRORS: Final = frozenset(
     for name, value in vars(builtins).items()
     if isinstance(value, type) and issubclass(value, BaseException)
 )
-# A good attempt has no error: whoever asks for errors is not told of it.
+# A success has no error, so no filter by error matches it.
 _WITH_ERROR: Final = frozenset(OutcomeStatus) - {OutcomeStatus.succeeded}
 
 
 class FilterKey(NamedTuple):
-    """All that filters look at; what it decides can be remembered by it.
+    """All that filters look at, and so the key under which their result is cached.
 
     Attributes:
         errors: The classes of the error and of its cause.
         status: How the attempt ended, on hooks that have an outcome.
         task: The task's name.
         tags: The task's tags.
-        modules: How many modules are loaded: a name may mean a class once its module is.
+        modules: How many modules are loaded: a name can come to mean a class once its module is.
     """
 
     errors: tuple[type[BaseException], ...] = ()
@@ -40,11 +40,7 @@ class FilterKey(NamedTuple):
 
 
 def filter_key(values: Mapping[str, Any]) -> FilterKey:
-    """Return what filters look at in one call of a hook.
-
-    Args:
-        values: The hook's parameters, by name.
-    """
+    """Return what filters look at in one call of a hook."""
     outcome = values.get("outcome")
     error: BaseException | None = values.get("e") if outcome is None else outcome.error
     errors: tuple[type[BaseException], ...] = ()
@@ -64,14 +60,9 @@ def filter_key(values: Mapping[str, Any]) -> FilterKey:
 
 
 def matches(conditions: Iterable[When], key: FilterKey) -> bool:
-    """Say whether one of the conditions holds.
-
-    Args:
-        conditions: The ``@when`` marks of a hookimpl.
-        key: What they are compared with.
-    """
+    """Return whether one of a hookimpl's ``@when`` conditions holds."""
     return any(
-        (one.error is None or any(_is_a(error, one.error) for error in key.errors))
+        (one.error is None or any(_is_subclass(error, one.error) for error in key.errors))
         and (one.task is None or (key.task is not None and fnmatchcase(key.task, one.task)))
         and (one.tag is None or one.tag in key.tags)
         and (one.outcome is None or key.status in one.outcome)
@@ -80,11 +71,7 @@ def matches(conditions: Iterable[When], key: FilterKey) -> bool:
 
 
 def possible_statuses(conditions: Iterable[When]) -> frozenset[OutcomeStatus] | None:
-    """Return the ends of an attempt that can match; None where all can.
-
-    Args:
-        conditions: The ``@when`` marks of a hookimpl.
-    """
+    """Return the ends of an attempt that can match the conditions; None for all."""
     possible: frozenset[OutcomeStatus] = frozenset()
     for one in conditions:
         if one.outcome is None and one.error is None:
@@ -93,14 +80,14 @@ def possible_statuses(conditions: Iterable[When]) -> frozenset[OutcomeStatus] | 
     return possible or None
 
 
-def _is_a(error: type[BaseException], wanted: tuple[type[BaseException] | str, ...]) -> bool:
+def _is_subclass(error: type[BaseException], wanted: tuple[type[BaseException] | str, ...]) -> bool:
     return any(
         _has_name(error, one) if isinstance(one, str) else issubclass(error, one) for one in wanted
     )
 
 
 def _has_name(error: type[BaseException], name: str) -> bool:
-    """Say whether a name means an error's class or one of its bases, as it stands or elsewhere."""
+    """Return whether a name means an error's class or one of its bases, even by another path."""
     for cls in error.__mro__:
         if name == f"{cls.__module__}.{cls.__qualname__}":
             return True
@@ -111,7 +98,7 @@ def _has_name(error: type[BaseException], name: str) -> bool:
 
 
 def _loaded_class(name: str) -> type | None:
-    """Look a dotted name up in the modules that are loaded; nothing is imported."""
+    """Look up a dotted name in the loaded modules; nothing is imported."""
     path, parts = name, list[str]()
     while "." in path:
         path, _, part = path.rpartition(".")
@@ -119,36 +106,30 @@ def _loaded_class(name: str) -> type | None:
         found: Any = sys.modules.get(path)
         if found is not None:
             for one in parts:
-                # Not getattr: a module may import when it is asked for what it has not.
+                # Not getattr: a module's __getattr__ may import.
                 found = getattr(found, "__dict__", {}).get(one)
             return found if isinstance(found, type) else None
     return None
 
 
 def why_unmatchable(condition: When, hook: str, parameters: frozenset[str]) -> str | None:
-    """Say why a condition can never hold, or None where it can.
-
-    Args:
-        condition: The ``@when`` mark.
-        hook: The name of the hook.
-        parameters: The parameters of the hook.
-    """
-    # Of a hook that a host adds, no parameter means anything here, whatever it is called.
+    """Return why a ``@when`` condition can never hold, or None if it can."""
+    # Parameters of a hook that an app added mean nothing here, whatever their names.
     if not hasattr(_hooks, hook) or "task_executor" not in parameters:
         return "@when is on a hook that is not called for a task; take it off"
     if condition.outcome is not None:
-        fault = _why_never_ends_so(condition, hook, parameters)
+        fault = _why_outcome_unmatchable(condition, hook, parameters)
         if fault:
             return fault
     if condition.error is not None and not parameters & {"e", "outcome"}:
         return "@when(error=...) is on a hook without an error; filter by task= or tag="
     if condition.task == "" or condition.tag == "":
         return "@when with an empty task= or tag= matches nothing; name one"
-    return None if condition.error is None else _why_no_class(condition.error)
+    return None if condition.error is None else _why_error_unmatchable(condition.error)
 
 
-def _why_never_ends_so(condition: When, hook: str, parameters: frozenset[str]) -> str | None:
-    """Say why no attempt ends as a condition has it, or None where one can."""
+def _why_outcome_unmatchable(condition: When, hook: str, parameters: frozenset[str]) -> str | None:
+    """Return why no attempt ends as a condition wants, or None if one can."""
     if "outcome" not in parameters:
         return "@when(outcome=...) is on a hook without an outcome; filter by error=, task= or tag="
     if not condition.outcome:
@@ -165,8 +146,8 @@ def _why_never_ends_so(condition: When, hook: str, parameters: frozenset[str]) -
     return None
 
 
-def _why_no_class(wanted: tuple[type[BaseException] | str, ...]) -> str | None:
-    """Say why a condition names no class of an error, or None where it does."""
+def _why_error_unmatchable(wanted: tuple[type[BaseException] | str, ...]) -> str | None:
+    """Return why a condition names no class of an error, or None if it does."""
     if not wanted:
         return "@when(error=()) names no class; name one"
     for one in wanted:

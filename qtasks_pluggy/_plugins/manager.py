@@ -1,8 +1,9 @@
-"""The plugin manager: what is registered, where it came from, and each hook's chain."""
+"""The plugin manager: which plugins are registered, where they come from, and each hook's chain."""
 
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pkgutil import resolve_name
@@ -17,24 +18,28 @@ from qtasks_hookspecs._markers import PROJECT_NAME
 from qtasks_hookspecs.exc import PluginRegistrationError
 from qtasks_pluggy import _log, _settings
 from qtasks_pluggy._fork import lock_of
-from qtasks_pluggy._plugins.adapter import unwrap
+from qtasks_pluggy._plugins.adapter import original_plugin
 from qtasks_pluggy._plugins.caller import HookCaller
 from qtasks_pluggy._plugins.chain import Chain, Link, in_call_order
-from qtasks_pluggy._plugins.discovery import PluginInfo, installed, left_out, load
+from qtasks_pluggy._plugins.discovery import PluginInfo, import_plugin, iter_installed, left_out
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._plugins.sections import section_keys
 from qtasks_pluggy._plugins.validation import (
     Candidate,
-    Hooks,
     find_name,
     hookimpl_faults,
-    not_registered,
+    unregister_error,
     validate_all,
 )
 from qtasks_pluggy._text import describe_plugin
 
 BUILTIN, INSTALLED, ADDED = range(3)
-BUILTINS: Final = ("fallback", "retry")
+# By the places of their classes: who enables none imports none.
+BUILTINS: Final = {
+    "failures": "qtasks_pluggy.failures:Failures",
+    "fallback": "qtasks_pluggy.builtin:Fallback",
+    "retry": "qtasks_pluggy.builtin:RetryPlugin",
+}
 HOOKABLE: Final = (staticmethod, classmethod, FunctionType, MethodType)
 
 
@@ -46,10 +51,10 @@ class _Plugins(list[Any]):
 
 
 class _Table(dict[str, Any]):
-    """Plugins by name, None for a blocked name: where pluggy looks what is registered."""
+    """Plugins by name, None for a blocked name: pluggy's own table, by identity."""
 
     def values(self) -> Any:
-        """Return the plugins; ``in`` them finds the very one, where pluggy would ask ``==``."""
+        """Return the plugins; ``in`` them compares identity, where pluggy would ask ``==``."""
         return _Plugins(super().values())
 
 
@@ -64,7 +69,7 @@ class PluginManager(pluggy.PluginManager):
             ``"module:attribute"``), in the order in which they are asked.
         discover: Whether to load the installed plugins at once, by their entry points.
         settings: Keys of the settings; see ``docs/reference/settings.md``.
-        clock: Seconds, for what depends on time.
+        clock: Monotonic seconds, for the quarantine.
 
     Raises:
         PluginRegistrationError: Faults of the plugins, all of them; nothing is registered.
@@ -89,7 +94,7 @@ class PluginManager(pluggy.PluginManager):
         self._origins: dict[str, Candidate] = {}
         self._skipped: dict[str, PluginInfo] = {}
         self._unusable: list[PluginInfo] = []
-        self._told: set[str] = set()
+        self._logged: set[tuple[str | None, ...]] = set()
         self._links: dict[pluggy.HookImpl, Link] = {}
         self._added = 0
         self._discovered = False
@@ -113,26 +118,26 @@ class PluginManager(pluggy.PluginManager):
             module_or_class: Holds functions marked with ``hookspec``.
 
         Raises:
-            PluginRegistrationError: Faults of hookimpls that plugins have for them already, marked
-                ``optionalhook=True``; nothing is added.
-            ValueError: It holds none, or one is known already or marked for what is not done here.
+            PluginRegistrationError: Plugins have hookimpls for them already, marked
+                ``optionalhook=True``, and these have faults; nothing is added.
+            ValueError: It holds no hook, or one that exists, or one marked for pluggy's convention.
         """
-        found = {
+        specs = {
             name: options
             for name in dir(module_or_class)
             if (options := self.parse_hookspec_opts(module_or_class, name)) is not None
         }
-        if not found:
+        if not specs:
             msg = f"did not find any {self.project_name!r} hooks in {module_or_class!r}"
             raise ValueError(msg)
         with self._lock:
             known = self._callers()
-            for name in found:
+            for name in specs:
                 if name in known:
                     msg = f"hook {name!r} is known already; choose another name"
                     raise ValueError(msg)
             callers = [
-                HookCaller(name, self, module_or_class, options) for name, options in found.items()
+                HookCaller(name, self, module_or_class, options) for name, options in specs.items()
             ]
             self._adopt_hookimpls(callers)
             for caller in callers:
@@ -140,7 +145,7 @@ class PluginManager(pluggy.PluginManager):
             self._rebuild()
 
     def _adopt_hookimpls(self, callers: Iterable[HookCaller]) -> None:
-        """Give new hooks the hookimpls that waited for them, unless one has a fault."""
+        """Give new hooks their optional hookimpls registered before, unless one has a fault."""
         waiting = [
             (caller, impl)
             for caller in callers
@@ -159,7 +164,7 @@ class PluginManager(pluggy.PluginManager):
             caller._add_hookimpl(impl)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as pluggy's own manager does
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        """Read an attribute's mark, without evaluating properties, as pluggy 1.6 would."""
+        """Read an attribute's mark without evaluating properties, which pluggy 1.6 would."""
         static = inspect.getattr_static(plugin, name, None)
         if hasattr(type(static), "__get__") and not isinstance(static, HOOKABLE):
             return None
@@ -174,7 +179,7 @@ class PluginManager(pluggy.PluginManager):
         name: str | None = None,
         trigger_names: Iterable[str] | None = None,
     ) -> str | None:
-        """Register a plugin, behind those that are registered.
+        """Register a plugin, after those that are registered.
 
         Args:
             plugin: A module or an object with hookimpls, or where to import it from; a
@@ -195,18 +200,18 @@ class PluginManager(pluggy.PluginManager):
         return candidate.name if registered else None
 
     def unregister(self, plugin: Any | None = None, name: str | None = None) -> Any | None:
-        """Unregister a plugin; a dispatch that has begun still asks it.
+        """Unregister a plugin; a dispatch in progress still asks it.
 
         Args:
             plugin: The plugin.
             name: Or its name.
 
         Returns:
-            The plugin, or None where none has that name.
+            The plugin, or None if none has that name.
 
         Raises:
             PluginRegistrationError: This plugin is not registered, or under another name.
-            TypeError: Neither is given.
+            TypeError: Neither is passed.
         """
         if plugin is None and name is None:
             msg = "unregister takes a plugin or a name="
@@ -215,29 +220,29 @@ class PluginManager(pluggy.PluginManager):
             if plugin is not None:
                 known = self.get_name(plugin)
                 if known is None or name not in {None, known}:
-                    raise not_registered(plugin, name or known, self._origins)
+                    raise unregister_error(plugin, name or known, self._origins)
                 name = known
-            gone = self._origins.pop(name or "", None)
-            if gone is None:
+            removed = self._origins.pop(name or "", None)
+            if removed is None:
                 return None
-            del self._name2plugin[gone.name], self._ranks[gone.name]
+            del self._name2plugin[removed.name], self._ranks[removed.name]
             # Not by pluggy's own unregister, which asks ``==`` who is who, and ``bool()``.
             for hook in vars(self.hook).values():
-                kept = [one for one in hook.get_hookimpls() if one.plugin_name != gone.name]
+                kept = [one for one in hook.get_hookimpls() if one.plugin_name != removed.name]
                 hook._hookimpls[:] = kept  # noqa: SLF001  # pluggy's own list
             for memory in (self._links, self._breakers):
-                for impl in [one for one in memory if one.plugin_name == gone.name]:
+                for impl in [one for one in memory if one.plugin_name == removed.name]:
                     del memory[impl]
             self._rebuild()
-            return unwrap(gone.plugin)
+            return original_plugin(removed.plugin)
 
     def get_name(self, plugin: Any) -> str | None:
-        """Return the name of a registered plugin, a ``BasePlugin`` too; None if it is none."""
+        """Return the name of a registered plugin, a ``BasePlugin`` too; None for any other."""
         with self._lock:
             return find_name(plugin, self._origins.values())
 
     def is_registered(self, plugin: Any) -> bool:
-        """Say whether this very plugin is registered, not one that equals it."""
+        """Return whether this very plugin is registered, not one that equals it."""
         return self.get_name(plugin) is not None
 
     def get_canonical_name(self, plugin: Any) -> str:
@@ -245,7 +250,7 @@ class PluginManager(pluggy.PluginManager):
         if isinstance(plugin, str):
             try:
                 plugin = resolve_name(plugin)
-            except Exception:  # noqa: BLE001  # whatever an import raises, which registering tells
+            except Exception:  # noqa: BLE001  # whatever an import raises; registering reports it
                 return str(plugin)
         for own in (getattr(plugin, "name", None), getattr(plugin, "__name__", None)):
             if isinstance(own, str) and own:
@@ -253,7 +258,7 @@ class PluginManager(pluggy.PluginManager):
         return type(plugin).__name__
 
     def subset_hook_caller(self, name: str, remove_plugins: Iterable[Any]) -> HookCaller:  # noqa: ARG002  # pluggy's
-        """Refuse, with a ``TypeError``: who is asked is the operator's to say, and the chain's."""
+        """Refuse with a ``TypeError``: the operator and the chain decide who is asked."""
         msg = (
             f"subset_hook_caller({name!r}): every plugin of a manager is asked; call the hook of"
             " another PluginManager, which has the plugins that you want"
@@ -261,19 +266,21 @@ class PluginManager(pluggy.PluginManager):
         raise TypeError(msg)
 
     def add_hookcall_monitoring(self, before: Any, after: Any) -> Any:  # noqa: ARG002  # pluggy's
-        """Refuse, with a ``TypeError``: pluggy's monitors expect its own way of calling."""
-        told = "read executor.trail, or log at debug level"
-        msg = f"{PROJECT_NAME} calls hooks by its own convention, no monitor sees that; {told}"
+        """Refuse with a ``TypeError``: pluggy's monitors expect its own way of calling."""
+        msg = (
+            f"{PROJECT_NAME} calls hooks by its own convention, no monitor sees that; read"
+            " executor.trail, or log at debug level"
+        )
         raise TypeError(msg)
 
     def configure(self, *, skip_faulty: bool = False) -> list[str]:
-        """Take the settings of this moment's environment.
+        """Load the settings from the current environment.
 
         Args:
-            skip_faulty: Whether to go on with plugins whose section has faults.
+            skip_faulty: Whether to continue with plugins whose section has faults.
 
         Returns:
-            The faults of sections, as far as they are gone on with.
+            The faults of sections, if it continues.
 
         Raises:
             PluginRegistrationError: Faults of the sections of registered plugins, all of them.
@@ -281,7 +288,7 @@ class PluginManager(pluggy.PluginManager):
         """
         with self._lock:
             self._configure()
-            self._tell_dead_settings()
+            self._log_unknown_names()
             problems = self._section_problems()
             if problems and not skip_faulty:
                 raise PluginRegistrationError(problems)
@@ -289,21 +296,20 @@ class PluginManager(pluggy.PluginManager):
 
     def _configure(self) -> None:
         before = self._read
-        self._apply(_settings.load(self._app_settings, outside=True))
+        self._apply(_settings.load(self._app_settings, read_environment=True))
         try:
             self._load_builtins()
         except BaseException:
             self._apply(before)
             raise
         self._rebuild()
-        if self.loaded.file is not None and self._is_news(self.loaded.file):
-            _log.event("info", "settings_file_used", file=self.loaded.file)
+        if self.loaded.file is not None:
+            self._log_once("info", "settings_file_used", file=self.loaded.file)
         for file, reason in self.loaded.skipped.items():
-            if self._is_news(reason):
-                _log.event("warning", "settings_file_skipped", file=file, reason=reason)
+            self._log_once("warning", "settings_file_skipped", file=file, reason=reason)
 
     def _section_problems(self) -> list[str]:
-        """Find the faults of the sections of the plugins that are asked."""
+        """Return the problems of the sections of enabled plugins."""
         problems: list[str] = []
         for name, registered in self._origins.items():
             if self._is_enabled(name):
@@ -311,10 +317,10 @@ class PluginManager(pluggy.PluginManager):
                 candidate.check_section(self.settings)
         return problems
 
-    def _apply(self, read: _settings.Loaded, coming: Iterable[str] = ()) -> None:
-        """Use settings as they were read, for the plugins that are known, or coming."""
+    def _apply(self, read: _settings.Loaded, new_names: Iterable[str] = ()) -> None:
+        """Use loaded settings, for the plugins that are known or about to be registered."""
         self._read = read
-        self.loaded: _settings.Loaded = read.for_plugins({*self._names(), *coming})
+        self.loaded: _settings.Loaded = read.for_plugins({*self._names(), *new_names})
         self.settings: _settings.Settings = self.loaded.settings
         self._links.clear()
 
@@ -322,49 +328,45 @@ class PluginManager(pluggy.PluginManager):
         return {*BUILTINS, *self._origins, *self._skipped, *(one.name for one in self._unusable)}
 
     def dead_settings(self) -> list[dict[str, str | None]]:
-        """Return what the settings say of plugins that are not there.
+        """Return the names in the settings that no plugin has.
 
         Returns:
-            For each the ``setting``, its ``source``, the ``name``, and what it may have meant,
+            For each the ``setting``, its ``source``, the ``name``, and the nearest name,
             ``did_you_mean``.
         """
         with self._lock:
             names = self._names()
             if not self._discovered and [*self.loaded.unknown_names(names, BUILTINS)]:
-                # Settings are often shared: what is installed is no slip where it is not loaded.
-                names |= {found.candidate.name for found in installed()}
+                # Settings are often shared: the name of an installed plugin is no slip.
+                names |= {claim.candidate.name for claim in iter_installed()}
             return [*self.loaded.unknown_names(names, BUILTINS)]
 
-    def _tell_dead_settings(self) -> None:
+    def _log_unknown_names(self) -> None:
         for one in self.dead_settings():
-            if self._is_news(str(one)):
-                _log.event("warning", "unknown_plugin_name", **one)
+            self._log_once("warning", "unknown_plugin_name", **one)
 
-    def _is_news(self, told: str) -> bool:
-        """Say whether something was not told before: an app may start often."""
-        news = told not in self._told
-        self._told.add(told)
-        return news
+    def _log_once(self, level: str, name: str, /, **values: str | None) -> None:
+        """Log an event, unless this very one was logged before: an app may start often."""
+        known = (name, *values.values())
+        if known not in self._logged:
+            self._logged.add(known)
+            _log.event(level, name, **values)
 
     def _load_builtins(self) -> None:
         """Load the built-in plugins that the settings enable."""
         loaded = {name for name, rank in self._ranks.items() if rank[0] == BUILTIN}
         wanted = [name for name in self.settings.enable if name in {*BUILTINS} - loaded]
-        if not wanted:
-            return
-        from qtasks_pluggy.builtin import Fallback, RetryPlugin  # noqa: PLC0415  # rarely wanted
-
-        plugins = {one.name: one for one in (Fallback(), RetryPlugin())}
-        self._register_candidates([Candidate(name, plugins[name]) for name in wanted], BUILTIN)
+        plugins = [Candidate(name, pkgutil.resolve_name(BUILTINS[name])()) for name in wanted]
+        self._register_candidates(plugins, BUILTIN)
 
     def discover(self, *, skip_faulty: bool = False) -> list[str]:
-        """Take the settings, and load the installed plugins that they do not switch off, once.
+        """Load the settings and, once, the installed plugins that they do not exclude.
 
         Args:
-            skip_faulty: Whether to go on without the plugins that have faults.
+            skip_faulty: Whether to continue without the plugins that have faults.
 
         Returns:
-            The faults, as far as they are gone on with.
+            The faults, if it continues.
 
         Raises:
             PluginRegistrationError: Faults of the plugins, all of them; nothing is registered.
@@ -376,7 +378,7 @@ class PluginManager(pluggy.PluginManager):
             self._configure()
             candidates = self._load_entry_points()
             if not skip_faulty:
-                self._tell_unusable()
+                self._log_unusable()
             problems = self._register_candidates(
                 candidates,
                 INSTALLED,
@@ -384,11 +386,11 @@ class PluginManager(pluggy.PluginManager):
                 problems=self._section_problems(),
             )
             self._discovered = True
-            self._tell_dead_settings()
-            return problems + [_left_out_text(one) for one in self._unusable]
+            self._log_unknown_names()
+            return problems + [_describe_skipped(one) for one in self._unusable]
 
     def list_plugin_info(self) -> list[PluginInfo]:
-        """Return what is known of every plugin, those that are switched off included."""
+        """Return what is known of every plugin, the disabled ones included."""
         with self._lock:
             known = [
                 self._info(name) for name in sorted(self._origins, key=self._ranks.__getitem__)
@@ -408,7 +410,7 @@ class PluginManager(pluggy.PluginManager):
             version=origin.version,
             hooks=tuple(hook for hook, impls in hooks.items() if impls),
             enabled=asked,
-            reason=None if asked else self.loaded.keeps_out(name) or "not enabled",
+            reason=None if asked else self.loaded.exclusion_reason(name) or "not enabled",
             quarantined=tuple(
                 hook
                 for hook, impls in hooks.items()
@@ -427,31 +429,22 @@ class PluginManager(pluggy.PluginManager):
         skip_faulty: bool = False,
         problems: Iterable[str] = (),
     ) -> list[str]:
-        """Register all of them, or none where one has a fault; or leave those out that have.
+        """Register all of them, or none if one has a fault; or skip the faulty ones.
 
-        Args:
-            candidates: The plugins.
-            tier: Where they come from: ``BUILTIN``, ``INSTALLED`` or ``ADDED``.
-            trigger_names: The triggers that a ``BasePlugin`` is limited to.
-            skip_faulty: Whether to leave out those that have faults.
-            problems: What was found wrong before, with others.
-
-        Returns:
-            All faults, as far as they are gone on with.
+        ``problems`` were found before, and are reported together with these.
         """
         with self._lock:
             wanted = [one for one in candidates if not self.is_blocked(one.name)]
             if self._read.variables:
                 self._apply(self._read, [one.name for one in wanted])
-            validate_all(
-                wanted, self._origins, self._hooks(), self.parse_hookimpl_opts, trigger_names
-            )
+            hooks = {name: caller.names for name, caller in self._callers().items()}
+            validate_all(wanted, self._origins, hooks, self.parse_hookimpl_opts, trigger_names)
             for one in wanted if tier == INSTALLED else ():
-                # The app's own are looked at when it starts: only then the settings are complete.
+                # The app's own are checked when it starts: only then the settings are complete.
                 one.check_section(self.settings)
             faulty = self._skip_disabled([one for one in wanted if one.problems])
-            goes_on = tier == INSTALLED and self.settings.on_fault == "skip"
-            stops = bool(problems) or (bool(faulty) and not goes_on)
+            may_skip = tier == INSTALLED and self.settings.on_fault == "skip"
+            stops = bool(problems) or (bool(faulty) and not may_skip)
             problems = [*problems, *(text for one in faulty for text in one.problems)]
             if stops and not skip_faulty:
                 raise PluginRegistrationError(problems)
@@ -466,20 +459,20 @@ class PluginManager(pluggy.PluginManager):
             return problems
 
     def _skip_disabled(self, faulty: Sequence[Candidate]) -> list[Candidate]:
-        """Leave out the faulty plugins that are disabled, and return the others.
+        """Skip the faulty plugins that are disabled, and return the others.
 
-        By the settings of this moment: switching a plugin off is the remedy that faults name.
+        By the current settings, because disabling a plugin is the remedy that its faults name.
         """
         if not faulty:
             return []
-        disable = _settings.load(self._app_settings, outside=True).settings.disable
+        disable = _settings.load(self._app_settings, read_environment=True).settings.disable
         for one in faulty:
             if one.name in disable:
                 self._skipped[one.name] = left_out(one, "disabled, and faulty")
         return [one for one in faulty if one.name not in disable]
 
     def _register_candidate(self, candidate: Candidate, tier: int) -> None:
-        """Register a plugin without faults, behind those of its tier."""
+        """Register a plugin without faults, after those of its tier."""
         name = candidate.name
         super().register(candidate.plugin, name)
         self._added += 1
@@ -488,43 +481,36 @@ class PluginManager(pluggy.PluginManager):
         self._skipped.pop(name, None)
 
     def _load_entry_points(self) -> list[Candidate]:
-        """Load the installed plugins that nothing keeps out.
-
-        Where one cannot be loaded the others are loaded all the same: faults come together.
-        """
+        """Load the installed plugins that no setting excludes; each failure is the plugin's own."""
         candidates: list[Candidate] = []
         self._unusable.clear()
-        for found in installed():
-            candidate = found.candidate
+        for claim in iter_installed():
+            candidate = claim.candidate
             reason = "blocked" if self.is_blocked(candidate.name) else None
-            reason = reason or self.loaded.keeps_out(candidate.name)
+            reason = reason or self.loaded.exclusion_reason(candidate.name)
             if reason is not None:
                 self._skipped[candidate.name] = left_out(candidate, reason)
                 continue
-            if found.unusable is not None:
-                self._unusable.append(left_out(candidate, found.unusable))
+            if claim.unusable is not None:
+                self._unusable.append(left_out(candidate, claim.unusable))
                 continue
-            if found.entry_point is not None:
-                load(candidate, found.entry_point)
+            if claim.entry_point is not None:
+                import_plugin(candidate, claim.entry_point)
                 candidate.call_factory()
             candidates.append(candidate)
         return candidates
 
-    def _hooks(self) -> Hooks:
-        return {name: caller.names for name, caller in self._callers().items()}
-
-    def _tell_unusable(self) -> None:
-        """Log which installed plugins are left out because their files are damaged."""
+    def _log_unusable(self) -> None:
+        """Log which installed plugins are skipped because their files are damaged."""
         for one in self._unusable:
-            if self._is_news(_left_out_text(one)):
-                _log.event(
-                    "warning",
-                    "distribution_left_out",
-                    plugin=one.name,
-                    distribution=one.distribution,
-                    version=one.version,
-                    reason=one.reason,
-                )
+            self._log_once(
+                "warning",
+                "distribution_left_out",
+                plugin=one.name,
+                distribution=one.distribution,
+                version=one.version,
+                reason=one.reason,
+            )
 
     def _callers(self) -> dict[str, HookCaller]:
         return {
@@ -558,7 +544,7 @@ class PluginManager(pluggy.PluginManager):
         )
 
     def _is_enabled(self, name: str) -> bool:
-        """Say whether a registered plugin is asked, as the settings of this moment have it."""
+        """Return whether a registered plugin is asked, by the current settings."""
         if name not in self._origins or name in self.settings.disable:
             return False
         return self._ranks[name][0] != BUILTIN or name in self.settings.enable
@@ -574,21 +560,20 @@ class PluginManager(pluggy.PluginManager):
 
     def _breaker(self, impl: pluggy.HookImpl) -> Breaker:
         bounds = self.settings.quarantine_after, self.settings.quarantine_seconds
-        breaker = self._breakers.get(impl) or Breaker(*bounds, self.clock)
+        breaker = self._breakers.setdefault(impl, Breaker(*bounds, self.clock))
         breaker.configure(*bounds)
-        self._breakers[impl] = breaker
         return breaker
 
 
 def _several(plugins: Any) -> Iterable[Any]:
-    """Return what was given for several plugins, unless it is one."""
+    """Refuse one plugin where a list of them is expected."""
     if isinstance(plugins, Iterable) and not isinstance(plugins, (str, Mapping)):
         return plugins
-    kind = plugins.__name__ if isinstance(plugins, type) else type(plugins).__name__
-    msg = f"plugins=: expected a list of plugins, got one, {kind}; put it in []"
+    kind = plugins if isinstance(plugins, type) else type(plugins)
+    msg = f"plugins=: expected a list of plugins, got one, {kind.__name__}; put it in []"
     raise TypeError(msg)
 
 
-def _left_out_text(one: PluginInfo) -> str:
+def _describe_skipped(one: PluginInfo) -> str:
     who = describe_plugin(one.name, one.distribution, one.version)
     return f"{who} is left out: {one.reason}"

@@ -1,4 +1,4 @@
-"""Quarantine: a hookimpl that keeps failing is left alone for a while."""
+"""Quarantine: a hookimpl that keeps failing is skipped for a while."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from qtasks_pluggy._fork import lock_of
 
 
 class Breaker:
-    """Counts one hookimpl's failures in a row, and keeps it out when there are too many.
+    """Counts one hookimpl's failures in a row, and skips it after too many.
 
-    The circuit breaker of M. Nygard's "Release It!". When the time is over one call is let through
-    as a trial, and the next trial is a period later: so a trial that is interrupted, and of which
-    nothing is heard, delays the hookimpl's return and never prevents it.
+    The circuit breaker of M. Nygard's "Release It!". When the time is up one call is let through as
+    a trial, and the next trial follows one period later: a trial that is interrupted, and so never
+    reports, delays the hookimpl's return and does not prevent it.
 
     Args:
         after: Failures in a row that begin a quarantine.
-        seconds: How long it lasts before one call is tried.
-        clock: Seconds, never going back.
+        seconds: How long it lasts before a trial.
+        clock: Monotonic seconds.
     """
 
     __slots__ = ("__weakref__", "_after", "_clock", "_lock", "_seconds", "failures", "until")
@@ -39,23 +39,22 @@ class Breaker:
 
     @property
     def event_fields(self) -> dict[str, float]:
-        """What an event says of a quarantine."""
+        """The fields of a quarantine's event."""
         return {"failures": self.failures, "seconds": self._seconds}
 
     def allow(self) -> bool:
-        """Say whether a call may go through; after the time, one in each period may."""
-        if self.until is None:
-            return True
+        """Return whether a call may go through; in a quarantine, one trial in each period."""
         with self._lock:
+            if self.until is None:
+                return True
             now = self._clock()
-            if self.until is not None:
-                if now < self.until:
-                    return False
-                self.until = now + self._seconds
+            if now < self.until:
+                return False
+            self.until = now + self._seconds
             return True
 
     def record_failure(self) -> bool:
-        """Count a failure; say whether it begins a quarantine, or a further period of one."""
+        """Count a failure; return whether it begins or extends a quarantine."""
         with self._lock:
             self.failures += 1
             if self.failures < self._after:
@@ -64,12 +63,12 @@ class Breaker:
             return True
 
     def record_success(self) -> bool:
-        """Forget the failures; say whether that ends a quarantine."""
+        """Reset the count; return whether that ends a quarantine."""
         with self._lock:
             ended = self.until is not None
             self.failures, self.until = 0, None
             return ended
 
 
-# For the hooks of the app's start and stop, which never come often enough.
+# For hooks outside of runs, which are not called often enough for a quarantine.
 NO_BREAKER: Final = Breaker(sys.maxsize, 0.0, time.monotonic)

@@ -1,4 +1,4 @@
-"""What becomes known of a dispatch: log events, the note on the task's error, and ``strict``."""
+"""Reporting a dispatch: log events, the note on the task's error, and ``strict``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.call import Call
 from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link, decided_by, own_error
 from qtasks_pluggy._plugins.trail import short
-from qtasks_pluggy._text import safe_str, switch_off
+from qtasks_pluggy._text import disable_hint, safe_str
 from qtasks_pluggy._waiting import LimitExceededError
 
 
@@ -20,9 +20,9 @@ def report_failure(link: Link, call: Call, failure: BaseException, seconds: floa
     """Record a hookimpl's failure, log it, count it for the quarantine; raise it under ``strict``.
 
     Raises:
-        PluginError: It may not fail, because of ``strict`` or while starting.
+        PluginError: It failed under ``strict``, or while starting.
     """
-    call.went_wrong = True
+    call.has_failures = True
     fields = _event_fields(link, call.values)
     begins_quarantine = link.breaker.record_failure()
     if isinstance(failure, LimitExceededError):
@@ -43,7 +43,7 @@ def report_failure(link: Link, call: Call, failure: BaseException, seconds: floa
 
 
 def _plugin_error(link: Link, call: Call, error: BaseException, *, starting: bool) -> PluginError:
-    """Say which plugin failed where, and what to do about it."""
+    """Return an error that names the plugin, the hook and what to do."""
     why = "strict is on; mend the plugin, switch it off, or set QTASKS_PLUGGY_STRICT=false"
     if starting:
         why = "the app was not started; mend the plugin, or switch it off"
@@ -51,23 +51,23 @@ def _plugin_error(link: Link, call: Call, error: BaseException, *, starting: boo
     where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
     msg = (
         f"{link.who} failed in {where} with {type(error).__name__}: {safe_str(error)};"
-        f" {why} ({switch_off(link.plugin)})"
+        f" {why} ({disable_hint(link.plugin)})"
     )
     return PluginError(msg, task_error=call.values["e"] if call.hook.has_error else None)
 
 
 def report_teardown_failure(link: Link, values: Mapping[str, Any], failure: BaseException) -> None:
-    """Log a hookimpl's failure that comes on top of another error."""
+    """Log a hookimpl's failure that happens during another error."""
     fields = _event_fields(link, values)
     _log.event("error", "plugin_failed", **fields, error=type(failure).__name__, exc_info=failure)
 
 
 def report_return(link: Link, values: Mapping[str, Any], seconds: float) -> None:
-    """Check a call that came back against its time limit, and count it for the quarantine."""
+    """Check a returned call against its time limit, and count it for the quarantine."""
     breaker = link.breaker
     fields = _event_fields(link, values)
     if seconds > link.overrun:
-        # A call that was not cut: its answer counts, and so does its overrun.
+        # The call could not be cancelled: its answer counts, and so does its overrun.
         begins_quarantine = breaker.record_failure()
         _log.event("warning", "plugin_overran", **fields, seconds=seconds, timeout=link.limit)
         if begins_quarantine:
@@ -88,24 +88,24 @@ def _event_fields(link: Link, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def task_name(values: Mapping[str, Any]) -> str | None:
-    """Name the task that a hook is called for, if it is for one."""
+    """Return the name of the task that a hook is called for, or None."""
     task_func = values.get("task_func") or getattr(values.get("task_executor"), "task_func", None)
     return getattr(task_func, "name", None)
 
 
 def add_note_once(error: BaseException, text: str) -> None:
-    """Add a note to an error, once, however often the same error comes by."""
+    """Add a note to an error unless it has that note."""
     text = f"qtasks_pluggy: {text}"
     try:
         if text not in getattr(error, "__notes__", ()):
             error.add_note(text)
-    except Exception:  # noqa: BLE001, S110  # an error class that refuses notes; the trail has it all
+    except Exception:  # noqa: BLE001, S110  # an error class that refuses notes; the trail has everything
         pass
 
 
 def report_dispatch(call: Call) -> None:
-    """Note on the error what went wrong, and log who decided about it."""
-    if call.went_wrong:
+    """Note failures on the task's error, and log who decided."""
+    if call.has_failures:
         records = [entry.to_record() for entry in call.entries[call.first :]]
         add_note_once(call.values["e"], f"{call.hook.name}: {short(records)}")
     if call.hook.lastresult and _log.info_enabled():
@@ -116,7 +116,7 @@ def report_dispatch(call: Call) -> None:
 
 
 def _report_decisions(call: Call, entries: list[Asked]) -> None:
-    """Log the decision that is used, and those that are only observed."""
+    """Log the decision that is used, and the observed ones."""
     for entry in entries:
         if not (entry.won or (entry.link.observed and entry.status == "answered")):
             continue
@@ -135,7 +135,7 @@ def _report_decisions(call: Call, entries: list[Asked]) -> None:
 
 
 def _report_trail(call: Call, entries: list[Asked]) -> None:
-    """Log all that was asked, and the values where the operator wants them."""
+    """Log the whole trail, with values if ``log_values`` is on."""
     fields = _error_fields(call)
     fields["won"] = decided_by(entries)
     fields["trail"] = [attrs.asdict(entry.to_record()) for entry in entries]

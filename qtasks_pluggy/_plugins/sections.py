@@ -1,6 +1,6 @@
-"""A plugin's own section of the settings, as an object of the class that it declares for it.
+"""Sections: a plugin's own settings, as an object of the class that it declares.
 
-A plugin declares one by annotating ``settings`` of its ``qtasks_start`` with an attrs class.
+A plugin declares the class by annotating ``settings`` of its ``qtasks_start``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import attrs
 from qtasks_pluggy._settings import Settings
 from qtasks_pluggy._text import closest_match, describe_error, safe_str
 
-# What files and the environment have for each; a tuple is a list that cannot change.
+# The types in which files and the environment deliver each; TOML has no tuple.
 _ACCEPTED: Final[Mapping[Any, tuple[type, ...]]] = {
     float: (int, float),
     list: (list, tuple),
@@ -27,34 +27,19 @@ _ACCEPTED: Final[Mapping[Any, tuple[type, ...]]] = {
 def section_for(function: Callable[..., Any], name: str, settings: Settings) -> Any:
     """Return what a plugin's ``qtasks_start`` gets as ``settings``.
 
-    Args:
-        function: The hookimpl.
-        name: The plugin's name.
-        settings: The settings of this moment.
-
-    Returns:
-        An object of the class that it declares; a dict where it declares none, and where
-        ``section_problems`` finds faults, which keep the app from starting.
+    An object of the declared class; a dict without one, or if ``section_problems`` finds faults,
+    which keep the app from starting.
     """
     section = dict(settings.plugin.get(name, {}))
     cls = _declared_class(function)
-    made, problems = (None, ["no class"]) if cls is None else _load(cls, section)
+    made, problems = (None, ["no class"]) if cls is None else _build(cls, section)
     return section if problems else made
 
 
 def section_problems(function: Callable[..., Any], name: str, settings: Settings) -> list[str]:
-    """Find every fault of a plugin's section.
-
-    Args:
-        function: The hookimpl of ``qtasks_start``.
-        name: The plugin's name.
-        settings: The settings of this moment.
-
-    Returns:
-        A text for each; no text shows a value.
-    """
+    """Return a text for each fault of a plugin's section; no text shows a value."""
     cls = _declared_class(function)
-    return [] if cls is None else _load(cls, settings.plugin.get(name, {}))[1]
+    return [] if cls is None else _build(cls, settings.plugin.get(name, {}))[1]
 
 
 def section_keys(function: Callable[..., Any]) -> list[str]:
@@ -64,11 +49,11 @@ def section_keys(function: Callable[..., Any]) -> list[str]:
 
 
 def _declared_class(function: Callable[..., Any]) -> Any:
-    """Return the attrs class with which ``settings`` is annotated, if it is with one."""
+    """Return the attrs class that annotates ``settings``, or None."""
     parameter = inspect.signature(function).parameters.get("settings")
     annotation: Any = None if parameter is None else parameter.annotation
     if isinstance(annotation, str):
-        # This one alone: what others name may be imported for type checkers only.
+        # This annotation alone: others may need names that only type checkers import.
         names = annotation.strip("'\"").split(".")
         annotation = getattr(inspect.unwrap(function), "__globals__", {}).get(names[0])
         for name in names[1:]:
@@ -80,8 +65,8 @@ def _fields(cls: Any) -> dict[str, attrs.Attribute[Any]]:
     return {field.alias or field.name: field for field in attrs.fields(cls) if field.init}
 
 
-def _load(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """Make the object, or find every reason why not."""
+def _build(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Return the section's object, or every reason why it cannot be built."""
     fields = _fields(cls)
     try:
         kinds = get_type_hints(cls)
@@ -98,8 +83,8 @@ def _load(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
         try:
             values[key] = _convert(section[key], kind)
         except (TypeError, OverflowError):
-            given = type(section[key]).__name__
-            problems.append(f"settings: {key!r} takes {_describe(kind)}, got {given}")
+            got = type(section[key]).__name__
+            problems.append(f"settings: {key!r} takes {_describe(kind)}, got {got}")
     if problems:
         return None, problems
     try:
@@ -117,7 +102,7 @@ def _unknown_keys(section: Iterable[str], fields: Mapping[str, Any]) -> Iterator
 
 
 def _describe_refusal(error: Exception, keys: Iterable[str]) -> str:
-    """Say which keys the plugin's own checks refuse; their text may show values."""
+    """Name the keys that the plugin's own checks refuse; their text may show values."""
     text = safe_str(error)
     named = ", ".join(repr(key) for key in keys if repr(key) in text) or "the section"
     kind = type(error).__name__
@@ -125,7 +110,7 @@ def _describe_refusal(error: Exception, keys: Iterable[str]) -> str:
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    """Return a value as its key takes it; a ``TypeError`` where it does not fit."""
+    """Return a value as its key takes it; raise a ``TypeError`` if it does not fit."""
     if kind is Any or (kind is NoneType and value is None):
         return value
     origin, inner = get_origin(kind) or kind, get_args(kind)
@@ -149,7 +134,7 @@ def _convert(value: Any, kind: Any) -> Any:
 
 def _fits(value: Any, kind: Any) -> bool:
     accepted = _ACCEPTED.get(kind, (kind,)) if isinstance(kind, type) else ()
-    # A bool is an int to Python, and to nobody who writes settings.
+    # A bool is an int to Python, but not to people who write settings.
     return isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any, Final, Literal, TypeAlias, overload
+from typing import Final, Literal, TypeAlias, overload
 
 import attrs
 
@@ -14,7 +14,7 @@ Status: TypeAlias = Literal[
     "answered", "no_opinion", "raised", "timed_out", "filtered", "quarantined", "reentered"
 ]
 
-_SAYS: Final = {
+_WORDS: Final = {
     "answered": "answered",
     "no_opinion": "no opinion",
     "raised": "raised",
@@ -66,7 +66,7 @@ class TrailRecord:
     @property
     def did(self) -> str:
         """What it did, in words."""
-        words = _SAYS[self.status]
+        words = _WORDS[self.status]
         if self.status == "no_opinion" and self.kind:
             words = f"{words} ({self.kind} did not count)"
         elif self.kind:
@@ -113,7 +113,7 @@ class Trail(Sequence[TrailRecord]):
         return f"Trail({list(self._records)!r})"
 
     def __str__(self) -> str:
-        """Tell the story: a line for each call of a hook, below it a line for each hookimpl."""
+        """Format as text: a line for each call of a hook, and below it one for each hookimpl."""
         lines: list[str] = []
         for (hook, attempt), group in groupby(
             self._records, key=lambda record: (record.hook, record.attempt)
@@ -131,6 +131,5 @@ class Trail(Sequence[TrailRecord]):
 
 
 def short(records: Iterable[TrailRecord]) -> str:
-    """Tell it in one line, without times, so that the same story is the same text."""
-    told: list[Any] = [f"{record.who} {record.did}" for record in records]
-    return "; ".join(told)
+    """Format records in one line, without times, so that equal trails give equal text."""
+    return "; ".join(f"{record.who} {record.did}" for record in records)

@@ -1,4 +1,4 @@
-"""Plugins that ask to be registered: their names, and what can be wrong with each.
+"""Validation: plugins that ask to be registered, and what is wrong with each.
 
 Every fault is found before anything is registered.
 """
@@ -16,11 +16,11 @@ import attrs
 from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATTRIBUTE
 from qtasks_hookspecs._on_error import SHORT_NAMES, on_error_mark
 from qtasks_hookspecs.exc import PluginRegistrationError
-from qtasks_pluggy._plugins.adapter import Adapter, unwrap, wanted_triggers
+from qtasks_pluggy._plugins.adapter import Adapter, original_plugin, wanted_triggers
 from qtasks_pluggy._plugins.filters import why_unmatchable
 from qtasks_pluggy._plugins.sections import section_problems
 from qtasks_pluggy._settings import Settings
-from qtasks_pluggy._text import closest_match, describe_error, describe_plugin, switch_off
+from qtasks_pluggy._text import closest_match, describe_error, describe_plugin, disable_hint
 from qtasks_pluggy.base_plugin import BasePlugin
 
 _MARK = f"{PROJECT_NAME}_impl"
@@ -56,13 +56,7 @@ class Candidate:
     def from_plugin(
         cls, plugin: Any, find_name: Callable[[Any], str], name: str | None = None
     ) -> Self:
-        """Make a candidate of what the app gives; that it has no name is its problem.
-
-        Args:
-            plugin: The plugin, or where to import it from, ``"module"`` or ``"module:attribute"``.
-            find_name: Finds the name of a plugin where none is given.
-            name: The name that the app gives it.
-        """
+        """Make a candidate of a plugin, or of where to import it; what fails is its problem."""
         if isinstance(plugin, str):
             try:
                 plugin = resolve_name(plugin)
@@ -84,7 +78,7 @@ class Candidate:
 
     @property
     def place(self) -> dict[str, Any]:
-        """Where it comes from, as events tell it."""
+        """Where it comes from, as fields of an event."""
         return {
             "plugin": self.name,
             "distribution": self.distribution,
@@ -92,19 +86,19 @@ class Candidate:
         }
 
     def add_problem(self, text: str) -> None:
-        """Record what is wrong, with the plugin and the setting that switches it off."""
+        """Record a problem, with the plugin and the setting that disables it."""
         self.problems.append(
-            f"{describe_plugin(**self.place)}: {text} (or switch it off: {switch_off(self.name)})"
+            f"{describe_plugin(**self.place)}: {text} (or switch it off: {disable_hint(self.name)})"
         )
 
     def check_section(self, settings: Settings) -> None:
-        """Record what is wrong with the plugin's section of the settings."""
+        """Record the problems of the plugin's section of the settings."""
         for function in self.starts:
             for problem in section_problems(function, self.name, settings):
                 self.add_problem(problem)
 
     def call_factory(self) -> None:
-        """Make the plugin, where an entry point names a class or a factory; it may fail."""
+        """Make the plugin, if its entry point is a class or a factory; a failure is its problem."""
         factory = self.plugin
         if not _is_factory(factory):
             return
@@ -122,7 +116,7 @@ class Candidate:
 
 
 def _is_factory(entry: Any) -> bool:
-    """Say whether an entry point names what makes the plugin: a class, or a plain function."""
+    """Return whether an entry point names a factory: a class, or a plain function."""
     if isinstance(entry, type):
         return True
     if not inspect.isroutine(entry) or hasattr(entry, _MARK):
@@ -135,28 +129,17 @@ def _is_factory(entry: Any) -> bool:
 
 
 def find_name(plugin: Any, candidates: Iterable[Candidate]) -> str | None:
-    """Return the name under which this very plugin is registered, not one that equals it.
-
-    Args:
-        plugin: The plugin, as the app gave it or as it was registered.
-        candidates: Those that are registered.
-    """
+    """Return the name under which this very plugin is registered, not one that equals it."""
     for one in candidates:
-        if plugin is one.plugin or plugin is unwrap(one.plugin):
+        if plugin is one.plugin or plugin is original_plugin(one.plugin):
             return one.name
     return None
 
 
-def not_registered(
+def unregister_error(
     plugin: Any, name: str | None, registered: Mapping[str, Candidate]
 ) -> PluginRegistrationError:
-    """Return the error for a plugin that is not registered, or not under this name.
-
-    Args:
-        plugin: What was given for the plugin; many a caller gives its name.
-        name: What was given for its name.
-        registered: What is registered, by name.
-    """
+    """Return the error for a plugin that is not registered, or not under this name."""
     known = find_name(plugin, registered.values())
     if known is not None:
         msg = f"plugin {known!r} cannot be unregistered as {name!r}; leave out the name"
@@ -175,15 +158,7 @@ def validate_all(
     read_mark: ReadMark,
     trigger_names: Iterable[str] | None = None,
 ) -> None:
-    """Find every fault of some plugins, their names among others.
-
-    Args:
-        candidates: The plugins; those that have problems already are left alone.
-        registered: What is registered before them, by name.
-        hooks: The hooks that there are.
-        read_mark: Reads the mark of an attribute.
-        trigger_names: The triggers that a ``BasePlugin`` is limited to.
-    """
+    """Find the problems of several plugins, which may claim each other's names."""
     taken = dict(registered)
     for candidate in candidates:
         if candidate.problems:
@@ -210,14 +185,7 @@ def validate(
     read_mark: ReadMark,
     trigger_names: Iterable[str] | None = None,
 ) -> None:
-    """Find every fault of a plugin, and adapt a ``BasePlugin``.
-
-    Args:
-        candidate: The plugin; its ``problems`` and ``plugin`` are written.
-        hooks: The hooks that there are.
-        read_mark: Reads the mark of an attribute.
-        trigger_names: The triggers that a ``BasePlugin`` is limited to.
-    """
+    """Find the problems of one plugin, and adapt a ``BasePlugin``."""
     plugin = candidate.plugin
     if isinstance(plugin, type):
         if not issubclass(plugin, BasePlugin):
@@ -242,9 +210,9 @@ def validate(
 
 
 def _validate_hookimpls(candidate: Candidate, hooks: Hooks, read_mark: ReadMark) -> None:
-    """Find the faults of a plugin's hookimpls, and that there are none."""
+    """Find the faults of a plugin's hookimpls; a plugin without any has one."""
     seen: dict[Any, str] = {}
-    for attribute, function, options in _marked(candidate, hooks, read_mark):
+    for attribute, function, options in _iter_marked(candidate, hooks, read_mark):
         first = seen.setdefault(getattr(function, "__func__", function), attribute)
         if first != attribute:
             candidate.add_problem(
@@ -267,7 +235,7 @@ def _validate_hookimpls(candidate: Candidate, hooks: Hooks, read_mark: ReadMark)
 def _adapt(
     candidate: Candidate, plugin: BasePlugin, hooks: Hooks, trigger_names: Iterable[str] | None
 ) -> None:
-    """Adapt a ``BasePlugin``, and find the triggers that it misspells."""
+    """Adapt a ``BasePlugin``, and report the triggers that it misspells."""
     wanted = wanted_triggers(plugin, trigger_names, hooks)
     for name in wanted:
         if name not in hooks:
@@ -278,10 +246,10 @@ def _adapt(
     candidate.plugin = Adapter(plugin, [*known, "qtasks_start", "qtasks_stop"])
 
 
-def _marked(
+def _iter_marked(
     candidate: Candidate, hooks: Hooks, read_mark: ReadMark
 ) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Yield what is marked, and report what looks as if it should be."""
+    """Yield the marked attributes, and report those that look as if they should be marked."""
     plugin = candidate.plugin
     for attribute in dir(plugin):
         static = inspect.getattr_static(plugin, attribute, None)
@@ -328,18 +296,8 @@ def _validate_hookimpl(
 def hookimpl_faults(
     function: Any, options: Mapping[str, Any], hook: str, names: frozenset[str]
 ) -> Iterator[str]:
-    """Say what is wrong with a function as a hookimpl.
-
-    Args:
-        function: The function.
-        options: What its mark says.
-        hook: The hook's name.
-        names: The hook's parameters.
-
-    Yields:
-        A text for each fault.
-    """
-    fault = _shape(function, options)
+    """Yield a text for each fault of a function as a hookimpl of a hook."""
+    fault = _kind_fault(function, options)
     if fault:
         yield fault
     known = names | SHORT_NAMES if on_error_mark(function) else names
@@ -349,7 +307,7 @@ def hookimpl_faults(
         yield f"its parameters cannot be read ({error}); use a function"
         return
     for name, problem in faults:
-        # Only where one is near: for a short name like e, the least far one would mislead.
+        # Only a near one: for a short name like e, the nearest would mislead.
         near = difflib.get_close_matches(name, names, n=1)
         hint = f", the nearest is {near[0]!r}" if near else ""
         yield f"{problem} {name!r}; the hook has {', '.join(sorted(names))}{hint}"
@@ -359,8 +317,8 @@ def hookimpl_faults(
             yield fault
 
 
-def _shape(function: Any, options: Mapping[str, Any]) -> str | None:
-    """Say what is wrong with the kind of function, if anything is."""
+def _kind_fault(function: Any, options: Mapping[str, Any]) -> str | None:
+    """Return why this kind of function cannot be a hookimpl, or None if it can."""
     is_async = inspect.iscoroutinefunction(function)
     if options.get("hookwrapper"):
         return "hookwrapper=True is pluggy's old kind; use wrapper=True"
@@ -381,15 +339,7 @@ def _shape(function: Any, options: Mapping[str, Any]) -> str | None:
 def parameters(
     function: Any, known: frozenset[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[tuple[str, str]]]:
-    """Say how a hookimpl takes its hook's parameters.
-
-    Args:
-        function: The hookimpl.
-        known: The hook's parameters.
-
-    Returns:
-        The names it takes by position, those by keyword, and pairs of a name and a fault.
-    """
+    """Return what a hookimpl takes by position and by keyword, and pairs of a name and a fault."""
     positional: list[str] = []
     keywords: list[str] = []
     faults: list[tuple[str, str]] = []
@@ -405,8 +355,7 @@ def parameters(
         else:
             positional.append(name)
     if not faults and hasattr(function, "__wrapped__"):
-        # What functools.wraps shows are the parameters of the function inside; what is called is
-        # the one outside.
+        # functools.wraps shows the parameters of the wrapped function, but the wrapper is called.
         outside = inspect.signature(function, follow_wrapped=False)
         if not _takes(outside, positional, keywords):
             by_name = (*positional, *keywords)
@@ -420,7 +369,7 @@ def parameters(
 def _takes(
     signature: inspect.Signature, positional: Sequence[str], keywords: Iterable[str]
 ) -> bool:
-    """Say whether a function can be called so, with nothing under another parameter's name."""
+    """Return whether a function can be called so, each value under its own name."""
     try:
         bound = signature.bind(*positional, **{name: name for name in keywords})
     except TypeError:
@@ -434,7 +383,7 @@ def _takes(
 
 
 def is_blocking(function: Any) -> bool:
-    """Say whether ``@blocking`` is on a hookimpl."""
+    """Return whether a hookimpl is marked ``@blocking``."""
     return bool(getattr(function, BLOCKING_ATTRIBUTE, False))
 
 

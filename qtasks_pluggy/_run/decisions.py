@@ -1,4 +1,4 @@
-"""What a decision of the plugins comes to, as work for the run's host."""
+"""What the plugins' decision means for the run: the attempt's end, for its host to carry out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._submit.outcome import Attempt
 from qtasks_pluggy._submit.protocol import Host
 
-# How an attempt has ended whose host is to do this; what ``pass`` means, the error says.
+# The status of an attempt by its action; that of ``pass`` depends on the error.
 STATUS_OF: Final = {
     "succeed": OutcomeStatus.succeeded,
     "fail": OutcomeStatus.failed,
@@ -36,12 +36,7 @@ def wrap_intercepted(error: Exception) -> TaskPluginTriggerError:
 
 
 def attempt_from(decision: Any, error: BaseException) -> Attempt:
-    """Translate a decision on a task's own error, or that there is none.
-
-    Args:
-        decision: What the plugins decided, but no result; None for nothing.
-        error: The task's own error.
-    """
+    """Translate a decision on a task's own error, or None for no decision."""
     if isinstance(decision, Retry):
         return Attempt("retry", error, delay=decision.delay)
     if isinstance(decision, Raise):
@@ -58,20 +53,20 @@ def attempt_from(decision: Any, error: BaseException) -> Attempt:
 
 
 def note_decision(error: Exception, entries: Sequence[Asked]) -> None:
-    """Note on an error that is not recovered who decided about it."""
-    story = short(entry.to_record() for entry in entries)
-    add_note_once(error, f"task_executor_run_task_trigger_error: {story}")
+    """Add a note to an unrecovered error that says who decided about it."""
+    summary = short(entry.to_record() for entry in entries)
+    add_note_once(error, f"task_executor_run_task_trigger_error: {summary}")
 
 
 def chain_cause(error: Exception, cause: BaseException) -> Exception:
-    """Give an error its cause, unless it brought one or would be its own."""
+    """Set an error's cause, unless it has one or would be its own."""
     seen: set[int] = set()
-    behind: BaseException | None = cause
-    while behind is not None and behind is not error and id(behind) not in seen:
-        seen.add(id(behind))
-        behind = behind.__context__ if behind.__cause__ is None else behind.__cause__
-    if error.__cause__ is None and behind is not error:
-        # Past the class's own __setattr__, which a frozen one has.
+    ancestor: BaseException | None = cause
+    while ancestor is not None and ancestor is not error and id(ancestor) not in seen:
+        seen.add(id(ancestor))
+        ancestor = ancestor.__context__ if ancestor.__cause__ is None else ancestor.__cause__
+    if error.__cause__ is None and ancestor is not error:
+        # Bypasses the class's own __setattr__: it may be frozen.
         vars(BaseException)["__cause__"].__set__(error, cause)
     return error
 

@@ -1,10 +1,10 @@
 """START HERE: the life of one run, from its arguments to its result.
 
 ``_attempt_once`` is the story of one attempt, once for plain and for async code: the arguments, the
-function, what the plugins make of its result or decide about its error, and what they hear of its
-end. It comes to an ``Attempt``, which the run's host carries out. In place that is ``_run``, which
-attempts until the run is over; behind an engine it is the engine, which makes one attempt by
-``attempt_on``. ``_end`` is the end of every run.
+function, what the plugins make of its result or decide about its error, and the hook for its end.
+It returns an ``Attempt``, which the run's host carries out. In place the host is ``_run``, which
+attempts until the run is over; on an engine it is the engine, which makes one attempt by
+``attempt_on``. Every run ends in ``_end``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     Args:
         task_func: The task: its definition, the task itself, or a plain function.
-        task_broker: The message that asked for the run; made when it is first read, if not given.
+        task_broker: The message that asked for the run; else made when it is first read.
         args: The arguments, where there is no message.
         kwargs: The keyword arguments, where there is no message.
         plugins: A manager, or plugins for a manager of this run's own; nothing is discovered.
@@ -77,7 +77,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     Raises:
         NotRunningError: The task's app was stopped.
-        TypeError: A message and arguments are given both.
+        TypeError: Both a message and arguments are passed.
         PluginRegistrationError: Faults of ``plugins``.
     """
 
@@ -89,11 +89,11 @@ class TaskExecutor(RunView, Generic[R]):
         "_started",
     )
     _backend: Backend | None
-    # Those that the caller had met before the run began, where that is known.
+    # The caller's cancellations before the run began, if they were counted.
     _cancellations: int | None
-    # Whether only those handlers are asked that name the error's class.
+    # Whether only handlers that name the error's class are asked.
     _consented_only: bool
-    # When the attempt began, where plugins hear of its end.
+    # When the attempt began, if a plugin has a hook for its end.
     _started: float | None
 
     @overload
@@ -216,10 +216,10 @@ class TaskExecutor(RunView, Generic[R]):
         """Make one attempt for an engine, from async code; again after a retry.
 
         Args:
-            engine: Its ``capabilities`` and ``control`` hold; it is to carry out the attempt.
+            engine: Its ``capabilities`` and ``control`` apply; it carries out the attempt.
 
         Returns:
-            What the engine is to do, to be awaited. The plugins have heard of the end, unless the
+            What the engine is to do, to be awaited. The hooks for the end were called, unless the
             run goes on.
 
         Raises:
@@ -239,11 +239,11 @@ class TaskExecutor(RunView, Generic[R]):
         """End a run, from async code, that can have no further attempt.
 
         Args:
-            error: What the caller is to see: why the engine could not arrange the attempt, or a
-                ``TaskCancelError`` where the run was cancelled before it.
+            error: What the caller gets: why the engine could not arrange the attempt, or a
+                ``TaskCancelError`` if the run was cancelled before it.
 
         Returns:
-            What the engine is to do, to be awaited. The plugins have heard of the end.
+            What the engine is to do, to be awaited. The hooks for the end were called.
         """
         return self._give_up(error, ASYNCIO_WORKER)
 
@@ -287,8 +287,8 @@ class TaskExecutor(RunView, Generic[R]):
         self._engine = engine
         try:
             attempt = await self._attempt_once()
-        except GeneratorExit as gone:
-            attempt = self._cut_by(gone)
+        except GeneratorExit as abandoned:
+            attempt = self._without_decision(abandoned)
         if attempt is not None and attempt.goes_on:
             self._backend = None
             return attempt
@@ -320,8 +320,8 @@ class TaskExecutor(RunView, Generic[R]):
     def _check_before(self, backend: Backend) -> None:
         """See what was before the run: a run of this executor, a cancellation of its caller.
 
-        Asking what a caller has met costs as much as a run, and one that has met a cancellation is
-        mostly handling it: so nobody asks where no exception is handled.
+        Counting costs as much as a run, and a caller that was cancelled is usually handling that
+        exception, so it is done only while an exception is handled.
 
         Raises:
             RuntimeError: This executor has run already.
@@ -335,8 +335,7 @@ class TaskExecutor(RunView, Generic[R]):
         """Make one attempt, and notify the plugins of its end.
 
         Returns:
-            What the host is to do; None for a result, in ``self.result``, of whose end no plugin
-            wants to hear.
+            What the host is to do; None for a result whose end no plugin wants.
         """
         hooks = self._plugins.hook
         # Where no plugin takes part in good runs, they do not pay for looking at each hook.
@@ -364,7 +363,7 @@ class TaskExecutor(RunView, Generic[R]):
             if self._engine is not None and (attempt is None or attempt.error is None):
                 self._engine.check_result(self)
         except BaseException as cut:  # noqa: BLE001  # a plugin's under strict, a cancellation ...
-            attempt = self._cut_by(cut, error)
+            attempt = self._without_decision(cut, error)
         finally:
             # A traceback holds this frame; this frame must not hold the error.
             error = result = None
@@ -383,10 +382,10 @@ class TaskExecutor(RunView, Generic[R]):
         """Let the plugins decide about the task's own error.
 
         Returns:
-            What it comes to; None for a result of whose end no plugin wants to hear.
+            The attempt's end; None for a result whose end no plugin wants.
         """
         if not isinstance(error, Exception):
-            return self._cut_by(error, error)
+            return self._without_decision(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), error)
         # Nothing is decided about a run that is cancelled (R16). To see that costs as much as a run:
@@ -447,7 +446,7 @@ class TaskExecutor(RunView, Generic[R]):
         """Let the plugins keep a dead letter.
 
         Returns:
-            The attempt, ``kept`` if one of them does, and who decided it. Where neither plugins nor
+            The attempt, ``kept`` if a plugin keeps it, and who decided it. If neither plugins nor
             the engine can keep it, the task's own error goes on, and nobody has decided.
         """
         engine, reason = self._engine, attempt.reason
@@ -466,13 +465,11 @@ class TaskExecutor(RunView, Generic[R]):
         _log.event("warning", "task_dead_lettered", **known)
         return attempt, decider
 
-    def _cut_by(self, cut: BaseException, own: BaseException | None = None) -> Attempt:
-        """Say what an error comes to about which no plugin is asked.
+    def _without_decision(self, cut: BaseException, own: BaseException | None = None) -> Attempt:
+        """Return the attempt's end for an error that plugins are not asked about.
 
-        Args:
-            cut: A plugin's under ``strict``, an engine's refusal, a cancellation, or another
-                that is no ``Exception``.
-            own: The task's own error, if it came to one.
+        Such as a plugin's under ``strict``, an engine's refusal, a cancellation, or another that is
+        no ``Exception``; ``own`` is the task's own error, if there was one.
         """
         if isinstance(cut, PluginError):
             return self._conclude(Attempt("fail", cut), cut if own is None else own)
@@ -493,13 +490,10 @@ class TaskExecutor(RunView, Generic[R]):
         *,
         is_final: bool = False,
     ) -> Attempt:
-        """Add to an attempt how it ended, for the plugins, and whether the run goes on.
+        """Add the outcome to an attempt, and whether the run goes on.
 
-        Args:
-            attempt: What the host is to do.
-            own: The task's own error; None where there was none.
-            decider: The plugin that decided.
-            is_final: Whether the run ends by it, whatever the engine does by itself.
+        ``own`` is the task's own error, if there was one. ``is_final`` ends the run even where the
+        engine would repeat it.
         """
         error, engine = attempt.error, self._engine
         goes_on = attempt.action == "retry" or (
@@ -532,9 +526,9 @@ class TaskExecutor(RunView, Generic[R]):
         return attrs.evolve(attempt, outcome=outcome, goes_on=goes_on)
 
     def _is_cancellation(self, error: BaseException | None) -> bool:
-        """Say whether an error is the run's cancellation, or that nobody will step it again."""
-        gone = self._backend is not SYNC and isinstance(error, GeneratorExit)
-        return gone or isinstance(error, asyncio.CancelledError)
+        """Return whether an error cancels the run, or disposes of it half-way."""
+        abandoned = self._backend is not SYNC and isinstance(error, GeneratorExit)
+        return abandoned or isinstance(error, asyncio.CancelledError)
 
     def _hears_of_success(self) -> bool:
         """Say whether some plugin wants to hear of the end of a good run."""
@@ -544,7 +538,7 @@ class TaskExecutor(RunView, Generic[R]):
         """Notify the plugins of a failure, and that the run is over.
 
         Returns:
-            The attempt as they heard of it; one that failed, if a plugin did under ``strict``.
+            The attempt as the hooks got it; a failed one, if a plugin failed under ``strict``.
         """
         if attempt is None:
             attempt = self._conclude(Attempt("succeed"), None)
@@ -562,7 +556,7 @@ class TaskExecutor(RunView, Generic[R]):
         """Notify the plugins of something about an attempt.
 
         Returns:
-            The attempt; another one, if this is cut short, or a plugin fails under ``strict``.
+            The attempt; another one, if this is interrupted, or a plugin fails under ``strict``.
         """
         if hook.chain is None:
             return attempt
@@ -580,8 +574,8 @@ class TaskExecutor(RunView, Generic[R]):
             if error is None or isinstance(error, Exception):
                 strict.task_error = error
                 return self._failed_by(strict, attempt)
-        except BaseException as cut:  # noqa: BLE001  # raised when plugins have heard of the end
-            return self._cut_by(cut)
+        except BaseException as cut:  # noqa: BLE001  # raised after the hooks for the end
+            return self._without_decision(cut)
         finally:
             # A traceback holds this frame; this frame must not hold the error.
             del error, values
@@ -592,7 +586,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     @staticmethod
     def _failed_by(strict: PluginError, attempt: Attempt) -> Attempt:
-        """Let a run fail by a plugin that failed while it heard of an attempt's end."""
+        """Return a failed attempt, after a plugin failed under ``strict`` in a hook for its end."""
         ended: Any = attempt.outcome
         outcome = attrs.evolve(
             ended,
@@ -662,7 +656,7 @@ def _status_of(attempt: Attempt | None) -> OutcomeStatus:
 
 
 def _plugins_of(app: Any) -> PluginManager:
-    """Return an app's plugins, its installed ones loaded; those of no app are none."""
+    """Return an app's plugins, the installed ones loaded; without an app, none."""
     if hasattr(app, "_ensure_loaded"):
         app._ensure_loaded()  # noqa: SLF001  # ours
     return getattr(app, "plugins", _NO_PLUGINS)

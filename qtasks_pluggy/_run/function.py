@@ -1,4 +1,4 @@
-"""Calling a task's function: plain or async, returning or yielding, with a time limit or none."""
+"""Calling a task's function: plain or async, returning or yielding, within its ``max_time``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,8 @@ async def call_function(
 ) -> Any:
     """Call any function but a bare async one, which needs no help.
 
-    Args:
-        func: The task's definition.
-        call: Its function, with the arguments.
-        items: Where a generator's items go, each as soon as it is there.
-        backend: How the caller waits.
-
-    Returns:
-        What the function returns; of a generator ``items``; ``Raised`` for a ``StopIteration``.
+    A generator's items go into ``items`` one by one, which is then the result. A ``StopIteration``
+    is returned as ``Raised``.
 
     Raises:
         TaskTimeoutError: The task's ``max_time`` is over.
@@ -40,17 +34,17 @@ async def call_function(
     if func.is_generator:
         call = partial(_collect, call, items)
     if limit is None:
-        carried = await backend.function(call)
+        captured = await backend.function(call)
     else:
         try:
-            carried = await backend.thread(call, limit)
+            captured = await backend.thread(call, limit)
         except LimitExceededError:
             _log.event("warning", "task_abandoned", task=func.name, max_time=limit)
             raise _out_of_time(func.name, limit) from None
-    if isinstance(carried[1], StopIteration):
-        return Raised(carried[1])
-    result = unwrap(carried)
-    # A plain function around an async one, as decorators make them.
+    if isinstance(captured[1], StopIteration):
+        return Raised(captured[1])
+    result = unwrap(captured)
+    # A decorator's plain function around an async one.
     return await backend.awaitable(result) if isinstance(result, CoroutineType) else result
 
 
@@ -59,13 +53,13 @@ def _out_of_time(name: str, limit: float) -> TaskTimeoutError:
 
 
 async def _within(running: Awaitable[Any], limit: float, name: str) -> Any:
-    """Wait for a task's function, at most for its ``max_time``."""
+    """Wait for a task's function, for at most its ``max_time``."""
     failure: Exception | None = None
     try:
         async with asyncio.timeout(limit):
             try:
                 return await running
-            except Exception as error:  # noqa: BLE001  # raised below, where it is not the limit's
+            except Exception as error:  # noqa: BLE001  # raised below, outside of the limit
                 failure = error
     except TimeoutError:
         raise _out_of_time(name, limit) from None
@@ -78,11 +72,11 @@ async def _within(running: Awaitable[Any], limit: float, name: str) -> Any:
 
 def _collect(call: Callable[[], Iterable[Any]], items: list[Any]) -> list[Any]:
     for item in call():
-        items.append(item)  # noqa: PERF402  # a failure must leave those before it
+        items.append(item)  # noqa: PERF402  # a failure keeps the items before it
     return items
 
 
 async def _items_of(generator: AsyncIterable[Any], items: list[Any]) -> list[Any]:
     async for item in generator:
-        items.append(item)  # noqa: PERF401  # a failure must leave those before it
+        items.append(item)  # noqa: PERF401  # a failure keeps the items before it
     return items

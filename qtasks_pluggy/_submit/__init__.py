@@ -1,9 +1,9 @@
 """The seam to engines: what an app and an adapter say to each other.
 
 ===================  ===========================================================================
-``protocol.py``      what an adapter has, and what it is given
+``protocol.py``      what an engine has to implement: ``Engine``
 ``outcome.py``       what an attempt comes to, and how a submitted run ends
-``lookup.py``        finding the adapter for a URL or an engine's own object
+``lookup.py``        the adapter for a URL or an engine's own object
 ``calls.py``         calling an engine's methods, plain or async
 ``submit.py``        handing runs to the app's engine
 ``replay.py``        running a message's task again

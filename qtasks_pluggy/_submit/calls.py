@@ -1,4 +1,4 @@
-"""Calling an engine's methods, plain or async, and waiting for them in the caller's way."""
+"""Calling an engine's methods, plain or async, and waiting as the caller does."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qtasks_hookspecs.exc import QueueFullError
 from qtasks_pluggy._submit.protocol import Engine, NoRoomError
 from qtasks_pluggy._waiting import Backend, capture, unwrap
 
-# Seconds, the least and the most, between two looks of async code whether a run has ended.
-_LOOKS: Final = (0.002, 0.1)
+# Seconds, the least and the most, between two polls of async code for a run's end.
+_POLL_SECONDS: Final = (0.002, 0.1)
 
 
 async def enqueue(
     engine: Engine, backend: Backend, message: TaskMessage, delay: float | None
 ) -> Any:
-    """Call an engine's ``submit``, and wait in the caller's way, for room too.
+    """Call an engine's ``submit``, and wait for it, and for room too.
 
     Raises:
         QueueFullError: It is full, and waiting here would never end.
@@ -37,7 +37,7 @@ async def enqueue(
 
 
 async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: Any) -> Any:
-    """Call an engine's method of any kind, and wait for it in the caller's way.
+    """Call an engine's method, plain or async, and wait for it.
 
     Raises:
         RuntimeError: The caller blocks the very event loop that the engine needs.
@@ -49,15 +49,15 @@ async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: A
             try:
                 return unwrap(await asyncio.shield(thread))
             except asyncio.CancelledError:
-                # A start goes on in its thread, and nobody would stop what has begun there.
+                # A start goes on in its thread, and nothing else would stop the engine.
                 if method == "start" and (await asyncio.wait({thread}))[0]:
                     _, failure = thread.result()
                     if failure is None:
                         await asyncio.to_thread(capture, engine.stop)
                 raise
-        # No thread waits: there are few of them, and all else that the caller does needs them too.
-        look, (pause, most) = partial(call, args[0], 0), _LOOKS
-        while (ended := unwrap(await asyncio.to_thread(capture, look))) is None:
+        # No thread waits: there are few of them, and the caller's other work needs them too.
+        poll, (pause, most) = partial(call, args[0], 0), _POLL_SECONDS
+        while (ended := unwrap(await asyncio.to_thread(capture, poll))) is None:
             await backend.sleep(pause)
             pause = min(pause * 1.5, most)
         return ended
@@ -69,14 +69,14 @@ async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: A
 
 
 def is_pending(thing: Any) -> bool:
-    """Say whether an engine's method gave something to wait for, instead of what it is to give."""
+    """Return whether an engine's method returned something to wait for instead of its value."""
     return isinstance(thing, Future) or hasattr(type(thing), "__await__")
 
 
 async def wait_for(
     thing: Any, engine: Engine, backend: Backend, method: str, limit: float | None = None
 ) -> Any:
-    """Wait for what an engine's method gave, in the caller's way.
+    """Wait for what an engine's method returned.
 
     Raises:
         QueueFullError: It is room that is waited for, and waiting here would never end.
@@ -110,7 +110,7 @@ async def _wait_for_future(
     try:
         return future.result(limit)
     except TimeoutError:
-        # The time is over; or the end came in that very moment, or it is the engine's own error.
+        # The time is over, or the end came just now, or it is the engine's own error.
         return future.result() if future.done() else None
     except BaseException:
         if not shared:

@@ -1,4 +1,4 @@
-"""What ``submit`` gives back: a run that is elsewhere, and how it ended."""
+"""What ``submit`` returns: a handle on a run elsewhere."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TaskHandle(Generic[R_co]):
 
     @property
     def status(self) -> TaskStatus | None:
-        """How far the run is; None where the engine cannot tell."""
+        """How far the run is; None if the engine does not know."""
         if self._ended is not None:
             return self._ended.status
         return self._engine.status(self._ticket)
@@ -75,7 +75,7 @@ class TaskHandle(Generic[R_co]):
         return self._engine.trail(self._ticket)
 
     def result(self, timeout: float | timedelta | None = None) -> R_co:
-        """Wait, blocking, for the run's end.
+        """Wait for the run's end, blocking.
 
         Args:
             timeout: The most seconds to wait, or a ``timedelta``; None for no limit.
@@ -86,12 +86,12 @@ class TaskHandle(Generic[R_co]):
         Raises:
             CapabilityError: The engine keeps no results.
             EngineError: The engine failed.
-            RuntimeError: This is the thread of the event loop that the run, or its result, needs.
+            RuntimeError: The run, or its result, needs this thread's event loop.
             TypeError: ``timeout`` is no number.
             ValueError: ``timeout`` is negative, or no number of seconds.
             TimeoutError: The time is over; the run goes on.
         """
-        limit = None if timeout is None else seconds(timeout, "result(timeout=...)")
+        limit = None if timeout is None else check_seconds(timeout, "result(timeout=...)")
         result = run_to_completion(self._wait(SYNC, limit))
         if type(result) is Raised:
             raise result.error
@@ -102,13 +102,13 @@ class TaskHandle(Generic[R_co]):
         return self._wait(ASYNCIO, None).__await__()
 
     def cancel(self, reason: str = "") -> bool:
-        """Ask for the run's cancellation; blocking where the engine is elsewhere.
+        """Request the run's cancellation; blocking if the engine is a server.
 
         Args:
             reason: Why; the text of the ``TaskCancelError`` that the run ends in.
 
         Returns:
-            Whether it was asked; not for a run that has ended, or that cannot be cut any more.
+            Whether it was requested; not for a run that has ended, or is past cancelling.
 
         Raises:
             CapabilityError: The engine cannot cancel.
@@ -129,11 +129,11 @@ class TaskHandle(Generic[R_co]):
             if engine.blocking:
                 ended = await call_engine(engine, backend, "result", self._ticket, limit)
             else:
-                # As ``call_engine`` does, where there is seldom anything to wait for.
+                # As ``call_engine`` does, but there is seldom anything to wait for.
                 ended = engine.result(self._ticket, limit)
                 if type(ended) is not Ended and is_pending(ended):
                     ended = await wait_for(ended, engine, backend, "result", limit)
-            # Another who waits may have it by now, and one whose time is over has nothing.
+            # Another waiter may have set it by now; on a timeout there is nothing to set.
             if ended is not None and self._ended is None:
                 if ended.error is not None:
                     self._traceback = ended.error.__traceback__
@@ -145,7 +145,7 @@ class TaskHandle(Generic[R_co]):
         if isinstance(ended.error, StopIteration) and not backend.on_loop:
             return Raised(ended.error)
         if ended.error is not None:
-            # The run's own, as futures do: else each who waits would add his frames for the next.
+            # The run's own, as futures do: else each waiter would add its frames for the next.
             reraise(ended.error.with_traceback(self._traceback))
         return ended.result
 
@@ -154,8 +154,8 @@ class TaskHandle(Generic[R_co]):
         return f"<TaskHandle of {self._run}>"
 
 
-def seconds(value: Any, what: str) -> float:
-    """Check a number of seconds that somebody gave; a ``timedelta`` is one.
+def check_seconds(value: Any, what: str) -> float:
+    """Return a number of seconds, or a ``timedelta`` as one.
 
     Raises:
         TypeError: It is no number.

@@ -1,4 +1,4 @@
-"""Finding the adapter for what an app was given as its engine."""
+"""Finding the adapter for an app's ``engine=``."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from qtasks_pluggy._text import closest_match
 GROUP: Final = "qtasks_pluggy.engines"
 
 
-def resolve_engine(given: Any) -> Engine:
-    """Find the adapter for what an app was given as its engine.
+def resolve_engine(target: Any) -> Engine:
+    """Return the adapter for an app's ``engine=``.
 
     Args:
-        given: A URL, an engine's own object, or an adapter.
+        target: A URL, an engine's own object, or an adapter.
 
     Raises:
         EngineError: No adapter knows it, or its package is not installed.
     """
-    if isinstance(given, Engine) and not isinstance(given, type):
-        return given
+    if isinstance(target, Engine) and not isinstance(target, type):
+        return target
     known = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if isinstance(given, str):
-        scheme, separator, _ = given.partition("://")
+    if isinstance(target, str):
+        scheme, separator, _ = target.partition("://")
         if scheme in known and separator:
-            return _load(known[scheme], given)
+            return _load_adapter(known[scheme], target)
         # Not the rest of it, which may hold a password.
         near = closest_match(scheme, ["memory", *known])
         msg = (
@@ -37,30 +37,30 @@ def resolve_engine(given: Any) -> Engine:
             f" {near!r}? {_URLS}, and the others take their own object"
         )
         raise EngineError(msg)
-    for kind in getmro(type(given)):
+    for kind in getmro(type(target)):
         package = kind.__module__.partition(".")[0]
         if package in known:
-            return _load(known[package], given)
+            return _load_adapter(known[package], target)
     msg = (
         "QueueTasks(engine=...): expected a URL, an adapter, or the own object of one of"
-        f" {', '.join(sorted(known))}; got {type(given).__module__}.{type(given).__qualname__}"
+        f" {', '.join(sorted(known))}; got {type(target).__module__}.{type(target).__qualname__}"
     )
     raise TypeError(msg)
 
 
-def check_workers(given: Any, app: str) -> None:
-    """Refuse a number of workers that no engine can have: it would do no run, in silence.
+def check_workers(workers: Any, app: str) -> None:
+    """Refuse a number of workers that would silently run nothing.
 
     Raises:
         TypeError: It is no whole number.
         ValueError: It is below 1.
     """
     what = f"app {app!r}, set_engine(workers=...): expected a whole number from 1, or None"
-    if isinstance(given, bool) or not isinstance(given, int):
-        msg = f"{what}; got {type(given).__name__}"
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        msg = f"{what}; got {type(workers).__name__}"
         raise TypeError(msg)
-    if given < 1:
-        msg = f"{what}; got {given}"
+    if workers < 1:
+        msg = f"{what}; got {workers}"
         raise ValueError(msg)
 
 
@@ -68,14 +68,15 @@ _URLS: Final = "memory:// and huey+sqlite:///file.db are URLs"
 
 
 def url_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Read the options behind a URL's question mark.
+    """Read the options of a URL's query string.
 
     Args:
         url: The URL.
-        options: Each option's name and default, whose type, a number or a bool, is the option's.
+        options: Each option's name and default; the default's type, a number or a bool, is the
+            option's.
 
     Raises:
-        EngineError: An option is unknown, the nearest is named; or has a wrong value.
+        EngineError: An option is unknown (the nearest is named), or has a wrong value.
     """
     engine, _, query = url.partition("?")
     found = dict(options)
@@ -102,7 +103,7 @@ def url_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _load(entry: EntryPoint, given: Any) -> Engine:
+def _load_adapter(entry: EntryPoint, target: Any) -> Engine:
     try:
         adapter = entry.load()
     except ImportError as error:
@@ -112,5 +113,5 @@ def _load(entry: EntryPoint, given: Any) -> Engine:
             f" pip install 'qtasks-pluggy[{package}]'"
         )
         raise EngineError(msg) from error
-    engine: Engine = adapter(given)
+    engine: Engine = adapter(target)
     return engine

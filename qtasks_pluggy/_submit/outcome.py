@@ -34,16 +34,16 @@ _STATUS: Final = {
 class Attempt:
     """What one attempt of a run came to, for the run's host to carry out.
 
-    ``outcome`` is what plugins hear of it; the rest is what the host does.
+    ``outcome`` is what plugins get; the rest is what the host does.
 
     Attributes:
-        action: What is to be done. ``pass`` is for an error that goes on as it is, because it tells
-            the host what to do: an engine's own control exception, or one that is no ``Exception``.
+        action: What is to be done. ``pass`` lets an error go on unchanged, because the host acts on
+            it: an engine's own control exception, or one that is no ``Exception``.
         error: What the caller will see; for a retry, the error that it answers; None on success.
         delay: Seconds before the next attempt; None leaves it to the host.
         reason: Why, for people.
         result: The result, on success.
-        outcome: How the attempt ended; None for a success of which no plugin wants to hear.
+        outcome: How the attempt ended; None for a success that no plugin observes.
         goes_on: Whether the run goes on: by a retry, or because the engine repeats it by itself.
         kept: Whether a plugin keeps the dead letter, so that the engine's own place is not used.
     """
@@ -59,7 +59,7 @@ class Attempt:
 
     @property
     def status(self) -> TaskStatus:
-        """How a run ends that ends by this."""
+        """How a run ends whose last attempt this is."""
         return _STATUS.get(self.action, TaskStatus.failed)
 
 
@@ -81,7 +81,7 @@ class Ended:
 
 
 def status_of(error: Any) -> TaskStatus:
-    """Tell how a run has ended by the error that its caller sees."""
+    """Return how a run ended, by the error that its caller gets."""
     if isinstance(error, TaskDeadLetteredError):
         return TaskStatus.dead_lettered
     return TaskStatus.cancelled if isinstance(error, TaskCancelError) else TaskStatus.failed

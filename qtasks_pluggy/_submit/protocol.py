@@ -1,4 +1,4 @@
-"""What an adapter has, and what it is given."""
+"""The protocols of an engine's adapter, and of the app as the adapter sees it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qtasks_pluggy._submit.outcome import Attempt, TaskStatus
 
 
 class EngineApp(Protocol):
-    """What an adapter may read of the app for which it carries runs.
+    """What an adapter may read of the app whose runs it carries.
 
     In a worker it uses ``executor_for(app, message)`` and ``worker_lifespan(app)`` of
     ``qtasks_pluggy.engines`` besides.
@@ -34,7 +34,7 @@ class EngineApp(Protocol):
 
 
 class SubmittingApp(EngineApp, Protocol):
-    """What submitting uses of its app, besides."""
+    """What submitting uses of its app, too."""
 
     @property
     def engine(self) -> Engine | None:
@@ -44,11 +44,11 @@ class SubmittingApp(EngineApp, Protocol):
 
 @attrs.frozen(kw_only=True)
 class Capabilities:
-    """What an engine can do; what it cannot is refused, never done in another way.
+    """What an engine can do; anything else is refused, never emulated.
 
     Attributes:
         delay: Run a message, or make another attempt, only after some seconds.
-        dead_letter: Keep a run that was set aside, or hand it to the app.
+        dead_letter: Keep a dead-lettered run, or hand it to the app.
         cancel_queued: Cancel a run that waits.
         results: Give the result to whoever submitted.
         at_least_once: Run a message again whose worker was killed.
@@ -66,7 +66,7 @@ class Capabilities:
 
 
 class Host(Protocol):
-    """As much of an engine as the executor of one of its runs looks at; see ``Engine``."""
+    """The part of an engine that the executor of one of its runs uses; see ``Engine``."""
 
     @property
     def name(self) -> str:
@@ -84,11 +84,11 @@ class Host(Protocol):
         ...
 
     def goes_on(self, error: BaseException) -> bool:
-        """Say whether it runs the task again by itself after an attempt that ended in this."""
+        """Return whether it runs the task again by itself after an attempt that ended in this."""
         ...
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Say in what a run fails whose task raised an error that is no ``Exception``."""
+        """Return the error of a run whose task raised one that is no ``Exception``."""
         ...
 
     def check_answer(self, value: Any) -> None:
@@ -106,16 +106,16 @@ class Engine(Protocol):
 
     ``start``, ``stop``, ``submit`` and ``result`` are written once, in the kind that suits the
     engine: plain or ``async def``; all but ``submit`` may return a ``concurrent.futures.Future``
-    instead of what they give. Whoever calls them, on an event loop or not, waits in his own way.
+    instead of what they give. The caller waits for them in its own way, on an event loop or not.
 
     Attributes:
         name: The engine's name, as messages carry it.
         native: The engine's own object; None where there is none.
         capabilities: What it can do.
-        control: Exceptions of the engine's own, by which a task tells it what to do: no plugin is
-            asked about them.
-        blocking: Whether its plain methods wait for something outside of this process, so that
-            they must not be called on an event loop.
+        control: The engine's own exceptions, which tasks raise to control it; plugins are not asked
+            about them.
+        blocking: Whether its plain methods do I/O, so that they must not be called on an event
+            loop.
         loop: The event loop that its ``async def`` methods need; None if any will do.
     """
 
@@ -127,9 +127,9 @@ class Engine(Protocol):
     loop: asyncio.AbstractEventLoop | None
 
     def goes_on(self, error: BaseException) -> bool:
-        """Say whether it runs the task again by itself after an attempt that ended in this.
+        """Return whether it runs the task again by itself after an attempt that ended in this.
 
-        Then the run has not ended, and the plugins are not told that it has.
+        If so, the run has not ended, and the plugins' hooks for its end are not called.
 
         Args:
             error: One of ``control``, or an error about which no plugin had an opinion.
@@ -137,20 +137,20 @@ class Engine(Protocol):
         ...
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Say in what a run fails whose task raised an error that is no ``Exception``.
+        """Return the error of a run whose task raised one that is no ``Exception``.
 
         Args:
             error: ``SystemExit``, ``KeyboardInterrupt``, or a class of the user's own; no
                 cancellation.
 
         Returns:
-            What the caller is to see, and the plugins are told of; None where the error is to go
-            on as it is, because it ends the worker.
+            The error that the caller and the plugins get; None to let the original one go on,
+            because it ends the worker.
         """
         ...
 
     def check_answer(self, value: Any) -> None:
-        """Refuse a plugin's answer that it cannot store, in a worker, when it is given.
+        """Refuse, in a worker, a plugin's answer that it cannot store.
 
         Args:
             value: The answer, of ``Replace`` its value.
@@ -167,14 +167,14 @@ class Engine(Protocol):
             run: The run, its ``result`` the function's or a plugin's answer.
 
         Raises:
-            EngineError: It cannot; the run fails in this, and the plugins are told so.
+            EngineError: It cannot; the run fails with this error.
         """
         ...
 
     def register(self, app: EngineApp, task_func: TaskFunc) -> None:
-        """Make a task known to the engine, under the task's own name.
+        """Register a task with the engine, under the task's own name.
 
-        Its body, in a worker, makes a message of what the engine handed over, calls
+        Its body, in a worker, makes a message of what the engine delivered, calls
         ``attempt_on`` or ``attempt_on_sync`` of ``executor_for(app, message)`` with the engine, and
         carries out the outcome.
 
@@ -237,11 +237,11 @@ class Engine(Protocol):
         ...
 
     def status(self, ticket: Any) -> TaskStatus | None:
-        """Tell how far a run is; None where that cannot be told."""
+        """Return how far a run is; None if the engine does not know."""
         ...
 
     def trail(self, ticket: Any) -> Trail | None:
-        """Tell who was asked about a run's errors so far; None where that cannot be told."""
+        """Return who was asked about a run's errors so far; None if the engine does not know."""
         ...
 
     def cancel(self, ticket: Any, reason: str) -> bool:
@@ -256,25 +256,25 @@ class Engine(Protocol):
         ...
 
     def message(self, native: Any) -> TaskMessage:
-        """Make a message of what the engine hands to a worker; what is not known is None."""
+        """Make a message of what the engine delivers to a worker; unknown values are None."""
         ...
 
     def carry_out(self, outcome: Attempt, native: Any) -> Any:
-        """Do in a worker what an attempt came to: return the result, or raise what says it.
+        """Carry out an attempt's outcome in a worker: return the result, or raise.
 
         Args:
             outcome: The attempt's outcome.
-            native: What the engine handed to the worker.
+            native: What the engine delivered to the worker.
         """
         ...
 
 
 @runtime_checkable
 class FindsRuns(Protocol):
-    """An engine that keeps results, and knows a run by its id alone, in any process."""
+    """An engine that keeps results, and finds a run by its id alone, in any process."""
 
     def ticket_for(self, uuid: str) -> Any:
-        """Make the ticket of a run that was submitted, asking nobody.
+        """Make the ticket of a submitted run, without asking the engine's server.
 
         Args:
             uuid: The run's id; perhaps of no run at all.
@@ -295,7 +295,7 @@ class NoRoomError(QueueFullError):
 
 
 def check_task_supported(engine: Engine, app: str, task_func: TaskFunc) -> None:
-    """Refuse a task that an engine cannot do as it is declared.
+    """Refuse a task whose declaration an engine cannot honour.
 
     Raises:
         CapabilityError: The engine cannot do what the task's declaration asks for.

@@ -1,4 +1,4 @@
-"""Running a message's task again, under a new id that says whose repetition it is."""
+"""Replaying a message: its task runs again, under a new id that refers to the first run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qtasks_hookspecs import TaskMessage
 from qtasks_hookspecs.exc import CapabilityError
 from qtasks_pluggy import _log
 from qtasks_pluggy._submit.calls import enqueue
-from qtasks_pluggy._submit.handle import seconds
+from qtasks_pluggy._submit.handle import check_seconds
 from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._waiting import SYNC, run_to_completion
 
@@ -27,7 +27,7 @@ def repetition_of(
     kwargs: Mapping[str, Any] | None,
     metadata: Mapping[str, Any] | None,
 ) -> TaskMessage:
-    """Make the message of a run that repeats another one.
+    """Return the message of a run that repeats another one.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -51,7 +51,7 @@ def repetition_of(
 
 
 def replay_in_place(executor: Any, app: str, delay: float | timedelta | None) -> UUID | str:
-    """Make a run here and now; its error is for the plugins, not for whoever asked for it.
+    """Run a replay here and now; its error is for its plugins, not for the caller.
 
     Raises:
         CapabilityError: It was to be delayed.
@@ -65,7 +65,7 @@ def replay_in_place(executor: Any, app: str, delay: float | timedelta | None) ->
         raise CapabilityError(msg)
     try:
         executor.execute_sync()
-    except Exception as error:  # noqa: BLE001  # the plugins have heard of it
+    except Exception as error:  # noqa: BLE001  # its plugins were called
         known = {"task": message.name, "uuid": str(message.uuid), "error": type(error).__name__}
         _log.event("warning", "replay_failed", **known)
     return message.uuid
@@ -78,12 +78,9 @@ def replay_on(engine: Engine, message: TaskMessage, delay: float | timedelta | N
         CapabilityError: The engine cannot delay it.
         EngineError: The engine failed, or an argument does not travel.
     """
-    if isinstance(delay, timedelta):
-        delay = delay.total_seconds()
-    if delay is not None:
-        delay = seconds(delay, "replay(delay=...)")
-        if delay and not engine.capabilities.delay:
-            msg = f"engine {engine.name!r} cannot delay a run; leave delay= out of replay(...)"
-            raise CapabilityError(msg)
-    run_to_completion(enqueue(engine, SYNC, message, delay))
+    pause = None if delay is None else check_seconds(delay, "replay(delay=...)")
+    if pause and not engine.capabilities.delay:
+        msg = f"engine {engine.name!r} cannot delay a run; leave delay= out of replay(...)"
+        raise CapabilityError(msg)
+    run_to_completion(enqueue(engine, SYNC, message, pause))
     return message.uuid

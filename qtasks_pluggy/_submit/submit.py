@@ -1,4 +1,4 @@
-"""Handing runs to an app's engine, one or many."""
+"""Submitting runs to an app's engine, one or many."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 @attrs.frozen(eq=False)
 class SubmitOptions:
-    """What ``with_options`` asks for, besides the priority.
+    """The options of ``with_options``, besides the priority.
 
     Attributes:
         delay: Seconds before a run may begin.
@@ -42,7 +42,7 @@ async def submit(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> TaskHandle[Any]:
-    """Hand one run to the app's engine.
+    """Submit one run to the app's engine.
 
     Raises:
         CapabilityError: The engine cannot do what ``with_options`` asks for.
@@ -71,7 +71,7 @@ async def submit(
 
 
 def _check_options(engine: Engine, func: TaskFunc, options: SubmitOptions) -> None:
-    """Refuse what an engine cannot do for a run."""
+    """Refuse options that an engine cannot honour."""
     can, about = engine.capabilities, f"so task {func.name!r} cannot be submitted with"
     if options.delay and not can.delay:
         msg = f"engine {engine.name!r} cannot delay a run, {about} delay={options.delay}"
@@ -85,13 +85,7 @@ def _check_options(engine: Engine, func: TaskFunc, options: SubmitOptions) -> No
 
 
 class Submissions(Generic[R_co]):
-    """The handles of many runs, each submitted when it is asked for.
-
-    Args:
-        app: The app.
-        task: Its task.
-        calls: The arguments of each run.
-    """
+    """The handles of many runs, each submitted when iteration reaches it."""
 
     def __init__(self, app: SubmittingApp, task: Any, calls: Iterable[Any]) -> None:
         self._app: Any = app
@@ -117,7 +111,7 @@ def _call_of(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def unknown_task(app: SubmittingApp, name: str) -> TaskNameError:
-    """Say that a message names a task that the app does not have."""
+    """Return the error for a message of a task that the app does not have."""
     hint = f"did you mean {closest_match(name, app.tasks)!r}?" if app.tasks else "it has none."
     msg = (
         f"app {app.name!r} has no task {name!r}; {hint} A worker must import every module that"

@@ -1,4 +1,4 @@
-"""What both plugins make of their settings: error classes by their names, and what is amiss."""
+"""For both plugins: error classes by name, and unknown keys."""
 
 from __future__ import annotations
 
@@ -15,15 +15,8 @@ _BUILTIN = sorted(
 )
 
 
-def names(value: Any, where: str) -> tuple[str, ...]:
-    """Check a name of an error class, or a list of them.
-
-    Args:
-        value: What the operator wrote.
-        where: Where it stands.
-
-    Returns:
-        The names.
+def read_error_names(value: Any, where: str) -> tuple[str, ...]:
+    """Return the names of error classes, written as one name or a list of them.
 
     Raises:
         SettingsError: It is no name or list of names, or a bare name is no built-in exception.
@@ -47,7 +40,7 @@ def names(value: Any, where: str) -> tuple[str, ...]:
 
 
 def matches(error: BaseException, wanted: tuple[str, ...]) -> bool:
-    """Say whether an error or its cause is of one of the classes, by name and never by import."""
+    """Return whether an error or its cause is of a named class, without importing anything."""
     for one in (error, error.__cause__):
         for cls in type(one).__mro__ if one is not None else ():
             if f"{cls.__module__}.{cls.__qualname__}" in wanted:
@@ -57,18 +50,13 @@ def matches(error: BaseException, wanted: tuple[str, ...]) -> bool:
     return False
 
 
-def unknown(where: str, given: Any, known: tuple[str, ...]) -> None:
+def refuse_unknown_keys(where: str, section: Any, known: tuple[str, ...]) -> None:
     """Refuse keys that a section does not have.
-
-    Args:
-        where: Where the section stands.
-        given: The section.
-        known: Its keys.
 
     Raises:
         SettingsError: There is another key; the nearest is named.
     """
-    for key in given:
+    for key in section:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
             msg = f"{where}: unknown key {key!r}; did you mean {near!r}?"

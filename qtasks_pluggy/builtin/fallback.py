@@ -12,8 +12,8 @@ from qtasks_hookspecs import Replace, TaskFunc, hookimpl
 from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.builtin._errors import (
     matches,
-    names,
-    unknown,
+    read_error_names,
+    refuse_unknown_keys,
 )
 
 _KEYS = ("task", "tag", "error", "result")
@@ -21,7 +21,7 @@ _KEYS = ("task", "tag", "error", "result")
 
 @attrs.frozen
 class Rule:
-    """One rule: whose errors it is for, and the result.
+    """One rule: which errors it answers, and with what.
 
     Attributes:
         result: The result.
@@ -36,7 +36,7 @@ class Rule:
     error: tuple[str, ...] | None = None
 
     def fits(self, task_func: TaskFunc, error: BaseException) -> bool:
-        """Say whether the rule is for this error of this task."""
+        """Return whether the rule answers this error of this task."""
         return (
             (self.task is None or fnmatchcase(task_func.name, self.task))
             and (self.tag is None or self.tag in task_func.tags)
@@ -45,7 +45,7 @@ class Rule:
 
 
 class Fallback:
-    """Answers with the result of the first rule that fits; without one it has no opinion.
+    """Answers with the result of the first rule that fits, else has no opinion.
 
     Its section has ``rules``, a list of tables. Each has ``result``, and at least one of ``task``
     (a glob), ``tag`` and ``error`` (a class name or several)::
@@ -69,14 +69,14 @@ class Fallback:
             settings: The plugin's section.
 
         Raises:
-            SettingsError: The section has another key, or a rule is not as it should be.
+            SettingsError: The section has another key, or a rule is malformed.
         """
-        unknown("plugin.fallback", settings, ("rules",))
-        given = settings.get("rules", [])
-        if not isinstance(given, (list, tuple)):
-            msg = f"plugin.fallback.rules takes a list of tables, got {type(given).__name__}"
+        refuse_unknown_keys("plugin.fallback", settings, ("rules",))
+        rules = settings.get("rules", [])
+        if not isinstance(rules, (list, tuple)):
+            msg = f"plugin.fallback.rules takes a list of tables, got {type(rules).__name__}"
             raise SettingsError(msg)
-        self.rules = tuple(_rule(number, one) for number, one in enumerate(given, start=1))
+        self.rules = tuple(_rule(number, one) for number, one in enumerate(rules, start=1))
 
     @hookimpl
     def task_executor_run_task_trigger_error(
@@ -89,18 +89,18 @@ class Fallback:
         return None
 
 
-def _rule(number: int, given: Any) -> Rule:
+def _rule(number: int, table: Any) -> Rule:
     where = f"plugin.fallback.rules, rule {number}"
-    if not isinstance(given, Mapping):
-        msg = f"{where}: expected a table, got {type(given).__name__}"
+    if not isinstance(table, Mapping):
+        msg = f"{where}: expected a table, got {type(table).__name__}"
         raise SettingsError(msg)
-    unknown(where, given, _KEYS)
-    if "result" not in given or len(given) == 1:
-        msg = f"{where}: needs result and at least one of task, tag and error, got {sorted(given)}"
+    refuse_unknown_keys(where, table, _KEYS)
+    if "result" not in table or len(table) == 1:
+        msg = f"{where}: needs result and at least one of task, tag and error, got {sorted(table)}"
         raise SettingsError(msg)
     for key in ("task", "tag"):
-        if key in given and not (isinstance(given[key], str) and given[key]):
-            msg = f"{where}: {key} takes a text, got {type(given[key]).__name__}"
+        if key in table and not (isinstance(table[key], str) and table[key]):
+            msg = f"{where}: {key} takes a text, got {type(table[key]).__name__}"
             raise SettingsError(msg)
-    error = names(given["error"], f"{where}: error") if "error" in given else None
-    return Rule(given["result"], given.get("task"), given.get("tag"), error)
+    error = read_error_names(table["error"], f"{where}: error") if "error" in table else None
+    return Rule(table["result"], table.get("task"), table.get("tag"), error)

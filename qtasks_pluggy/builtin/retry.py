@@ -11,12 +11,12 @@ from qtasks_hookspecs import Retry, RunningTask, hookimpl
 from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.builtin._errors import (
     matches,
-    names,
-    unknown,
+    read_error_names,
+    refuse_unknown_keys,
 )
 
-# The first delay, the growth and the jitter are tenacity's own defaults; the bound is small enough
-# that a run in place does not look as if it hung.
+# The first delay, the growth and the jitter are tenacity's defaults; the bound is small, so that a
+# run in place does not seem to hang.
 _NUMBERS: dict[str, float] = {"delay": 1.0, "factor": 2.0, "max_delay": 30.0, "jitter": 1.0}
 _KEYS = ("errors", "limit", *_NUMBERS)
 
@@ -53,13 +53,13 @@ class RetryPlugin:
 
         Raises:
             ImportError: tenacity is not installed.
-            SettingsError: The section has another key, or a value is not as it should be.
+            SettingsError: The section has another key, or a value is malformed.
         """
-        unknown("plugin.retry", settings, _KEYS)
+        refuse_unknown_keys("plugin.retry", settings, _KEYS)
         if "errors" not in settings:
             msg = "plugin.retry needs errors, the names of the exception classes to retry"
             raise SettingsError(msg)
-        self.errors = names(settings["errors"], "plugin.retry.errors")
+        self.errors = read_error_names(settings["errors"], "plugin.retry.errors")
         limit = settings.get("limit", 3)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             msg = "plugin.retry.limit takes a whole number, 1 or more"
@@ -74,7 +74,7 @@ class RetryPlugin:
         growing = wait_exponential(multiplier=numbers["delay"], exp_base=numbers["factor"])
         schedule = growing + wait_random(0, numbers["jitter"])
         most = numbers["max_delay"]
-        # Of a call's state the schedule reads the number of the attempt alone.
+        # The schedule reads only the attempt's number of a call's state.
         state: Any = SimpleNamespace
         self._wait = lambda attempt: min(most, schedule(state(attempt_number=attempt)))
 
@@ -82,7 +82,7 @@ class RetryPlugin:
     def task_executor_run_task_trigger_error(
         self, task_executor: RunningTask, e: TaskPluginTriggerError
     ) -> Retry | None:
-        """Answer with a retry that waits for as long as the schedule says."""
+        """Answer with a retry after the schedule's delay."""
         if not matches(e, self.errors):
             return None
         return Retry(self._wait(task_executor.attempt), self.limit)

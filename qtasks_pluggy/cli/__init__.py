@@ -6,6 +6,7 @@
 ``plugins.py``      ``plugins``: what is installed, and what of it is asked
 ``doctor.py``       ``doctor``: each hook's chain, the settings, and what is wrong
 ``hooks.py``        ``hooks``: the reference of the hooks
+``failures.py``     ``failures``: what failed, why, and who decided
 ``_load.py``        from APP and TASK on the command line to the objects
 ``_records.py``     from a file's lines and the command's arguments to the arguments of runs
 ``_batch.py``       START HERE: many runs, a bounded number at a time, until all have ended
@@ -21,6 +22,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 __all__ = ["main"]
@@ -32,6 +34,7 @@ def main() -> None:
     """Run the command, or say what to install for it."""
     try:
         from qtasks_pluggy.cli._command import command  # noqa: PLC0415  # needs the extra
+        from qtasks_pluggy.cli._say import SayingHandler  # noqa: PLC0415  # likewise
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _NEEDED:
@@ -42,4 +45,5 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
+    logging.lastResort = SayingHandler(logging.WARNING)
     command(prog_name="qtasks-pluggy")

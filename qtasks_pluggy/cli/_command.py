@@ -11,6 +11,7 @@ import click
 from qtasks_pluggy._text import printable
 from qtasks_pluggy.cli._say import say
 from qtasks_pluggy.cli.doctor import doctor
+from qtasks_pluggy.cli.failures import failures
 from qtasks_pluggy.cli.hooks import hooks
 from qtasks_pluggy.cli.plugins import plugins
 from qtasks_pluggy.cli.run import run
@@ -53,3 +54,4 @@ command.add_command(run)
 command.add_command(plugins)
 command.add_command(doctor)
 command.add_command(hooks)
+command.add_command(failures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from typing import Any, TextIO
 
@@ -22,6 +23,14 @@ def say(text: str = "", *, err: bool = False, **style: Any) -> None:
     stream = sys.stderr if err else sys.stdout
     shown = encodable(printable(text), stream)
     click.echo(click.style(shown, **style) if style else shown, err=err)
+
+
+class SayingHandler(logging.Handler):
+    """Prints what is logged while nobody has configured logging, tracebacks included."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record on standard error."""
+        say(self.format(record), err=True)
 
 
 def say_json(value: Any, *, indent: int | None = 2, err: bool = False) -> None:

@@ -264,7 +264,7 @@ def test_hooks_lists_them_in_the_order_of_a_run():
 
     assert "qtasks_start" == listed[0]["name"]
     assert "qtasks_stop" == listed[-1]["name"]
-    assert 7 == len(listed)
+    assert 9 == len(listed)
     assert all(one["summary"] in run("hooks").output for one in listed)
 
 

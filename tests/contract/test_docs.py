@@ -95,7 +95,7 @@ def test_public_names_are_documented(package):
 
 def test_every_log_event_is_documented_with_its_level():
     """The page of events has those of the code, each with its level, and no others."""
-    pattern = r'(?:event\(\s*"(\w+)",|log\.(?!event)(\w+)\()\s*"(\w+)"'
+    pattern = r'(?:(?:event|log_once)\(\s*"(\w+)",|log\.(?!event)(\w+)\()\s*"(\w+)"'
     found = {("plugin_timed_out", "error")}  # whose name is chosen where it is logged
     for path in Path(qtasks_pluggy.__file__).parent.rglob("*.py"):
         calls = re.findall(pattern, path.read_text("utf-8"))

@@ -97,7 +97,7 @@ def test_both_packages_come_from_one_place():
 
 def test_every_module_is_on_the_map():
     """The docstring of each package, and of each folder of the core, names every module of it."""
-    folders = ("_plugins", "_run", "_submit")
+    folders = ("_plugins", "_run", "_submit", "failures")
     maps = [qtasks_hookspecs, qtasks_pluggy]
     maps += [importlib.import_module(f"qtasks_pluggy.{folder}") for folder in folders]
     unnamed = [
@@ -169,6 +169,7 @@ def test_private_modules_are_forbidden_to_our_own_plugins_and_engines():
     ]
     private = {name for name in _modules() if re.fullmatch(r"\w+\._[a-z]\w*", name)}
     ours = {"qtasks_pluggy.builtin", "qtasks_pluggy.builtin.**", "qtasks_pluggy.engines.**"}
+    ours |= {"qtasks_pluggy.failures", "qtasks_pluggy.failures.**"}
 
     assert private == set(law["forbidden_modules"])
     assert ours == set(law["source_modules"])

@@ -62,31 +62,31 @@ OURS = """
         with (HERE / what).open("a") as file:
             file.write(f"{uuid} {os.getpid()}\\n")
 
-    @app.task(queue_name=QUEUE)
+    @app.task(extra={"queue_name": QUEUE})
     def double(number):
         return 2 * number
 
-    @app.task(queue_name=QUEUE)
+    @app.task(extra={"queue_name": QUEUE})
     async def double_async(number):
         return 2 * number
 
-    @app.task(queue_name=QUEUE, intercept=OSError)
+    @app.task(extra={"queue_name": QUEUE}, intercept=OSError)
     def fail(text, *, again=False):
         raise OSError(text)
 
-    @app.task(queue_name=QUEUE)
+    @app.task(extra={"queue_name": QUEUE})
     def lock():
         import threading
         return threading.Lock()
 
-    @app.task(queue_name=QUEUE, echo=True)
+    @app.task(extra={"queue_name": QUEUE}, echo=True)
     def work(self, number, seconds=0.02):
         tell("began", self.ctx.uuid)
         time.sleep(seconds)
         tell("done", self.ctx.uuid)
         return number * 2
 
-    @app.task(queue_name=QUEUE, echo=True)
+    @app.task(extra={"queue_name": QUEUE}, echo=True)
     def wait(self):
         tell("began", self.ctx.uuid)
         while not (HERE / "go").exists():
@@ -94,7 +94,7 @@ OURS = """
         return "waited"
 
     if os.environ.get("ROLE") != "worker":
-        unknown = app.task(name="unknown", queue_name=QUEUE)(lambda: 1)
+        unknown = app.task(name="unknown", extra={"queue_name": QUEUE})(lambda: 1)
 """
 THEIRS = """
     import os

@@ -302,7 +302,9 @@ def test_r18_a_name_that_cannot_be_imported(name, distributions):
     assert "name 'module' or 'module:attribute'" in problem
 
 
-@pytest.mark.parametrize("one", [answering(1), "shop.plugins", SimpleNamespace, 5, {}, None])
+@pytest.mark.parametrize(
+    "one", [answering(1), "shop.plugins", SimpleNamespace, BasePlugin, 5, {}, None]
+)
 def test_r18_one_plugin_instead_of_several(one):
     """``plugins=`` takes several, and says so."""
     for give in (PluginManager, lambda plugins: QueueTasks("shop", plugins=plugins)):

@@ -173,7 +173,7 @@ def test_r18_a_class_whose_annotations_cannot_be_read_is_a_fault():
 
     @attrs.define
     class Broken:
-        path: "NoSuchType"  # noqa: F821, UP037
+        path: "NoSuchType"  # noqa: F821, UP037  # the very name that nothing resolves
 
     def qtasks_start(settings):
         pass

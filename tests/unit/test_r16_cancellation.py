@@ -247,6 +247,7 @@ def test_r16_the_task_itself_is_cancelled(kind):
 def test_r16_a_thread_that_ends_after_its_loop_is_no_news(where, caplog):
     """What a cancelled run left in a thread finds nobody to tell, and does not complain of it."""
     inside, release, ended = threading.Event(), threading.Event(), threading.Event()
+    others = set(threading.enumerate())
 
     def hang():
         inside.set()
@@ -264,7 +265,11 @@ def test_r16_a_thread_that_ends_after_its_loop_is_no_news(where, caplog):
         await asyncio.wait([run], timeout=10)
 
     asyncio.run(main())
-    (thread,) = [one for one in threading.enumerate() if one.name == "qtasks-pluggy-blocking"]
+    (thread,) = [
+        one
+        for one in threading.enumerate()
+        if one.name == "qtasks-pluggy-blocking" and one not in others
+    ]
     release.set()
     thread.join(10)
 

@@ -37,7 +37,7 @@ def write(path: str, text: str | bytes) -> Path:
 def refused() -> str:
     """Load the settings; return the error's text."""
     with pytest.raises(SettingsError) as raised:
-        load(outside=True)
+        load(read_environment=True)
     return str(raised.value)
 
 
@@ -85,7 +85,7 @@ def test_a_found_file_that_its_group_may_write_is_used():
     """A umask of 002 is nothing to be afraid of."""
     write("qtasks_pluggy.toml", "strict = true\n").chmod(0o664)
 
-    assert load(outside=True).settings.strict
+    assert load(read_environment=True).settings.strict
 
 
 @BOTH
@@ -96,7 +96,7 @@ def test_a_file_that_is_named_is_used_whoever_owns_it(name, head, monkeypatch):
     path.chmod(0o666)
     monkeypatch.setenv("QTASKS_PLUGGY_FILE", str(path))
 
-    loaded = load(outside=True)
+    loaded = load(read_environment=True)
 
     assert (True, 5.0) == (loaded.settings.strict, loaded.settings.timeout)
     assert str(path) == loaded.sources["strict"]
@@ -106,7 +106,7 @@ def test_a_named_file_may_have_any_name(monkeypatch):
     """One of another name has the keys at its top, as ``qtasks_pluggy.toml`` has."""
     monkeypatch.setenv("QTASKS_PLUGGY_FILE", str(write("of the worker.conf", "strict = true\n")))
 
-    assert load(outside=True).settings.strict
+    assert load(read_environment=True).settings.strict
 
 
 @pytest.mark.parametrize("name", ["nowhere.toml", "."])
@@ -122,7 +122,7 @@ def test_a_strangers_pyproject_without_a_section_of_ours_is_not_our_matter(monke
     path = write("../pyproject.toml", "[project]\nname = 'x'\n")
     make_it_somebody_elses(path, monkeypatch)
 
-    assert load(outside=True).file is None
+    assert load(read_environment=True).file is None
 
 
 def test_the_file_in_use_is_logged_once():
@@ -189,7 +189,7 @@ def test_a_byte_order_mark_is_no_error(name, head):
     """As editors of Windows write it."""
     write(name, b"\xef\xbb\xbf" + f"{head}strict = true\r\n".encode())
 
-    assert load(outside=True).settings.strict
+    assert load(read_environment=True).settings.strict
 
 
 @BOTH
@@ -198,7 +198,7 @@ def test_a_file_without_keys_hides_those_above(name, head):
     write("../qtasks_pluggy.toml", "strict = true\n")
     write(name, f"# nothing is set here\n{head}# nor here\n")
 
-    assert not load(outside=True).settings.strict
+    assert not load(read_environment=True).settings.strict
 
 
 # --- what is misspelt ----------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_sections_of_other_tools_are_theirs(section):
     """Names that have a part in common with ours are no slips."""
     write("pyproject.toml", f"[tool.{section}]\ndisable = ['x']\n")
 
-    assert load(outside=True).file is None
+    assert load(read_environment=True).file is None
 
 
 def test_a_file_whose_name_is_the_distributions_is_an_error():

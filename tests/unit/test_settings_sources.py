@@ -85,7 +85,7 @@ def test_every_key_can_come_from_every_source(key, source, monkeypatch):
         text = "[tool.qtasks_pluggy]\n" + as_toml({key: VALUES[key]})
         Path("pyproject.toml").write_text(text, "utf-8")
 
-    loaded = load(given, outside=True)
+    loaded = load(given, read_environment=True)
 
     assert expected(key) == getattr(loaded.settings, key)
     told = {"app": "app", "environment": "QTASKS_PLUGGY_", "own file": "qtasks_pluggy.toml"}
@@ -98,7 +98,7 @@ def test_environment_over_file_over_app(monkeypatch):
     Path("qtasks_pluggy.toml").write_text('order = ["file"]\ndisable = ["file", "f2"]\n', "utf-8")
     monkeypatch.setenv("QTASKS_PLUGGY_ORDER", "environment")
 
-    settings = load(given, outside=True).settings
+    settings = load(given, read_environment=True).settings
 
     assert ("environment",) == settings.order
     assert ("file", "f2") == settings.disable
@@ -109,13 +109,13 @@ def test_environment_over_file_over_app(monkeypatch):
 def test_the_nearest_file_counts_and_the_own_one_wins():
     """A file of the current folder hides those of its parents; of two in one folder ours wins."""
     Path("../../pyproject.toml").write_text("[tool.qtasks_pluggy]\ntimeout = 1.0\n", "utf-8")
-    assert 1.0 == load(outside=True).settings.timeout
+    assert 1.0 == load(read_environment=True).settings.timeout
     Path("../pyproject.toml").write_text("[project]\nname = 'no section of ours'\n", "utf-8")
-    assert 1.0 == load(outside=True).settings.timeout
+    assert 1.0 == load(read_environment=True).settings.timeout
     Path("../pyproject.toml").write_text("[tool.qtasks_pluggy]\ntimeout = 2.0\n", "utf-8")
-    assert 2.0 == load(outside=True).settings.timeout
+    assert 2.0 == load(read_environment=True).settings.timeout
     Path("../qtasks_pluggy.toml").write_text("timeout = 3.0\n", "utf-8")
-    assert 3.0 == load(outside=True).settings.timeout
+    assert 3.0 == load(read_environment=True).settings.timeout
 
 
 WRONG = [
@@ -188,7 +188,7 @@ def test_an_unknown_key_in_a_file_names_file_and_nearest():
     with pytest.raises(
         SettingsError, match=r"qtasks_pluggy\.toml: unknown key 'timeot'.*'timeout'"
     ):
-        load(outside=True)
+        load(read_environment=True)
 
 
 def test_each_plugin_gets_its_own_section():
@@ -254,7 +254,7 @@ def test_a_table_of_the_environment_that_is_nested_too_deeply(key, monkeypatch):
     monkeypatch.setenv(f"QTASKS_PLUGGY_{key.upper()}", "[" * DEEP + "]" * DEEP)
 
     with pytest.raises(SettingsError, match=f"QTASKS_PLUGGY_{key.upper()}: expected a JSON table"):
-        load(outside=True)
+        load(read_environment=True)
 
 
 def test_a_value_that_is_nested_too_deeply():
@@ -287,7 +287,7 @@ def test_the_ways_to_write_a_switch(expected, monkeypatch):
     for text in SWITCHES[expected]:
         monkeypatch.setenv("QTASKS_PLUGGY_STRICT", text)
 
-        assert load(outside=True).settings.strict is expected
+        assert load(read_environment=True).settings.strict is expected
 
 
 KUBERNETES = [
@@ -307,4 +307,4 @@ def test_what_kubernetes_sets_for_a_service_is_no_setting(name, monkeypatch):
     """A service whose name is or begins with qtasks-pluggy keeps no app from starting."""
     monkeypatch.setenv(f"QTASKS_PLUGGY_{name}", "tcp://10.0.0.1:8080")
 
-    assert load(outside=True) == load()
+    assert load(read_environment=True) == load()

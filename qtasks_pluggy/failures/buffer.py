@@ -1,0 +1,146 @@
+"""What waits to be written: bounded, between the threads of runs and the one that writes."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Final
+
+from qtasks_pluggy.failures.records import FINAL, Count, Record
+from qtasks_pluggy.failures.store import Batch
+
+BATCH: Final = 500
+"""The most records of one batch."""
+BATCH_SECONDS: Final = 0.2
+"""How long a record waits for others to be written with."""
+MOST_WAITING: Final = 10_000
+"""Records that wait at most; what comes then is only counted."""
+WAIT_SECONDS: Final = 1.0
+"""How long a run waits at most, for room or for its record to be written."""
+
+
+class Buffer:
+    """Records on their way to the store.
+
+    Args:
+        eager: Whether a run waits until its record is written.
+    """
+
+    def __init__(self, *, eager: bool = False) -> None:
+        self._eager = eager
+        self._changed = threading.Condition()
+        self._records: deque[Record] = deque()
+        self._counts: Counter[Count] = Counter()
+        self._seen: dict[str, Record] = {}
+        # Final failures that are only counted; records that ever came in, and that are settled.
+        self._dropped = self._added = self._settled = 0
+        self._is_stuck = self._is_closing = False
+
+    def add(self, record: Record) -> bool:
+        """Take a record from a run.
+
+        While the buffer is full it is only counted; a final failure waits for room first.
+
+        Returns:
+            Whether it was taken: not once the buffer is closed.
+        """
+        with self._changed:
+            if self._is_closing:
+                return False
+            if not self._has_room() and not (record.status in FINAL and self._wait(self._has_room)):
+                self._counts.update(record.moves(None))
+                self._seen[record.group] = record
+                self._dropped += record.status in FINAL
+                return True
+            self._records.append(record)
+            self._added += 1
+            ticket = self._added
+            if self._eager or len(self._records) in {1, BATCH}:
+                self._changed.notify_all()
+            if self._eager:
+                self._wait(lambda: self._settled >= ticket)
+            return True
+
+    def _has_room(self) -> bool:
+        return len(self._records) < MOST_WAITING
+
+    def _wait(self, ready: Callable[[], bool]) -> bool:
+        """Let a run wait, unless the store cannot be reached: nothing would come of it."""
+        return self._changed.wait_for(lambda: self._is_stuck or ready(), WAIT_SECONDS) and ready()
+
+    def take(self, idle: float) -> Batch | None:
+        """Take the next batch out; wait for it.
+
+        Args:
+            idle: Seconds after which an empty one is returned.
+
+        Returns:
+            The batch; None once the buffer is closed, and empty.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closing or self._has_any(), idle)
+            if not self._eager and self._has_any():
+                self._changed.wait_for(self._is_due, BATCH_SECONDS)
+            if self._is_closing and not self._has_any():
+                return None
+            records = [self._records.popleft() for _ in range(min(BATCH, len(self._records)))]
+            batch = Batch(records, self._counts, tuple(self._seen.values()), self._dropped)
+            self._counts, self._seen, self._dropped = Counter(), {}, 0
+            self._changed.notify_all()
+            return batch
+
+    def _has_any(self) -> bool:
+        return bool(self._records or self._counts)
+
+    def _is_due(self) -> bool:
+        return self._is_closing or len(self._records) >= BATCH
+
+    def settle(self, batch: Batch) -> None:
+        """Say that a batch is written, or given up."""
+        with self._changed:
+            self._settled += len(batch.records)
+            self._is_stuck = False
+            self._changed.notify_all()
+
+    def put_back(self, batch: Batch, pause: float, *, is_stuck: bool) -> None:
+        """Put a batch back that could not be written, and leave the store alone for a while.
+
+        Args:
+            batch: The batch.
+            pause: Seconds; less where the buffer is closed meanwhile.
+            is_stuck: Whether no run should wait for the store.
+        """
+        with self._changed:
+            self._records.extendleft(reversed(batch.records))
+            self._counts.update(batch.counts)
+            self._seen = {one.group: one for one in batch.seen} | self._seen
+            self._dropped += batch.dropped
+            self._is_stuck = is_stuck
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._is_closing, pause)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more is to be waited for."""
+        return self._is_closing
+
+    def close(self) -> None:
+        """Let ``take`` come to an end."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+
+    def give_up(self) -> int:
+        """Throw away what is not written; return how many records that are."""
+        with self._changed:
+            lost = self._added - self._settled + sum(self._counts.values())
+            self._settled = self._added
+            self._records.clear()
+            self._counts.clear()
+            self._changed.notify_all()
+            return lost
+
+    def __len__(self) -> int:
+        """Count the records that wait."""
+        return len(self._records)

@@ -1,0 +1,203 @@
+"""How a store is reached: its URL, its file, its version.
+
+A store is SQLite in a file of its own, or PostgreSQL for several hosts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError
+from sqlalchemy.pool import NullPool
+
+from qtasks_hookspecs.exc import SettingsError
+from qtasks_pluggy.failures.schema import META, TABLES, VERSION
+
+SCHEMES: Final = ("postgresql+psycopg", "sqlite")
+# Any number will do that nobody else locks.
+_CREATING: Final = 7_226_417_034
+
+
+class StoreError(Exception):
+    """A store that cannot be used as it is; the text says why, and what to do."""
+
+
+def default_url() -> str:
+    """Return the URL of the store in this user's folder for what programs keep."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    # As the standard says: a path that is not absolute is to be ignored.
+    folder = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
+    return f"sqlite:///{folder / 'qtasks-pluggy' / 'failures.db'}"
+
+
+def read_url(given: str) -> URL:
+    """Read a store's URL.
+
+    Args:
+        given: What the operator wrote; it may hold a password, which no error shows.
+
+    Raises:
+        SettingsError: It is no URL of a store, or a package is missing for it.
+    """
+    takes = "write sqlite:///path/of/failures.db or postgresql+psycopg://user@host/database"
+    try:
+        url = make_url(given)
+    except (ArgumentError, ValueError):
+        msg = f"the url of the failures store cannot be read; {takes}"
+        raise SettingsError(msg) from None
+    scheme = url.drivername
+    if scheme not in SCHEMES:
+        near = difflib.get_close_matches(scheme, SCHEMES, n=1, cutoff=0)[0]
+        msg = f"the failures store has no scheme {scheme!r}; did you mean {near!r}? Or {takes}"
+        raise SettingsError(msg)
+    if scheme == "sqlite":
+        if url.database in {None, "", ":memory:"} or url.host:
+            msg = f"the failures store needs a file, with three slashes and its path; {takes}"
+            raise SettingsError(msg)
+    elif find_spec("psycopg") is None:
+        msg = (
+            "a failures store on PostgreSQL needs psycopg, which is not installed;"
+            " python -m pip install 'qtasks-pluggy[postgresql]'"
+        )
+        raise SettingsError(msg)
+    return url
+
+
+def shown(url: URL) -> str:
+    """Return a URL as it can be shown, without its password."""
+    return url.render_as_string(hide_password=True)
+
+
+def why(error: Exception) -> str:
+    """Tell what is wrong with a store, without the statement and the values that met it."""
+    text = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+    return f"{type(error).__name__}: {text.strip()}"
+
+
+def engine_for(url: URL, *, seconds: float, writes: bool) -> Engine:
+    """Make the SQLAlchemy engine of a store; nothing is opened yet.
+
+    Args:
+        url: The store's URL.
+        seconds: How long to wait for somebody else's lock, or for a server's answer.
+        writes: Whether a transaction locks a SQLite file from its beginning.
+
+    Returns:
+        The engine; each connection that is taken from it is a new one.
+    """
+    if url.drivername != "sqlite":
+        waits = f"-c lock_timeout={int(seconds * 1000)}"
+        connects = {"connect_timeout": max(2, int(seconds)), "options": waits}
+        return create_engine(url, poolclass=NullPool, connect_args=connects)
+    # Parameters have names on both dialects, so that rows are the same for either driver.
+    connects = {"timeout": seconds, "check_same_thread": False}
+    engine = create_engine(url, poolclass=NullPool, paramstyle="named", connect_args=connects)
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: object) -> None:
+        # The driver begins no transaction by itself: one that reads first could not wait to write.
+        connection.isolation_level = None
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def connect(engine: Engine) -> Connection:
+    """Connect to a store.
+
+    Args:
+        engine: Its engine.
+
+    Raises:
+        StoreError: The file is no database.
+        sqlalchemy.exc.SQLAlchemyError: It cannot be used at all.
+    """
+    try:
+        return engine.connect()
+    except DatabaseError as error:
+        if "not a database" not in str(error.orig):
+            raise
+        url = shown(engine.url)
+        msg = f"{url} is no SQLite database but another program's file; name a file of its own"
+        raise StoreError(msg) from None
+
+
+def prepare(engine: Engine) -> None:
+    """Make a store where there is none yet, and see that it is ours and of this version.
+
+    Args:
+        engine: The store's engine.
+
+    Raises:
+        OSError: Its file cannot be made.
+        StoreError: It is another program's, or of another version.
+        sqlalchemy.exc.SQLAlchemyError: It cannot be used at all.
+    """
+    if engine.dialect.name == "sqlite":
+        path = Path(engine.url.database or "")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Made before SQLite does, so that nobody else may read it, not even at first.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with connect(engine) as connection:
+            _refuse_strangers(connection)
+        _write_ahead(engine)
+    with engine.begin() as connection:
+        if engine.dialect.name != "sqlite":
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATING})")
+        if not inspect(connection).has_table(META.name):
+            TABLES.create_all(connection)
+            rows = {"version": VERSION, "runs": 0, "dropped": 0}
+            given = [{"name": name, "value": value} for name, value in rows.items()]
+            connection.execute(META.insert(), given)
+        check(connection)
+
+
+def check(connection: Connection) -> None:
+    """See that a store is ours and of this version.
+
+    Args:
+        connection: A connection to it.
+
+    Raises:
+        StoreError: It is not.
+    """
+    if connection.dialect.name == "sqlite":
+        _refuse_strangers(connection)
+    if not inspect(connection).has_table(META.name):
+        msg = f"{shown(connection.engine.url)} holds no failures yet: nothing was recorded there"
+        raise StoreError(msg)
+    version = connection.scalar(select(META.c.value).where(META.c.name == "version"))
+    if version is None or version > VERSION:
+        msg = (
+            f"{shown(connection.engine.url)} was made by a newer qtasks-pluggy (its tables are of"
+            f" version {version}, this one knows {VERSION}); upgrade qtasks-pluggy here"
+        )
+        raise StoreError(msg)
+
+
+def _refuse_strangers(connection: Connection) -> None:
+    """Leave a file alone that another program made."""
+    tables = inspect(connection).get_table_names()
+    if tables and META.name not in tables:
+        url = shown(connection.engine.url)
+        msg = f"{url} is another program's database; give the failures store a file of its own"
+        raise StoreError(msg)
+
+
+def _write_ahead(engine: Engine) -> None:
+    """Let readers and one writer work side by side; the file remembers it."""
+    raw = engine.raw_connection()
+    try:
+        raw.cursor().execute("PRAGMA journal_mode=WAL")
+    finally:
+        raw.close()

@@ -1,0 +1,144 @@
+"""An error, taken down where it happened and written out later.
+
+What is taken down keeps nothing of the program alive, no frame and no value: names of files and
+functions, numbers of lines, and texts. The lines of the source are read by who writes it out.
+"""
+
+from __future__ import annotations
+
+import linecache
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import attrs
+
+from qtasks_pluggy.failures.values import cut, storable
+
+MOST_LINKED: Final = 20
+MOST_FRAMES: Final = 100
+MOST_NOTES: Final = 20
+
+Frame: TypeAlias = tuple[str, int, str]
+
+_OURS: Final = str(Path(__file__).parents[1])
+_CAUSE: Final = "The above exception was the direct cause of the following exception:"
+_CONTEXT: Final = "During handling of the above exception, another exception occurred:"
+
+
+@attrs.frozen
+class _Link:
+    """One of the errors of a chain: its frames, its last lines, and how the next came of it."""
+
+    frames: tuple[Frame, ...]
+    text: str
+    then: str
+
+
+@attrs.frozen
+class Told:
+    """An error as it was taken down.
+
+    Attributes:
+        error: Its class with the module; a built-in one bare.
+        message: Its text.
+    """
+
+    error: str
+    message: str
+    _links: tuple[_Link, ...] = attrs.field(repr=False, alias="links")
+    _most: int = attrs.field(repr=False, alias="most")
+
+    @property
+    def traceback(self) -> str:
+        """Write the traceback, with those of the errors that led to this one."""
+        parts = [f"{_stack(one.frames)}{one.text}\n{one.then}" for one in self._links]
+        return storable(cut("".join(parts), self._most))
+
+
+def tell(error: BaseException, most: int) -> Told:
+    """Take an error down.
+
+    Args:
+        error: The error.
+        most: The most bytes of its text, and of its traceback.
+    """
+    links = tuple(
+        _Link(_frames(one), _last_lines(one, most), then) for one, then in _causes_first(error)
+    )
+    message = storable(cut(_text(error), most))
+    return Told(class_name(type(error)), message, links, most)
+
+
+def class_name(cls: type) -> str:
+    """Name a class with its module; a built-in one bare."""
+    module = cls.__module__
+    return storable(cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}")
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as another:  # noqa: BLE001  # somebody else's __str__
+        return f"(no text: its __str__ raises {type(another).__name__})"
+
+
+def _last_lines(error: BaseException, most: int) -> str:
+    text = cut(_text(error), most)
+    lines = [f"{class_name(type(error))}: {text}" if text else class_name(type(error))]
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, list):
+        lines += [cut(one, most) for one in notes[:MOST_NOTES] if isinstance(one, str)]
+    return "\n".join(lines)
+
+
+def _causes_first(error: BaseException) -> list[tuple[BaseException, str]]:
+    """Find the errors that led to one, and it; each with what stands before the next."""
+    chain: list[tuple[BaseException, str]] = [(error, "")]
+    known = {id(error)}
+    while len(chain) < MOST_LINKED:
+        last = chain[-1][0]
+        cause, then = last.__cause__, f"\n{_CAUSE}\n\n"
+        if cause is None and not last.__suppress_context__:
+            cause, then = last.__context__, f"\n{_CONTEXT}\n\n"
+        if cause is None or id(cause) in known:
+            break
+        known.add(id(cause))
+        chain.append((cause, then))
+    chain.reverse()
+    if isinstance(error, BaseExceptionGroup):
+        of = f"of the group's {len(error.exceptions)}"
+        parts = error.exceptions[: MOST_LINKED - len(chain)]
+        chain += [(part, f"\n(which is {n} {of})\n\n") for n, part in enumerate(parts, start=1)]
+    return chain
+
+
+def _frames(error: BaseException) -> tuple[Frame, ...]:
+    """Name the frames of an error's traceback, without those of ours that it begins with."""
+    found: list[Frame] = []
+    step = error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if found or not code.co_filename.startswith(_OURS):
+            found.append((code.co_filename, step.tb_lineno, code.co_name))
+        step = step.tb_next
+    half = MOST_FRAMES // 2
+    if len(found) <= MOST_FRAMES:
+        return tuple(found)
+    return (*found[:half], ("", len(found) - 2 * half, ""), *found[-half:])
+
+
+@lru_cache(maxsize=512)
+def _stack(frames: tuple[Frame, ...]) -> str:
+    """Write frames as Python does; failures of one cause have the same ones."""
+    if not frames:
+        return ""
+    lines = ["Traceback (most recent call last):\n"]
+    for file, line, name in frames:
+        if not file:
+            lines.append(f"  ({line:,} frames are left out)\n")
+            continue
+        lines.append(f'  File "{file}", line {line}, in {name}\n')
+        source = linecache.getline(file, line).strip()
+        lines += [f"    {source}\n"] if source else []
+    return "".join(lines)

@@ -1,0 +1,203 @@
+"""``failures``: the hooks. START HERE.
+
+Each attempt that does not simply succeed becomes a ``Record``, taken down in the run's own
+thread: the error, the arguments, who was asked and what was decided. The rest is the recorder's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import attrs
+
+from qtasks_hookspecs import Outcome, RunningApp, RunningTask, TaskFunc, TaskMessage, hookimpl, when
+from qtasks_hookspecs.exc import SettingsError
+from qtasks_pluggy.failures.errors import tell
+from qtasks_pluggy.failures.records import STATUSES, Record
+from qtasks_pluggy.failures.values import Arguments, Encoder, cut, storable
+
+if TYPE_CHECKING:
+    from qtasks_pluggy.failures.recorder import Recorder
+
+REPLAY_OF: Final = "failures_replay_of"
+"""In a message's metadata: the id of the run that it repeats."""
+MOST_MET: Final = 10_000
+"""Groups that are remembered as told."""
+_ASKED: Final = "task_executor_run_task_trigger_error"
+_DROPPED: Final = Arguments(None, "its arguments are not kept: arguments = 'drop'")
+
+
+def _at_least(least: float) -> Any:
+    def check(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+        if not value >= least:
+            msg = f"{attribute.name!r} takes a number, {least} or more"
+            raise SettingsError(msg)
+
+    return check
+
+
+def _one_of(*words: str) -> Any:
+    def check(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
+        if value not in words:
+            msg = f"{attribute.name!r} takes {', '.join(words)}"
+            raise SettingsError(msg)
+
+    return check
+
+
+@attrs.frozen
+class FailuresSettings:
+    """The plugin's section of the settings.
+
+    Attributes:
+        url: Where the store is: ``sqlite:///path``, or ``postgresql+psycopg://...``; without it a
+            file in the user's state folder.
+        keep_days: Days after which a run is deleted.
+        keep_runs: The most runs that are kept.
+        keep_recovered: The most recovered, and the most retried, runs of one group and hour that
+            are kept; all are counted.
+        arguments: ``keep`` them, ``hide`` them from people but keep them for replays, or ``drop``
+            them.
+        redact: Globs of names whose values are never stored.
+        most_bytes: The most bytes of a run's arguments, of an error's text and of a traceback.
+    """
+
+    url: str | None = None
+    keep_days: float = attrs.field(default=30.0, validator=_at_least(0))
+    keep_runs: int = attrs.field(default=1_000_000, validator=_at_least(1))
+    keep_recovered: int = attrs.field(default=10, validator=_at_least(0))
+    arguments: str = attrs.field(default="keep", validator=_one_of("keep", "hide", "drop"))
+    redact: tuple[str, ...] = ("password", "*token*", "*secret*", "authorization", "api_key")
+    most_bytes: int = attrs.field(default=65_536, validator=_at_least(1_024))
+
+
+class Failures:
+    """Records what fails, and what plugins make of it."""
+
+    name = "failures"
+
+    def __init__(self) -> None:
+        self._app = ""
+        self._settings = FailuresSettings()
+        self._encoder: Encoder | None = None
+        self._recorder: Recorder | None = None
+        self._met: set[str] = set()
+        self._names: WeakKeyDictionary[TaskFunc, tuple[str, ...]] = WeakKeyDictionary()
+
+    @hookimpl
+    def qtasks_start(self, app: RunningApp, settings: FailuresSettings) -> None:
+        """Begin to record; the store itself is opened by the first record.
+
+        Args:
+            app: The app.
+            settings: The plugin's section.
+
+        Raises:
+            SettingsError: The store's URL is wrong, or a package is missing for it.
+        """
+        self._app, self._settings = storable(app.name), settings
+        if settings.arguments != "drop":
+            hide = settings.arguments == "hide"
+            self._encoder = Encoder(settings.redact, settings.most_bytes, hide=hide)
+        self._recorder = _recorder(settings)
+        self._met.clear()
+
+    @hookimpl
+    def qtasks_stop(self) -> None:
+        """Have written what waits."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.close()
+
+    @hookimpl
+    @when(outcome=STATUSES)
+    def task_executor_attempt_ended(
+        self,
+        task_executor: RunningTask,
+        task_func: TaskFunc,
+        task_broker: TaskMessage,
+        outcome: Outcome,
+    ) -> None:
+        """Record an attempt that did not simply succeed.
+
+        One that was cancelled is recorded where a plugin decided that, about an error.
+        """
+        is_failure = outcome.status != "cancelled" or outcome.decided_by is not None
+        if self._recorder is not None and outcome.error is not None and is_failure:
+            self._recorder.add(self._record(task_executor, task_func, task_broker, outcome))
+
+    def _record(
+        self, run: RunningTask, func: TaskFunc, message: TaskMessage, outcome: Outcome
+    ) -> Record:
+        error = outcome.error
+        assert error is not None  # noqa: S101  # the hook has looked
+        group = outcome.fingerprint or ""
+        trail = tuple(one for one in run.trail if one.attempt == outcome.attempt)
+        original = message.metadata.get(REPLAY_OF)
+        return Record(
+            uuid=storable(str(message.uuid)),
+            app=self._app,
+            engine=storable(message.engine or ""),
+            attempt=outcome.attempt,
+            task=storable(func.name),
+            queue=message.queue and storable(message.queue),
+            status=str(outcome.status),
+            group=group,
+            told=tell(error, self._settings.most_bytes),
+            at=time.time(),
+            seconds=outcome.seconds,
+            decided_by=outcome.decided_by and storable(outcome.decided_by),
+            decision=next((one.kind for one in trail if one.won and one.hook == _ASKED), None),
+            reason=storable(cut(outcome.reason, self._settings.most_bytes)),
+            trail=trail,
+            arguments=self._arguments(func, message),
+            replay_of=storable(original) if isinstance(original, str) else None,
+            log=self._log(run, group),
+        )
+
+    def _log(self, run: RunningTask, group: str) -> Any:
+        """Return where to tell of a group that this process has not met; making one takes time."""
+        if group in self._met:
+            return None
+        if len(self._met) > MOST_MET:
+            self._met.clear()
+        self._met.add(group)
+        return run.log
+
+    def _arguments(self, func: TaskFunc, message: TaskMessage) -> Arguments:
+        if self._encoder is None:
+            return _DROPPED
+        names = self._names.get(func)
+        if names is None:
+            names = self._names[func] = _positional_names(func)
+        return self._encoder.encode(message.args, message.kwargs, names)
+
+
+def _recorder(settings: FailuresSettings) -> Recorder:
+    try:
+        # Slow to import, and only there with the extra.
+        from qtasks_pluggy.failures import connection, store  # noqa: PLC0415  # see above
+        from qtasks_pluggy.failures.recorder import Recorder  # noqa: PLC0415  # see above
+    except ModuleNotFoundError as error:
+        msg = (
+            f"the built-in plugin 'failures' needs {error.name}, which is not installed:"
+            " python -m pip install 'qtasks-pluggy[failures]'"
+        )
+        raise ImportError(msg) from error
+    url = connection.read_url(settings.url or connection.default_url())
+    keep = store.Keep(settings.keep_days, settings.keep_runs, settings.keep_recovered)
+    return Recorder(lambda: store.Store(url, keep), connection.shown(url))
+
+
+def _positional_names(func: TaskFunc) -> tuple[str, ...]:
+    """Name the parameters that a call's positional arguments are for."""
+    try:
+        parameters = list(inspect.signature(func.func).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+    names = [one.name for one in parameters if one.kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    is_given = func.echo or names[:1] in (["self"], ["cls"])
+    return tuple(names[is_given:])

@@ -1,0 +1,268 @@
+"""The reading side of a store: groups, runs, one run. Each query goes by a key, newest first."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import attrs
+from sqlalchemy import URL, Connection, Row, Select, and_, bindparam, func, or_, select
+
+from qtasks_pluggy.failures.connection import StoreError, check, connect, engine_for, shown
+from qtasks_pluggy.failures.records import STATES, Attempt, Group, Run, WholeRun
+from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
+
+READ_SECONDS: Final = 5.0
+"""How long to wait for somebody who has locked the store."""
+
+
+@attrs.frozen(kw_only=True)
+class Filters:
+    """Which groups or runs are wanted; None, or nothing, for any.
+
+    Attributes:
+        group: A group's id.
+        task: A glob for the task's name.
+        error: The error's class, with its module or without.
+        plugin: The plugin that decided.
+        status: How runs ended.
+        states: The states of groups.
+        since: Seconds since the epoch.
+        text: A part of the error's text; the case of letters is ignored.
+        limit: The most groups or runs.
+    """
+
+    group: str | None = None
+    task: str | None = None
+    error: str | None = None
+    plugin: str | None = None
+    status: str | None = None
+    states: Sequence[str] = STATES
+    since: float = 0.0
+    text: str | None = None
+    limit: int = 100
+
+
+class Reader:
+    """Reads a store.
+
+    Args:
+        url: Where it is.
+
+    Raises:
+        StoreError: There is none, it is another program's, or of a newer version.
+        sqlalchemy.exc.SQLAlchemyError: It cannot be read.
+    """
+
+    def __init__(self, url: URL) -> None:
+        if url.drivername == "sqlite":
+            path = Path(url.database or "")
+            if not path.is_file():
+                msg = f"{shown(url)} is not there: no failure was recorded in it yet"
+                raise StoreError(msg)
+            if not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
+                # SQLite makes a file beside it even for reading, unless nobody writes.
+                immutable = {"immutable": "1", "uri": "true"}
+                url = url.set(database=f"file:{quote(str(path))}", query=immutable)
+        self._engine = engine_for(url, seconds=READ_SECONDS, writes=False)
+        with connect(self._engine) as connection:
+            check(connection)
+
+    def groups(self, filters: Filters) -> list[Group]:
+        """Find groups, those that came last first.
+
+        Args:
+            filters: Which ones.
+        """
+        with self._engine.connect() as connection:
+            rows = list(islice(_found_groups(connection, filters), filters.limit))
+            counts = _counts(connection, [row.id for row in rows]) if rows else {}
+        return [
+            Group(
+                id=row.id,
+                task=row.task,
+                error=row.error,
+                message=row.message,
+                state=row.state,
+                first_seen=_time(row.first_seen),
+                last_seen=_time(row.last_seen),
+                counts=counts.get(row.id, {}),
+            )
+            for row in rows
+        ]
+
+    def runs(self, filters: Filters) -> list[Run]:
+        """Find runs, the newest first.
+
+        Args:
+            filters: Which ones; a task and an error are those of the runs' groups.
+        """
+        wanted = _runs(filters).order_by(RUNS.c.at.desc()).limit(filters.limit)
+        with self._engine.connect() as connection:
+            if _narrows_groups(filters):
+                rows = _newest_of_groups(connection, filters, wanted)
+            else:
+                rows = connection.execute(wanted, {"the_time": filters.since}).all()
+        return [_run(row) for row in rows]
+
+    def run(self, uuid: str) -> WholeRun | None:
+        """Find one run, with all that is kept of it.
+
+        Args:
+            uuid: Its id.
+
+        Returns:
+            The run; None where it is not there. Of two apps' runs with one id, the newer one.
+        """
+        wanted = _runs(Filters()).where(RUNS.c.uuid == uuid)
+        with self._engine.connect() as connection:
+            last = wanted.order_by(RUNS.c.at.desc()).limit(1)
+            row = connection.execute(last, {"the_time": 0.0}).first()
+            if row is None:
+                return None
+            key = [ATTEMPTS.c[name] == getattr(row, name) for name in ("uuid", "app", "engine")]
+            attempts = connection.execute(
+                select(ATTEMPTS).where(*key).order_by(ATTEMPTS.c.attempt)
+            ).all()
+            replays = connection.scalars(
+                select(RUNS.c.uuid).where(RUNS.c.replay_of == uuid).order_by(RUNS.c.at)
+            ).all()
+        given = json.loads(row.arguments or '{"hidden": true}')
+        is_shown = not given.get("hidden")
+        return WholeRun(
+            run=_run(row),
+            args=given["args"] if is_shown else None,
+            kwargs=given["kwargs"] if is_shown else None,
+            replays=list(replays),
+            attempts=[
+                Attempt(
+                    attempt=one.attempt,
+                    error=one.error,
+                    message=one.message,
+                    traceback=one.traceback,
+                    seconds=one.seconds,
+                    trail=json.loads(one.trail),
+                )
+                for one in attempts
+            ],
+        )
+
+    def dropped(self) -> int:
+        """Return how many final failures were only counted, for want of room."""
+        with self._engine.connect() as connection:
+            wanted = select(META.c.value).where(META.c.name == "dropped")
+            return connection.scalar(wanted) or 0
+
+
+def _found_groups(connection: Connection, filters: Filters) -> Iterator[Row[Any]]:
+    wanted = (
+        select(GROUPS)
+        .where(GROUPS.c.last_seen >= filters.since, GROUPS.c.state.in_(filters.states))
+        .order_by(GROUPS.c.last_seen.desc())
+    )
+    if filters.group is not None:
+        wanted = wanted.where(GROUPS.c.id == filters.group)
+    if filters.error is not None:
+        short = GROUPS.c.error.endswith(f".{filters.error}", autoescape=True)
+        wanted = wanted.where(or_(GROUPS.c.error == filters.error, short))
+    # A group may have lost its runs: later attempts failed of another cause.
+    ended = select(COUNTS.c.runs).where(
+        COUNTS.c.group_id == GROUPS.c.id, COUNTS.c.hour == ALTOGETHER, COUNTS.c.runs > 0
+    )
+    if filters.status is not None:
+        ended = ended.where(COUNTS.c.status == filters.status)
+    if filters.plugin is not None:
+        ended = ended.where(COUNTS.c.plugin == filters.plugin)
+    wanted = wanted.where(ended.exists())
+    if filters.text is not None:
+        wanted = wanted.where(GROUPS.c.message.icontains(filters.text, autoescape=True))
+    for row in connection.execute(wanted):
+        if filters.task is None or fnmatchcase(row.task, filters.task):
+            yield row
+
+
+def _newest_of_groups(
+    connection: Connection, filters: Filters, wanted: Select[Any]
+) -> Sequence[Row[Any]]:
+    """Find the newest runs of some groups, by each one's key; no group is read whole."""
+    by_group = wanted.where(RUNS.c.group_id == bindparam("the_group"))
+    newest: list[Row[Any]] = []
+    since = filters.since
+    for group in _found_groups(connection, filters):
+        if group.last_seen < since:
+            break  # they come newest first: no later one has a newer run
+        rows = connection.execute(by_group, {"the_group": group.id, "the_time": since})
+        newest = heapq.nlargest(filters.limit, [*newest, *rows], key=lambda row: row.at)
+        if len(newest) == filters.limit:
+            since = newest[-1].at
+    return newest
+
+
+def _narrows_groups(filters: Filters) -> bool:
+    """Say whether not every group can have one of the runs that are wanted."""
+    by_group = (filters.group, filters.task, filters.error, filters.plugin, filters.status)
+    return any(one is not None for one in by_group)
+
+
+def _runs(filters: Filters) -> Select[Any]:
+    """Select runs with the errors of their newest attempts."""
+    same = [ATTEMPTS.c[name] == RUNS.c[name] for name in ("uuid", "app", "engine")]
+    newest = RUNS.outerjoin(ATTEMPTS, and_(*same, ATTEMPTS.c.attempt == RUNS.c.attempts))
+    wanted = select(RUNS, ATTEMPTS.c.error, ATTEMPTS.c.message).select_from(newest)
+    wanted = wanted.where(RUNS.c.at >= bindparam("the_time"))
+    if filters.status is not None:
+        wanted = wanted.where(RUNS.c.status == filters.status)
+    if filters.plugin is not None:
+        wanted = wanted.where(RUNS.c.decided_by == filters.plugin)
+    if filters.text is not None:
+        wanted = wanted.where(ATTEMPTS.c.message.icontains(filters.text, autoescape=True))
+    return wanted
+
+
+def _run(row: Row[Any]) -> Run:
+    return Run(
+        uuid=row.uuid,
+        task=row.task,
+        app=row.app or None,
+        engine=row.engine or None,
+        queue=row.queue,
+        status=row.status,
+        error=row.error or "",
+        message=row.message or "",
+        group=row.group_id,
+        attempts=row.attempts,
+        decided_by=row.decided_by,
+        decision=row.decision,
+        reason=row.reason,
+        at=_time(row.at),
+        replayable=row.not_replayable is None,
+        not_replayable=row.not_replayable,
+        replay_of=row.replay_of,
+    )
+
+
+def _counts(connection: Connection, groups: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Count the runs of groups by how they ended."""
+    runs = func.sum(COUNTS.c.runs)
+    wanted = (
+        select(COUNTS.c.group_id, COUNTS.c.status, runs.label("runs"))
+        .where(COUNTS.c.group_id.in_(list(groups)), COUNTS.c.hour == ALTOGETHER)
+        .group_by(COUNTS.c.group_id, COUNTS.c.status)
+        .having(runs > 0)
+    )
+    found: dict[str, dict[str, int]] = {}
+    for group, status, number in connection.execute(wanted):
+        found.setdefault(group, {})[status] = int(number)
+    return {group: dict(sorted(counts.items())) for group, counts in found.items()}
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

@@ -1,0 +1,236 @@
+"""From the hooks to the store, by a thread that writes batches; across forks, stops and exits.
+
+No run fails because of the store. A run waits for it in two cases, for a second at most: a final
+failure while the buffer is full, and every record of a forked process that did not start the app,
+for that may end by ``os._exit`` and ask nobody.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+
+from qtasks_pluggy.failures.buffer import Buffer
+from qtasks_pluggy.failures.connection import StoreError, why
+from qtasks_pluggy.failures.records import Record
+from qtasks_pluggy.failures.store import Batch, Store
+
+DRAIN_SECONDS: Final = 5.0
+"""How long a stop, or the end of the process, waits for what is still to be written."""
+TELL_EVERY: Final = 60.0
+"""Seconds between two events about a store that is not available."""
+FIRST_PAUSE: Final = 0.5
+"""Seconds for which the writer leaves such a store alone at first."""
+LONGEST_PAUSE: Final = 5.0
+"""And at most."""
+_OF_STORE: Final = (DBAPIError, OSError, StoreError, sqlite3.Error)
+_OF_DATA: Final = (DataError, IntegrityError)
+RETAIN_EVERY: Final = 60.0
+"""Seconds between two looks for what is too old."""
+FORK_SECONDS: Final = 2.0
+"""How long a fork waits for the writer to end its batch."""
+
+
+class Recorder:
+    """Takes records from runs, and has them written.
+
+    Args:
+        open_store: Makes the store, for the thread that writes.
+        name: The store's name, for people; without a password.
+    """
+
+    def __init__(self, open_store: Callable[[], Store], name: str) -> None:
+        self._open_store = open_store
+        self._name = name
+        self._is_forked = self._is_held = False
+        self._log: Any = None
+        self._begin()
+        _recorders.add(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._buffer = Buffer(eager=self._is_forked)
+        self._writer: Writer | None = None
+
+    def add(self, record: Record) -> None:
+        """Take a record from a run."""
+        while not self._open_buffer(record.log).add(record):
+            pass  # it was closed meanwhile: the next one is open
+
+    def _open_buffer(self, log: Any) -> Buffer:
+        with self._lock:
+            if self._writer is None or not self._writer.is_alive():
+                self._writer = Writer(self._buffer, self._open_store(), self._name)
+                self._writer.start()
+            if log is not None:
+                self._log = log
+            self._writer.log = self._log
+            return self._buffer
+
+    def close(self) -> None:
+        """Have written what waits, within ``DRAIN_SECONDS``, and end the thread."""
+        with self._lock:
+            buffer, writer = self._buffer, self._writer
+            if writer is None:
+                return
+            self._begin()
+        buffer.close()
+        writer.join(DRAIN_SECONDS)
+        lost = buffer.give_up() if writer.is_alive() else 0
+        if lost:
+            writer.tell_unavailable("it takes too long", lost)
+
+    def before_fork(self) -> None:
+        """Close the connection, and keep the store at rest until the fork is done.
+
+        SQLite takes a child's connection for a sibling of what it inherited, and locks nothing.
+        """
+        writer = self._writer
+        self._is_held = writer is not None and writer.at_work.acquire(timeout=FORK_SECONDS)
+        if writer is not None and self._is_held:
+            writer.store.close()
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Go on; a child begins with nothing."""
+        if in_child:
+            # Where the connection was not to be had it is at least not closed by this process.
+            _of_parents.append(self._writer)
+            self._is_forked = True
+            self._begin()
+        elif self._writer is not None and self._is_held:
+            self._writer.at_work.release()
+
+
+class Writer(threading.Thread):
+    """Writes what is in a buffer until that is closed.
+
+    Args:
+        buffer: The buffer.
+        store: The store; this thread alone uses it.
+        store_name: The store's name, for people.
+    """
+
+    def __init__(self, buffer: Buffer, store: Store, store_name: str) -> None:
+        super().__init__(name="qtasks-failures", daemon=True)
+        self._buffer = buffer
+        self.store: Final = store
+        self._store_name = store_name
+        self._pause = FIRST_PAUSE
+        self._told_at = self._retained_at = -TELL_EVERY
+        self.at_work: Final = threading.Lock()
+        self.log: Any = None
+
+    def run(self) -> None:
+        """Write batches, and delete what is too old."""
+        while (batch := self._buffer.take(RETAIN_EVERY)) is not None:
+            if batch.records or batch.counts:
+                self._write(batch)
+            self._retain()
+        with self.at_work:
+            self.store.close()
+
+    def _write(self, batch: Batch) -> None:
+        try:
+            with self.at_work:
+                news = self.store.write(batch)
+        except Exception as error:  # noqa: BLE001  # no run is to hear of it
+            self._go_on(batch, error)
+            return
+        self._pause = FIRST_PAUSE
+        self._buffer.settle(batch)
+        log = self.log.new()
+        for one in news.new:
+            log.error("failure_group_new", **_told_of(one))
+        for one in news.regressed:
+            log.error("failure_group_regressed", **_told_of(one))
+
+    def _go_on(self, batch: Batch, error: Exception) -> None:
+        """Keep a batch for later, unless there is no later, or it is itself what is wrong."""
+        if isinstance(error, _OF_DATA) or not isinstance(error, _OF_STORE):
+            lost = len(batch.records)
+            self._buffer.settle(batch)
+        else:
+            # Somebody else's lock mostly goes away soon.
+            is_locked = "lock" in why(error)
+            is_stuck = not is_locked or self._pause > FIRST_PAUSE
+            self._buffer.put_back(batch, self._pause, is_stuck=is_stuck)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            is_over = self._buffer.is_closing and not is_locked
+            lost = self._buffer.give_up() if is_over else 0
+        if lost or time.monotonic() - self._told_at >= TELL_EVERY:
+            self._told_at = time.monotonic()
+            self.tell_unavailable(why(error), lost)
+
+    def tell_unavailable(self, reason: str, lost: int) -> None:
+        """Say that the store cannot be used now.
+
+        Args:
+            reason: What is wrong with it.
+            lost: How many records are lost.
+        """
+        waiting = len(self._buffer)
+        log = self.log.new()
+        log.error(
+            "failures_store_unavailable",
+            store=self._store_name,
+            why=reason,
+            waiting=waiting,
+            lost=lost,
+        )
+
+    def _retain(self) -> None:
+        if time.monotonic() - self._retained_at < RETAIN_EVERY:
+            return
+        try:
+            with self.at_work:
+                has_more = self.store.retain(time.time())
+        except Exception:  # noqa: BLE001  # the next batch tells of it
+            has_more = False
+        if not has_more:
+            self._retained_at = time.monotonic()
+
+
+def _told_of(record: Record) -> dict[str, str]:
+    return {
+        "group": record.group,
+        "task": record.task,
+        "uuid": record.uuid,
+        "error": record.told.error,
+    }
+
+
+_recorders: Final[weakref.WeakSet[Recorder]] = weakref.WeakSet()
+_of_parents: Final[list[Writer | None]] = []
+
+
+def _before_fork() -> None:
+    for recorder in tuple(_recorders):
+        recorder.before_fork()
+
+
+def _after_fork(*, in_child: bool) -> None:
+    for recorder in tuple(_recorders):
+        recorder.after_fork(in_child=in_child)
+
+
+@atexit.register
+def _at_exit() -> None:
+    for recorder in tuple(_recorders):
+        recorder.close()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=partial(_after_fork, in_child=False),
+        after_in_child=partial(_after_fork, in_child=True),
+    )

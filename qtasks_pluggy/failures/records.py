@@ -1,0 +1,158 @@
+"""What is recorded, and what is read again: one frozen class for each kind of row.
+
+What is read has the fields that ``--json`` promises, in their order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+from qtasks_pluggy.failures.errors import Told
+from qtasks_pluggy.failures.values import Arguments
+
+STATUSES: Final = ("failed", "dead_lettered", "cancelled", "recovered", "retried")
+FINAL: Final = frozenset({"failed", "dead_lettered"})
+SOFT: Final = frozenset({"recovered", "retried"})
+STATES: Final = ("open", "regressed", "resolved", "ignored")
+
+RunKey: TypeAlias = tuple[str, str, str]
+"""A run's id, app and engine."""
+
+Count: TypeAlias = tuple[str, int, str, str]
+"""What is counted: a group's runs of one hour and status, by the plugin that decided."""
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """One attempt that did not simply succeed, as a hook took it down.
+
+    Attributes:
+        uuid: The run's id.
+        app: The app's name; empty for an executor without one.
+        engine: The engine's name; empty in place.
+        attempt: Which attempt it was, from 1.
+        task: The task's name.
+        queue: The queue that the run came from; None where there is none.
+        status: How the attempt ended, one of ``STATUSES``.
+        group: The fingerprint of the error.
+        told: The error.
+        at: When it ended, in seconds since the epoch.
+        seconds: How long it took.
+        decided_by: The plugin whose decision it was; None where nobody decided.
+        decision: The kind of the decision.
+        reason: Why, for people.
+        trail: Who was asked in this attempt.
+        arguments: The run's arguments.
+        replay_of: The id of the run that this one repeats; None where it repeats none.
+        log: Where to tell what is to be told; None for where that was told last.
+    """
+
+    uuid: str
+    app: str
+    engine: str
+    attempt: int
+    task: str
+    queue: str | None
+    status: str
+    group: str
+    told: Told
+    at: float
+    seconds: float
+    decided_by: str | None
+    decision: str | None
+    reason: str
+    trail: tuple[Any, ...]
+    arguments: Arguments
+    replay_of: str | None
+    log: Any = attrs.field(repr=False, eq=False)
+
+    @property
+    def run(self) -> RunKey:
+        """What tells the run from every other one."""
+        return self.uuid, self.app, self.engine
+
+    @property
+    def count(self) -> Count:
+        """Where its run is counted, until a later attempt ends otherwise."""
+        return self.group, hour_of(self.at), self.status, self.decided_by or ""
+
+    def moves(self, before: Count | None) -> dict[Count, int]:
+        """Say how the counts change by it: a run is counted once, by its newest attempt.
+
+        Args:
+            before: Where its run is counted so far; None where the run is not known.
+        """
+        if before is None and self.attempt > 1:
+            # Counted when it was retried, and no longer kept. Most runs fail the same way again.
+            before = (self.group, hour_of(self.at), "retried", "")
+        changes = {self.count: 1}
+        if before is not None:
+            changes[before] = changes.get(before, 0) - 1
+        return changes
+
+
+def hour_of(seconds: float) -> int:
+    """Return the hour of a time, counted from the epoch."""
+    return int(seconds // 3600)
+
+
+@attrs.frozen(kw_only=True)
+class Group:
+    """Failures of one cause; times are ISO 8601 in UTC, and counts are by status."""
+
+    id: str
+    task: str
+    error: str
+    message: str
+    state: str
+    first_seen: str
+    last_seen: str
+    counts: dict[str, int]
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """A run that failed at least once, with the error of its newest attempt."""
+
+    uuid: str
+    task: str
+    app: str | None
+    engine: str | None
+    queue: str | None
+    status: str
+    error: str
+    message: str
+    group: str
+    attempts: int
+    decided_by: str | None
+    decision: str | None
+    reason: str
+    at: str
+    replayable: bool
+    not_replayable: str | None
+    replay_of: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """One attempt of a run, as far as it is kept."""
+
+    attempt: int
+    error: str
+    message: str
+    traceback: str
+    seconds: float
+    trail: list[dict[str, Any]]
+
+
+@attrs.frozen(kw_only=True)
+class WholeRun:
+    """A run with all that is kept of it; arguments are as stored, None where they are hidden."""
+
+    run: Run
+    args: list[Any] | None
+    kwargs: dict[str, Any] | None
+    replays: list[str]
+    attempts: list[Attempt]

@@ -1,0 +1,383 @@
+"""The writing side of a store: batches of records, and retention."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias
+
+import attrs
+from sqlalchemy import URL, Connection, Select, Table, bindparam, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from qtasks_pluggy.failures.connection import engine_for, prepare
+from qtasks_pluggy.failures.records import FINAL, SOFT, Count, Record, RunKey, hour_of
+from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
+
+LOCK_SECONDS: Final = 1.0
+"""How long a batch waits for another process that writes; then it is tried again later."""
+RETAIN_EVERY: Final = 60.0
+"""Seconds between two looks for runs that are too old."""
+MOST_DELETED: Final = 1_000
+"""Runs that one step of retention deletes; more than one batch brings."""
+
+Row: TypeAlias = dict[str, Any]
+
+
+@attrs.frozen
+class Keep:
+    """How much a store keeps.
+
+    Attributes:
+        days: Days after which a run is deleted.
+        runs: The most runs.
+        recovered: The most recovered, and the most retried, runs of one group and hour.
+    """
+
+    days: float = 30.0
+    runs: int = 1_000_000
+    recovered: int = 10
+
+
+@attrs.frozen
+class Batch:
+    """What is written at once.
+
+    Attributes:
+        records: Attempts to keep.
+        counts: What else happened, to be counted alone.
+        seen: Of each group in those counts the newest record.
+        dropped: How many final failures are only counted, for want of room.
+    """
+
+    records: Sequence[Record]
+    counts: Mapping[Count, int] = attrs.field(factory=dict)
+    seen: Sequence[Record] = ()
+    dropped: int = 0
+
+
+@attrs.frozen
+class News:
+    """What a batch brought.
+
+    Attributes:
+        new: A record of each group that was not known.
+        regressed: A record of each group that was resolved.
+    """
+
+    new: Sequence[Record]
+    regressed: Sequence[Record]
+
+
+class Store:
+    """The writing side of a store, for one thread of one process.
+
+    Args:
+        url: Where it is.
+        keep: How much it keeps.
+    """
+
+    def __init__(self, url: URL, keep: Keep) -> None:
+        self._keep = keep
+        self._engine = engine_for(url, seconds=LOCK_SECONDS, writes=True)
+        self._connection: Connection | None = None
+
+    def close(self) -> None:
+        """Close the connection; the next batch opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def write(self, batch: Batch) -> News:
+        """Write a batch, all of it or nothing.
+
+        Args:
+            batch: What to write.
+
+        Returns:
+            Which groups are new, and which have come again.
+
+        Raises:
+            Exception: The store cannot be used now.
+        """
+        with self._transaction() as transaction:
+            return transaction.write(batch)
+
+    def retain(self, now: float) -> bool:
+        """Delete some of what need not be kept any longer.
+
+        Args:
+            now: Seconds since the epoch.
+
+        Returns:
+            Whether there may be more to delete.
+
+        Raises:
+            Exception: The store cannot be used now.
+        """
+        with self._transaction() as transaction:
+            return transaction.retain(now)
+
+    @contextmanager
+    def _transaction(self) -> Generator[_Transaction]:
+        if self._connection is None:
+            prepare(self._engine)
+            self._connection = self._engine.connect()
+        try:
+            with self._connection.begin():
+                yield _Transaction(self._connection, self._keep)
+        except BaseException:
+            # Whatever state it is in, the next one begins anew.
+            self.close()
+            raise
+
+
+class _Transaction:
+    """One transaction of a store."""
+
+    def __init__(self, connection: Connection, keep: Keep) -> None:
+        self._connection = connection
+        self._keep = keep
+
+    def write(self, batch: Batch) -> News:
+        """Write a batch: groups, counts, runs and attempts."""
+        news = self._write_groups([*batch.seen, *batch.records])
+        known = self._known({one.uuid for one in batch.records})
+        newest = {run: attempts for run, (attempts, _) in known.items()}
+        places = {run: count for run, (_, count) in known.items()}
+        counts = Counter(batch.counts)
+        runs: dict[RunKey, Record] = {}
+        for record in batch.records:
+            if record.attempt >= newest.get(record.run, 0):
+                counts.update(record.moves(places.get(record.run)))
+                newest[record.run], places[record.run] = record.attempt, record.count
+                runs[record.run] = record
+        self._write_counts(counts)
+        gone = _beyond(runs.values(), self._keep.recovered)
+        fresh = [one for run, one in runs.items() if run not in gone]
+        self._upsert(RUNS, [_run_row(one) for one in fresh])
+        self._upsert(ATTEMPTS, [_attempt_row(r) for r in batch.records if r.run not in gone])
+        self._add_to("runs", sum(one.run not in known for one in fresh))
+        self._add_to("dropped", batch.dropped)
+        for count in {one.count[:3] for one in fresh if one.status in SOFT}:
+            self._trim(*count)
+        return news
+
+    def _write_groups(self, records: Iterable[Record]) -> News:
+        groups: dict[str, list[Record]] = {}
+        for record in records:
+            groups.setdefault(record.group, []).append(record)
+        if not groups:
+            return News((), ())
+        last = {group: max(some, key=_time) for group, some in groups.items()}
+        rows = [_group_row(min(map(_time, groups[group])), last[group]) for group in sorted(groups)]
+        found = self._connection.execute(_STATES, {"ids": list(groups)})
+        states = {row.id: row.state for row in found}
+        new = self._insert_groups([row for row in rows if row["id"] not in states])
+        old = [row for row in rows if row["id"] not in new]
+        if old:
+            seen = ("id", "message", "last_seen")
+            changes = [{f"the_{name}": row[name] for name in seen} for row in old]
+            self._many(_SEEN_AGAIN, changes)
+        resolved = [group for group, state in states.items() if state == "resolved"]
+        again = [last[group] for group in resolved if self._is_regressed(groups[group])]
+        return News([last[group] for group in sorted(new)], again)
+
+    def _insert_groups(self, rows: list[Row]) -> set[str]:
+        """Add groups; return those that no other process has added at the same time."""
+        if not rows:
+            return set()
+        insert = _insert(self._connection)(GROUPS).values(rows).on_conflict_do_nothing()
+        return set(self._connection.scalars(insert.returning(GROUPS.c.id)))
+
+    def _is_regressed(self, records: Iterable[Record]) -> bool:
+        """Open a resolved group again whose error came after it was resolved, for good."""
+        failed = [one for one in records if one.status in FINAL]
+        if not failed:
+            return False
+        last = max(failed, key=_time)
+        values = {"the_id": last.group, "the_time": last.at}
+        return self._connection.execute(_REGRESSED, values).rowcount == 1
+
+    def _known(self, uuids: Iterable[str]) -> dict[RunKey, tuple[int, Count]]:
+        """Find the runs that are there, with their attempts and where they are counted."""
+        rows = self._connection.execute(_KNOWN, {"uuids": list(uuids)})
+        return {
+            (row.uuid, row.app, row.engine): (
+                row.attempts,
+                (row.group_id, hour_of(row.at), row.status, row.decided_by or ""),
+            )
+            for row in rows
+        }
+
+    def _write_counts(self, counts: Mapping[Count, int]) -> None:
+        changes: Counter[Count] = Counter()
+        for (group, hour, status, plugin), runs in counts.items():
+            changes[group, hour, status, plugin] += runs
+            changes[group, ALTOGETHER, status, plugin] += runs
+        names = _names(COUNTS)
+        # In one order in every process, so that none waits for another that waits for it.
+        rows = [(*count, runs) for count, runs in sorted(changes.items()) if runs]
+        insert = _insert(self._connection)(COUNTS)
+        more = {"runs": COUNTS.c.runs + insert.excluded.runs}
+        added = insert.on_conflict_do_update(index_elements=_key(COUNTS), set_=more)
+        self._many(added, [dict(zip(names, row, strict=True)) for row in rows])
+
+    def _upsert(self, table: Table, rows: list[Row]) -> None:
+        """Write rows; one that is there already is replaced, unless it is of a later attempt."""
+        insert = _insert(self._connection)(table)
+        key = _key(table)
+        values = {name: insert.excluded[name] for name in _names(table) if name not in key}
+        newer = insert.excluded.attempts >= RUNS.c.attempts if table is RUNS else None
+        upsert = insert.on_conflict_do_update(index_elements=key, set_=values, where=newer)
+        self._many(upsert, rows)
+
+    def _many(self, statement: Any, rows: list[Row]) -> None:
+        """Execute a statement for each row, past what SQLAlchemy does for each: half the time."""
+        if rows:
+            compiled = statement.compile(dialect=self._connection.dialect)
+            self._connection.exec_driver_sql(str(compiled), rows)
+
+    def _add_to(self, name: str, number: int) -> None:
+        if number:
+            change = {"value": META.c.value + number}
+            self._connection.execute(update(META).where(META.c.name == name).values(change))
+
+    def _trim(self, group: str, hour: int, status: str) -> None:
+        """Delete the recovered or retried runs of an hour but for the newest few."""
+        begin = hour * 3600.0
+        old = (
+            select(RUNS.c.uuid, RUNS.c.app, RUNS.c.engine)
+            .where(RUNS.c.group_id == group, RUNS.c.status == status)
+            .where(RUNS.c.at >= begin, RUNS.c.at < begin + 3600)
+            .order_by(RUNS.c.at.desc())
+            .offset(self._keep.recovered)
+            .limit(MOST_DELETED)
+        )
+        self._delete(old)
+
+    def retain(self, now: float) -> bool:
+        """Delete some of what is too old, or too much; say whether there may be more."""
+        first = now - self._keep.days * 86_400
+        keys = select(RUNS.c.uuid, RUNS.c.app, RUNS.c.engine).order_by(RUNS.c.at)
+        deleted = self._delete(keys.where(RUNS.c.at < first).limit(MOST_DELETED))
+        there = self._connection.scalar(select(META.c.value).where(META.c.name == "runs")) or 0
+        if there > self._keep.runs:
+            deleted += self._delete(keys.limit(min(there - self._keep.runs, MOST_DELETED)))
+        if not deleted:
+            self._connection.execute(
+                delete(COUNTS).where(COUNTS.c.hour > ALTOGETHER, COUNTS.c.hour < hour_of(first))
+            )
+            unseen = select(GROUPS.c.id).where(GROUPS.c.last_seen < first)
+            self._connection.execute(delete(COUNTS).where(COUNTS.c.group_id.in_(unseen)))
+            self._connection.execute(delete(GROUPS).where(GROUPS.c.last_seen < first))
+        return deleted >= MOST_DELETED
+
+    def _delete(self, keys: Select[Any, Any, Any]) -> int:
+        found = [
+            {"the_uuid": row.uuid, "the_app": row.app, "the_engine": row.engine}
+            for row in self._connection.execute(keys)
+        ]
+        if found:
+            for table in (ATTEMPTS, RUNS):
+                self._many(_BY_RUN[table.name], found)
+            self._add_to("runs", -len(found))
+        return len(found)
+
+
+def _insert(connection: Connection) -> Any:
+    return sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+
+
+def _names(table: Table) -> list[str]:
+    return [column.name for column in table.columns]
+
+
+def _key(table: Table) -> list[str]:
+    return [column.name for column in table.primary_key]
+
+
+def _time(record: Record) -> float:
+    return record.at
+
+
+def _beyond(records: Iterable[Record], most: int) -> set[RunKey]:
+    """Find the recovered and retried runs of a batch that are not among the newest few."""
+    groups: dict[object, list[Record]] = {}
+    for record in records:
+        if record.status in SOFT:
+            groups.setdefault(record.count[:3], []).append(record)
+    for some in groups.values():
+        some.sort(key=_time, reverse=True)
+    return {one.run for some in groups.values() for one in some[most:]}
+
+
+def _group_row(first: float, last: Record) -> Row:
+    told = {"error": last.told.error, "message": last.told.message}
+    times = {"first_seen": first, "last_seen": last.at}
+    return {"id": last.group, "task": last.task, "state": "open", **told, **times}
+
+
+def _run_row(record: Record) -> Row:
+    kept = record.arguments
+    return {
+        **{name: getattr(record, name) for name in _OF_RECORD},
+        "group_id": record.group,
+        "attempts": record.attempt,
+        "arguments": kept.text,
+        "not_replayable": kept.not_replayable,
+    }
+
+
+def _attempt_row(record: Record) -> Row:
+    told = record.told
+    return {
+        **dict(zip(("uuid", "app", "engine"), record.run, strict=True)),
+        "attempt": record.attempt,
+        "error": told.error,
+        "message": told.message,
+        "traceback": told.traceback,
+        "seconds": record.seconds,
+        "trail": json.dumps([_asked(one) for one in record.trail]),
+    }
+
+
+def _asked(record: Any) -> Row:
+    """Write one line of a trail, as far as a run's trail has these fields."""
+    return {name: getattr(record, name, None) for name in (*_TRAIL, *_TRAIL_TOO)}
+
+
+_TRAIL: Final = ("plugin", "distribution", "version", "handler", "hook", "status", "kind")
+_TRAIL_TOO: Final = ("seconds", "observed", "won")
+# What a record and a row of a run have in common.
+_OF_RECORD: Final = tuple(
+    name for name in _names(RUNS) if name in attrs.fields_dict(Record) and name != "arguments"
+)
+_STATES: Final = select(GROUPS.c.id, GROUPS.c.state).where(
+    GROUPS.c.id.in_(bindparam("ids", expanding=True))
+)
+_SEEN_AGAIN: Final = (
+    update(GROUPS)
+    .where(GROUPS.c.id == bindparam("the_id"), GROUPS.c.last_seen <= bindparam("the_last_seen"))
+    .values(message=bindparam("the_message"), last_seen=bindparam("the_last_seen"))
+)
+_REGRESSED: Final = (
+    update(GROUPS)
+    .where(GROUPS.c.id == bindparam("the_id"), GROUPS.c.state == "resolved")
+    .where(GROUPS.c.resolved_at < bindparam("the_time"))
+    .values(state="regressed")
+)
+_KNOWN: Final = select(
+    *(RUNS.c[name] for name in ("uuid", "app", "engine")),
+    *(RUNS.c[name] for name in ("group_id", "status", "attempts", "decided_by", "at")),
+).where(RUNS.c.uuid.in_(bindparam("uuids", expanding=True)))
+_BY_RUN: Final = {
+    table.name: delete(table).where(
+        table.c.uuid == bindparam("the_uuid"),
+        table.c.app == bindparam("the_app"),
+        table.c.engine == bindparam("the_engine"),
+    )
+    for table in (ATTEMPTS, RUNS)
+}

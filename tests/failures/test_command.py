@@ -1,0 +1,183 @@
+"""``qtasks-pluggy failures``: what it shows, what it promises in JSON, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from click.testing import CliRunner
+
+from qtasks_pluggy.cli._command import command
+from qtasks_pluggy.failures.store import Batch
+
+GROUP = ["id", "task", "error", "message", "state", "first_seen", "last_seen", "counts"]
+RUN = [
+    *["uuid", "task", "app", "engine", "queue", "status", "error", "message", "group"],
+    *["attempts", "decided_by", "decision", "reason", "at"],
+    *["replayable", "not_replayable", "replay_of"],
+]
+ATTEMPT = ["attempt", "error", "message", "traceback", "seconds", "trail"]
+
+
+@pytest.fixture
+def run(place, monkeypatch, tmp_path):
+    """Run the command on the place's store, which is that of the settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN", json.dumps({"failures": {"url": _url(place)}}))
+    return lambda *args: CliRunner().invoke(command, ["failures", *args])
+
+
+def _url(place):
+    return f"sqlite:///{place.path}"
+
+
+@pytest.fixture
+def filled(place):
+    """Three runs of two groups."""
+    place.store().write(
+        Batch(
+            [
+                place.record(uuid="one", args=(1,), kwargs={"to": "EUR"}),
+                place.record(uuid="two", status="recovered", decided_by="last-rate"),
+                place.record(ValueError("\x1b[2Jgone"), uuid="three", group="other"),
+            ]
+        )
+    )
+    return place
+
+
+def test_json_has_the_promised_fields_and_nothing_else(filled, run):
+    """groups, list and show write one JSON value each, with these fields in this order."""
+    groups, runs, shown = (
+        json.loads(run(*words, "--json").stdout)
+        for words in (["groups"], ["list"], ["show", "one"])
+    )
+
+    assert [GROUP, GROUP] == [list(one) for one in groups]
+    assert [RUN] * 3 == [list(one) for one in runs]
+    assert {*RUN, "args", "kwargs", "replays"} == set(shown)
+    assert [ATTEMPT] == [list(one) for one in shown["attempts"]]
+    assert ([1], {"to": "EUR"}, []) == (shown["args"], shown["kwargs"], shown["replays"])
+
+
+def test_tables_show_groups_runs_and_a_run(filled, run):
+    """People see counts, who decided, arguments and the traceback."""
+    groups, runs, shown = run("groups").output, run("list").output, run("show", "one").output
+
+    assert "1 failed, 1 recovered" in groups
+    assert "last-rate" in runs
+    assert '(1, to="EUR")' in shown
+    assert "KeyError: 'EUR'" in shown
+
+
+def test_nothing_recorded_changes_a_terminal(filled, run):
+    """What an error says is made printable, in tables, in text and in JSON."""
+    for words in (["groups"], ["list"], ["show", "three"], ["groups", "--json"]):
+        assert "\x1b" not in run(*words).output
+        assert "gone" in run(*words).output
+
+
+def test_filters_narrow(filled, run):
+    """Filters are those of the command line; ignored groups are shown when asked for."""
+    ids = [one["id"] for one in json.loads(run("groups", "--error", "ValueError", "--json").stdout)]
+
+    assert ["other"] == ids
+    assert "There are no such failures." in run("groups", "--state", "ignored").output
+    assert "There are no such runs." in run("list", "--since", "2100-01-01").output
+
+
+@pytest.mark.parametrize("since", ["30m", "2h", "7d", "1w", "iso"])
+def test_since_takes_a_span_or_a_time(filled, run, since):
+    """A number with a unit counts back from now; a time without a zone is in UTC."""
+    when = datetime.now(UTC) - timedelta(minutes=5)
+    word = when.replace(tzinfo=None).isoformat() if since == "iso" else since
+
+    assert 3 == len(json.loads(run("list", "--since", word, "--json").stdout))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["groups", "--state", "opened"], "--state: there is no 'opened'; did you mean 'open'?"),
+        (["list", "--status", "fail"], "--status: there is no 'fail'; did you mean 'failed'?"),
+        (["list", "--since", "yesterday"], "--since: 'yesterday' is no time"),
+        (["list", "--limit", "0"], "--limit"),
+        (["groups", "--url", "sqlit:///x.db"], "did you mean 'sqlite'?"),
+        (["groups", "--url", "sqlite:////nowhere/x.db"], "is not there"),
+        (["groups", "--app", "nothing:app"], "there is no module 'nothing'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_code_2(filled, run, words, told):
+    """Usage, settings and stores that cannot be read end with one error, and code 2."""
+    ended = run(*words)
+
+    assert (2, True) == (ended.exit_code, told in ended.output), ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_a_run_that_is_not_there_is_named_with_code_1(filled, run):
+    """Show of an unknown run says which."""
+    ended = run("show", "nobody", "--json")
+
+    assert (1, "") == (ended.exit_code, ended.stdout)
+    assert "no run nobody" in ended.stderr
+
+
+def test_what_was_dropped_is_said_beside_the_groups(filled, run):
+    """The count of failures without a row is on standard error, also with --json."""
+    filled.store().write(Batch([], dropped=1_234))
+
+    ended = run("groups", "--json")
+
+    assert 2 == len(json.loads(ended.stdout))
+    assert "1,234 failures came too fast to be kept" in ended.stderr
+
+
+def test_the_url_of_the_command_line_is_stronger_than_the_settings(filled, run, tmp_path):
+    """--url is read, and the store of the settings is not."""
+    ended = run("groups", "--url", f"sqlite:///{tmp_path}/none.db")
+
+    assert (2, True) == (ended.exit_code, "none.db is not there" in ended.output)
+
+
+def test_the_apps_settings_name_the_store(filled, monkeypatch, tmp_path):
+    """--app reads the URL that the app gives."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop_with_store.py").write_text(
+        "from qtasks_pluggy import QueueTasks\n"
+        f"settings = {{'plugin': {{'failures': {{'url': {_url(filled)!r}}}}}}}\n"
+        "app = QueueTasks('shop', settings=settings, discover=False)\n"
+    )
+    words = ["failures", "groups", "--app", "shop_with_store", "--json"]
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "qtasks_pluggy.cli", *words],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert 2 == len(json.loads(ended.stdout)), ended.stderr
+
+
+def test_without_the_extra_the_command_says_what_to_install(run, monkeypatch):
+    """The group is always there; its commands name the extra, and help works."""
+    monkeypatch.setattr("qtasks_pluggy.cli.failures.find_spec", lambda _: None)
+
+    ended = run("groups")
+
+    assert (2, True) == (ended.exit_code, "'qtasks-pluggy[failures]'" in ended.output)
+
+
+def test_a_locked_store_can_be_read(filled, run):
+    """Somebody who writes for minutes keeps nobody from reading."""
+    with filled.store()._engine.begin():
+        begun = time.monotonic()
+        ended = run("groups", "--json")
+
+    assert 2 == len(json.loads(ended.stdout))
+    assert time.monotonic() - begun < 4
