@@ -47,17 +47,18 @@ def info_enabled() -> bool:
 
 
 def _enabled(level: int) -> bool:
-    return _asks_structlog(level) if structlog.is_configured() else _stdlib.isEnabledFor(level)
+    return _structlog_enabled(level) if structlog.is_configured() else _stdlib.isEnabledFor(level)
 
 
-def _asks_structlog(level: int) -> bool:
-    global _asked  # noqa: PLW0603  # what structlog was asked with, until it is configured again
+def _structlog_enabled(level: int) -> bool:
+    """Ask structlog for a level; its filtering loggers differ by their class alone."""
+    global _asked  # noqa: PLW0603  # a cache, until structlog is configured again
     wrapper_class = structlog.get_config()["wrapper_class"]
     if wrapper_class is not _asked[0]:
         bound = structlog.get_logger(NAME).bind()
-        # Of the class: some loggers have any attribute until it is called.
-        can_tell = hasattr(type(bound), "is_enabled_for")
-        _asked = wrapper_class, bound.is_enabled_for if can_tell else None
+        # Of the class: some loggers' instances have every attribute.
+        has_levels = hasattr(type(bound), "is_enabled_for")
+        _asked = wrapper_class, bound.is_enabled_for if has_levels else None
     asks = _asked[1]
     # A logger without ``is_enabled_for`` gets every event.
     return asks is None or bool(asks(level))

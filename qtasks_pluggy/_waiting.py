@@ -265,15 +265,15 @@ class _OnLoop:
         # One requested since the last suspension is not counted: the next suspension raises it.
         return requested and requested - getattr(task, "_must_cancel", False)
 
-    def cancelled(self, met: int) -> bool:
-        # Given a loop, asyncio does not look for the running one, for which it asks the system for
-        # the process's id up to Python 3.11. A loop that has stopped has no current task.
+    def cancelled(self, count: int) -> bool:
+        # With a loop passed, asyncio does not look for the running one; that asks the system for
+        # the process id up to Python 3.11. A loop that runs no longer has no current task.
         loop = _seen.loop
         task = None if loop is None else asyncio.current_task(loop)
         if task is None:
             _seen.loop = asyncio.get_running_loop()
             task = asyncio.current_task(_seen.loop)
-        return task is not None and task.cancelling() > met
+        return task is not None and task.cancelling() > count
 
 
 class _Seen(threading.local):
@@ -283,13 +283,6 @@ class _Seen(threading.local):
 
 
 _seen: Final = _Seen()
-
-
-class _OnEngineLoop(_OnLoop):
-    """On an event loop, for an engine's runs, whose plain functions may wait for each other."""
-
-    def _needs_own_threads(self) -> bool:
-        return True
 
 
 class _InThread:
@@ -454,11 +447,9 @@ _holds_the_loop: Final[contextvars.ContextVar[bool]] = contextvars.ContextVar(
 background: Final = _BackgroundLoop()
 
 
-def _after_fork() -> None:  # pragma: no cover  # in processes that are not measured
+def _reset_after_fork() -> None:  # pragma: no cover  # in processes that are not measured
     background.reset_after_fork()
-    # The parent's loop, which goes on in the parent alone.
     _seen.loop = None
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork)
+after_fork(_reset_after_fork)

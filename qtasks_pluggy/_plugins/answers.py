@@ -10,19 +10,14 @@ from qtasks_hookspecs._on_error import TRIGGER
 from qtasks_pluggy._plugins.chain import DECISIONS, Hook, Values
 
 ARGUMENTS = ("args", "kwargs")
-# Answers of these classes are no slips; most answers are.
+# Answers of these classes need no checks; most answers are of one.
 PLAIN_KINDS: Final[frozenset[type]] = frozenset(
     {bool, int, float, str, bytes, dict, list, tuple, Replace}
 )
 
 
 def does_count(hook: Hook, values: Values, answer: Any) -> bool:
-    """Say whether an answer counts (R5).
-
-    Args:
-        hook: The hook.
-        values: Its parameters.
-        answer: What a hookimpl answered.
+    """Return whether a hookimpl's answer counts (R5).
 
     Raises:
         CapabilityError: The run's engine cannot carry it out.

@@ -1,7 +1,7 @@
 """Asking one hookimpl: time limits, quarantine, re-entrancy, and its failures.
 
-What becomes of it is recorded. Only the run's own cancellation, the ``PluginError`` of ``strict``,
-and what is no ``Exception`` are raised.
+The result goes into the trail. Only the run's own cancellation, the ``PluginError`` of
+``strict``, and exceptions that are no ``Exception`` are raised.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from qtasks_pluggy._waiting import unwrap
 
 
 def ask(link: Link, call: Call) -> Coroutine[Any, Any, None] | None:
-    """Ask one hookimpl, and record what became of it.
+    """Ask one hookimpl, and record the result.
 
-    Args:
-        link: The hookimpl.
-        call: The call of its hook.
+    A plain function, because a coroutine for each hookimpl would cost most of them more than all
+    the rest.
 
     Returns:
-        The rest of it, to be awaited, if it has to be waited for; else None.
+        What is still to be awaited, if it cannot answer at once; else None.
 
     Raises:
-        PluginError: It failed and may not, because of ``strict`` or while starting.
+        PluginError: It failed under ``strict``, or while starting.
     """
     if (call.running.outer or link.breaker.until is not None) and _is_skipped(link, call):
         return None
@@ -57,7 +56,7 @@ def ask(link: Link, call: Call) -> Coroutine[Any, Any, None] | None:
 
 
 async def _wait_for_answer(link: Link, call: Call, awaitable: Any, start: float) -> None:
-    """Wait for a hookimpl that cannot answer at once, and record what became of it."""
+    """Wait for a hookimpl that cannot answer at once, and record the result."""
     try:
         answer = await _wait(link, call, awaitable)
         counts = does_count(call.hook, call.values, answer)
@@ -73,7 +72,7 @@ async def _wait_for_answer(link: Link, call: Call, awaitable: Any, start: float)
 
 
 def _record_return(link: Link, call: Call, answer: Any, seconds: float, *, counts: bool) -> None:
-    """Record what a hookimpl returned, and that it did in time."""
+    """Record what a hookimpl returned, and check its time."""
     if seconds > link.overrun or link.breaker.failures:
         report_return(link, call.values, seconds)
     if counts:
@@ -84,7 +83,7 @@ def _record_return(link: Link, call: Call, answer: Any, seconds: float, *, count
 
 
 def _is_skipped(link: Link, call: Call) -> bool:
-    """Say whether a hookimpl is not asked, and record why."""
+    """Return whether a hookimpl is not asked, and record why."""
     status: Status
     if call.running.is_inside(link):
         status = "reentered"
@@ -97,7 +96,7 @@ def _is_skipped(link: Link, call: Call) -> bool:
 
 
 async def _wait(link: Link, call: Call, awaitable: Any) -> Any:
-    """Wait for an async hookimpl, or for a blocking one in its thread, at most for its limit."""
+    """Wait for an async hookimpl, or for a blocking one in its thread, within its limit."""
     context = contextvars.copy_context()
     if link.blocking:
         function = partial(link.invoke, call.values)
@@ -106,7 +105,7 @@ async def _wait(link: Link, call: Call, awaitable: Any) -> Any:
 
 
 def open_wrapper(link: Link, call: Call) -> None:
-    """Run a wrapper up to its yield, and keep it for the answer."""
+    """Run a wrapper up to its yield; one that fails there is only recorded."""
     if _is_skipped(link, call):
         return
     start = perf_counter()
@@ -125,7 +124,7 @@ def open_wrapper(link: Link, call: Call) -> None:
 
 
 async def close_wrapper(wrapper: OpenWrapper, call: Call) -> None:
-    """Give a wrapper the answer so far; its own answer replaces that, and its ``None`` is one."""
+    """Send a wrapper the answer so far; what it returns replaces that answer, even None."""
     link, start, answer = wrapper.link, perf_counter() - wrapper.seconds, call.answer
     try:
         call.running.link = link

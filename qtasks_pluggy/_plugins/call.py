@@ -34,12 +34,12 @@ class OpenWrapper:
 class Running:
     """Which hookimpl a call of a hook is in, as seen from inside that hookimpl.
 
-    An asyncio task that the hookimpl leaves behind keeps it for as long as it lives, so it holds
-    nothing else.
+    An asyncio task that outlives its hookimpl keeps this in its context for as long as it lives, so
+    it holds nothing else.
 
     Attributes:
-        link: The hookimpl; None between two of them, and when the call is over.
-        outer: The same of the call from inside of which this one comes, if there is one.
+        link: The hookimpl; None before the first one, and after the last.
+        outer: The same of the call around this one, if there is one.
     """
 
     __slots__ = ("link", "outer")
@@ -47,7 +47,7 @@ class Running:
     outer: Running | None
 
     def is_inside(self, link: Link) -> bool:
-        """Say whether this comes from inside of a hookimpl, however deep."""
+        """Return whether a hookimpl is running around this call, at any depth."""
         outer = self.outer
         while outer is not None and (outer.link is None or outer.link.impl is not link.impl):
             outer = outer.outer
@@ -61,12 +61,7 @@ _NONE: Final[frozenset[type]] = frozenset()
 class Call:
     """One call of a hook.
 
-    Leaving it as a context manager closes the wrappers of a call that was interrupted.
-
-    Args:
-        hook: The hook.
-        values: Its parameters by name.
-        backend: How the caller waits.
+    Leaving it as a context manager closes the wrappers of an interrupted call.
     """
 
     __slots__ = (
@@ -93,17 +88,17 @@ class Call:
         try:
             self.entries, self.attempt = subject._entries, subject._attempt  # noqa: SLF001  # ours
             engine = subject._engine  # noqa: SLF001
-        except AttributeError:  # a hook of the host's own, or somebody's stand-in for a run
+        except AttributeError:  # a hook that an app added, or a stand-in for a run
             self.entries, self.attempt = [], getattr(subject, "attempt", 1)
             engine = getattr(subject, "engine", None)
         self.first = len(self.entries)
-        # What counts without a closer look, which most answers can do without.
+        # Answers of these classes count without a check: nothing has to store them.
         self.plain_kinds = PLAIN_KINDS if hook.lastresult and engine is None else _NONE
         self.running = running = Running()
         running.link = running.outer = None
-        self.went_wrong = False
+        self.has_failures = False
         self.open_wrappers: list[OpenWrapper] = []
-        # The answer so far; of a pipeline what it has come to.
+        # The answer so far; of a pipeline its current value.
         self.answer: Any = self._pipelined() if hook.pipeline else None
         self._winner: int | None = None
         self._cancel_count: int | None = None
@@ -112,7 +107,7 @@ class Call:
         """Mark, for an error's hook, which call the hookimpls are in."""
         if self.hook.has_error:
             outer = _running.get()
-            # Past those that are over, so that nobody has to set it back.
+            # Past the calls that are over: to skip them is cheaper than to reset the variable.
             while outer is not None and outer.link is None:
                 outer = outer.outer
             self.running.outer = outer
@@ -122,7 +117,7 @@ class Call:
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        """Leave no wrapper open, and no hookimpl running."""
+        """Close open wrappers, and mark the call as over."""
         while self.open_wrappers:
             self.open_wrappers.pop().abandon()
         self.running.link = None
@@ -140,7 +135,7 @@ class Call:
         return count is not None and self.backend.cancelled(count)
 
     def record(self, asked: Asked) -> None:
-        """Record what became of a link that has no answer."""
+        """Record a link without an answer."""
         self.entries.append(asked)
 
     def use(self, link: Link, answer: Any, seconds: float) -> None:
@@ -160,6 +155,6 @@ class Call:
         entries.append(new_asked((link, self.attempt, "answered", kind, seconds, wins)))
 
     def _pipelined(self) -> Any:
-        """Return what a pipeline has come to."""
-        left = [self.values[name] for name in self.hook.pipeline]
-        return left[0] if len(left) == 1 else tuple(left)
+        """Return a pipeline's current value."""
+        current = [self.values[name] for name in self.hook.pipeline]
+        return current[0] if len(current) == 1 else tuple(current)

@@ -80,11 +80,11 @@ class HookCaller(pluggy.HookCaller):
         """Call the hook from plain code; its async hookimpls run on the background loop.
 
         Returns:
-            The winning answer or None; of a pipeline what is left at its end.
+            The winning answer or None; of a pipeline its final value.
 
         Raises:
-            PluginError: A hookimpl failed and may not, because of ``strict`` or while starting.
-            TypeError: A parameter of the hook is left out, or is none of it.
+            PluginError: A hookimpl failed under ``strict``, or while starting.
+            TypeError: A parameter of the hook is missing, or one is not the hook's.
         """
         self._check_names(values)
         return run_to_completion(self.call(SYNC, values))
@@ -96,13 +96,13 @@ class HookCaller(pluggy.HookCaller):
             The same as a plain call, to be awaited.
 
         Raises:
-            TypeError: A parameter of the hook is left out, or is none of it.
+            TypeError: A parameter of the hook is missing, or one is not the hook's.
         """
         self._check_names(values)
         return self.call(ASYNCIO, values)
 
     def call(self, backend: Backend, values: Values) -> Coroutine[Any, Any, Any]:
-        """Call the hook as a part of a run, which waits in its own way; to be awaited."""
+        """Call the hook as a part of a run, which waits by ``backend``; to be awaited."""
         return dispatch(self, self.chain or NO_LINKS, values, backend)
 
     def call_only(
@@ -119,7 +119,7 @@ class HookCaller(pluggy.HookCaller):
         return dispatch(self, some, values, backend)
 
     def _check_names(self, values: Values) -> None:
-        """Refuse a call that does not give the hook's parameters, all of them."""
+        """Refuse a call without exactly the hook's parameters."""
         if values.keys() != self.names:
             msg = (
                 f"hook {self.name!r} takes {sorted(self.names)}, but was called with"

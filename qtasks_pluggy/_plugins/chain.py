@@ -186,8 +186,8 @@ def _invoker_of(
 class Asked(NamedTuple):
     """The result of asking one link, which is also its entry in the trail.
 
-    A named tuple, because every dispatch makes some. Without the answer, which may hold the error
-    and by it the whole run.
+    A named tuple, because every dispatch makes some. It leaves the answer out, which may
+    hold the error and, through it, the whole run.
     """
 
     link: Link
@@ -198,7 +198,7 @@ class Asked(NamedTuple):
     won: bool = False
 
     def to_record(self) -> TrailRecord:
-        """Build the record that is read."""
+        """Build the public record."""
         link, attempt, status, kind, seconds, won = self
         word = None
         if kind is not None:
@@ -228,7 +228,7 @@ def decided_by(entries: Sequence[Asked]) -> str | None:
 
 
 Step: TypeAlias = Link | Asked
-"""A link that is asked, or the record of one that is filtered out."""
+"""A link to ask, or the record of one that its filters skip."""
 
 
 Plan: TypeAlias = tuple[tuple[Step, ...], tuple[Step, ...]]
@@ -248,7 +248,7 @@ class Chain:
     links: tuple[Link, ...] = ()
     wrappers: tuple[Link, ...] = ()
     statuses: frozenset[OutcomeStatus] = attrs.field(init=False)
-    # None where filters have to be looked at.
+    # None if filters have to be checked.
     _everybody: Plan | None = attrs.field(init=False)
     # Whether a handler names the classes that it is asked about in every app.
     _has_consent: bool = attrs.field(init=False)
@@ -264,11 +264,11 @@ class Chain:
         everybody = None if any(link.when for link in links) else (self.links, self.wrappers[::-1])
         object.__setattr__(self, "_everybody", everybody)
         object.__setattr__(self, "_has_consent", any(link.consents for link in links))
-        # Error classes can be endless; what is remembered must not be.
+        # Error classes can be endless; the cache must not be.
         object.__setattr__(self, "_planned", lru_cache(1024)(self._plan))
 
     def plan(self, values: Values, attempt: int) -> Plan:
-        """Say of each link and each wrapper whether its filters let it be asked."""
+        """Return the links and wrappers, with records in place of those that filters skip."""
         if self._everybody is not None:
             return self._everybody
         consented_only = self._has_consent and getattr(
@@ -285,7 +285,7 @@ class Chain:
         def step(link: Link) -> Step:
             matching = not link.when or matches(link.when, key)
             asked = matching and (link.consents or not consented_only)
-            # Made once for all runs: most links of a long chain are filtered out.
+            # One record for all runs: in a long chain, filters skip most links.
             return link if asked else Asked(link, attempt, "filtered")
 
         return tuple(map(step, self.links)), tuple(map(step, reversed(self.wrappers)))

@@ -26,7 +26,7 @@ async def dispatch(hook: Hook, chain: Chain, values: Values, backend: Backend) -
         hook whose answers are ignored.
 
     Raises:
-        PluginError: A hookimpl failed and may not, because of ``strict`` or while starting.
+        PluginError: A hookimpl failed under ``strict``, or while starting.
     """
     with Call(hook, values, backend) as call:
         steps, wrappers = chain.plan(values, call.attempt)
@@ -42,6 +42,6 @@ async def dispatch(hook: Hook, chain: Chain, values: Values, backend: Backend) -
                 await rest
         while call.open_wrappers:
             await close_wrapper(call.open_wrappers.pop(), call)
-        if hook.has_error and (call.went_wrong or (hook.lastresult and _log.info_enabled())):
+        if hook.has_error and (call.has_failures or (hook.lastresult and _log.info_enabled())):
             report_dispatch(call)
         return call.answer

@@ -101,7 +101,7 @@ class PluginManager(pluggy.PluginManager):
         self._breakers: dict[pluggy.HookImpl, Breaker] = {}
         # Whether no plugin takes part in a run that meets no error.
         self._errors_only = True
-        self._apply(_settings.load(self._app_settings, outside=False))
+        self._apply(_settings.load(self._app_settings, read_environment=False))
         self.add_hookspecs(_hooks)
         self._load_builtins()
         self._register_candidates(

@@ -17,7 +17,7 @@ from qtasks_pluggy._waiting import LimitExceededError
 
 
 def report_failure(link: Link, call: Call, failure: BaseException, seconds: float) -> None:
-    """Record a hookimpl's failure, log it, count it for the quarantine; raise it under ``strict``.
+    """Record and log a hookimpl's failure, and count it for the quarantine.
 
     Raises:
         PluginError: It failed under ``strict``, or while starting.

@@ -190,7 +190,7 @@ class TaskExecutor(RunView, Generic[R]):
         Raises:
             RuntimeError: This executor has run already.
             TaskCancelError: The run was cancelled on purpose.
-            TaskDeadLetteredError: The run became a dead letter.
+            TaskDeadLetteredError: The run was dead-lettered.
             PluginError: A plugin failed, and the settings say ``strict``.
         """
         return self._run(ASYNCIO)
@@ -204,7 +204,7 @@ class TaskExecutor(RunView, Generic[R]):
         Raises:
             RuntimeError: This executor has run already.
             TaskCancelError: The run was cancelled on purpose.
-            TaskDeadLetteredError: The run became a dead letter.
+            TaskDeadLetteredError: The run was dead-lettered.
             PluginError: A plugin failed, and the settings say ``strict``.
         """
         result = run_to_completion(self._run(SYNC))
@@ -254,7 +254,7 @@ class TaskExecutor(RunView, Generic[R]):
     async def _run(self, backend: Backend) -> Any:
         """Attempt until the run is over, in place, and end it."""
         if self._backend is not None or sys.exception() is not None:
-            self._check_before(backend)
+            self._prepare(backend)
         self._backend = backend
         try:
             attempt = await self._attempt_once()
@@ -263,8 +263,8 @@ class TaskExecutor(RunView, Generic[R]):
                     await backend.sleep(attempt.delay)
                 self._next_attempt()
                 attempt = await self._attempt_once()
-        except BaseException as cut:  # noqa: BLE001  # raised when plugins have heard of the end
-            attempt = self._cut_by(cut)
+        except BaseException as cut:  # noqa: BLE001  # raised after the hooks for the end
+            attempt = self._without_decision(cut)
         if attempt is not None or (self._started is not None and self._hears_of_success()):
             attempt = await self._end(attempt)
             if attempt.error is not None:
@@ -279,8 +279,8 @@ class TaskExecutor(RunView, Generic[R]):
         return self._result
 
     async def _attempt_for(self, engine: Host, backend: Backend) -> Attempt:
-        """Attempt once for an engine, and end the run, unless it goes on."""
-        self._check_before(backend)
+        """Attempt once for an engine, and end the run unless it goes on."""
+        self._prepare(backend)
         self._backend = backend
         if self._engine is not None:
             self._next_attempt()
@@ -302,7 +302,7 @@ class TaskExecutor(RunView, Generic[R]):
         return await self._end_for_engine(self._conclude(attempt, error, is_final=True))
 
     async def _end_for_engine(self, attempt: Attempt | None) -> Attempt:
-        """End a run; an error that is the worker's, and not the run's, is raised."""
+        """End a run; raise an error that is the worker's, not the run's."""
         if attempt is None and not self._hears_of_success():
             return Attempt("succeed", result=self._result)
         attempt = await self._end(attempt)
@@ -317,8 +317,8 @@ class TaskExecutor(RunView, Generic[R]):
             # A traceback holds this frame; this frame must not hold the error.
             del error, attempt
 
-    def _check_before(self, backend: Backend) -> None:
-        """See what was before the run: a run of this executor, a cancellation of its caller.
+    def _prepare(self, backend: Backend) -> None:
+        """Check that the executor is new, and count the cancellations of its caller so far.
 
         Counting costs as much as a run, and a caller that was cancelled is usually handling that
         exception, so it is done only while an exception is handled.
@@ -332,13 +332,13 @@ class TaskExecutor(RunView, Generic[R]):
         self._cancellations = backend.cancellations()
 
     async def _attempt_once(self) -> Attempt | None:
-        """Make one attempt, and notify the plugins of its end.
+        """Make one attempt, up to the hook for its end.
 
         Returns:
             What the host is to do; None for a result whose end no plugin wants.
         """
         hooks = self._plugins.hook
-        # Where no plugin takes part in good runs, they do not pay for looking at each hook.
+        # One look instead of one at each hook: most plugins care for errors only.
         errors_only = self._plugins._errors_only  # noqa: SLF001  # ours
         self._started = None if errors_only else perf_counter()
         attempt: Attempt | None = None
@@ -388,10 +388,10 @@ class TaskExecutor(RunView, Generic[R]):
             return self._without_decision(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), error)
-        # Nothing is decided about a run that is cancelled (R16). To see that costs as much as a run:
-        # it is done here only on a hint, and below only before an answer is used.
-        hinted = self._cancellations is not None or error.__context__ is not None
-        if hinted and self._is_cancelled():
+        # Nothing is decided once the run was cancelled (R16). Counting costs as much as a run: for
+        # an error without a context it is done only before an answer is used.
+        may_be_cancelled = self._cancellations is not None or error.__context__ is not None
+        if may_be_cancelled and self._is_cancelled():
             return self._conclude(Attempt("fail", error), error)
         begin, answer = len(self._entries), None
         hook = self._plugins.hook.task_executor_run_task_trigger_error
@@ -413,13 +413,13 @@ class TaskExecutor(RunView, Generic[R]):
         if decider is not None and attempt.action != "retry":
             note_decision(error, entries)
         if attempt.action == "dead_letter":
-            attempt, decider = await self._dead_letter(attempt, error, decider)
+            attempt, decider = await self._keep_dead_letter(attempt, error, decider)
         return self._conclude(attempt, error, decider)
 
     def _shown_error(self, error: Exception, hook: Any) -> TaskPluginTriggerError | None:
-        """Return what the plugins are to see of the task's own error; None where they see nothing.
+        """Return the task's own error as the plugins may see it; None if they may not.
 
-        One that only a handler's class lets them see is for such handlers alone.
+        If it is only a handler that names its class, only such handlers are asked.
         """
         self._consented_only = False
         if isinstance(error, TaskPluginTriggerError):
@@ -437,10 +437,10 @@ class TaskExecutor(RunView, Generic[R]):
         return None
 
     def _is_cancelled(self) -> bool:
-        """Say whether the run's cancellation was asked for since it began (R16)."""
+        """Return whether the run was cancelled since it began (R16)."""
         return (self._backend or ASYNCIO).cancelled(self._cancellations or 0)
 
-    async def _dead_letter(
+    async def _keep_dead_letter(
         self, attempt: Attempt, error: Exception, decider: str | None
     ) -> tuple[Attempt, str | None]:
         """Let the plugins keep a dead letter.
@@ -531,11 +531,11 @@ class TaskExecutor(RunView, Generic[R]):
         return abandoned or isinstance(error, asyncio.CancelledError)
 
     def _hears_of_success(self) -> bool:
-        """Say whether some plugin wants to hear of the end of a good run."""
+        """Return whether a plugin wants the end of a good run."""
         return self._plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)  # type: ignore[no-any-return]  # a hook of ours, by its name
 
     async def _end(self, attempt: Attempt | None) -> Attempt:
-        """Notify the plugins of a failure, and that the run is over.
+        """Call the hooks for a failure and for the end of the run.
 
         Returns:
             The attempt as the hooks got it; a failed one, if a plugin failed under ``strict``.
@@ -548,12 +548,12 @@ class TaskExecutor(RunView, Generic[R]):
                 attempt = await self._notify(
                     hooks.task_executor_task_failed, attempt, e=attempt.error
                 )
-            except GeneratorExit as gone:
-                attempt = self._cut_by(gone)
+            except GeneratorExit as abandoned:
+                attempt = self._without_decision(abandoned)
         return await self._notify(hooks.task_executor_task_close, attempt, outcome=attempt.outcome)
 
     async def _notify(self, hook: Any, attempt: Attempt, **values: Any) -> Attempt:
-        """Notify the plugins of something about an attempt.
+        """Call a hook whose answers are ignored.
 
         Returns:
             The attempt; another one, if this is interrupted, or a plugin fails under ``strict``.
@@ -563,7 +563,7 @@ class TaskExecutor(RunView, Generic[R]):
         error = attempt.error
         try:
             if isinstance(error, GeneratorExit) and self._is_cancellation(error):
-                # What can be started is, and nothing is waited for.
+                # Start what can be started, and wait for nothing.
                 call = self._call(hook, values)
                 with suppress(Exception):
                     call.send(None)
@@ -624,8 +624,8 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _replace_arguments(self) -> None:
         """Let the plugins replace the arguments of this attempt."""
-        # Each attempt begins with the arguments that the run was given; a slot that is not set yet
-        # says that this is the first one, and costs no other run anything.
+        # Each attempt begins with the run's original arguments. The slot is set by the first one
+        # only, so it costs runs without this hook nothing.
         if not hasattr(self, "_original_arguments"):
             self._original_arguments = self._args, self._kwargs
         args, kwargs = self._original_arguments
@@ -649,7 +649,7 @@ class TaskExecutor(RunView, Generic[R]):
 
 
 def _status_of(attempt: Attempt | None) -> OutcomeStatus:
-    """Return how an attempt ended; where nothing is told of it, it succeeded."""
+    """Return how an attempt ended; one without an outcome succeeded."""
     if attempt is None or attempt.outcome is None:
         return OutcomeStatus.succeeded
     return attempt.outcome.status
