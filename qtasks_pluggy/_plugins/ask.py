@@ -25,8 +25,7 @@ from qtasks_pluggy._waiting import unwrap
 def ask(link: Link, call: Call) -> Coroutine[Any, Any, None] | None:
     """Ask one hookimpl, and record the result.
 
-    A plain function, because a coroutine for each hookimpl would cost most of them more than all
-    the rest.
+    A plain function: most hookimpls answer at once, and a coroutine for each of them is slow.
 
     Returns:
         What is still to be awaited, if it cannot answer at once; else None.

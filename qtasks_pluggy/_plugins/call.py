@@ -87,7 +87,7 @@ class Call:
         self.attempt: int
         try:
             self.entries, self.attempt = subject._entries, subject._attempt  # noqa: SLF001  # ours
-            engine = subject._engine  # noqa: SLF001
+            engine = subject._engine  # noqa: SLF001  # ours
         except AttributeError:  # a hook that an app added, or a stand-in for a run
             self.entries, self.attempt = [], getattr(subject, "attempt", 1)
             engine = getattr(subject, "engine", None)
