@@ -141,9 +141,14 @@ _SHORT: Final[Mapping[str, Callable[[Values], Any]]] = {
 }
 
 
+# Set on a trigger error that wraps an intercepted one; a task's own may have a cause as well.
+WRAPS_CAUSE: Final = "_wraps_cause"
+
+
 def own_error(error: BaseException) -> BaseException:
-    """Return the task's own error: the cause of a trigger error that wraps another one."""
-    return error if error.__cause__ is None else error.__cause__
+    """Return the task's own error: of one that is wrapped for the plugins, what it wraps."""
+    wrapped = error.__cause__ if getattr(error, WRAPS_CAUSE, False) else None
+    return error if wrapped is None else wrapped
 
 
 def _invoker(hook: Hook, function: Any, plugin: str, settings: Settings) -> Callable[[Values], Any]:
@@ -283,8 +288,9 @@ class Chain:
         attempt: int,
     ) -> Plan:
         def step(link: Link) -> Step:
-            matching = not link.when or matches(link.when, key)
-            asked = matching and (link.consents or not consented_only)
+            asked = not link.when or matches(link.when, key)
+            if consented_only:
+                asked = asked and any(issubclass(one, link.consents) for one in key.errors)
             # One record for all runs: in a long chain, filters skip most links.
             return link if asked else Asked(link, attempt, "filtered")
 

@@ -53,7 +53,8 @@ def _plugin_error(link: Link, call: Call, error: BaseException, *, starting: boo
         f"{link.who} failed in {where} with {type(error).__name__}: {safe_str(error)};"
         f" {why} ({disable_hint(link.plugin)})"
     )
-    return PluginError(msg, task_error=call.values["e"] if call.hook.has_error else None)
+    task_error = own_error(call.values["e"]) if call.hook.has_error else None
+    return PluginError(msg, task_error=task_error)
 
 
 def report_teardown_failure(link: Link, values: Mapping[str, Any], failure: BaseException) -> None:
@@ -107,7 +108,7 @@ def report_dispatch(call: Call) -> None:
     """Note failures on the task's error, and log who decided."""
     if call.has_failures:
         records = [entry.to_record() for entry in call.entries[call.first :]]
-        add_note_once(call.values["e"], f"{call.hook.name}: {short(records)}")
+        add_note_once(own_error(call.values["e"]), f"{call.hook.name}: {short(records)}")
     if call.hook.lastresult and _log.info_enabled():
         entries = call.entries[call.first :]
         _report_decisions(call, entries)

@@ -12,7 +12,7 @@ from qtasks_hookspecs.exc import (
     TaskDeadLetteredError,
     TaskPluginTriggerError,
 )
-from qtasks_pluggy._plugins.chain import DECISIONS, Asked
+from qtasks_pluggy._plugins.chain import DECISIONS, WRAPS_CAUSE, Asked
 from qtasks_pluggy._plugins.report import add_note_once
 from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._submit.outcome import Attempt
@@ -32,6 +32,7 @@ def wrap_intercepted(error: Exception) -> TaskPluginTriggerError:
     """Wrap an ordinary error for the plugins."""
     asked = TaskPluginTriggerError()
     asked.__cause__ = error
+    vars(asked)[WRAPS_CAUSE] = True
     return asked
 
 

@@ -83,6 +83,24 @@ def test_r7_the_failure_is_noted_once_on_the_tasks_error(run):
 
 
 @both_ways
+@pytest.mark.parametrize("strict", [False, True])
+def test_r7_the_failure_is_noted_on_an_intercepted_error_itself(strict, run):
+    """It is the task's own error that gets the note, not what it was wrapped in for the plugins."""
+    own = KeyError("own")
+    func = TaskFunc("sells", failing("function", own), intercept=KeyError)
+    manager = PluginManager([breaks()], settings={"strict": strict})
+
+    with pytest.raises(PluginError if strict else KeyError) as caught:
+        run(TaskExecutor(func, plugins=manager))
+
+    if strict:
+        assert caught.value.task_error is own
+    else:
+        (note,) = own.__notes__
+        assert "plugin 'breaks' raised ValueError" in note
+
+
+@both_ways
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_r7_what_is_no_exception_is_never_swallowed(run, error):
     """KeyboardInterrupt and SystemExit of a hookimpl leave the run."""
