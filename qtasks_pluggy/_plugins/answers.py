@@ -26,12 +26,12 @@ def does_count(hook: Hook, values: Values, answer: Any) -> bool:
     """
     kind = type(answer)
     if kind in PLAIN_KINDS and hook.lastresult:
-        return _can_be_stored(values, answer)
+        return hook.subject is None or _can_be_stored(values, answer)
     if answer is None:
         return False
     if issubclass(kind, (type, BaseException)):
         _refuse_slips(answer)
-    if not hook.lastresult:
+    if not hook.lastresult or hook.subject is None:
         if kind in DECISIONS and kind is not Replace:
             msg = (
                 f"answered {kind.__name__}, which is a decision of {TRIGGER} only;"

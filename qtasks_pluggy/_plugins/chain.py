@@ -14,6 +14,7 @@ import attrs
 from qtasks_hookspecs import Cancel, DeadLetter, OutcomeStatus, Raise, Replace, Retry
 from qtasks_hookspecs._markers import When
 from qtasks_hookspecs._on_error import on_error_mark
+from qtasks_hookspecs.exc import own_error
 from qtasks_pluggy._plugins.filters import FilterKey, filter_key, matches, possible_statuses
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._plugins.sections import section_for
@@ -139,16 +140,6 @@ _SHORT: Final[Mapping[str, Callable[[Values], Any]]] = {
     "error": lambda values: own_error(values["e"]),
     "run": itemgetter("task_executor"),
 }
-
-
-# Set on a trigger error that wraps an intercepted one; a task's own may have a cause as well.
-WRAPS_CAUSE: Final = "_wraps_cause"
-
-
-def own_error(error: BaseException) -> BaseException:
-    """Return the task's own error: of one that is wrapped for the plugins, what it wraps."""
-    wrapped = error.__cause__ if getattr(error, WRAPS_CAUSE, False) else None
-    return error if wrapped is None else wrapped
 
 
 def _invoker(hook: Hook, function: Any, plugin: str, settings: Settings) -> Callable[[Values], Any]:
@@ -290,6 +281,7 @@ class Chain:
         def step(link: Link) -> Step:
             asked = not link.when or matches(link.when, key)
             if consented_only:
+                # Others have named this class; a handler is asked only about those that it names.
                 asked = asked and any(issubclass(one, link.consents) for one in key.errors)
             # One record for all runs: in a long chain, filters skip most links.
             return link if asked else Asked(link, attempt, "filtered")

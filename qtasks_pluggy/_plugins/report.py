@@ -7,10 +7,10 @@ from typing import Any
 
 import attrs
 
-from qtasks_hookspecs.exc import PluginError
+from qtasks_hookspecs.exc import PluginError, own_error
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.call import Call
-from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link, decided_by, own_error
+from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link, decided_by
 from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._text import disable_hint, safe_str
 from qtasks_pluggy._waiting import LimitExceededError
@@ -90,7 +90,9 @@ def _event_fields(link: Link, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def task_name(values: Mapping[str, Any]) -> str | None:
     """Return the name of the task that a hook is called for, or None."""
-    task_func = values.get("task_func") or getattr(values.get("task_executor"), "task_func", None)
+    task_func = values.get("task_func")
+    if task_func is None:
+        task_func = getattr(values.get("task_executor"), "task_func", None)
     return getattr(task_func, "name", None)
 
 

@@ -10,9 +10,8 @@ from qtasks_hookspecs.exc import (
     CapabilityError,
     TaskCancelError,
     TaskDeadLetteredError,
-    TaskPluginTriggerError,
 )
-from qtasks_pluggy._plugins.chain import DECISIONS, WRAPS_CAUSE, Asked
+from qtasks_pluggy._plugins.chain import DECISIONS, Asked
 from qtasks_pluggy._plugins.report import add_note_once
 from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._submit.outcome import Attempt
@@ -26,14 +25,6 @@ STATUS_OF: Final = {
     "cancel": OutcomeStatus.cancelled,
     "dead_letter": OutcomeStatus.dead_lettered,
 }
-
-
-def wrap_intercepted(error: Exception) -> TaskPluginTriggerError:
-    """Wrap an ordinary error for the plugins."""
-    asked = TaskPluginTriggerError()
-    asked.__cause__ = error
-    vars(asked)[WRAPS_CAUSE] = True
-    return asked
 
 
 def attempt_from(decision: Any, error: BaseException) -> Attempt:
