@@ -173,7 +173,7 @@ class Lifecycle:
         self._entries = []
         hooks: Any = self.plugins.hook
         try:
-            await hooks.qtasks_start.call(backend, app=self, settings={})
+            await hooks.qtasks_start.call(backend, {"app": self, "settings": {}})
             if self._engine is not None and not in_worker:
                 await call_engine(self._engine, backend, "start", self, self._workers)
         except BaseException:
@@ -182,7 +182,7 @@ class Lifecycle:
             for name in reversed(started):
                 # One by one: under strict, one that fails to stop must not keep the others running.
                 with suppress(PluginError):
-                    await hooks.qtasks_stop.call_only(backend, [name], app=self)
+                    await hooks.qtasks_stop.call_only(backend, [name], {"app": self})
             raise
         self._state = _State.STARTED
         if in_worker or self._does_runs_itself:
@@ -199,7 +199,7 @@ class Lifecycle:
     async def _stop_plugins(self, backend: Backend) -> None:
         try:
             hooks: Any = self.plugins.hook
-            await hooks.qtasks_stop.call(backend, app=self)
+            await hooks.qtasks_stop.call(backend, {"app": self})
         finally:
             self._state, self._loaded = _State.STOPPED, False
 
