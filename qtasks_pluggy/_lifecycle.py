@@ -38,6 +38,8 @@ class Lifecycle:
     """
 
     name: str
+    # Whether it needs no start to send runs, because what it sends them by is an engine's own app.
+    _sends_unstarted: bool = False
 
     def __init__(self, plugins: PluginManager, *, discover: bool) -> None:
         self.plugins: PluginManager = plugins
@@ -108,7 +110,8 @@ class Lifecycle:
             raise RuntimeError(msg)
 
     def _refuse_unless_started(self, task: str) -> None:
-        if self._state is not _State.STARTED:
+        is_ready = self._sends_unstarted and self._state is not _State.STOPPED
+        if self._state is not _State.STARTED and not is_ready:
             msg = (
                 f"app {self.name!r} is {self._state.value}, so task {task!r} cannot be submitted;"
                 " do it inside of 'with app:' or 'async with app:'"
