@@ -57,12 +57,7 @@ class Told:
 
 
 def tell(error: BaseException, most: int) -> Told:
-    """Take an error down.
-
-    Args:
-        error: The error.
-        most: The most bytes of its text, and of its traceback.
-    """
+    """Take an error down."""
     links = tuple(
         _Link(_frames(one), _last_lines(one, most), then) for one, then in _causes_first(error)
     )

@@ -171,12 +171,7 @@ class Writer(threading.Thread):
             self.tell_unavailable(why(error), lost)
 
     def tell_unavailable(self, reason: str, lost: int) -> None:
-        """Say that the store cannot be used now.
-
-        Args:
-            reason: What is wrong with it.
-            lost: How many records are lost.
-        """
+        """Say that the store cannot be used now."""
         waiting = len(self._buffer)
         log = self.log.new()
         log.error(

@@ -18,8 +18,6 @@ from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, 
 
 LOCK_SECONDS: Final = 1.0
 """How long a batch waits for another process that writes; then it is tried again later."""
-RETAIN_EVERY: Final = 60.0
-"""Seconds between two looks for runs that are too old."""
 MOST_DELETED: Final = 1_000
 """Runs that one step of retention deletes; more than one batch brings."""
 
@@ -91,32 +89,12 @@ class Store:
             connection.close()
 
     def write(self, batch: Batch) -> News:
-        """Write a batch, all of it or nothing.
-
-        Args:
-            batch: What to write.
-
-        Returns:
-            Which groups are new, and which have come again.
-
-        Raises:
-            Exception: The store cannot be used now.
-        """
+        """Write a batch, all of it or nothing."""
         with self._transaction() as transaction:
             return transaction.write(batch)
 
     def retain(self, now: float) -> bool:
-        """Delete some of what need not be kept any longer.
-
-        Args:
-            now: Seconds since the epoch.
-
-        Returns:
-            Whether there may be more to delete.
-
-        Raises:
-            Exception: The store cannot be used now.
-        """
+        """Delete some of what need not be kept; say whether there may be more."""
         with self._transaction() as transaction:
             return transaction.retain(now)
 

@@ -70,16 +70,7 @@ class Encoder:
     def encode(
         self, args: Iterable[Any], kwargs: Mapping[str, Any], names: Sequence[str] = ()
     ) -> Arguments:
-        """Write the arguments of a run.
-
-        Args:
-            args: The positional arguments.
-            kwargs: The keyword arguments.
-            names: The parameters that the positional ones are for, as far as they have names.
-
-        Returns:
-            What to store.
-        """
+        """Write the arguments of a run; names are of the parameters of the positional ones."""
         writing = _Writing(self)
         positional: list[Any] = []
         for place, value in enumerate(args):
@@ -208,17 +199,7 @@ class _TooMuchError(Exception):
 
 
 def decode(text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Read the arguments of a run.
-
-    Args:
-        text: What ``Encoder.encode`` wrote.
-
-    Returns:
-        The positional and the keyword arguments.
-
-    Raises:
-        ValueError: It holds a value that is only shown, or hidden, or a tag that is not known.
-    """
+    """Read the arguments of a run."""
     written = json.loads(text)
     args = tuple(_read(one) for one in written["args"])
     return args, {name: _read(one) for name, one in written["kwargs"].items()}
@@ -249,12 +230,7 @@ def storable(text: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Cut a text, and say so in it.
-
-    Args:
-        text: The text.
-        most: The most bytes of it to keep.
-    """
+    """Cut a text, and say so in it."""
     if 4 * len(text) <= most or len(text.encode("utf-8", "backslashreplace")) <= most:
         return text
     kept = text[:most].encode("utf-8", "backslashreplace")[:most].decode("utf-8", "ignore")
