@@ -12,7 +12,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fnmatch import translate
@@ -198,30 +198,6 @@ class _TooMuchError(Exception):
     """An argument that is too large or too deep; the text says which."""
 
 
-def decode(text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Read the arguments of a run."""
-    written = json.loads(text)
-    args = tuple(_read(one) for one in written["args"])
-    return args, {name: _read(one) for name, one in written["kwargs"].items()}
-
-
-def _read(written: Any) -> Any:
-    if isinstance(written, list):
-        return [_read(one) for one in written]
-    if not isinstance(written, dict):
-        return written
-    if not _looks_tagged(written):
-        return {key: _read(one) for key, one in written.items()}
-    ((tag, inner),) = written.items()
-    if tag == "$dict":
-        return {_read(key): _read(one) for key, one in inner}
-    read = _READERS.get(tag)
-    if read is None:
-        msg = f"a value is stored as {tag}, which cannot be read back"
-        raise ValueError(msg)
-    return read(inner)
-
-
 def storable(text: str) -> str:
     """Spell out what no database takes as text: lone surrogates, and the character NUL."""
     if "\x00" in text:
@@ -259,10 +235,6 @@ def _bytes(value: bytes) -> str:
     return base64.b64encode(value).decode("ascii")
 
 
-def _items(kind: Callable[[Iterator[Any]], Any]) -> Callable[[Any], Any]:
-    return lambda written: kind(_read(one) for one in written)
-
-
 _to_json: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 _SEQUENCES: Final = (tuple, set, frozenset)
@@ -278,11 +250,6 @@ _TAGGED: Final[Mapping[type, tuple[str, Callable[[Any], Any], Callable[[Any], An
     Decimal: ("$decimal", str, Decimal),
     UUID: ("$uuid", str, UUID),
     bytes: ("$bytes", _bytes, lambda written: base64.b64decode(written, validate=True)),
-}
-_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "$float": float,
-    **{f"${kind.__name__}": _items(kind) for kind in _SEQUENCES},
-    **{tag: read for tag, _, read in _TAGGED.values()},
 }
 
 
