@@ -120,13 +120,11 @@ class _Transaction:
                 newest[record.run], places[record.run] = record.attempt, record.count
                 runs[record.run] = record
         self._write_counts(counts)
-        gone = _beyond(runs.values(), self._keep.recovered)
-        fresh = [one for run, one in runs.items() if run not in gone]
-        self._upsert(RUNS, [_run_row(one) for one in fresh])
-        self._upsert(ATTEMPTS, [_attempt_row(r) for r in batch.records if r.run not in gone])
-        self._add_to("runs", sum(one.run not in known for one in fresh))
+        self._upsert(RUNS, [_run_row(one) for one in runs.values()])
+        self._upsert(ATTEMPTS, [_attempt_row(one) for one in batch.records])
+        self._add_to("runs", len(runs.keys() - known.keys()))
         self._add_to("dropped", batch.dropped)
-        for count in {one.count[:3] for one in fresh if one.status in SOFT}:
+        for count in {one.count[:3] for one in runs.values() if one.status in SOFT}:
             self._trim(*count)
         return new
 
@@ -254,17 +252,6 @@ def _key(table: Table) -> list[str]:
 
 def _time(record: Record) -> float:
     return record.at
-
-
-def _beyond(records: Iterable[Record], most: int) -> set[RunKey]:
-    """Find the recovered and retried runs of a batch that are not among the newest few."""
-    groups: dict[object, list[Record]] = {}
-    for record in records:
-        if record.status in SOFT:
-            groups.setdefault(record.count[:3], []).append(record)
-    for some in groups.values():
-        some.sort(key=_time, reverse=True)
-    return {one.run for some in groups.values() for one in some[most:]}
 
 
 def _group_row(first: float, last: Record) -> Row:
