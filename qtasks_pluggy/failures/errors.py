@@ -6,9 +6,9 @@ functions, numbers of lines, and texts. The lines of the source are read by who 
 
 from __future__ import annotations
 
-import linecache
 from functools import lru_cache
 from pathlib import Path
+from traceback import FrameSummary, format_list
 from typing import Final, TypeAlias
 
 import attrs
@@ -133,7 +133,5 @@ def _stack(frames: tuple[Frame, ...]) -> str:
         if not file:
             lines.append(f"  ({line:,} frames are left out)\n")
             continue
-        lines.append(f'  File "{file}", line {line}, in {name}\n')
-        source = linecache.getline(file, line).strip()
-        lines += [f"    {source}\n"] if source else []
+        lines += format_list([FrameSummary(file, line, name)])
     return "".join(lines)
