@@ -280,17 +280,14 @@ def _attempt_row(record: Record) -> Row:
         "message": told.message,
         "traceback": told.traceback,
         "seconds": record.seconds,
-        "trail": json.dumps([_asked(one) for one in record.trail]),
+        "trail": json.dumps([{n: getattr(one, n) for n in _TRAIL} for one in record.trail]),
     }
 
 
-def _asked(record: Any) -> Row:
-    """Write one line of a trail, as far as a run's trail has these fields."""
-    return {name: getattr(record, name, None) for name in (*_TRAIL, *_TRAIL_TOO)}
-
-
-_TRAIL: Final = ("plugin", "distribution", "version", "handler", "hook", "status", "kind")
-_TRAIL_TOO: Final = ("seconds", "observed", "won")
+_TRAIL: Final = (
+    *("plugin", "distribution", "version", "handler", "hook", "status", "kind"),
+    *("seconds", "observed", "won"),
+)
 # What a record and a row of a run have in common.
 _OF_RECORD: Final = tuple(
     name for name in _names(RUNS) if name in attrs.fields_dict(Record) and name != "arguments"
