@@ -7,6 +7,7 @@ For apps:
 ``TaskExecutor``     one run, alone
 ``PluginManager``    plugins and hooks, alone
 ``TaskHandle``       a run that was submitted to the app's engine
+``Retry`` ...        the five decisions, for handlers of ``app.on_error``
 ``exc``              the errors
 ===================  ===========================================================================
 
@@ -59,14 +60,27 @@ from qtasks_pluggy._submit.outcome import TaskStatus
 from qtasks_pluggy._task import AsyncTask, SyncTask
 from qtasks_pluggy.base_plugin import BasePlugin
 
-# Defined for plugins, named here for apps.
-from qtasks_hookspecs import TaskFunc, TaskMessage  # isort: skip
+# Defined for plugins, named here for apps: a handler of ``app.on_error`` answers decisions.
+from qtasks_hookspecs import (  # isort: skip
+    Cancel,
+    DeadLetter,
+    Raise,
+    Replace,
+    Retry,
+    TaskFunc,
+    TaskMessage,
+)
 
 __all__ = [
     "AsyncTask",
     "BasePlugin",
+    "Cancel",
+    "DeadLetter",
     "PluginManager",
     "QueueTasks",
+    "Raise",
+    "Replace",
+    "Retry",
     "SyncTask",
     "TaskExecutor",
     "TaskFunc",

@@ -13,7 +13,7 @@ from collections.abc import (
 )
 from datetime import timedelta
 from itertools import count
-from types import MappingProxyType, SimpleNamespace
+from types import FunctionType, MappingProxyType, MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
 from qtasks_hookspecs import TaskFunc, TaskMessage, on_error
@@ -319,12 +319,11 @@ class QueueTasks(Lifecycle):
         mark = on_error(*classes, task=task, tag=tag, **marks)
 
         def register(function: F) -> F:
-            mark(function)
             name = wanted = getattr(function, "__name__", type(function).__name__)
             numbers = count(2)
             while self.plugins.has_plugin(name):
                 name = f"{wanted}-{next(numbers)}"
-            self.add_plugin(SimpleNamespace(**{wanted: function}), name)
+            self.add_plugin(SimpleNamespace(**{wanted: _marked_copy(function, mark)}), name)
             return function
 
         return register
@@ -482,6 +481,23 @@ class QueueTasks(Lifecycle):
     def __repr__(self) -> str:
         """Show the name and the state."""
         return f"<QueueTasks {self.name!r}, {self._state.value}, {len(self._tasks)} tasks>"
+
+
+def _marked_copy(function: Any, mark: Callable[[Any], Any]) -> Any:
+    """Mark a copy of a function: what one handler is asked about is no other's, here or elsewhere.
+
+    A method's copy stays bound.
+    """
+    plain = function.__func__ if isinstance(function, MethodType) else function
+    if not isinstance(plain, FunctionType):
+        return mark(function)
+    # Without defaults: a handler is given all that it names.
+    copied = FunctionType(
+        plain.__code__, plain.__globals__, plain.__name__, None, plain.__closure__
+    )
+    vars(copied).update(vars(plain))
+    mark(copied)
+    return copied if plain is function else MethodType(copied, function.__self__)
 
 
 _OPTIONS: Final = tuple(vars(QueueTasks)["task"].__kwdefaults__)

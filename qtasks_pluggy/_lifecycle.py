@@ -88,6 +88,13 @@ class Lifecycle:
         """Whether the app is started, or starting."""
         return self._state in {_State.STARTING, _State.STARTED}
 
+    @property
+    def _does_runs_itself(self) -> bool:
+        """Whether this process does the runs that it submits."""
+        engine = self._engine
+        # What has no object of its own is nowhere else.
+        return engine is not None and (self._workers is not None or engine.native is None)
+
     def _worker_lifespan(self) -> WorkerLifespan:
         """The app's life in a worker process of its engine, for ``with`` and ``async with``.
 
@@ -175,7 +182,7 @@ class Lifecycle:
                     await hooks.qtasks_stop.call_only(backend, [name], app=self)
             raise
         self._state = _State.STARTED
-        if in_worker:
+        if in_worker or self._does_runs_itself:
             names = [name for name, plugin in self.plugins.list_name_plugin() if plugin is not None]
             _log.event("info", "worker_asks_plugins", app=self.name, plugins=names)
 

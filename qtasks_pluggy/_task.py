@@ -214,11 +214,14 @@ class _Task(Generic[P, R_co]):
     ) -> Self:
         """Return this task with other options for the runs that it submits.
 
+        What is not given stays as it is, also where this task has options already.
+
         Args:
-            delay: Seconds that a run waits before it may begin, or a ``timedelta``; None for none.
-            priority: Higher runs first; None for the task's own.
+            delay: Seconds that a run waits before it may begin, or a ``timedelta``.
+            priority: Higher runs first.
             metadata: What travels with the run, for its plugins to read as
-                ``task_broker.metadata``: the id of a request, the context of a trace.
+                ``task_broker.metadata``: the id of a request, the context of a trace. It is added
+                to what travels already.
 
         Returns:
             A task to submit with: ``task.with_options(delay=60).submit(...)``.
@@ -238,8 +241,10 @@ class _Task(Generic[P, R_co]):
         func = self.task_func
         if priority is not None:
             func = attrs.evolve(func, priority=priority)
-        other = type(self)(func, self._app)
-        other._options = SubmitOptions(delay, dict(metadata or {}))  # noqa: SLF001  # a task too
+        before, other = self._options or SubmitOptions(), type(self)(func, self._app)
+        other._options = SubmitOptions(  # noqa: SLF001  # a task too
+            before.delay if delay is None else delay, {**before.metadata, **(metadata or {})}
+        )
         return other
 
     def _refuse_call(self) -> RuntimeError:

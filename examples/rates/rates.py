@@ -7,7 +7,7 @@ runs the task once for each record:
 
 No rates are published on weekends and holidays (``KeyError``), and the rouble is ``N/A`` from
 2 March on (``ValueError``). What to answer then is policy, and the task has none: it is left to a
-plugin such as ``qtasks-last-rate``. Without one, those runs fail.
+plugin such as ``qtasks-last-rate``, which names these two errors. Without one, those runs fail.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from qtasks_pluggy import QueueTasks
 with (Path(__file__).parent / "ecb-2022.csv").open(newline="", encoding="utf-8") as file:
     RATES = {row.pop("Date"): row for row in csv.DictReader(file)}
 
-# Plugins are asked about these two; any other error is a bug.
-app = QueueTasks("rates", intercept=(KeyError, ValueError))
+app = QueueTasks("rates")
 
 
 @app.task(description="what EUR 100 were worth in a currency on a day")

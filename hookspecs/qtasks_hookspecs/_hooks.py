@@ -24,10 +24,11 @@ def qtasks_start(app: RunningApp, settings: Mapping[str, Any]) -> None:
 
     Args:
         app: The app that starts.
-        settings: This plugin's own section of the settings; empty without one.
+        settings: This plugin's own section of the settings, a dict, empty without one; if an attrs
+            class is the annotation, an object of that class.
 
     Returns:
-        Ignored. ``None`` is what it should be.
+        Ignored. Return ``None``.
 
     Raises:
         Whatever it raises stops the start: the plugins that had started are stopped in reverse
@@ -192,7 +193,7 @@ def task_executor_attempt_ended(
         outcome: How the attempt ended.
 
     Returns:
-        Ignored. ``None`` is what it should be.
+        Ignored. Return ``None``.
 
     Raises:
         An exception is logged with this plugin's name; the outcome stays.
@@ -223,7 +224,7 @@ def task_executor_task_failed(
         e: The error that the caller will see.
 
     Returns:
-        Ignored. ``None`` is what it should be.
+        Ignored. Return ``None``.
 
     Raises:
         An exception is logged with this plugin's name and noted on ``e``, which goes on.
@@ -251,7 +252,7 @@ def task_executor_task_close(
         outcome: How the last attempt ended, and the run with it; never ``retried``.
 
     Returns:
-        Ignored. ``None`` is what it should be.
+        Ignored. Return ``None``.
 
     Raises:
         An exception is logged with this plugin's name; the outcome of the run stays.
@@ -274,7 +275,7 @@ def qtasks_stop(app: RunningApp) -> None:
         app: The app that stops.
 
     Returns:
-        Ignored. ``None`` is what it should be.
+        Ignored. Return ``None``.
 
     Raises:
         An exception is logged with this plugin's name; the other plugins are stopped all the same.

@@ -158,7 +158,7 @@ def _status(value: object) -> OutcomeStatus:
     except ValueError:
         import difflib  # noqa: PLC0415  # a plugin without a slip need not load it
 
-        (near,) = difflib.get_close_matches(value, OutcomeStatus, n=1, cutoff=0)
+        (near,) = difflib.get_close_matches(value.lower(), OutcomeStatus, n=1, cutoff=0)
         msg = f"@when(outcome={value!r}): no attempt ends so; did you mean {str(near)!r}?"
         raise ValueError(msg) from None
 

@@ -83,6 +83,8 @@ def _check_class(one: Any) -> None:
         why = "plugins are never asked about it; name classes of Exception"
     elif callable(one) and not isinstance(one, type):
         why = "write the decorator with parentheses, @on_error()"
+    elif isinstance(one, (tuple, list)):
+        why = "name the classes one by one, @on_error(KeyError, ValueError)"
     else:
         why = "name the exception class itself, or use @when(error=...) for a dotted name"
     shown = one.__name__ if isinstance(one, type) or callable(one) else repr(one)

@@ -72,6 +72,8 @@ class TaskPluginTriggerError(QTasksError):
     """
 
     kwargs: dict[str, Any]
+    # Whether it was made to show plugins its cause, the task's own error.
+    _wraps_cause: bool = False
 
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Self:
         """Keep the arguments here: a subclass may forget to hand them to ``__init__``."""
@@ -116,6 +118,20 @@ class TaskPluginTriggerError(QTasksError):
         """Restore attributes that a subclass set, and notes."""
         if state:
             self.__dict__.update(state)
+
+
+def wrap_intercepted(error: Exception) -> TaskPluginTriggerError:
+    """Wrap an ordinary error for the plugins."""
+    wrapper = TaskPluginTriggerError()
+    wrapper.__cause__ = error
+    wrapper._wraps_cause = True  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # of the class above
+    return wrapper
+
+
+def own_error(error: BaseException) -> BaseException:
+    """Return the task's own error: what a trigger error wraps, else the error itself."""
+    wrapped = error.__cause__ if getattr(error, "_wraps_cause", False) else None
+    return error if wrapped is None else wrapped
 
 
 class _Cause:

@@ -27,10 +27,10 @@ def counts(hook: Hook, values: Values, answer: Any) -> bool:
     kind = type(answer)
     is_decision = kind in DECISIONS
     if kind in _ORDINARY and hook.lastresult:
-        return _can_be_stored(values, answer)
+        return hook.subject is None or _can_be_stored(values, answer)
     if issubclass(kind, (type, BaseException)):
         _refuse_slips(answer)
-    if not hook.lastresult:
+    if not hook.lastresult or hook.subject is None:
         if is_decision and kind is not Replace:
             msg = (
                 f"answered {kind.__name__}, which is a decision of {TRIGGER} only;"

@@ -14,6 +14,7 @@ import attrs
 from qtasks_hookspecs import Cancel, DeadLetter, OutcomeStatus, Raise, Replace, Retry
 from qtasks_hookspecs._markers import When
 from qtasks_hookspecs._on_error import on_error_mark
+from qtasks_hookspecs.exc import own_error
 from qtasks_pluggy._plugins.filters import FilterKey, filter_key, matches, possible_statuses
 from qtasks_pluggy._plugins.quarantine import NO_BREAKER, Breaker
 from qtasks_pluggy._plugins.sections import section_for
@@ -139,11 +140,6 @@ _SHORT: Final[Mapping[str, Callable[[Values], Any]]] = {
     "error": lambda values: own_error(values["e"]),
     "run": itemgetter("task_executor"),
 }
-
-
-def own_error(error: BaseException) -> BaseException:
-    """Return the task's own error: the cause of a trigger error that wraps another one."""
-    return error if error.__cause__ is None else error.__cause__
 
 
 def _invoker(hook: Hook, function: Any, plugin: str, settings: Settings) -> Callable[[Values], Any]:
@@ -274,7 +270,10 @@ class Chain:
     def _plan(self, key: FilterKey, consented_only: bool) -> Plan:  # noqa: FBT001  # for lru_cache
         def skipped(link: Link) -> Status | None:
             asked = not link.when or matches(link.when, key)
-            return None if asked and (link.consents or not consented_only) else "filtered"
+            if consented_only:
+                # Others have named this class; a handler is asked only about those that it names.
+                asked = asked and any(issubclass(one, link.consents) for one in key.errors)
+            return None if asked else "filtered"
 
         return self._plan_by(skipped)
 

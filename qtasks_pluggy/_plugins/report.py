@@ -7,10 +7,10 @@ from typing import Any
 
 import attrs
 
-from qtasks_hookspecs.exc import PluginError
+from qtasks_hookspecs.exc import PluginError, own_error
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.call import Call
-from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link, own_error
+from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link
 from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._text import disable_hint, safe_str
 from qtasks_pluggy._waiting import LimitExceededError
@@ -55,7 +55,8 @@ def _plugin_error(link: Link, call: Call, error: BaseException, *, starting: boo
         f"{link.who} failed in {where} with {type(error).__name__}: {safe_str(error)};"
         f" {why} ({disable_hint(link.plugin)})"
     )
-    return PluginError(msg, task_error=call.values["e"] if call.hook.has_error else None)
+    task_error = own_error(call.values["e"]) if call.hook.has_error else None
+    return PluginError(msg, task_error=task_error)
 
 
 def report_teardown_failure(link: Link, values: Mapping[str, Any], failure: BaseException) -> None:
@@ -91,7 +92,9 @@ def _event_fields(link: Link, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def task_name(values: Mapping[str, Any]) -> str | None:
     """Return the name of the task that a hook is called for, or None."""
-    task_func = values.get("task_func") or getattr(values.get("task_executor"), "task_func", None)
+    task_func = values.get("task_func")
+    if task_func is None:
+        task_func = getattr(values.get("task_executor"), "task_func", None)
     return getattr(task_func, "name", None)
 
 
@@ -109,7 +112,7 @@ def report_dispatch(call: Call) -> None:
     """Note failures on the task's error, and log who decided."""
     if call.has_failures:
         records = [entry.to_record() for entry in call.entries[call.first :]]
-        add_note_once(call.values["e"], f"{call.hook.name}: {short(records)}")
+        add_note_once(own_error(call.values["e"]), f"{call.hook.name}: {short(records)}")
     if call.hook.lastresult and _log.info_enabled():
         entries = call.entries[call.first :]
         _report_decisions(call, entries)

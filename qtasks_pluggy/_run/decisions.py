@@ -10,7 +10,6 @@ from qtasks_hookspecs.exc import (
     CapabilityError,
     TaskCancelError,
     TaskDeadLetteredError,
-    TaskPluginTriggerError,
 )
 from qtasks_pluggy._plugins.chain import DECISIONS, Asked
 from qtasks_pluggy._plugins.report import add_note_once
@@ -26,13 +25,6 @@ STATUS_OF: Final = {
     "cancel": OutcomeStatus.cancelled,
     "dead_letter": OutcomeStatus.dead_lettered,
 }
-
-
-def wrap_intercepted(error: Exception) -> TaskPluginTriggerError:
-    """Wrap an ordinary error for the plugins."""
-    asked = TaskPluginTriggerError()
-    asked.__cause__ = error
-    return asked
 
 
 def attempt_from(decision: Any, error: BaseException) -> Attempt:

@@ -26,6 +26,7 @@ from qtasks_hookspecs.exc import (
     PluginError,
     TaskCancelError,
     TaskPluginTriggerError,
+    wrap_intercepted,
 )
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.chain import DECISIONS, decided_by
@@ -34,7 +35,6 @@ from qtasks_pluggy._run.decisions import (
     STATUS_OF,
     attempt_from,
     note_decision,
-    wrap_intercepted,
 )
 from qtasks_pluggy._run.function import call_function
 from qtasks_pluggy._run.view import RunView
@@ -585,7 +585,8 @@ class TaskExecutor(RunView, Generic[R]):
                 await self._call(hook, **values)
         except PluginError as strict:
             if error is None or isinstance(error, Exception):
-                strict.task_error = error
+                ended: Any = attempt.outcome
+                strict.task_error = None if error is None else ended.error
                 return self._failed_by(strict, attempt)
         except BaseException as cut:  # noqa: BLE001  # raised after the hooks for the end
             return self._without_decision(cut)

@@ -123,7 +123,7 @@ def test_every_rule_has_an_example_that_asserts(rule):
 
 
 def test_the_readme_begins_with_a_program_that_runs(tmp_path):
-    """The first 30 lines of README hold a whole program, and it runs by itself."""
+    """The first 30 lines of README hold a whole program, short, and it runs by itself."""
     text = README.read_text("utf-8")
     program = re.search(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (tmp_path / "program.py").write_text(program[1], "utf-8")
@@ -131,6 +131,8 @@ def test_the_readme_begins_with_a_program_that_runs(tmp_path):
     ended = _python("-W", "error", "program.py", folder=tmp_path)
 
     assert "assert" in program[1]
+    assert 2 == program[1].count("@app.on_error(")
+    assert 15 >= len([line for line in program[1].splitlines() if line])
     assert text[: program.end(1)].count("\n") <= 30
     assert (0, "") == (ended.returncode, ended.stderr)
 

@@ -31,8 +31,8 @@ PUBLIC = {
         TaskMessage blocking exc hookimpl hookspec on_error when
     """,
     qtasks_pluggy: """
-        AsyncTask BasePlugin PluginManager QueueTasks SyncTask TaskExecutor TaskFunc TaskHandle
-        TaskMessage TaskStatus Trail TrailRecord exc
+        AsyncTask BasePlugin Cancel DeadLetter PluginManager QueueTasks Raise Replace Retry SyncTask
+        TaskExecutor TaskFunc TaskHandle TaskMessage TaskStatus Trail TrailRecord exc
     """,
     qtasks_hookspecs.exc: """
         CapabilityError EngineError NotRunningError PluginError PluginRegistrationError
@@ -83,7 +83,8 @@ def test_shared_names_are_the_same_objects():
     """What both packages export, a plugin and an app mean the same by."""
     shared = set(qtasks_hookspecs.__all__) & set(qtasks_pluggy.__all__) - {"exc"}
 
-    assert {"TaskFunc", "TaskMessage"} == shared
+    decisions = {"Cancel", "DeadLetter", "Raise", "Replace", "Retry"}
+    assert {"TaskFunc", "TaskMessage", *decisions} == shared
     assert all(getattr(qtasks_hookspecs, n) is getattr(qtasks_pluggy, n) for n in shared)
 
 

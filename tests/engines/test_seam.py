@@ -323,6 +323,19 @@ def test_in_a_worker_the_plugins_have_their_life(kind):
     assert ("info", ["listener"]) == (told["log_level"], told["plugins"])
 
 
+def test_r14_an_app_that_does_its_runs_itself_says_whom_it_asks():
+    """On ``memory://`` the app is the worker; without an engine there is none."""
+    listener = plugin("listener", task_executor_task_close=lambda: None)
+
+    with structlog.testing.capture_logs() as logs:
+        for engine in (None, "memory://"):
+            with QueueTasks("shop", engine=engine, plugins=[listener], discover=False):
+                pass
+
+    (told,) = [one for one in logs if one["event"] == "worker_asks_plugins"]
+    assert ("info", ["listener"]) == (told["log_level"], told["plugins"])
+
+
 def test_engines_are_found_by_entry_point(tmp_path, monkeypatch):
     """A URL finds its engine by scheme, an engine's own object by its package."""
     (tmp_path / "acme_queue.py").write_text(

@@ -16,6 +16,9 @@ from qtasks_pluggy.failures.recorder import Recorder
 from qtasks_pluggy.failures.store import Batch
 from tests.failures.places import Place
 
+# Whole processes, whose Python hardly matters: on one CPython.
+pytestmark = pytest.mark.engines
+
 CHILDREN = 8
 EACH = 200
 

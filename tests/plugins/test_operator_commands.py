@@ -57,7 +57,22 @@ SECTIONS = {
 }
 
 
-def test_the_rates_recover_by_settings_alone(tmp_path):
+SHOWS = """
+import sys
+from qtasks_pluggy import QueueTasks
+
+sys.path.insert(0, {folder!r})
+from rates import RATES
+
+app = QueueTasks("rates", intercept=(KeyError, ValueError))
+
+@app.task
+def eur_100(day, currency):
+    return round(100 * float(RATES[day][currency]), 2)
+"""
+
+
+def test_rates_that_plugins_may_see_recover_by_settings_alone(tmp_path):
     """The built-in plugins, enabled in the environment, decide without any code or package."""
     calls = [["2022-04-14", "USD"], ["2022-04-15", "USD"], ["2022-04-14", "RUB"]]
     settings = {
@@ -65,8 +80,9 @@ def test_the_rates_recover_by_settings_alone(tmp_path):
         "QTASKS_PLUGGY_PLUGIN": json.dumps(SECTIONS),
         "QTASKS_PLUGGY_SAFE_MODE": "true",
     }
-    app = str(ROOT / "examples/rates/rates.py")
-    args = ("run", app, "eur_100", "--each", "-", "--out", "-")
+    app = tmp_path / "shows.py"
+    app.write_text(SHOWS.format(folder=str(ROOT / "examples/rates")), "utf-8")
+    args = ("run", str(app), "eur_100", "--each", "-", "--out", "-")
     done = subprocess.run(
         [sys.executable, "-m", "qtasks_pluggy.cli", *args],
         capture_output=True,

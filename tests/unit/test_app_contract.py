@@ -118,6 +118,23 @@ def test_r19_metadata_travels_with_a_run():
     assert [{"request": "r-7"}, {}] == [message.metadata for message in seen]
 
 
+def test_options_add_to_those_that_a_task_has():
+    """What is not given stays, in any order; metadata is added to what travels already."""
+    seen = []
+    listener = plugin("l", task_executor_task_close=lambda task_broker: seen.append(task_broker))
+    app = shop(listener, engine="memory://")
+    task = app.task(name="t")(lambda: None)
+
+    with app:
+        traced = task.with_options(metadata={"request": "r-7"}, priority=3)
+        traced.with_options(delay=0.001, metadata={"user": 5}).submit().result(timeout=10)
+        task.submit().result(timeout=10)
+
+    assert [({"request": "r-7", "user": 5}, 3), ({}, 0)] == [
+        (message.metadata, message.priority) for message in seen
+    ]
+
+
 def test_metadata_on_an_engine_that_carries_none():
     """It is refused before anything is sent."""
 

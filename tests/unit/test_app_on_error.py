@@ -6,7 +6,8 @@ import pytest
 
 from qtasks_hookspecs import Retry
 from qtasks_pluggy import QueueTasks, TaskExecutor
-from tests.runs import both_ways
+from qtasks_pluggy.exc import TaskPluginTriggerError
+from tests.runs import both_ways, failing
 
 
 def names(app):
@@ -111,3 +112,63 @@ def test_what_is_no_class_to_ask_about_is_refused(wrong):
     with pytest.raises(TypeError, match="on_error"):
         app.on_error(wrong)
     assert [] == names(app)
+
+
+@both_ways
+def test_the_error_of_a_trigger_error_is_itself(run):
+    """``error`` is what the task raised, also where a trigger error was raised from another one."""
+    app = QueueTasks("shop", discover=False)
+
+    @app.task
+    def price():
+        raise TaskPluginTriggerError("no price", kind="price") from KeyError("tea")
+
+    @app.on_error(TaskPluginTriggerError)
+    def by_kind(error):
+        return error.kwargs["kind"]
+
+    assert run(TaskExecutor(price)) == "price"
+
+
+def test_plugins_of_one_function_name_classes_of_their_own():
+    """Stacked decorators, and two apps that share a handler, ask it once about each error."""
+    heard = []
+    app = QueueTasks("shop", discover=False)
+    other = QueueTasks("other", discover=False)
+
+    @app.on_error(KeyError)
+    @app.on_error(ValueError)
+    def listens(*, error=None, run):
+        heard.append((run.app.name, type(error)))
+
+    other.on_error(KeyError)(listens)
+    tasks = [
+        (one.task(name=cls.__name__)(failing("function", cls())), cls)
+        for one in (app, other)
+        for cls in (KeyError, ValueError)
+    ]
+    with app, other:
+        for task, cls in tasks:
+            with pytest.raises(cls):
+                task()
+
+    assert [("shop", KeyError), ("shop", ValueError), ("other", KeyError)] == heard
+    assert ["listens", "listens-2"] == names(app)
+
+
+def test_a_method_of_an_object_is_a_handler():
+    """Each instance's method is a plugin of its own, and the class stays unmarked."""
+
+    class Prices:
+        def __init__(self, price):
+            self.price = price
+
+        def last_known(self, error):
+            return self.price
+
+    apps = [QueueTasks("shop", discover=False) for _ in range(2)]
+    for price, app in enumerate(apps):
+        app.on_error(KeyError)(Prices(price).last_known)
+
+    assert [0, 1] == [app.task(name="t")(failing("function", KeyError()))() for app in apps]
+    assert not vars(Prices.last_known)

@@ -328,7 +328,13 @@ def test_r12_a_hook_of_the_hosts_own_has_no_filters():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "nearest"), [("faild", "failed"), ("success", "succeeded"), ("dead", "dead_lettered")]
+    ("wrong", "nearest"),
+    [
+        ("faild", "failed"),
+        ("RECOVERED", "recovered"),
+        ("success", "succeeded"),
+        ("dead", "dead_lettered"),
+    ],
 )
 def test_r12_no_such_end(wrong, nearest):
     """A status that does not exist is an error in the plugin's own line; the nearest is named."""

@@ -9,7 +9,7 @@ from typing import Any
 import pluggy
 import pytest
 
-from qtasks_hookspecs import Replace, TaskFunc, TaskMessage, _hooks, hookimpl
+from qtasks_hookspecs import Raise, Replace, TaskFunc, TaskMessage, _hooks, hookimpl, hookspec
 from qtasks_pluggy import PluginManager, TaskExecutor
 from qtasks_pluggy.exc import TaskPluginTriggerError
 from tests.runs import answering, both_ways, failing, plugin
@@ -95,6 +95,31 @@ def test_r1_the_executor_calls_the_hook_of_its_manager(run, monkeypatch):
     )
 
     assert 2 == run(TaskExecutor(failing("function", ERROR), plugins=manager))
+
+
+def test_r1_a_hosts_own_hook_may_name_its_parameters_as_ours():
+    """No parameter of a host's hook is taken for a run, a task or an error of ours."""
+
+    class Door:
+        engine = "steam"
+
+        def __bool__(self) -> bool:
+            raise ValueError
+
+    @hookspec(lastresult=True)
+    def shop_opens(task_executor: Any, task_func: Any, e: Any) -> Any: ...
+
+    manager = PluginManager()
+    manager.add_hookspecs(SimpleNamespace(shop_opens=shop_opens))
+    manager.register(plugin("in", shop_opens=lambda task_func: type(task_func).__name__))
+    manager.register(plugin("out", shop_opens=lambda e: {}[e]))
+    manager.register(plugin("ours", shop_opens=lambda: Raise(ValueError())))
+
+    values = dict.fromkeys(("task_executor", "task_func", "e"), Door())
+    assert ["Door", "Door"] == [
+        manager.hook.shop_opens(**values),
+        asyncio.run(manager.hook.shop_opens.call_async(**values)),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from qtasks_hookspecs import Cancel, Raise, Replace, Retry, TaskFunc, hookimpl
+from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, TaskFunc, hookimpl
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
 from qtasks_pluggy.exc import PluginError, TaskPluginTriggerError
 from tests.runs import answering, both_ways, failing, plugin
@@ -80,6 +80,37 @@ def test_r7_the_failure_is_noted_once_on_the_tasks_error(run):
     notes = [note for note in own.__notes__ if "'breaks' raised ValueError" in note]
     assert len({*notes}) == len(notes)
     assert len(notes) <= 2  # once for the attempts that are retried, once for the last
+
+
+@both_ways
+@pytest.mark.parametrize("strict", [False, True])
+def test_r7_an_intercepted_error_is_the_tasks_own(run, strict):
+    """The note, and the ``task_error`` of ``strict``, are those of the very error of the task."""
+    own = KeyError("own")
+    func = TaskFunc("sells", failing("function", own), intercept=KeyError)
+    manager = PluginManager([breaks()], settings={"strict": strict})
+
+    with pytest.raises(PluginError if strict else KeyError) as raised:
+        run(TaskExecutor(func, plugins=manager))
+
+    if strict:
+        assert raised.value.task_error is own
+    else:
+        (note,) = own.__notes__
+        assert "'breaks' raised ValueError" in note
+
+
+@both_ways
+@pytest.mark.parametrize("decision", [None, Cancel("later"), DeadLetter("later")])
+@pytest.mark.parametrize("hook", ["task_executor_attempt_ended", "task_executor_task_close"])
+def test_r7_strict_has_the_tasks_own_error_whatever_was_decided(run, hook, decision):
+    """``task_error`` is what the task raised, not the error that a decision made of it."""
+    own = TaskPluginTriggerError("own")
+
+    with pytest.raises(PluginError) as raised:
+        run(failing_run(breaks(hook=hook), answering(decision), error=own, strict=True))
+
+    assert raised.value.task_error is own
 
 
 @both_ways

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.exc import PluginError
+from qtasks_pluggy.exc import PluginRegistrationError
 
 RATES = {
     "2022-04-14": {"USD": "1.0878", "RUB": "N/A"},  # the Thursday before Easter
@@ -19,7 +19,7 @@ RATES = {
 def an_app(name: str = "eur_100", **section: Any) -> tuple[QueueTasks, Callable[..., float]]:
     """An app with the task; the section is the plugin's settings, and a fault of it is an error."""
     settings = {"allow": ["last-rate"], "plugin": {"last-rate": section}, "strict": True}
-    app = QueueTasks("rates", intercept=(KeyError, ValueError), settings=settings)
+    app = QueueTasks("rates", settings=settings)
 
     def eur_100(day: str, currency: str) -> float:
         return round(100 * float(RATES[day][currency]), 2)
@@ -84,9 +84,18 @@ def test_how_old_a_rate_may_be_is_a_setting() -> None:
         assert task("2022-04-25", "USD") == 108.03
 
 
+def test_apps_do_not_share_their_settings() -> None:
+    """Each app has a plugin of its own."""
+    (patient, task), (other, other_task) = an_app(max_age_days=6), an_app()
+    with patient, other:
+        assert task("2022-04-25", "USD") == 108.03
+        with pytest.raises(KeyError):
+            other_task("2022-04-25", "USD")
+
+
 @pytest.mark.parametrize("days", [0, -1, 1.5, "5", True, None])
 def test_a_wrong_setting_stops_the_start(days: object) -> None:
     """The app does not start, and says which setting is wrong."""
     app, _ = an_app(max_age_days=days)
-    with pytest.raises(PluginError, match="max_age_days: expected a number of days"), app:
+    with pytest.raises(PluginRegistrationError, match="'max_age_days'"), app:
         pass
