@@ -49,6 +49,7 @@ CORE_SUITE = ("-m", "not engines and not full and not installed")
 QUICK = (
     "tests/engines/test_contract.py",
     "tests/engines/test_native_promises.py",
+    "tests/engines/test_replay.py",
     *(f"tests/engines/test_{name}_install.py" for name in ("celery", "dramatiq", "huey", "taskiq")),
     *("-m", "engines and not full", "-k", "not redis and not rabbitmq"),
 )
@@ -202,7 +203,8 @@ def pluggy_ends(session: nox.Session, end: str) -> None:
 @nox.parametrize("end", [nox.param(end, id=end) for end in ("quick", "lowest", "newest")])
 def engine_ends(session: nox.Session, end: str) -> None:
     """The engines' tests on both ends of their ranges; quick is the lowest with no server."""
-    required = [one for name in EXTRAS if name not in CORE_EXTRAS for one in EXTRAS[name]]
+    engines = PROJECT["project"]["entry-points"]["qtasks_pluggy.engines"]
+    required = [one for name in EXTRAS if name in engines for one in EXTRAS[name]]
     names = [re.match(r"[\w-]+", requirement)[0] for requirement in required]
     lowest = [re.sub(r">=([\w.]+).*", r"==\1", requirement) for requirement in required]
     which = ["--upgrade", *names] if end == "newest" else lowest

@@ -91,7 +91,7 @@ def dramatiq(side: str, broker: str, results: str, name: str) -> tuple[Any, Any]
     at_least_once(native)
     if side == "app":
         app = QueueTasks("bench", engine=native, discover=False)
-        return native, app.task(queue_name=name)(done)
+        return native, app.task(extra={"queue_name": name})(done)
     options: Any = {"queue_name": name, "store_results": True, "max_retries": 0}
     task = actor(broker=native, **options)(done)
     if side == "install":

@@ -433,19 +433,19 @@ class QueueTasks(Lifecycle):
             The id of the new run. Only its plugins learn how it ends.
 
         Raises:
-            CapabilityError: It cannot be delayed.
+            CapabilityError: It cannot be delayed, or the engine cannot send it from here.
             EngineError: The engine failed, or an argument does not travel.
             NotRunningError: The app is not started, or was stopped.
             TaskNameError: The app has no such task; the nearest is named.
             TypeError: An argument is of the wrong type.
         """
         repeated = repetition_of(message, args=args, kwargs=kwargs, metadata=metadata)
-        if self._engine is None:
-            return replay_in_place(self._executor_for(repeated), self.name, delay)
-        if repeated.name not in self._tasks:
+        if repeated.name not in self.tasks:
             raise unknown_task(self, repeated.name)
+        if self.engine is None:
+            return replay_in_place(self._executor_for(repeated), self.name, delay)
         self._refuse_unless_started(repeated.name)
-        return replay_on(self._engine, repeated, delay)
+        return replay_on(self.engine, repeated, delay)
 
     def submit_many(
         self, task: AsyncTask[..., R] | SyncTask[..., R], calls: Iterable[Any]

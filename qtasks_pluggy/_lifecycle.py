@@ -38,6 +38,8 @@ class Lifecycle:
     """
 
     name: str
+    # Whether it needs no start to send runs, because what it sends them by is an engine's own app.
+    _sends_unstarted: bool = False
 
     def __init__(self, plugins: PluginManager, *, discover: bool) -> None:
         self.plugins: PluginManager = plugins
@@ -108,7 +110,8 @@ class Lifecycle:
             raise RuntimeError(msg)
 
     def _refuse_unless_started(self, task: str) -> None:
-        if self._state is not _State.STARTED:
+        is_ready = self._sends_unstarted and self._state is not _State.STOPPED
+        if self._state is not _State.STARTED and not is_ready:
             msg = (
                 f"app {self.name!r} is {self._state.value}, so task {task!r} cannot be submitted;"
                 " do it inside of 'with app:' or 'async with app:'"
@@ -170,7 +173,7 @@ class Lifecycle:
         self._entries = []
         hooks: Any = self.plugins.hook
         try:
-            await hooks.qtasks_start.call(backend, app=self, settings={})
+            await hooks.qtasks_start.call(backend, {"app": self, "settings": {}})
             if self._engine is not None and not in_worker:
                 await call_engine(self._engine, backend, "start", self, self._workers)
         except BaseException:
@@ -179,7 +182,7 @@ class Lifecycle:
             for name in reversed(started):
                 # One by one: under strict, one that fails to stop must not keep the others running.
                 with suppress(PluginError):
-                    await hooks.qtasks_stop.call_only(backend, [name], app=self)
+                    await hooks.qtasks_stop.call_only(backend, [name], {"app": self})
             raise
         self._state = _State.STARTED
         if in_worker or self._does_runs_itself:
@@ -196,7 +199,7 @@ class Lifecycle:
     async def _stop_plugins(self, backend: Backend) -> None:
         try:
             hooks: Any = self.plugins.hook
-            await hooks.qtasks_stop.call(backend, app=self)
+            await hooks.qtasks_stop.call(backend, {"app": self})
         finally:
             self._state, self._loaded = _State.STOPPED, False
 

@@ -47,22 +47,25 @@ def info_enabled() -> bool:
 
 
 def _enabled(level: int) -> bool:
+    return _structlog_enabled(level) if structlog.is_configured() else _stdlib.isEnabledFor(level)
+
+
+def _structlog_enabled(level: int) -> bool:
+    """Ask structlog for a level; its filtering loggers differ by their class alone."""
     global _asked  # noqa: PLW0603  # a cache, until structlog is configured again
-    if not structlog.is_configured():
-        return _stdlib.isEnabledFor(level)
-    config = structlog.get_config()
-    if config != _asked[0]:
+    wrapper_class = structlog.get_config()["wrapper_class"]
+    if wrapper_class is not _asked[0]:
         bound = structlog.get_logger(NAME).bind()
         # Of the class: some loggers' instances have every attribute.
         has_levels = hasattr(type(bound), "is_enabled_for")
-        _asked = config, bound.is_enabled_for if has_levels else None
+        _asked = wrapper_class, bound.is_enabled_for if has_levels else None
     asks = _asked[1]
     # A logger without ``is_enabled_for`` gets every event.
     return asks is None or bool(asks(level))
 
 
-# structlog's settings, and the bound logger's ``is_enabled_for`` under them: binding is slow.
-_asked: tuple[dict[str, Any] | None, Any] = (None, None)
+# structlog's wrapper class, and the ``is_enabled_for`` of one that is bound: binding is slow.
+_asked: tuple[Any, Any] = (None, None)
 
 
 def _as_text(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:

@@ -266,8 +266,23 @@ class _OnLoop:
         return requested and requested - getattr(task, "_must_cancel", False)
 
     def cancelled(self, count: int) -> bool:
-        task = asyncio.current_task()
+        # With a loop passed, asyncio does not look for the running one; that asks the system for
+        # the process id up to Python 3.11. A loop that runs no longer has no current task.
+        loop = _seen.loop
+        task = None if loop is None else asyncio.current_task(loop)
+        if task is None:
+            _seen.loop = asyncio.get_running_loop()
+            task = asyncio.current_task(_seen.loop)
         return task is not None and task.cancelling() > count
+
+
+class _Seen(threading.local):
+    """The event loop that was last seen running in this thread."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+
+
+_seen: Final = _Seen()
 
 
 class _InThread:
@@ -430,4 +445,11 @@ _holds_the_loop: Final[contextvars.ContextVar[bool]] = contextvars.ContextVar(
     "qtasks_pluggy_holds_the_loop", default=False
 )
 background: Final = _BackgroundLoop()
-after_fork(background.reset_after_fork)
+
+
+def _reset_after_fork() -> None:  # pragma: no cover  # in processes that are not measured
+    background.reset_after_fork()
+    _seen.loop = None
+
+
+after_fork(_reset_after_fork)

@@ -418,7 +418,10 @@ class RunningApp(Protocol):
             The id of the new run.
 
         Raises:
-            TaskNameError: The app has no such task.
-            NotRunningError: The app is not started.
+            CapabilityError: It cannot be delayed, or the engine cannot send it from here.
+            EngineError: The engine failed, or an argument does not travel.
+            NotRunningError: The app is not started, or was stopped.
+            TaskNameError: The app has no such task; the nearest is named.
+            TypeError: An argument is of the wrong type.
         """
         ...

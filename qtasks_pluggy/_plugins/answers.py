@@ -11,10 +11,12 @@ from qtasks_pluggy._plugins.chain import DECISIONS, Hook, Values
 
 ARGUMENTS = ("args", "kwargs")
 # Answers of these classes need no checks; most answers are of one.
-_ORDINARY: Final = frozenset({bool, int, float, str, bytes, dict, list, tuple, Replace})
+PLAIN_KINDS: Final[frozenset[type]] = frozenset(
+    {bool, int, float, str, bytes, dict, list, tuple, Replace}
+)
 
 
-def counts(hook: Hook, values: Values, answer: Any) -> bool:
+def does_count(hook: Hook, values: Values, answer: Any) -> bool:
     """Return whether a hookimpl's answer counts (R5).
 
     Raises:
@@ -22,16 +24,15 @@ def counts(hook: Hook, values: Values, answer: Any) -> bool:
         EngineError: The run's engine cannot store it.
         TypeError: It is no answer to this hook.
     """
+    kind = type(answer)
+    if kind in PLAIN_KINDS and hook.lastresult:
+        return hook.subject is None or _can_be_stored(values, answer)
     if answer is None:
         return False
-    kind = type(answer)
-    is_decision = kind in DECISIONS
-    if kind in _ORDINARY and hook.lastresult:
-        return hook.subject is None or _can_be_stored(values, answer)
     if issubclass(kind, (type, BaseException)):
         _refuse_slips(answer)
     if not hook.lastresult or hook.subject is None:
-        if is_decision and kind is not Replace:
+        if kind in DECISIONS and kind is not Replace:
             msg = (
                 f"answered {kind.__name__}, which is a decision of {TRIGGER} only;"
                 f" {hook.name} takes a plain value or Replace(value)"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Self
 
 import attrs
 
-from qtasks_pluggy._plugins.answers import pipeline_values
+from qtasks_pluggy._plugins.answers import PLAIN_KINDS, pipeline_values
 from qtasks_pluggy._plugins.chain import Asked, Hook, Link, Values, new_asked
 from qtasks_pluggy._waiting import Backend
 
@@ -36,101 +36,91 @@ class Running:
 
     An asyncio task that outlives its hookimpl keeps this in its context for as long as it lives, so
     it holds nothing else.
+
+    Attributes:
+        link: The hookimpl; None before the first one, and after the last.
+        outer: The same of the call around this one, if there is one.
     """
 
-    __slots__ = ("link",)
+    __slots__ = ("link", "outer")
     link: Link | None
+    outer: Running | None
+
+    def is_inside(self, link: Link) -> bool:
+        """Return whether a hookimpl is running around this call, at any depth."""
+        outer = self.outer
+        while outer is not None and (outer.link is None or outer.link.impl is not link.impl):
+            outer = outer.outer
+        return outer is not None
 
 
-_running: Final[ContextVar[tuple[Running, ...]]] = ContextVar("qtasks_pluggy_running", default=())
-
-
-def _enter(running: Running) -> tuple[Running, ...]:
-    """Add a call to this context's stack, and return the stack before it."""
-    outer = _running.get()
-    _running.set((*outer, running))
-    return outer
+_running: Final[ContextVar[Running | None]] = ContextVar("qtasks_pluggy_running", default=None)
+_NONE: Final[frozenset[type]] = frozenset()
 
 
 class Call:
     """One call of a hook.
 
-    Leaving it as a context manager closes the wrappers of an interrupted call. It also takes the
-    answers out of the trail: they may hold the error and, through it, the whole run.
-
-    Raises:
-        TypeError: A parameter of the hook is missing, or one is not the hook's.
+    Leaving it as a context manager closes the wrappers of an interrupted call.
     """
 
     __slots__ = (
-        "_answered",
         "_cancel_count",
         "_winner",
+        "answer",
         "attempt",
         "backend",
-        "context",
         "entries",
         "first",
         "has_failures",
         "hook",
         "open_wrappers",
-        "outer",
+        "plain_kinds",
         "running",
         "values",
     )
 
     def __init__(self, hook: Hook, values: Values, backend: Backend) -> None:
-        if values.keys() != hook.names:
-            msg = (
-                f"hook {hook.name!r} takes {sorted(hook.names)}, but was called with"
-                f" {sorted(values)}"
-            )
-            raise TypeError(msg)
         self.hook, self.values, self.backend = hook, values, backend
-        subject = None if hook.subject is None else values[hook.subject]
-        entries: Any = getattr(subject, "_entries", None)
-        self.entries: list[Asked] = [] if entries is None else entries
+        subject: Any = values[hook.subject] if hook.subject else None
+        self.entries: list[Asked]
+        self.attempt: int
+        try:
+            self.entries, self.attempt = subject._entries, subject._attempt  # noqa: SLF001  # ours
+            engine = subject._engine  # noqa: SLF001  # ours
+        except AttributeError:  # a hook that an app added, or a stand-in for a run
+            self.entries, self.attempt = [], getattr(subject, "attempt", 1)
+            engine = getattr(subject, "engine", None)
         self.first = len(self.entries)
-        self.attempt: int = getattr(subject, "_attempt", 0) or getattr(subject, "attempt", 1)
-        # An attempt that has a context of its own has its plain hookimpls called there.
-        self.context: Context | None = getattr(subject, "_context", None)
-        self.outer: tuple[Running, ...] = ()
+        # Answers of these classes count without a check: nothing has to store them.
+        self.plain_kinds = PLAIN_KINDS if hook.lastresult and engine is None else _NONE
+        self.running = running = Running()
+        running.link = running.outer = None
         self.has_failures = False
         self.open_wrappers: list[OpenWrapper] = []
-        self._answered: tuple[int, ...] = ()
-        self._winner: Asked | None = None
-        self.running = Running()
+        # The answer so far; of a pipeline its current value.
+        self.answer: Any = self._pipelined() if hook.pipeline else None
+        self._winner: int | None = None
         self._cancel_count: int | None = None
 
     def __enter__(self) -> Self:
         """Mark, for an error's hook, which call the hookimpls are in."""
         if self.hook.has_error:
-            if self.context is None:
-                self.outer = _enter(self.running)
-            else:
-                self.outer = self.context.run(_enter, self.running)
+            outer = _running.get()
+            # Past the calls that are over: to skip them is cheaper than to reset the variable.
+            while outer is not None and outer.link is None:
+                outer = outer.outer
+            self.running.outer = outer
+            _running.set(self.running)
         return self
 
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        """Close open wrappers, and take the answers out of the trail."""
+        """Close open wrappers, and mark the call as over."""
         while self.open_wrappers:
             self.open_wrappers.pop().abandon()
         self.running.link = None
-        if self.hook.has_error:
-            if self.context is None:
-                _running.set(self.outer)
-            else:
-                self.context.run(_running.set, self.outer)
-        for place in self._answered:
-            entry = self.entries[place]
-            self.entries[place] = new_asked((*entry[:5], None, entry is self._winner))
-        self._winner = None
-
-    def run(self, function: Callable[..., Any], /, *args: Any) -> Any:
-        """Call a function in the attempt's own context, if it has one."""
-        return function(*args) if self.context is None else self.context.run(function, *args)
 
     async def wait(self, awaitable: Awaitable[Any]) -> Any:
         """Await a hookimpl's work; a cancellation meanwhile can be the run's own."""
@@ -144,37 +134,27 @@ class Call:
         count, self._cancel_count = self._cancel_count, None
         return count is not None and self.backend.cancelled(count)
 
-    def open(self, wrapper: OpenWrapper | Asked) -> None:
-        """Keep a wrapper for its teardown, or record why it did not open."""
-        if isinstance(wrapper, OpenWrapper):
-            self.open_wrappers.append(wrapper)
-        else:
-            self.record(wrapper)
-
     def record(self, asked: Asked) -> None:
-        """Record the result of asking a link, and use its answer if it has one."""
+        """Record a link without an answer."""
         self.entries.append(asked)
-        if asked.status != "answered":
-            return
-        self._answered += (len(self.entries) - 1,)
-        hook = self.hook
-        if asked.link.observed:
-            return
-        if hook.lastresult or hook.pipeline or (hook.anytrue and asked.answer is True):
-            self._winner = asked
-        if hook.pipeline:
-            self.values.update(pipeline_values(hook, asked.answer))
 
-    @property
-    def answer(self) -> Any:
-        """The answer so far; of a pipeline its current value."""
-        hook = self.hook
-        if hook.pipeline:
-            first, *others = (self.values[name] for name in hook.pipeline)
-            return (first, *others) if others else first
-        return None if self._winner is None else self._winner.answer
+    def use(self, link: Link, answer: Any, seconds: float) -> None:
+        """Record an answer, and let it win over those before it, unless the hook ignores it."""
+        hook, entries = self.hook, self.entries
+        wins = not link.observed and (
+            hook.lastresult or (hook.anytrue and answer is True) or hook.pipeline != ()
+        )
+        if wins:
+            if self._winner is not None:
+                entries[self._winner] = entries[self._winner]._replace(won=False)
+            self._winner, self.answer = len(entries), answer
+            if hook.pipeline:
+                self.values.update(pipeline_values(hook, answer))
+                self.answer = self._pipelined()
+        kind = None if answer is None else type(answer)
+        entries.append(new_asked((link, self.attempt, "answered", kind, seconds, wins)))
 
-    @property
-    def winner(self) -> Asked | None:
-        """The entry of the link whose answer is used; None if there is none."""
-        return self._winner
+    def _pipelined(self) -> Any:
+        """Return a pipeline's current value."""
+        current = [self.values[name] for name in self.hook.pipeline]
+        return current[0] if len(current) == 1 else tuple(current)

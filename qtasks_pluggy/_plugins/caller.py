@@ -10,7 +10,7 @@ import pluggy
 from qtasks_hookspecs import OutcomeStatus, _hooks
 from qtasks_hookspecs._on_error import SHORT_NAMES, TRIGGER
 from qtasks_pluggy._plugins.answers import ARGUMENTS
-from qtasks_pluggy._plugins.chain import NO_LINKS, Chain
+from qtasks_pluggy._plugins.chain import NO_LINKS, Chain, Values
 from qtasks_pluggy._plugins.dispatch import dispatch
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
 
@@ -81,23 +81,32 @@ class HookCaller(pluggy.HookCaller):
 
         Returns:
             The winning answer or None; of a pipeline its final value.
+
+        Raises:
+            PluginError: A hookimpl failed under ``strict``, or while starting.
+            TypeError: A parameter of the hook is missing, or one is not the hook's.
         """
-        return run_to_completion(self.call(SYNC, **values))
+        self._check_names(values)
+        return run_to_completion(self.call(SYNC, values))
 
     def call_async(self, **values: Any) -> Coroutine[Any, Any, Any]:
         """Call the hook from async code.
 
         Returns:
             The same as a plain call, to be awaited.
-        """
-        return self.call(ASYNCIO, **values)
 
-    def call(self, backend: Backend, /, **values: Any) -> Coroutine[Any, Any, Any]:
+        Raises:
+            TypeError: A parameter of the hook is missing, or one is not the hook's.
+        """
+        self._check_names(values)
+        return self.call(ASYNCIO, values)
+
+    def call(self, backend: Backend, values: Values) -> Coroutine[Any, Any, Any]:
         """Call the hook as a part of a run, which waits by ``backend``; to be awaited."""
         return dispatch(self, self.chain or NO_LINKS, values, backend)
 
     def call_only(
-        self, backend: Backend, plugins: Iterable[str], /, **values: Any
+        self, backend: Backend, plugins: Iterable[str], values: Values
     ) -> Coroutine[Any, Any, Any]:
         """Call the hookimpls of some plugins alone, by name, in the order of the hook's chain."""
         wanted, whole = frozenset(plugins), self.chain or NO_LINKS
@@ -108,6 +117,15 @@ class HookCaller(pluggy.HookCaller):
             )
         )
         return dispatch(self, some, values, backend)
+
+    def _check_names(self, values: Values) -> None:
+        """Refuse a call without exactly the hook's parameters."""
+        if values.keys() != self.names:
+            msg = (
+                f"hook {self.name!r} takes {sorted(self.names)}, but was called with"
+                f" {sorted(values)}"
+            )
+            raise TypeError(msg)
 
     def call_extra(self, methods: Any, kwargs: Any) -> Any:  # noqa: ARG002  # pluggy's
         """Refuse with a ``TypeError``: a function of no plugin has no name to report."""

@@ -182,8 +182,8 @@ def _invoker_of(
 class Asked(NamedTuple):
     """The result of asking one link, which is also its entry in the trail.
 
-    A named tuple, because every dispatch makes some. The trail keeps it without the answer, which
-    may hold the error and, through it, the whole run.
+    A named tuple, because every dispatch makes some. It leaves the answer out, which may
+    hold the error and, through it, the whole run.
     """
 
     link: Link
@@ -191,12 +191,11 @@ class Asked(NamedTuple):
     status: Status
     kind: type | None = None
     seconds: float = 0.0
-    answer: Any = None
     won: bool = False
 
     def to_record(self) -> TrailRecord:
         """Build the public record."""
-        link, attempt, status, kind, seconds, _, won = self
+        link, attempt, status, kind, seconds, won = self
         word = None
         if kind is not None:
             word = kind.__name__ if status == "raised" or kind in DECISIONS else "value"
@@ -224,8 +223,8 @@ def decided_by(entries: Sequence[Asked]) -> str | None:
     return next((entry.link.plugin for entry in entries if entry.won), None)
 
 
-Step: TypeAlias = tuple[Link, Status | None]
-"""A link, and the status that skips it, or None."""
+Step: TypeAlias = Link | Asked
+"""A link to ask, or the record of one that its filters skip."""
 
 
 Plan: TypeAlias = tuple[tuple[Step, ...], tuple[Step, ...]]
@@ -245,8 +244,11 @@ class Chain:
     links: tuple[Link, ...] = ()
     wrappers: tuple[Link, ...] = ()
     statuses: frozenset[OutcomeStatus] = attrs.field(init=False)
+    # None if filters have to be checked.
     _everybody: Plan | None = attrs.field(init=False)
-    _planned: Callable[[FilterKey, bool], Plan] = attrs.field(init=False)
+    # Whether a handler names the classes that it is asked about in every app.
+    _has_consent: bool = attrs.field(init=False)
+    _planned: Callable[[FilterKey, bool, int], Plan] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """Prepare the plan of a chain without filters, and a cache for one with filters."""
@@ -255,31 +257,36 @@ class Chain:
         known = [statuses for statuses in wanted if statuses is not None]
         every = frozenset(OutcomeStatus) if len(known) < len(wanted) else frozenset()
         object.__setattr__(self, "statuses", every.union(*known))
-        everybody = None if any(link.when for link in links) else self._plan_by(lambda _: None)
+        everybody = None if any(link.when for link in links) else (self.links, self.wrappers[::-1])
         object.__setattr__(self, "_everybody", everybody)
+        object.__setattr__(self, "_has_consent", any(link.consents for link in links))
         # Error classes can be endless; the cache must not be.
         object.__setattr__(self, "_planned", lru_cache(1024)(self._plan))
 
-    def plan(self, values: Values) -> Plan:
-        """Return each link and wrapper with the status that skips it, or None."""
+    def plan(self, values: Values, attempt: int) -> Plan:
+        """Return the links and wrappers, with records in place of those that filters skip."""
         if self._everybody is not None:
             return self._everybody
-        consented_only = getattr(values.get("task_executor"), "_consented_only", False)
-        return self._planned(filter_key(values), consented_only)
+        consented_only = self._has_consent and getattr(
+            values["task_executor"], "_consented_only", False
+        )
+        return self._planned(filter_key(values), consented_only, attempt)
 
-    def _plan(self, key: FilterKey, consented_only: bool) -> Plan:  # noqa: FBT001  # for lru_cache
-        def skipped(link: Link) -> Status | None:
+    def _plan(
+        self,
+        key: FilterKey,
+        consented_only: bool,  # noqa: FBT001  # for lru_cache
+        attempt: int,
+    ) -> Plan:
+        def step(link: Link) -> Step:
             asked = not link.when or matches(link.when, key)
             if consented_only:
                 # Others have named this class; a handler is asked only about those that it names.
                 asked = asked and any(issubclass(one, link.consents) for one in key.errors)
-            return None if asked else "filtered"
+            # One record for all runs: in a long chain, filters skip most links.
+            return link if asked else Asked(link, attempt, "filtered")
 
-        return self._plan_by(skipped)
-
-    def _plan_by(self, skipped: Callable[[Link], Status | None]) -> Plan:
-        links, wrappers = self.links, reversed(self.wrappers)
-        return tuple((x, skipped(x)) for x in links), tuple((x, skipped(x)) for x in wrappers)
+        return tuple(map(step, self.links)), tuple(map(step, reversed(self.wrappers)))
 
     def consents(self, error: BaseException) -> bool:
         """Return whether a handler names a class of this error, and so is asked about it."""

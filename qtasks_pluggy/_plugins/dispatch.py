@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtasks_pluggy._plugins.ask import ask, setup_wrapper, teardown_wrapper
+from qtasks_pluggy import _log
+from qtasks_pluggy._plugins.ask import ask, close_wrapper, open_wrapper
 from qtasks_pluggy._plugins.call import Call
 from qtasks_pluggy._plugins.chain import Asked, Chain, Hook, Values
 from qtasks_pluggy._plugins.report import report_dispatch
@@ -26,18 +27,21 @@ async def dispatch(hook: Hook, chain: Chain, values: Values, backend: Backend) -
 
     Raises:
         PluginError: A hookimpl failed under ``strict``, or while starting.
-        TypeError: A parameter of the hook is missing, or one is not the hook's.
     """
     with Call(hook, values, backend) as call:
-        steps, wrappers = chain.plan(values)
-        for wrapper, skipped in wrappers:
-            call.open(
-                Asked(wrapper, call.attempt, skipped) if skipped else setup_wrapper(wrapper, call)
-            )
-        for link, skipped in steps:
-            call.record(Asked(link, call.attempt, skipped) if skipped else await ask(link, call))
+        steps, wrappers = chain.plan(values, call.attempt)
+        for wrapper in wrappers:
+            if isinstance(wrapper, Asked):
+                call.record(wrapper)
+            else:
+                open_wrapper(wrapper, call)
+        for link in steps:
+            if isinstance(link, Asked):
+                call.record(link)
+            elif (rest := ask(link, call)) is not None:
+                await rest
         while call.open_wrappers:
-            call.record(await teardown_wrapper(call.open_wrappers.pop(), call))
-        if hook.has_error:
+            await close_wrapper(call.open_wrappers.pop(), call)
+        if hook.has_error and (call.has_failures or (hook.lastresult and _log.info_enabled())):
             report_dispatch(call)
         return call.answer

@@ -99,6 +99,8 @@ class PluginManager(pluggy.PluginManager):
         self._added = 0
         self._discovered = False
         self._breakers: dict[pluggy.HookImpl, Breaker] = {}
+        # Whether no plugin takes part in a run that meets no error.
+        self._errors_only = True
         self._apply(_settings.load(self._app_settings, read_environment=False))
         self.add_hookspecs(_hooks)
         self._load_builtins()
@@ -518,9 +520,15 @@ class PluginManager(pluggy.PluginManager):
         }
 
     def _rebuild(self) -> None:
-        for hook in self._callers().values():
+        """Build every hook's chain anew, and see once what each run would ask of all of them."""
+        callers = self._callers().values()
+        for hook in callers:
             chain = self._chain(hook)
             hook.chain = chain if chain.links or chain.wrappers else None
+        self._errors_only = all(
+            hook.chain is None or hook.has_error or hook.subject != "task_executor"
+            for hook in callers
+        )
 
     def _chain(self, hook: HookCaller) -> Chain:
         links, wrappers = in_call_order(

@@ -10,14 +10,14 @@ import attrs
 from qtasks_hookspecs.exc import PluginError, own_error
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.call import Call
-from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link
+from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link, decided_by
 from qtasks_pluggy._plugins.trail import short
 from qtasks_pluggy._text import disable_hint, safe_str
 from qtasks_pluggy._waiting import LimitExceededError
 
 
-def report_failure(link: Link, call: Call, failure: BaseException, seconds: float) -> Asked:
-    """Log a hookimpl's failure, and count it for the quarantine.
+def report_failure(link: Link, call: Call, failure: BaseException, seconds: float) -> None:
+    """Record and log a hookimpl's failure, and count it for the quarantine.
 
     Raises:
         PluginError: It failed under ``strict``, or while starting.
@@ -28,20 +28,18 @@ def report_failure(link: Link, call: Call, failure: BaseException, seconds: floa
     if isinstance(failure, LimitExceededError):
         text = f"no answer within its {link.limit} seconds{failure.left_behind}"
         error: BaseException = TimeoutError(text)
-        asked = Asked(link, call.attempt, "timed_out", None, seconds)
+        call.record(Asked(link, call.attempt, "timed_out", None, seconds))
         _log.event("error", "plugin_timed_out", **fields, error="TimeoutError", timeout=link.limit)
     else:
         error = failure
-        asked = Asked(link, call.attempt, "raised", type(failure), seconds)
+        call.record(Asked(link, call.attempt, "raised", type(failure), seconds))
         name = type(failure).__name__
         _log.event("error", "plugin_failed", **fields, error=name, exc_info=failure)
     if begins_quarantine:
         _log.event("warning", "plugin_quarantined", **fields, **link.breaker.event_fields)
     starting = call.hook.name == "qtasks_start"
     if starting or (call.hook.manager.settings.strict and not link.observed):
-        call.record(asked)
         raise _plugin_error(link, call, error, starting=starting) from error
-    return asked
 
 
 def _plugin_error(link: Link, call: Call, error: BaseException, *, starting: bool) -> PluginError:
@@ -123,7 +121,7 @@ def report_dispatch(call: Call) -> None:
 def _report_decisions(call: Call, entries: list[Asked]) -> None:
     """Log the decision that is used, and the observed ones."""
     for entry in entries:
-        if entry is not call.winner and not (entry.link.observed and entry.status == "answered"):
+        if not (entry.won or (entry.link.observed and entry.status == "answered")):
             continue
         link, kind = entry.link, entry.kind
         _log.event(
@@ -142,10 +140,8 @@ def _report_decisions(call: Call, entries: list[Asked]) -> None:
 def _report_trail(call: Call, entries: list[Asked]) -> None:
     """Log the whole trail, with values if ``log_values`` is on."""
     fields = _error_fields(call)
-    winner = call.winner
-    fields["won"] = None if winner is None else winner.link.plugin
-    fields["trail"] = [attrs.evolve(entry.to_record(), won=entry is winner) for entry in entries]
-    fields["trail"] = [attrs.asdict(record) for record in fields["trail"]]
+    fields["won"] = decided_by(entries)
+    fields["trail"] = [attrs.asdict(entry.to_record()) for entry in entries]
     if call.hook.manager.settings.log_values:
         run = call.values["task_executor"]
         args, kwargs = getattr(run, "args", None), dict(getattr(run, "kwargs", ()))

@@ -29,7 +29,7 @@ from qtasks_hookspecs.exc import (
     wrap_intercepted,
 )
 from qtasks_pluggy import _log
-from qtasks_pluggy._plugins.chain import DECISIONS, decided_by
+from qtasks_pluggy._plugins.chain import DECISIONS, Values, decided_by
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.decisions import (
     STATUS_OF,
@@ -62,7 +62,6 @@ T = TypeVar("T")
 Plugins: TypeAlias = "PluginManager | list[Any] | tuple[Any, ...] | None"
 
 _NO_PLUGINS: Final = PluginManager()
-_SUCCEEDED: Final = OutcomeStatus.succeeded
 
 
 class TaskExecutor(RunView, Generic[R]):
@@ -176,7 +175,7 @@ class TaskExecutor(RunView, Generic[R]):
             manager = _NO_PLUGINS if self._task is None else _plugins_of(self.app)
         elif not isinstance(plugins, PluginManager):
             manager = PluginManager(plugins)
-        self._hooks: Any = manager.hook
+        self._plugins = manager
         self._entries = []
         self._result = self._yielded = self._engine = self._backend = None
         self._cancellations = self._started = None
@@ -266,8 +265,7 @@ class TaskExecutor(RunView, Generic[R]):
                 attempt = await self._attempt_once()
         except BaseException as cut:  # noqa: BLE001  # raised after the hooks for the end
             attempt = self._without_decision(cut)
-        hook = self._hooks.task_executor_task_close
-        if attempt is not None or (hook.chain is not None and hook.listens(_SUCCEEDED)):
+        if attempt is not None or (self._started is not None and self._hears_of_success()):
             attempt = await self._end(attempt)
             if attempt.error is not None:
                 error, attempt = attempt.error, None
@@ -305,7 +303,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _end_for_engine(self, attempt: Attempt | None) -> Attempt:
         """End a run; raise an error that is the worker's, not the run's."""
-        if attempt is None and not self._hooks.task_executor_task_close.listens(_SUCCEEDED):
+        if attempt is None and not self._hears_of_success():
             return Attempt("succeed", result=self._result)
         attempt = await self._end(attempt)
         error = attempt.error
@@ -339,16 +337,14 @@ class TaskExecutor(RunView, Generic[R]):
         Returns:
             What the host is to do; None for a result whose end no plugin wants.
         """
-        hooks = self._hooks
-        is_watched = (
-            hooks.task_executor_attempt_ended.chain is not None
-            or hooks.task_executor_task_close.chain is not None
-        )
-        self._started = perf_counter() if is_watched else None
+        hooks = self._plugins.hook
+        # One look instead of one at each hook: most plugins care for errors only.
+        errors_only = self._plugins._errors_only  # noqa: SLF001  # ours
+        self._started = None if errors_only else perf_counter()
         attempt: Attempt | None = None
         error: BaseException | None = None
         try:
-            if hooks.task_executor_args_replace.chain is not None:
+            if not errors_only and hooks.task_executor_args_replace.chain is not None:
                 await self._replace_arguments()
             try:
                 result = await self.run_task()
@@ -360,8 +356,10 @@ class TaskExecutor(RunView, Generic[R]):
                 error = raised
             if error is not None:
                 attempt = await self._decide(error)
-            elif hooks.task_executor_run_task.chain is not None:
-                self._result = await self._call(hooks.task_executor_run_task, result=self._result)
+            elif not errors_only and hooks.task_executor_run_task.chain is not None:
+                self._result = await self._call(
+                    hooks.task_executor_run_task, {"result": self._result}
+                )
             if self._engine is not None and (attempt is None or attempt.error is None):
                 self._engine.check_result(self)
         except BaseException as cut:  # noqa: BLE001  # a plugin's under strict, a cancellation ...
@@ -369,10 +367,14 @@ class TaskExecutor(RunView, Generic[R]):
         finally:
             # A traceback holds this frame; this frame must not hold the error.
             error = result = None
-        if is_watched:
-            return await self._notify_attempt_ended(attempt)
         try:
-            return attempt
+            if errors_only or not hooks.task_executor_attempt_ended.listens(_status_of(attempt)):
+                return attempt
+            if attempt is None:
+                attempt = self._conclude(Attempt("succeed"), None)
+            return await self._notify(
+                hooks.task_executor_attempt_ended, attempt, outcome=attempt.outcome
+            )
         finally:
             attempt = None
 
@@ -386,10 +388,18 @@ class TaskExecutor(RunView, Generic[R]):
             return self._without_decision(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), error)
-        if self._is_run_cancelled(error):
+        # Nothing is decided once the run was cancelled (R16). Counting costs as much as a run: for
+        # an error without a context it is done only before an answer is used.
+        may_be_cancelled = self._cancellations is not None or error.__context__ is not None
+        if may_be_cancelled and self._is_cancelled():
             return self._conclude(Attempt("fail", error), error)
-        begin = len(self._entries)
-        answer = await self._ask(error)
+        begin, answer = len(self._entries), None
+        hook = self._plugins.hook.task_executor_run_task_trigger_error
+        asked = None if hook.chain is None else self._shown_error(error, hook)
+        if asked is not None:
+            answer = await self._call(hook, {"e": asked})
+            if answer is not None and self._is_cancelled():
+                answer = None
         is_result = type(answer) is Replace or not (answer is None or type(answer) in DECISIONS)
         if is_result:
             self._result = answer.value if type(answer) is Replace else answer
@@ -406,47 +416,29 @@ class TaskExecutor(RunView, Generic[R]):
             attempt, decider = await self._keep_dead_letter(attempt, error, decider)
         return self._conclude(attempt, error, decider)
 
-    def _is_run_cancelled(self, error: Exception) -> bool:
-        """Return whether the run was cancelled since it began, so that nothing is to be decided.
+    def _shown_error(self, error: Exception, hook: Any) -> TaskPluginTriggerError | None:
+        """Return the task's own error as the plugins may see it; None if they may not.
 
-        A caller that handles no exception when the run begins was not cancelled before. Counting
-        costs as much as a run, so it is not done for an error without a context.
+        If it is only a handler that names its class, only such handlers are asked.
         """
-        backend = self._backend or ASYNCIO
-        if self._cancellations is None and error.__context__ is None:
-            return False
-        return backend.cancelled(self._cancellations or 0)
-
-    async def _ask(self, error: Exception) -> Any:
-        """Return the plugins' answer to the task's own error, if they may see it.
-
-        None without an answer, or if the run was cancelled meanwhile.
-        """
-        hook, backend = self._hooks.task_executor_run_task_trigger_error, self._backend or ASYNCIO
-        if hook.chain is None:
+        self._consented_only = False
+        if isinstance(error, TaskPluginTriggerError):
+            return error
+        if isinstance(error, TaskCancelError):
             return None
-        asked = None
-        try:
-            if isinstance(error, TaskPluginTriggerError):
-                asked = error
-            elif not isinstance(error, TaskCancelError):
-                classes = self._task_func.intercept
-                if classes is None:
-                    classes = getattr(self.app, "_intercept", None)
-                if classes and isinstance(error, classes):
-                    asked = wrap_intercepted(error)
-                elif classes != () and hook.consents(error):
-                    asked, self._consented_only = wrap_intercepted(error), True
-            if asked is None:
-                return None
-            answer = await self._call(hook, e=asked)
-            if answer is not None and backend.cancelled(self._cancellations or 0):
-                return None
-            return answer
-        finally:
-            self._consented_only = False
-            # A traceback holds this frame; this frame must not hold the error.
-            del asked, error
+        classes = self._task_func.intercept
+        if classes is None:
+            classes = getattr(self.app, "_intercept", None)
+        if classes and isinstance(error, classes):
+            return wrap_intercepted(error)
+        if classes != () and hook.consents(error):
+            self._consented_only = True
+            return wrap_intercepted(error)
+        return None
+
+    def _is_cancelled(self) -> bool:
+        """Return whether the run was cancelled since it began (R16)."""
+        return (self._backend or ASYNCIO).cancelled(self._cancellations or 0)
 
     async def _keep_dead_letter(
         self, attempt: Attempt, error: Exception, decider: str | None
@@ -457,8 +449,9 @@ class TaskExecutor(RunView, Generic[R]):
             The attempt, ``kept`` if a plugin keeps it, and who decided it. If neither plugins nor
             the engine can keep it, the task's own error goes on, and nobody has decided.
         """
-        hook, engine, reason = self._hooks.task_executor_dead_letter, self._engine, attempt.reason
-        if hook.chain is not None and await self._call(hook, e=error, reason=reason):
+        engine, reason = self._engine, attempt.reason
+        hook = self._plugins.hook.task_executor_dead_letter
+        if hook.chain is not None and await self._call(hook, {"e": error, "reason": reason}):
             return attrs.evolve(attempt, kept=True), decider
         known = {
             "task": self._task_func.name,
@@ -537,15 +530,9 @@ class TaskExecutor(RunView, Generic[R]):
         abandoned = self._backend is not SYNC and isinstance(error, GeneratorExit)
         return abandoned or isinstance(error, asyncio.CancelledError)
 
-    async def _notify_attempt_ended(self, attempt: Attempt | None) -> Attempt | None:
-        """Call the hook for an attempt's end, if a plugin wants this status."""
-        hook = self._hooks.task_executor_attempt_ended
-        ended = None if attempt is None else attempt.outcome
-        if not hook.listens(_SUCCEEDED if ended is None else ended.status):
-            return attempt
-        if attempt is None:
-            attempt = self._conclude(Attempt("succeed"), None)
-        return await self._notify(hook, attempt, outcome=attempt.outcome)
+    def _hears_of_success(self) -> bool:
+        """Return whether a plugin wants the end of a good run."""
+        return self._plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)  # type: ignore[no-any-return]  # a hook of ours, by its name
 
     async def _end(self, attempt: Attempt | None) -> Attempt:
         """Call the hooks for a failure and for the end of the run.
@@ -555,7 +542,7 @@ class TaskExecutor(RunView, Generic[R]):
         """
         if attempt is None:
             attempt = self._conclude(Attempt("succeed"), None)
-        hooks = self._hooks
+        hooks = self._plugins.hook
         if attempt.action in {"fail", "dead_letter"}:
             try:
                 attempt = await self._notify(
@@ -577,12 +564,12 @@ class TaskExecutor(RunView, Generic[R]):
         try:
             if isinstance(error, GeneratorExit) and self._is_cancellation(error):
                 # Start what can be started, and wait for nothing.
-                notifying = self._call(hook, **values)
+                call = self._call(hook, values)
                 with suppress(Exception):
-                    notifying.send(None)
-                notifying.close()
+                    call.send(None)
+                call.close()
             else:
-                await self._call(hook, **values)
+                await self._call(hook, values)
         except PluginError as strict:
             if error is None or isinstance(error, Exception):
                 ended: Any = attempt.outcome
@@ -611,14 +598,11 @@ class TaskExecutor(RunView, Generic[R]):
         )
         return Attempt("fail", strict, outcome=outcome)
 
-    def _call(self, hook: Any, **values: Any) -> Coroutine[Any, Any, Any]:
-        return hook.call(  # type: ignore[no-any-return]  # a hook of ours, by its name
-            self._backend or ASYNCIO,
-            task_executor=self,
-            task_func=self._task_func,
-            task_broker=self.task_broker,
-            **values,
-        )
+    def _call(self, hook: Any, values: Values) -> Coroutine[Any, Any, Any]:
+        """Call a hook of the run with its own values and those that all of them have."""
+        values["task_executor"], values["task_func"] = self, self._task_func
+        values["task_broker"] = self.task_broker
+        return hook.call(self._backend or ASYNCIO, values)  # type: ignore[no-any-return]  # a hook of ours, by its name
 
     def run_task(self) -> Awaitable[Any]:
         """Call the function: the step of a run that is the task itself.
@@ -640,16 +624,18 @@ class TaskExecutor(RunView, Generic[R]):
         return call_function(func, call, items, backend)
 
     async def _replace_arguments(self) -> None:
+        """Let the plugins replace the arguments of this attempt."""
         # Each attempt begins with the run's original arguments. The slot is set by the first one
         # only, so it costs runs without this hook nothing.
         if not hasattr(self, "_original_arguments"):
             self._original_arguments = self._args, self._kwargs
         args, kwargs = self._original_arguments
         self._args, self._kwargs = await self._call(
-            self._hooks.task_executor_args_replace, args=args, kwargs=dict(kwargs)
+            self._plugins.hook.task_executor_args_replace, {"args": args, "kwargs": dict(kwargs)}
         )
 
     def _next_attempt(self) -> None:
+        """Count a further attempt, which has a message of its own."""
         self._attempt += 1
         self._result = self._yielded = None
         message = self.task_broker
@@ -658,8 +644,16 @@ class TaskExecutor(RunView, Generic[R]):
         )
 
     def _echo_task(self) -> Any:
+        """Make the ``self`` of an echo task: the task, as a view of this run."""
         kind = AsyncTask if self._task_func.is_async else SyncTask
         return kind(self._task_func, getattr(self._task, "app", None), self)
+
+
+def _status_of(attempt: Attempt | None) -> OutcomeStatus:
+    """Return how an attempt ended; one without an outcome succeeded."""
+    if attempt is None or attempt.outcome is None:
+        return OutcomeStatus.succeeded
+    return attempt.outcome.status
 
 
 def _plugins_of(app: Any) -> PluginManager:

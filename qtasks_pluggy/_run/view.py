@@ -23,9 +23,9 @@ class RunView:
         "_attempt",
         "_engine",
         "_entries",
-        "_hooks",
         "_kwargs",
         "_message",
+        "_plugins",
         "_result",
         "_task",
         "_task_func",
@@ -35,9 +35,9 @@ class RunView:
     _attempt: int
     _engine: Host | None
     _entries: list[Asked]
-    _hooks: Any
     _kwargs: Mapping[str, Any]
     _message: TaskMessage | None
+    _plugins: Any
     _result: Any
     _task: Any
     _task_func: TaskFunc
@@ -111,7 +111,7 @@ class RunView:
             CapabilityError: It cannot carry out the decision.
             EngineError: It cannot store the value.
         """
-        keepers = self._hooks.task_executor_dead_letter.chain
+        keepers = self._plugins.hook.task_executor_dead_letter.chain
         if self._engine is None or (isinstance(answer, DeadLetter) and keepers is not None):
             return
         check_answer_supported(self._engine, answer)

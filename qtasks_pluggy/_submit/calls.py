@@ -87,7 +87,7 @@ async def wait_for(
     loop = engine.loop
     if loop is None:
         return await backend.awaitable(thing)
-    if _is_here(loop):
+    if is_here(loop):
         if backend.on_loop:
             return await thing
         thing.close()
@@ -103,7 +103,7 @@ async def _wait_for_future(
     if backend.on_loop:
         thing = asyncio.wrap_future(future)
         return await (asyncio.shield(thing) if shared else thing)
-    if not future.done() and _is_here(engine.loop):
+    if not future.done() and is_here(engine.loop):
         if not shared:
             future.cancel()
         raise _deadlock_error(engine, method)
@@ -132,7 +132,8 @@ def _deadlock_error(engine: Engine, method: str) -> Exception:
     return RuntimeError(msg)
 
 
-def _is_here(loop: asyncio.AbstractEventLoop | None) -> bool:
+def is_here(loop: asyncio.AbstractEventLoop | None) -> bool:
+    """Say whether this thread is running an event loop."""
     try:
         return asyncio.get_running_loop() is loop
     except RuntimeError:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final
 
 from qtasks_hookspecs import TaskMessage
 from qtasks_hookspecs.exc import CapabilityError
 from qtasks_pluggy import _log
-from qtasks_pluggy._submit.calls import enqueue
+from qtasks_pluggy._submit.calls import enqueue, is_here
 from qtasks_pluggy._submit.handle import check_seconds
 from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._waiting import SYNC, run_to_completion
@@ -75,12 +76,19 @@ def replay_on(engine: Engine, message: TaskMessage, delay: float | timedelta | N
     """Send a message to an engine.
 
     Raises:
-        CapabilityError: The engine cannot delay it.
+        CapabilityError: The engine cannot delay it, or needs the event loop that this is called on.
         EngineError: The engine failed, or an argument does not travel.
     """
     pause = None if delay is None else check_seconds(delay, "replay(delay=...)")
     if pause and not engine.capabilities.delay:
         msg = f"engine {engine.name!r} cannot delay a run; leave delay= out of replay(...)"
+        raise CapabilityError(msg)
+    if iscoroutinefunction(engine.submit) and is_here(engine.loop):
+        msg = (
+            f"engine {engine.name!r} sends on this thread's event loop, so a replay of task"
+            f" {message.name!r} cannot wait for it here; call it in a thread, as by"
+            " asyncio.to_thread(app.replay, message)"
+        )
         raise CapabilityError(msg)
     run_to_completion(enqueue(engine, SYNC, message, pause))
     return message.uuid

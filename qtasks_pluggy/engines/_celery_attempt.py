@@ -33,6 +33,8 @@ from qtasks_pluggy.exc import EngineError
 CONTROL: Final = (Ignore, Reject, Retry)
 # How Celery ends a worker in the middle of a run.
 STOPS_WORKER: Final = (WorkerShutdown, WorkerTerminate, KeyboardInterrupt)
+# The header of a message that has what is ours.
+HEADER: Final = "qtasks_pluggy"
 # By which our own native tasks are known.
 OURS: Final = "qtasks_pluggy_task"
 # Whether a worker asks the message, besides the task, if it is to store an attempt's end: as of
@@ -103,6 +105,7 @@ def message_of(task: Any, args: Any, kwargs: Any) -> TaskMessage:
     """Make a message of what Celery knows of a run; what it does not know is None."""
     request = task.request
     info = request.delivery_info or {}
+    header = (request.headers or {}).get(HEADER) or {}
     return TaskMessage(
         # Not the request's: the first of Celery 5.3 has none there in eager mode.
         task.name,
@@ -115,6 +118,7 @@ def message_of(task: Any, args: Any, kwargs: Any) -> TaskMessage:
         queue=info.get("routing_key"),
         engine="celery",
         redelivered=None if request.is_eager else bool(info.get("redelivered")),
+        metadata=header.get("metadata", {}),
     )
 
 

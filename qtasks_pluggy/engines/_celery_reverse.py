@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from types import MethodType
 from typing import Any, Final
@@ -19,6 +19,7 @@ from celery.utils.functional import lazy
 
 from qtasks_pluggy.engines._celery_attempt import OURS, CeleryHost, carry_out, message_of
 from qtasks_pluggy.engines._celery_names import name_of, resolved
+from qtasks_pluggy.engines._celery_send import CelerySender, own_tasks
 from qtasks_pluggy.engines._celery_settings import broker_of, itself
 from qtasks_pluggy.engines._celery_worker import SPAWNED, WorkerLife, has_children
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
@@ -72,7 +73,7 @@ def install(
         # What Celery has made of the setting.
         vars(native).pop("annotations", None)
         # What else the setting says was applied to these when they were made.
-        for kind in {type(task) for task in _own_tasks(native) if task.app is native}:
+        for kind in {type(task) for task in own_tasks(native) if task.app is native}:
             if not hasattr(kind.__call__, _CONF):
                 kind.__call__ = one.around(kind.__call__)
     return one.covered
@@ -129,7 +130,13 @@ class _Native:
         native = self.native
         # Others, that were started for runs in this very process.
         self.life.end()
-        self._plugged = Plugged(native, native.main or "celery", map(resolved, plugins), **options)
+        self._plugged = Plugged(
+            native,
+            native.main or "celery",
+            map(resolved, plugins),
+            sender=CelerySender(native),
+            **options,
+        )
         self._names = [name_of(plugin) for plugin in plugins]
         self._given = plugins
         # Spawned children get it with the other settings.
@@ -152,7 +159,7 @@ class _Native:
         """How many tasks are the app's own."""
         native: Any = self.native
         waiting = 0 if native.finalized else len(native._pending)  # noqa: SLF001  # no public way
-        return waiting + sum(1 for _ in _own_tasks(native))
+        return waiting + sum(1 for _ in own_tasks(native))
 
     def around(self, native_call: Callable[..., Any]) -> Callable[..., Any]:
         """Give a task another ``__call__``."""
@@ -208,7 +215,7 @@ class _Native:
                 " setting 'imports', or import them where the app is"
             )
             raise EngineError(msg)
-        bare = [one.name for one in _own_tasks(native) if not hasattr(type(one).__call__, _CONF)]
+        bare = [one.name for one in own_tasks(native) if not hasattr(type(one).__call__, _CONF)]
         if bare:
             msg = (
                 f"{who}: task {bare[0]!r} asks no plugin, because another of the setting"
@@ -244,12 +251,6 @@ def _known(native: Celery, one: _Native) -> _Native:
     # There, and nowhere else: it goes with the app.
     vars(native)[_INSTALLED] = one
     return one
-
-
-def _own_tasks(native: Celery) -> Iterator[Any]:
-    for name, task in list(vars(native)["_tasks"].items()):
-        if not name.startswith("celery.") and not getattr(task, OURS, False):
-            yield task
 
 
 _INSTALLED: Final = "qtasks_pluggy_installed"

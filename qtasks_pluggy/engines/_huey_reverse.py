@@ -19,6 +19,7 @@ from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy.engines import Capabilities
 from qtasks_pluggy.engines._huey_ends import cancel_execution, check_storable
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
+from qtasks_pluggy.engines._huey_send import MODULE, HueySender, own_tasks
 from qtasks_pluggy.engines._huey_worker import WorkerLife
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
 from qtasks_pluggy.engines.servers import HANDS_OVER, attempt_of, is_answered
@@ -31,8 +32,6 @@ CONTROL: Final = (
     RateLimitExceeded,
     TaskTimeout,
 )
-# The module of our own native tasks, under which Huey knows them.
-MODULE: Final = "qtasks_pluggy"
 
 
 def install(
@@ -58,7 +57,14 @@ def install(
         TypeError: It is no Huey.
     """
     refuse_other("huey", huey, Huey)
-    plugged = Plugged(huey, huey.name, plugins, discover=discover, intercept=intercept)
+    plugged = Plugged(
+        huey,
+        huey.name,
+        plugins,
+        discover=discover,
+        intercept=intercept,
+        sender=HueySender(huey),
+    )
     adapter = _Native(huey, plugged)
     huey.pre_execute(name=f"{MODULE}-install")(adapter.wrap)
     return adapter.covered
@@ -121,9 +127,7 @@ class _Native:
     @property
     def covered(self) -> int:
         """How many tasks are the app's own."""
-        registry: Any = vars(self.native)["_registry"]  # its tasks are listed nowhere else
-        every = vars(registry)["_registry"].values()
-        return sum(kind.__module__ != MODULE for kind in every)
+        return sum(1 for _ in own_tasks(self.native))
 
     def _app(self) -> QueueTasks:
         """Give the app behind it; refuse a worker that would do without plugins."""
@@ -163,6 +167,7 @@ class _Native:
             queue=self.native.name,
             engine=self.name,
             redelivered=getattr(task, "redelivered", None),
+            metadata=header.get("metadata", {}),
         )
         token = _current.set(task)
         try:
@@ -178,7 +183,7 @@ class _Native:
         # What the task was given, for Huey and for the next attempt, which counts on.
         task.args, task.kwargs = message.args, dict(message.kwargs)
         if counts_on:
-            task.kwargs[HEADER] = {"attempt": executor.attempt + 1}
+            task.kwargs[HEADER] = {**header, "attempt": executor.attempt + 1}
         if outcome.action == "succeed":
             huey = self.native
             if (

@@ -17,7 +17,7 @@ from huey.exceptions import HueyException
 from qtasks_pluggy import TaskStatus
 from qtasks_pluggy.engines import Ended, log_event
 from qtasks_pluggy.engines._huey_ledger import Ledger
-from qtasks_pluggy.engines._huey_reverse import MODULE
+from qtasks_pluggy.engines._huey_send import MODULE
 from qtasks_pluggy.engines.servers import text_of
 from qtasks_pluggy.exc import EngineError
 

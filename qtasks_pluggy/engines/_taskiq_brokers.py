@@ -17,6 +17,7 @@ from qtasks_pluggy.exc import CapabilityError, EngineError
 PATIENCE: Final = 9
 # Where taskiq-aio-pika has what it delays messages with; before 0.6 there is always a queue for it.
 _DELAYS: Final = ("_delay_queue", "_delay_queue_name", "_delayed_message_exchange_plugin")
+_LOCK_EXPIRES: Final = "unacknowledged_lock_timeout"
 # A worker takes so many messages of a stream at once; the others are for other workers.
 _BATCH: Final = 10
 
@@ -48,7 +49,17 @@ def can_delay(broker: AsyncBroker) -> bool:
 
 
 def is_safe(broker: AsyncBroker) -> bool:
-    """Say whether the broker gives a killed worker's runs to another one."""
+    """Say whether the broker gives every one of a killed worker's runs to another one.
+
+    A worker takes over those of a Redis stream under a lock, which taskiq-redis before 1.2.2 does
+    not let expire: one that is killed then keeps all others from it.
+    """
+    is_stream = kind_of(broker) == "RedisStreamBroker"
+    return gives_back(broker) and (not is_stream or hasattr(broker, _LOCK_EXPIRES))
+
+
+def gives_back(broker: AsyncBroker) -> bool:
+    """Say whether the broker gives a killed worker's runs to another one, as a rule."""
     kind = kind_of(broker)
     return kind == "RedisStreamBroker" or (
         kind == "AioPikaBroker"
@@ -70,7 +81,7 @@ def make_safe(broker: AsyncBroker) -> None:
         CapabilityError: The broker loses what a killed worker was doing, whatever is set.
     """
     kind = kind_of(broker)
-    if not is_safe(broker):
+    if not gives_back(broker):
         msg = f"engine 'taskiq': {kind} loses what a killed worker was doing; use"
         if kind == "AioPikaBroker":
             msg = f"{msg} queues that are durable, neither exclusive nor auto_delete, and no stream"

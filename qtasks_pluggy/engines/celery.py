@@ -22,14 +22,13 @@ import attrs
 from celery import Celery, states
 from celery.exceptions import Retry
 from celery.result import EagerResult
-from kombu import serialization
-from kombu.exceptions import EncodeError
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Attempt, Capabilities, Ended, executor_for, status_of
 from qtasks_pluggy.engines._celery_attempt import (
     CONTROL,
+    HEADER,
     OURS,
     STOPS_WORKER,
     carry_out,
@@ -37,7 +36,9 @@ from qtasks_pluggy.engines._celery_attempt import (
     error_of,
     message_of,
 )
+from qtasks_pluggy.engines._celery_losses import survive_losses
 from qtasks_pluggy.engines._celery_reverse import Plugins, install
+from qtasks_pluggy.engines._celery_send import send
 from qtasks_pluggy.engines._celery_settings import (
     VISIBILITY,
     at_least_once,
@@ -59,18 +60,12 @@ from qtasks_pluggy.engines.servers import (
     cut_by,
     named,
     refuse_url,
-    unserializable,
     wait_by_looking,
 )
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError, TaskPluginTriggerError
 
 __all__ = ["CeleryEngine", "Plugins", "at_least_once", "install"]
 
-# The header of a message that has what is ours.
-HEADER: Final = "qtasks_pluggy"
-# Seconds before a run is done again whose worker was lost, and how often, besides its retries.
-_AFTER_LOSS: Final = 1
-_LOSSES: Final = 10
 _STATUS: Final = {
     states.STARTED: TaskStatus.running,
     states.RETRY: TaskStatus.queued,
@@ -160,7 +155,7 @@ class CeleryEngine:
         if self._app is not app:
             msg = f"engine 'celery' is behind app {self._app.name!r} already; make one for each app"
             raise EngineError(msg)
-        name, most = task_func.name, task_func.max_retries
+        name = task_func.name
         if name in vars(self.native)["_tasks"]:
             raise self._taken(name)
 
@@ -174,11 +169,7 @@ class CeleryEngine:
             bind=True,
             # Every Celery app of a process has those that are shared.
             shared=False,
-            acks_late=True,
-            # Counted, unlike a rejection: a run that kills its workers has an end.
-            retry_on_worker_lost=True,
-            default_retry_delay=_AFTER_LOSS,
-            max_retries=None if most is None else most + _LOSSES,
+            **survive_losses(task_func.max_retries),
             **{OURS: True},
         )(body)
         self._tasks[name] = task
@@ -213,25 +204,7 @@ class CeleryEngine:
         if has_results(native):
             # It would subscribe to every run's end, also of those that nobody waits for.
             vars(native.backend)["on_task_call"] = _say_nothing
-        try:
-            ticket = told(
-                message.name,
-                self._tasks[message.name].apply_async,
-                message.args,
-                message.kwargs,
-                task_id=str(message.uuid),
-                countdown=delay or None,
-                priority=priority,
-                headers={HEADER: header},
-            )
-        except (EncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            what = unserializable(message, self._serialize) or "an argument"
-            msg = (
-                f"engine 'celery' cannot take task {message.name!r}:"
-                f" {what} is no {native.conf.task_serializer}"
-                f" ({type(error).__name__}: {error}); give it something that is, an id or a path"
-            )
-            raise EngineError(msg) from error
+        ticket = send(self._tasks[message.name], message, header, delay, priority)
         vars(ticket)["our_task"] = message.name
         return ticket
 
@@ -293,7 +266,6 @@ class CeleryEngine:
             created_at=header.get("created_at"),
             attempt=attempt,
             redelivered=message.redelivered or lost,
-            metadata=header.get("metadata", {}),
         )
 
     def carry_out(self, outcome: Attempt, native: Any) -> Any:
@@ -393,9 +365,6 @@ class CeleryEngine:
         if state != states.FAILURE:
             return None
         return Ended(status_of(result), error=error_of(ticket, result))
-
-    def _serialize(self, value: Any) -> None:
-        serialization.dumps(value, self.native.conf.task_serializer)  # type: ignore[no-untyped-call]  # kombu's
 
 
 def _say_nothing(*_: Any, **__: Any) -> None:

@@ -26,7 +26,6 @@ from huey.api import Result, Task
 from huey.constants import EmptyData
 from huey.exceptions import ResultTimeout, RetryTask
 from huey.storage import MemoryStorage, SqliteStorage
-from huey.utils import normalize_time
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
@@ -42,11 +41,11 @@ from qtasks_pluggy.engines._huey_ends import (
 from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
 from qtasks_pluggy.engines._huey_reverse import (
     CONTROL,
-    MODULE,
     at_least_once,
     goes_on,
     install,
 )
+from qtasks_pluggy.engines._huey_send import MODULE, new_task, serialized
 from qtasks_pluggy.engines._huey_storage import reach, sqlite_huey, told
 from qtasks_pluggy.engines._huey_unread import Unread
 from qtasks_pluggy.engines._huey_worker import WorkerLife
@@ -55,8 +54,6 @@ from qtasks_pluggy.engines.servers import (
     attempt_of,
     cut_by,
     named,
-    text_of,
-    unserializable,
 )
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
@@ -196,24 +193,10 @@ class HueyEngine:
         if message.metadata:
             header["metadata"] = message.metadata
         huey = self.native
-        task = self._wrappers[message.name].task_class(
-            message.args,
-            {**message.kwargs, HEADER: header},
-            id=str(message.uuid),
-            eta=normalize_time(None, delay, huey.utc) if delay else None,
-            priority=message.priority or None,
-            retries=0,
-        )
-        try:
-            # Serialized once: what is enqueued is what the ledger has.
-            task.our_data = self._serialize(task)
-        except Exception as error:
-            what = unserializable(message, huey.serializer.serialize) or "an argument"
-            msg = (
-                f"engine 'huey' cannot take task {message.name!r}: {what} does not pickle"
-                f" ({text_of(error)}); give it something that does, an id or a path"
-            )
-            raise EngineError(msg) from error
+        kind = self._wrappers[message.name].task_class
+        task = new_task(huey, kind, message, header, delay, retries=0)
+        # Serialized once: what is enqueued is what the ledger has.
+        task.our_data = serialized(task, message, huey, self._serialize)
         try:
             if self._ledger is not None:
                 told(huey, message.name, self._ledger.put, task, task.our_data)

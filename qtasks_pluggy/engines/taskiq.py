@@ -26,6 +26,7 @@ from qtasks_pluggy.engines._taskiq_brokers import (
     PATIENCE,
     can_delay,
     does_runs_here,
+    gives_back,
     is_safe,
     longest,
     make_safe,
@@ -87,7 +88,7 @@ class TaskiqEngine:
         self._here = does_runs_here(native)
         self._runs = runs_of(native)
         self._looks = asyncio.Semaphore(_LOOKS)
-        if is_safe(native):
+        if gives_back(native):
             make_safe(native)
 
     @property

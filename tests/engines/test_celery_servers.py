@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
+from celery.exceptions import WorkerLostError
 from celery.result import AsyncResult
 
 from qtasks_pluggy.exc import EngineError, TaskCancelError
@@ -54,10 +55,14 @@ OURS = """
     from celery import Celery
     import fallback
     from qtasks_pluggy import QueueTasks
+    from qtasks_pluggy.engines import _celery_losses
 
+    _celery_losses.LOSSES = 1
     HERE = Path(__file__).parent
     celery = Celery("shop", broker=os.environ["BROKER"], backend=os.environ["RESULTS"])
     celery.conf.task_default_queue = celery.conf.control_exchange = os.environ["QUEUE"]
+    # Seconds until the loss of a process is noticed, by itself ten.
+    celery.conf.worker_lost_wait = 0.5
     if "VISIBILITY" in os.environ:
         seconds = float(os.environ["VISIBILITY"])
         celery.conf.broker_transport_options = {"visibility_timeout": seconds}
@@ -99,6 +104,11 @@ OURS = """
         while not (HERE / "go").exists():
             time.sleep(0.01)
         return "waited"
+
+    @app.task(echo=True, max_retries=0)
+    def die(self):
+        tell("began", self.ctx.uuid)
+        os.kill(os.getpid(), 9)
 
     if os.environ.get("ROLE") != "worker":
         app.task(name="unknown")(lambda: 1)
@@ -299,6 +309,17 @@ def test_runs_outlive_what_is_killed(ours, whom):
     kills, twice = kill_in_the_midst(ours, 16, 6, whom, 2)
     assert kills >= 1
     assert twice <= 2 * kills
+
+
+def test_a_run_that_kills_its_process_has_an_end(ours):
+    """It is done again as often as losses are allowed; then it fails with Celery's own error."""
+    ours.place.start("-c", "1", VISIBILITY="60")
+    with ours.app:
+        run, other = ours.die.submit(), ours.double.submit(4)
+        with pytest.raises(WorkerLostError):
+            run.result(timeout=LONG)
+        assert 8 == other.result(timeout=LONG)
+    assert 2 == len(ours.place.told("began"))
 
 
 @pytest.mark.full

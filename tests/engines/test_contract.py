@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
-from qtasks_pluggy import QueueTasks, TaskHandle, TaskStatus
+from qtasks_pluggy import QueueTasks, TaskHandle, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import FindsRuns
 from qtasks_pluggy.exc import (
     CapabilityError,
@@ -277,6 +277,28 @@ def test_r19_metadata_arrives_with_the_run(shop):
             return
         assert "second" == task.submit().result(timeout=LONG)
     assert [{"request": "r-7"}] * 2 == seen
+
+
+def test_a_run_is_sent_again(shop):
+    """``app.replay`` sends a message again under a new id, and its lineage arrives with it."""
+    seen = []
+
+    class Sees:
+        @hookimpl
+        def task_executor_task_close(self, task_broker):
+            seen.append((str(task_broker.uuid), task_broker.args, task_broker.metadata))
+            shop.plugin.closed.release()
+
+    shop.app.add_plugin(Sees())
+    message = TaskMessage("price", (1,), uuid="the-first")
+    with shop.harness.running(shop.app):
+        ids = [shop.app.replay(message), shop.app.replay(message, args=[2], kwargs={"tax": 1})]
+        for _ in range(4):
+            assert shop.plugin.closed.acquire(timeout=LONG)
+    lineage = {"replay_of": "the-first"}
+    assert sorted(
+        (str(one), args, lineage) for one, args in zip(ids, [(1,), (2,)], strict=True)
+    ) == sorted(seen)
 
 
 def test_r9_a_retry_waits_for_its_delay(shop):

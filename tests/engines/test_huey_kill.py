@@ -166,8 +166,9 @@ def test_a_consumer_that_is_stopped_leaves_no_run_behind(shop, how):
 def test_a_delayed_run_outlives_a_killed_consumer(shop):
     """A run that waits for its time, or for its next attempt, is kept as well."""
     with shop.app:
-        handle = shop.app.tasks["work"].with_options(delay=2).submit(21)
+        # First, because it may take longer to begin than the delay.
         first = shop.consumer()
+        handle = shop.app.tasks["work"].with_options(delay=2).submit(21)
         scheduled = shop.app.engine.native.scheduled_count
         assert wait_until(lambda: scheduled() == 1, LONG)
         first.kill()

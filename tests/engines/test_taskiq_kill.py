@@ -62,6 +62,8 @@ BROKERS = {
 @pytest.fixture(params=BROKERS)
 def shop(request, project, worker, redis_url):
     """An app in a file, imported here, and a way to start workers of it."""
+    if request.param == "stream" and is_older("taskiq-redis", "1.2.2"):
+        pytest.skip("the lock of a killed worker stays for ever before taskiq-redis 1.2.2")
     names = {"redis": redis_url, "queue": f"kill-{uuid.uuid4().hex}"}
     if request.param == "rabbitmq":
         if is_older("taskiq-aio-pika", "0.6"):

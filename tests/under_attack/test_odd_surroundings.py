@@ -119,6 +119,59 @@ def test_a_fork_while_another_thread_counts_a_failure():
     assert "7\n" == done.stdout
 
 
+def test_r16_a_forked_process_looks_at_no_task_of_its_parent():
+    """A child that was forked by a task which is being cancelled recovers its own runs."""
+    code = """
+        import asyncio, os, signal
+        from qtasks_hookspecs import hookimpl
+        from qtasks_pluggy import PluginManager, TaskExecutor
+        from qtasks_pluggy.exc import TaskPluginTriggerError
+
+        class Answers:
+            @hookimpl
+            def task_executor_run_task_trigger_error(self):
+                return 7
+
+        async def fails():
+            raise TaskPluginTriggerError
+
+        async def recovers():
+            return await TaskExecutor(fails, plugins=[Answers()]).execute()
+
+        async def parent():
+            await recovers()
+            asyncio.current_task().cancel()
+            child = os.fork()
+            if child == 0:
+                signal.alarm(15)  # were it to hang, its own end
+                try:
+                    os._exit(asyncio.run(recovers()))
+                finally:
+                    os._exit(1)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        codes = []
+
+        async def main():
+            codes.append(await parent())
+
+        try:
+            asyncio.run(main())
+        except asyncio.CancelledError:
+            print(codes)
+    """
+
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert "[7]\n" == done.stdout
+
+
 def test_plain_runs_within_async_runs_within_plain_runs():
     """However many plain and async runs wait for each other, there is a thread for each."""
 
