@@ -70,6 +70,20 @@ class Filtered:
         return 2
 
 
+class Observes:
+    """Hears of failures alone."""
+
+    @hookimpl
+    @when(outcome="failed")
+    def task_executor_attempt_ended(self, outcome: Any) -> None:
+        """Hear of it."""
+
+    @hookimpl
+    @when(outcome="failed")
+    def task_executor_task_close(self, outcome: Any) -> None:
+        """Hear of it."""
+
+
 GOOD, BAD = TaskFunc("good", good), TaskFunc("bad", bad)
 MESSAGE = TaskMessage("task")
 
@@ -236,6 +250,11 @@ async def measure(rounds: int) -> list[tuple[str, float, float | None]]:
         (
             "good run, 1,000 error plugins / none",
             await ratio(run(GOOD, thousand), run(GOOD, none), rounds),
+            1.05,
+        ),
+        (
+            "good run, an observer of failures / none",
+            await ratio(run(GOOD, PluginManager([Observes()])), run(GOOD, none), rounds),
             1.05,
         ),
         (

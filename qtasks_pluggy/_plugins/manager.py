@@ -13,7 +13,7 @@ from typing import Any, Final
 import attrs
 import pluggy
 
-from qtasks_hookspecs import _hooks
+from qtasks_hookspecs import OutcomeStatus, _hooks
 from qtasks_hookspecs._markers import PROJECT_NAME
 from qtasks_hookspecs.exc import PluginRegistrationError
 from qtasks_pluggy import _log, _settings
@@ -100,7 +100,7 @@ class PluginManager(pluggy.PluginManager):
         self._discovered = False
         self._breakers: dict[pluggy.HookImpl, Breaker] = {}
         # Whether no plugin takes part in a run that meets no error.
-        self._errors_only = True
+        self._asked_on_success = self._times_attempts = False
         self._apply(_settings.load(self._app_settings, read_environment=False))
         self.add_hookspecs(_hooks)
         self._load_builtins()
@@ -525,10 +525,11 @@ class PluginManager(pluggy.PluginManager):
         for hook in callers:
             chain = self._chain(hook)
             hook.chain = chain if chain.links or chain.wrappers else None
-        self._errors_only = all(
-            hook.chain is None or hook.has_error or hook.subject != "task_executor"
-            for hook in callers
-        )
+        of_runs = [
+            hook for hook in callers if hook.subject == "task_executor" and not hook.has_error
+        ]
+        self._asked_on_success = any(hook.listens(OutcomeStatus.succeeded) for hook in of_runs)
+        self._times_attempts = any(hook.chain and "outcome" in hook.names for hook in of_runs)
 
     def _chain(self, hook: HookCaller) -> Chain:
         links, wrappers = in_call_order(

@@ -265,7 +265,7 @@ class TaskExecutor(RunView, Generic[R]):
                 attempt = await self._attempt_once()
         except BaseException as cut:  # noqa: BLE001  # raised after the hooks for the end
             attempt = self._without_decision(cut)
-        if attempt is not None or (self._started is not None and self._hears_of_success()):
+        if attempt is not None or self._hears_of_success():
             attempt = await self._end(attempt)
             if attempt.error is not None:
                 error, attempt = attempt.error, None
@@ -337,14 +337,15 @@ class TaskExecutor(RunView, Generic[R]):
         Returns:
             What the host is to do; None for a result whose end no plugin wants.
         """
-        hooks = self._plugins.hook
+        plugins = self._plugins
+        hooks = plugins.hook
         # One look instead of one at each hook: most plugins care for errors only.
-        errors_only = self._plugins._errors_only  # noqa: SLF001  # ours
-        self._started = None if errors_only else perf_counter()
+        asks_on_success = plugins._asked_on_success  # noqa: SLF001  # ours
+        self._started = perf_counter() if plugins._times_attempts else None  # noqa: SLF001  # ours
         attempt: Attempt | None = None
         error: BaseException | None = None
         try:
-            if not errors_only and hooks.task_executor_args_replace.chain is not None:
+            if asks_on_success and hooks.task_executor_args_replace.chain is not None:
                 await self._replace_arguments()
             try:
                 result = await self.run_task()
@@ -356,7 +357,7 @@ class TaskExecutor(RunView, Generic[R]):
                 error = raised
             if error is not None:
                 attempt = await self._decide(error)
-            elif not errors_only and hooks.task_executor_run_task.chain is not None:
+            elif asks_on_success and hooks.task_executor_run_task.chain is not None:
                 self._result = await self._call(
                     hooks.task_executor_run_task, {"result": self._result}
                 )
@@ -368,7 +369,8 @@ class TaskExecutor(RunView, Generic[R]):
             # A traceback holds this frame; this frame must not hold the error.
             error = result = None
         try:
-            if errors_only or not hooks.task_executor_attempt_ended.listens(_status_of(attempt)):
+            unasked = attempt is None and not asks_on_success
+            if unasked or not hooks.task_executor_attempt_ended.listens(_status_of(attempt)):
                 return attempt
             if attempt is None:
                 attempt = self._conclude(Attempt("succeed"), None)
@@ -532,7 +534,10 @@ class TaskExecutor(RunView, Generic[R]):
 
     def _hears_of_success(self) -> bool:
         """Return whether a plugin wants the end of a good run."""
-        return self._plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)  # type: ignore[no-any-return]  # a hook of ours, by its name
+        plugins = self._plugins
+        return plugins._asked_on_success and plugins.hook.task_executor_task_close.listens(  # type: ignore[no-any-return]  # noqa: SLF001  # ours
+            OutcomeStatus.succeeded
+        )
 
     async def _end(self, attempt: Attempt | None) -> Attempt:
         """Call the hooks for a failure and for the end of the run.
