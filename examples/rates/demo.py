@@ -1,13 +1,14 @@
-"""A year of exchange rates, first without a plugin, then with one.
+"""A year of exchange rates: without a plugin, with one, and what failed even so.
 
     python examples/rates/demo.py
 
-It prints each command, then runs it in a shell. It needs ``qtasks-pluggy[cli]`` and
-``qtasks-last-rate`` in this Python's environment, and neither a network nor a server.
+It prints each command, then runs it in a shell. It needs ``qtasks-pluggy[cli,failures]``
+and ``qtasks-last-rate`` in this Python's environment, and neither a network nor a server.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent  # where pip put this environment's commands
@@ -23,6 +24,8 @@ BIN = Path(sys.executable).parent  # where pip put this environment's commands
 ONE = "qtasks-pluggy run rates.py eur_100 2022-04-17 USD"  # Easter Sunday
 YEAR = "qtasks-pluggy run rates.py eur_100 --each -"
 WITHOUT = "QTASKS_PLUGGY_DISABLE=last-rate"
+RECORD = "echo 'enable = [\"failures\"]' > qtasks_pluggy.toml"
+LAST_FAILED = "qtasks-pluggy failures list --status failed --limit 1 --json"
 
 
 class Command(NamedTuple):
@@ -49,23 +52,40 @@ STEPS = (
     ),
     Step(
         "With the plugin, the run's result is the last rate, if that is at most five days old.\n"
-        "300 runs still fail: the rouble has had no rate since 2 March.",
+        "300 runs still fail: the rouble has had no rate since 2 March. Failures are recorded.",
         (
+            Command(RECORD),
             Command("qtasks-pluggy plugins"),
             Command(ONE),
             Command(f"python rates.py | {YEAR}", exit_code=1),
         ),
     ),
+    Step(
+        "What was recorded says what failed, why, and who was asked and decided.",
+        (
+            Command("qtasks-pluggy failures groups"),
+            Command("qtasks-pluggy failures show UUID"),
+        ),
+    ),
 )
+
+
+def in_shell(line: str, folder: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a line without the reader's own settings, which would change what is shown."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("QTASKS_PLUGGY_")}
+    path = os.pathsep.join([str(BIN), kept.get("PATH", os.defpath)])
+    env = kept | {"PATH": path, "XDG_STATE_HOME": folder}  # failures are stored there
+    return subprocess.run(line, shell=True, check=False, cwd=folder, env=env, text=True, **options)  # noqa: S602  # a line of this file
 
 
 def run(command: Command, folder: str) -> None:
     """Print a command and run it; what it prints comes after it."""
-    # Settings of the reader's own would change what is shown.
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("QTASKS_PLUGGY_")}
-    env = kept | {"PATH": os.pathsep.join([str(BIN), kept.get("PATH", os.defpath)])}
-    print(f"\n$ {command.line}", flush=True)
-    done = subprocess.run(command.line, shell=True, check=False, cwd=folder, env=env)  # noqa: S602  # a line of STEPS
+    line = command.line
+    if line.endswith("UUID"):
+        (last,) = json.loads(in_shell(LAST_FAILED, folder, stdout=subprocess.PIPE).stdout)
+        line = line.replace("UUID", last["uuid"])
+    print(f"\n$ {line}", flush=True)
+    done = in_shell(line, folder)
     if done.returncode != command.exit_code:
         sys.exit(f"exit code {done.returncode} instead of {command.exit_code}")
 

@@ -39,7 +39,7 @@ class HookCaller(pluggy.HookCaller):
     def __init__(self, name: str, manager: Any, namespace: Any, options: Mapping[str, Any]) -> None:
         super().__init__(name, _never, namespace, options)  # type: ignore[arg-type]  # our hookspec's options hold pluggy's
         assert self.spec is not None  # noqa: S101  # pluggy sets it with a namespace
-        self.manager = manager
+        self.manager: Any = manager
         # None if no plugin implements the hook: then no run calls it.
         self.chain: Chain | None = None
         self.names: frozenset[str] = frozenset(self.spec.argnames)

@@ -41,9 +41,6 @@ class Buffer:
         """Take a record from a run.
 
         While the buffer is full it is only counted; a final failure waits for room first.
-
-        Returns:
-            Whether it was taken: not once the buffer is closed.
         """
         with self._changed:
             if self._is_closing:
@@ -70,14 +67,7 @@ class Buffer:
         return self._changed.wait_for(lambda: self._is_stuck or ready(), WAIT_SECONDS) and ready()
 
     def take(self, idle: float) -> Batch | None:
-        """Take the next batch out; wait for it.
-
-        Args:
-            idle: Seconds after which an empty one is returned.
-
-        Returns:
-            The batch; None once the buffer is closed, and empty.
-        """
+        """Wait for the next batch: empty after ``idle`` seconds, None once closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closing or self._has_any(), idle)
             if not self._eager and self._has_any():
@@ -104,13 +94,7 @@ class Buffer:
             self._changed.notify_all()
 
     def put_back(self, batch: Batch, pause: float, *, is_stuck: bool) -> None:
-        """Put a batch back that could not be written, and leave the store alone for a while.
-
-        Args:
-            batch: The batch.
-            pause: Seconds; less where the buffer is closed meanwhile.
-            is_stuck: Whether no run should wait for the store.
-        """
+        """Put a batch back that could not be written, and wait so many seconds, or for the end."""
         with self._changed:
             self._records.extendleft(reversed(batch.records))
             self._counts.update(batch.counts)

@@ -37,14 +37,7 @@ def default_url() -> str:
 
 
 def read_url(given: str) -> URL:
-    """Read a store's URL.
-
-    Args:
-        given: What the operator wrote; it may hold a password, which no error shows.
-
-    Raises:
-        SettingsError: It is no URL of a store, or a package is missing for it.
-    """
+    """Read a store's URL; it may hold a password, which no error shows."""
     takes = "write sqlite:///path/of/failures.db or postgresql+psycopg://user@host/database"
     try:
         url = make_url(given)
@@ -81,16 +74,7 @@ def why(error: Exception) -> str:
 
 
 def engine_for(url: URL, *, seconds: float, writes: bool) -> Engine:
-    """Make the SQLAlchemy engine of a store; nothing is opened yet.
-
-    Args:
-        url: The store's URL.
-        seconds: How long to wait for somebody else's lock, or for a server's answer.
-        writes: Whether a transaction locks a SQLite file from its beginning.
-
-    Returns:
-        The engine; each connection that is taken from it is a new one.
-    """
+    """Make a store's engine, which waits so many seconds for a lock or for a server's answer."""
     if url.drivername != "sqlite":
         waits = f"-c lock_timeout={int(seconds * 1000)}"
         connects = {"connect_timeout": max(2, int(seconds)), "options": waits}
@@ -113,15 +97,7 @@ def engine_for(url: URL, *, seconds: float, writes: bool) -> Engine:
 
 
 def connect(engine: Engine) -> Connection:
-    """Connect to a store.
-
-    Args:
-        engine: Its engine.
-
-    Raises:
-        StoreError: The file is no database.
-        sqlalchemy.exc.SQLAlchemyError: It cannot be used at all.
-    """
+    """Connect to a store, unless its file is no database."""
     try:
         return engine.connect()
     except DatabaseError as error:
@@ -133,16 +109,7 @@ def connect(engine: Engine) -> Connection:
 
 
 def prepare(engine: Engine) -> None:
-    """Make a store where there is none yet, and see that it is ours and of this version.
-
-    Args:
-        engine: The store's engine.
-
-    Raises:
-        OSError: Its file cannot be made.
-        StoreError: It is another program's, or of another version.
-        sqlalchemy.exc.SQLAlchemyError: It cannot be used at all.
-    """
+    """Make a store where there is none yet, and see that it is ours and of this version."""
     if engine.dialect.name == "sqlite":
         path = Path(engine.url.database or "")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -163,14 +130,7 @@ def prepare(engine: Engine) -> None:
 
 
 def check(connection: Connection) -> None:
-    """See that a store is ours and of this version.
-
-    Args:
-        connection: A connection to it.
-
-    Raises:
-        StoreError: It is not.
-    """
+    """See that a store is ours and of this version."""
     if connection.dialect.name == "sqlite":
         _refuse_strangers(connection)
     if not inspect(connection).has_table(META.name):

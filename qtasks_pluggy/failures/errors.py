@@ -6,9 +6,9 @@ functions, numbers of lines, and texts. The lines of the source are read by who 
 
 from __future__ import annotations
 
-import linecache
 from functools import lru_cache
 from pathlib import Path
+from traceback import FrameSummary, format_list
 from typing import Final, TypeAlias
 
 import attrs
@@ -57,12 +57,7 @@ class Told:
 
 
 def tell(error: BaseException, most: int) -> Told:
-    """Take an error down.
-
-    Args:
-        error: The error.
-        most: The most bytes of its text, and of its traceback.
-    """
+    """Take an error down."""
     links = tuple(
         _Link(_frames(one), _last_lines(one, most), then) for one, then in _causes_first(error)
     )
@@ -138,7 +133,5 @@ def _stack(frames: tuple[Frame, ...]) -> str:
         if not file:
             lines.append(f"  ({line:,} frames are left out)\n")
             continue
-        lines.append(f'  File "{file}", line {line}, in {name}\n')
-        source = linecache.getline(file, line).strip()
-        lines += [f"    {source}\n"] if source else []
+        lines += format_list([FrameSummary(file, line, name)])
     return "".join(lines)

@@ -22,8 +22,6 @@ from qtasks_pluggy.failures.values import Arguments, Encoder, cut, storable
 if TYPE_CHECKING:
     from qtasks_pluggy.failures.recorder import Recorder
 
-REPLAY_OF: Final = "failures_replay_of"
-"""In a message's metadata: the id of the run that it repeats."""
 MOST_MET: Final = 10_000
 """Groups that are remembered as told."""
 _ASKED: Final = "task_executor_run_task_trigger_error"
@@ -136,7 +134,7 @@ class Failures:
         assert error is not None  # noqa: S101  # the hook has looked
         group = outcome.fingerprint or ""
         trail = tuple(one for one in run.trail if one.attempt == outcome.attempt)
-        original = message.metadata.get(REPLAY_OF)
+        original = message.metadata.get("replay_of")  # as app.replay writes it
         return Record(
             uuid=storable(str(message.uuid)),
             app=self._app,

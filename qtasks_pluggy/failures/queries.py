@@ -77,11 +77,7 @@ class Reader:
             check(connection)
 
     def groups(self, filters: Filters) -> list[Group]:
-        """Find groups, those that came last first.
-
-        Args:
-            filters: Which ones.
-        """
+        """Find groups, those that came last first."""
         with self._engine.connect() as connection:
             rows = list(islice(_found_groups(connection, filters), filters.limit))
             counts = _counts(connection, [row.id for row in rows]) if rows else {}
@@ -100,11 +96,7 @@ class Reader:
         ]
 
     def runs(self, filters: Filters) -> list[Run]:
-        """Find runs, the newest first.
-
-        Args:
-            filters: Which ones; a task and an error are those of the runs' groups.
-        """
+        """Find runs, the newest first."""
         wanted = _runs(filters).order_by(RUNS.c.at.desc()).limit(filters.limit)
         with self._engine.connect() as connection:
             if _narrows_groups(filters):
@@ -114,14 +106,7 @@ class Reader:
         return [_run(row) for row in rows]
 
     def run(self, uuid: str) -> WholeRun | None:
-        """Find one run, with all that is kept of it.
-
-        Args:
-            uuid: Its id.
-
-        Returns:
-            The run; None where it is not there. Of two apps' runs with one id, the newer one.
-        """
+        """Find one run with all that is kept of it; of two with one id, the newer one."""
         wanted = _runs(Filters()).where(RUNS.c.uuid == uuid)
         with self._engine.connect() as connection:
             last = wanted.order_by(RUNS.c.at.desc()).limit(1)

@@ -141,17 +141,21 @@ class Writer(threading.Thread):
     def _write(self, batch: Batch) -> None:
         try:
             with self.at_work:
-                news = self.store.write(batch)
+                new = self.store.write(batch)
         except Exception as error:  # noqa: BLE001  # no run is to hear of it
             self._go_on(batch, error)
             return
         self._pause = FIRST_PAUSE
         self._buffer.settle(batch)
         log = self.log.new()
-        for one in news.new:
-            log.error("failure_group_new", **_told_of(one))
-        for one in news.regressed:
-            log.error("failure_group_regressed", **_told_of(one))
+        for one in new:
+            log.error(
+                "failure_group_new",
+                group=one.group,
+                task=one.task,
+                uuid=one.uuid,
+                error=one.told.error,
+            )
 
     def _go_on(self, batch: Batch, error: Exception) -> None:
         """Keep a batch for later, unless there is no later, or it is itself what is wrong."""
@@ -171,12 +175,7 @@ class Writer(threading.Thread):
             self.tell_unavailable(why(error), lost)
 
     def tell_unavailable(self, reason: str, lost: int) -> None:
-        """Say that the store cannot be used now.
-
-        Args:
-            reason: What is wrong with it.
-            lost: How many records are lost.
-        """
+        """Say that the store cannot be used now."""
         waiting = len(self._buffer)
         log = self.log.new()
         log.error(
@@ -197,15 +196,6 @@ class Writer(threading.Thread):
             has_more = False
         if not has_more:
             self._retained_at = time.monotonic()
-
-
-def _told_of(record: Record) -> dict[str, str]:
-    return {
-        "group": record.group,
-        "task": record.task,
-        "uuid": record.uuid,
-        "error": record.told.error,
-    }
 
 
 _recorders: Final[weakref.WeakSet[Recorder]] = weakref.WeakSet()

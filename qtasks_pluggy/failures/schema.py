@@ -52,7 +52,6 @@ GROUPS: Final = Table(
     Column("state", String, nullable=False),
     Column("first_seen", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
-    Column("resolved_at", Double),
     Index("failures_groups_by_time", "last_seen"),
 )
 

@@ -13,13 +13,11 @@ from sqlalchemy import URL, Connection, Select, Table, bindparam, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qtasks_pluggy.failures.connection import engine_for, prepare
-from qtasks_pluggy.failures.records import FINAL, SOFT, Count, Record, RunKey, hour_of
+from qtasks_pluggy.failures.records import SOFT, Count, Record, RunKey, hour_of
 from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
 
 LOCK_SECONDS: Final = 1.0
 """How long a batch waits for another process that writes; then it is tried again later."""
-RETAIN_EVERY: Final = 60.0
-"""Seconds between two looks for runs that are too old."""
 MOST_DELETED: Final = 1_000
 """Runs that one step of retention deletes; more than one batch brings."""
 
@@ -58,19 +56,6 @@ class Batch:
     dropped: int = 0
 
 
-@attrs.frozen
-class News:
-    """What a batch brought.
-
-    Attributes:
-        new: A record of each group that was not known.
-        regressed: A record of each group that was resolved.
-    """
-
-    new: Sequence[Record]
-    regressed: Sequence[Record]
-
-
 class Store:
     """The writing side of a store, for one thread of one process.
 
@@ -90,33 +75,13 @@ class Store:
         if connection is not None:
             connection.close()
 
-    def write(self, batch: Batch) -> News:
-        """Write a batch, all of it or nothing.
-
-        Args:
-            batch: What to write.
-
-        Returns:
-            Which groups are new, and which have come again.
-
-        Raises:
-            Exception: The store cannot be used now.
-        """
+    def write(self, batch: Batch) -> list[Record]:
+        """Write a batch, all of it or nothing; return a record of each new group."""
         with self._transaction() as transaction:
             return transaction.write(batch)
 
     def retain(self, now: float) -> bool:
-        """Delete some of what need not be kept any longer.
-
-        Args:
-            now: Seconds since the epoch.
-
-        Returns:
-            Whether there may be more to delete.
-
-        Raises:
-            Exception: The store cannot be used now.
-        """
+        """Delete some of what need not be kept; say whether there may be more."""
         with self._transaction() as transaction:
             return transaction.retain(now)
 
@@ -141,9 +106,9 @@ class _Transaction:
         self._connection = connection
         self._keep = keep
 
-    def write(self, batch: Batch) -> News:
+    def write(self, batch: Batch) -> list[Record]:
         """Write a batch: groups, counts, runs and attempts."""
-        news = self._write_groups([*batch.seen, *batch.records])
+        new = self._write_groups([*batch.seen, *batch.records])
         known = self._known({one.uuid for one in batch.records})
         newest = {run: attempts for run, (attempts, _) in known.items()}
         places = {run: count for run, (_, count) in known.items()}
@@ -155,35 +120,30 @@ class _Transaction:
                 newest[record.run], places[record.run] = record.attempt, record.count
                 runs[record.run] = record
         self._write_counts(counts)
-        gone = _beyond(runs.values(), self._keep.recovered)
-        fresh = [one for run, one in runs.items() if run not in gone]
-        self._upsert(RUNS, [_run_row(one) for one in fresh])
-        self._upsert(ATTEMPTS, [_attempt_row(r) for r in batch.records if r.run not in gone])
-        self._add_to("runs", sum(one.run not in known for one in fresh))
+        self._upsert(RUNS, [_run_row(one) for one in runs.values()])
+        self._upsert(ATTEMPTS, [_attempt_row(one) for one in batch.records])
+        self._add_to("runs", len(runs.keys() - known.keys()))
         self._add_to("dropped", batch.dropped)
-        for count in {one.count[:3] for one in fresh if one.status in SOFT}:
+        for count in {one.count[:3] for one in runs.values() if one.status in SOFT}:
             self._trim(*count)
-        return news
+        return new
 
-    def _write_groups(self, records: Iterable[Record]) -> News:
+    def _write_groups(self, records: Iterable[Record]) -> list[Record]:
         groups: dict[str, list[Record]] = {}
         for record in records:
             groups.setdefault(record.group, []).append(record)
         if not groups:
-            return News((), ())
+            return []
         last = {group: max(some, key=_time) for group, some in groups.items()}
         rows = [_group_row(min(map(_time, groups[group])), last[group]) for group in sorted(groups)]
-        found = self._connection.execute(_STATES, {"ids": list(groups)})
-        states = {row.id: row.state for row in found}
-        new = self._insert_groups([row for row in rows if row["id"] not in states])
+        there = set(self._connection.scalars(_THERE, {"ids": list(groups)}))
+        new = self._insert_groups([row for row in rows if row["id"] not in there])
         old = [row for row in rows if row["id"] not in new]
         if old:
             seen = ("id", "message", "last_seen")
             changes = [{f"the_{name}": row[name] for name in seen} for row in old]
             self._many(_SEEN_AGAIN, changes)
-        resolved = [group for group, state in states.items() if state == "resolved"]
-        again = [last[group] for group in resolved if self._is_regressed(groups[group])]
-        return News([last[group] for group in sorted(new)], again)
+        return [last[group] for group in sorted(new)]
 
     def _insert_groups(self, rows: list[Row]) -> set[str]:
         """Add groups; return those that no other process has added at the same time."""
@@ -191,15 +151,6 @@ class _Transaction:
             return set()
         insert = _insert(self._connection)(GROUPS).values(rows).on_conflict_do_nothing()
         return set(self._connection.scalars(insert.returning(GROUPS.c.id)))
-
-    def _is_regressed(self, records: Iterable[Record]) -> bool:
-        """Open a resolved group again whose error came after it was resolved, for good."""
-        failed = [one for one in records if one.status in FINAL]
-        if not failed:
-            return False
-        last = max(failed, key=_time)
-        values = {"the_id": last.group, "the_time": last.at}
-        return self._connection.execute(_REGRESSED, values).rowcount == 1
 
     def _known(self, uuids: Iterable[str]) -> dict[RunKey, tuple[int, Count]]:
         """Find the runs that are there, with their attempts and where they are counted."""
@@ -303,17 +254,6 @@ def _time(record: Record) -> float:
     return record.at
 
 
-def _beyond(records: Iterable[Record], most: int) -> set[RunKey]:
-    """Find the recovered and retried runs of a batch that are not among the newest few."""
-    groups: dict[object, list[Record]] = {}
-    for record in records:
-        if record.status in SOFT:
-            groups.setdefault(record.count[:3], []).append(record)
-    for some in groups.values():
-        some.sort(key=_time, reverse=True)
-    return {one.run for some in groups.values() for one in some[most:]}
-
-
 def _group_row(first: float, last: Record) -> Row:
     told = {"error": last.told.error, "message": last.told.message}
     times = {"first_seen": first, "last_seen": last.at}
@@ -340,34 +280,23 @@ def _attempt_row(record: Record) -> Row:
         "message": told.message,
         "traceback": told.traceback,
         "seconds": record.seconds,
-        "trail": json.dumps([_asked(one) for one in record.trail]),
+        "trail": json.dumps([{n: getattr(one, n) for n in _TRAIL} for one in record.trail]),
     }
 
 
-def _asked(record: Any) -> Row:
-    """Write one line of a trail, as far as a run's trail has these fields."""
-    return {name: getattr(record, name, None) for name in (*_TRAIL, *_TRAIL_TOO)}
-
-
-_TRAIL: Final = ("plugin", "distribution", "version", "handler", "hook", "status", "kind")
-_TRAIL_TOO: Final = ("seconds", "observed", "won")
+_TRAIL: Final = (
+    *("plugin", "distribution", "version", "handler", "hook", "status", "kind"),
+    *("seconds", "observed", "won"),
+)
 # What a record and a row of a run have in common.
 _OF_RECORD: Final = tuple(
     name for name in _names(RUNS) if name in attrs.fields_dict(Record) and name != "arguments"
 )
-_STATES: Final = select(GROUPS.c.id, GROUPS.c.state).where(
-    GROUPS.c.id.in_(bindparam("ids", expanding=True))
-)
+_THERE: Final = select(GROUPS.c.id).where(GROUPS.c.id.in_(bindparam("ids", expanding=True)))
 _SEEN_AGAIN: Final = (
     update(GROUPS)
     .where(GROUPS.c.id == bindparam("the_id"), GROUPS.c.last_seen <= bindparam("the_last_seen"))
     .values(message=bindparam("the_message"), last_seen=bindparam("the_last_seen"))
-)
-_REGRESSED: Final = (
-    update(GROUPS)
-    .where(GROUPS.c.id == bindparam("the_id"), GROUPS.c.state == "resolved")
-    .where(GROUPS.c.resolved_at < bindparam("the_time"))
-    .values(state="regressed")
 )
 _KNOWN: Final = select(
     *(RUNS.c[name] for name in ("uuid", "app", "engine")),

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fnmatch import translate
@@ -70,16 +70,7 @@ class Encoder:
     def encode(
         self, args: Iterable[Any], kwargs: Mapping[str, Any], names: Sequence[str] = ()
     ) -> Arguments:
-        """Write the arguments of a run.
-
-        Args:
-            args: The positional arguments.
-            kwargs: The keyword arguments.
-            names: The parameters that the positional ones are for, as far as they have names.
-
-        Returns:
-            What to store.
-        """
+        """Write the arguments of a run; names are of the parameters of the positional ones."""
         writing = _Writing(self)
         positional: list[Any] = []
         for place, value in enumerate(args):
@@ -207,40 +198,6 @@ class _TooMuchError(Exception):
     """An argument that is too large or too deep; the text says which."""
 
 
-def decode(text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Read the arguments of a run.
-
-    Args:
-        text: What ``Encoder.encode`` wrote.
-
-    Returns:
-        The positional and the keyword arguments.
-
-    Raises:
-        ValueError: It holds a value that is only shown, or hidden, or a tag that is not known.
-    """
-    written = json.loads(text)
-    args = tuple(_read(one) for one in written["args"])
-    return args, {name: _read(one) for name, one in written["kwargs"].items()}
-
-
-def _read(written: Any) -> Any:
-    if isinstance(written, list):
-        return [_read(one) for one in written]
-    if not isinstance(written, dict):
-        return written
-    if not _looks_tagged(written):
-        return {key: _read(one) for key, one in written.items()}
-    ((tag, inner),) = written.items()
-    if tag == "$dict":
-        return {_read(key): _read(one) for key, one in inner}
-    read = _READERS.get(tag)
-    if read is None:
-        msg = f"a value is stored as {tag}, which cannot be read back"
-        raise ValueError(msg)
-    return read(inner)
-
-
 def storable(text: str) -> str:
     """Spell out what no database takes as text: lone surrogates, and the character NUL."""
     if "\x00" in text:
@@ -249,12 +206,7 @@ def storable(text: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Cut a text, and say so in it.
-
-    Args:
-        text: The text.
-        most: The most bytes of it to keep.
-    """
+    """Cut a text, and say so in it."""
     if 4 * len(text) <= most or len(text.encode("utf-8", "backslashreplace")) <= most:
         return text
     kept = text[:most].encode("utf-8", "backslashreplace")[:most].decode("utf-8", "ignore")
@@ -283,10 +235,6 @@ def _bytes(value: bytes) -> str:
     return base64.b64encode(value).decode("ascii")
 
 
-def _items(kind: Callable[[Iterator[Any]], Any]) -> Callable[[Any], Any]:
-    return lambda written: kind(_read(one) for one in written)
-
-
 _to_json: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 _SEQUENCES: Final = (tuple, set, frozenset)
@@ -302,11 +250,6 @@ _TAGGED: Final[Mapping[type, tuple[str, Callable[[Any], Any], Callable[[Any], An
     Decimal: ("$decimal", str, Decimal),
     UUID: ("$uuid", str, UUID),
     bytes: ("$bytes", _bytes, lambda written: base64.b64decode(written, validate=True)),
-}
-_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "$float": float,
-    **{f"${kind.__name__}": _items(kind) for kind in _SEQUENCES},
-    **{tag: read for tag, _, read in _TAGGED.values()},
 }
 
 

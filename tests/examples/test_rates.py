@@ -83,18 +83,24 @@ def test_the_figures_are_those_of_the_source():
 
 
 def test_the_demo_shows_what_it_says(site, tmp_path):
-    """Each command that it prints is run, and the output has the counts of both steps."""
+    """Each command that it prints is run, and the output has what each of the steps says."""
     code, out, err = run_python(
         str(RATES / "demo.py"), folder=tmp_path, PYTHONPATH=str(site), QTASKS_PLUGGY_ORDER="mine"
     )
 
     assert 0 == code, err
     commands = [line for line in out.splitlines() if line.startswith("$ ")]
-    assert 5 == len(commands)
+    assert 8 == len(commands)
     assert "failed   3,456  KeyError" in out
     assert "recovered  3,371  last-rate" in out
     assert "\n108.78\n" in out
     assert "KeyError: '2022-04-17'" in err
+    groups, show = out.partition("failures groups\n")[2].split("\n$ ")
+    assert "212 failed" in groups
+    assert "88 failed, 3,369 recovered" in groups
+    assert "\nKeyError: '2022-12-31'\n" in show
+    assert "last-rate  qtasks-last-rate 0.1.0" in show
+    assert "no opinion" in show
 
 
 def test_the_demo_asks_for_the_plugin_where_it_is_not_installed(tmp_path):

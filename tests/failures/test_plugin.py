@@ -303,18 +303,21 @@ def test_a_new_group_is_one_event_at_error_level(shop, caplog):
 
 
 def test_a_replayed_run_knows_its_original(place, shop):
-    """A message that says which run it repeats is linked with that run."""
+    """A run that the app repeats, and that fails again, is linked with the first one."""
     app = shop()
 
     @app.task
     def again():
         raise ValueError
 
-    message = TaskMessage("again", uuid="second", metadata={"failures_replay_of": "first"})
-    with app, pytest.raises(ValueError):
-        TaskExecutor(again, message).execute_sync()
+    message = TaskMessage("again")
+    with app:
+        with pytest.raises(ValueError):
+            TaskExecutor(again, message).execute_sync()
+        second = app.replay(message)
 
-    assert "first" == place.reader().run("second").run.replay_of
+    assert str(message.uuid) == place.reader().run(str(second)).run.replay_of
+    assert [str(second)] == place.reader().run(str(message.uuid)).replays
 
 
 def test_the_trail_says_who_was_asked_in_which_version(place, shop):

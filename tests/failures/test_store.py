@@ -5,11 +5,9 @@ from __future__ import annotations
 import stat
 
 import pytest
-from sqlalchemy import update
 
 from qtasks_pluggy.failures import connection
 from qtasks_pluggy.failures.queries import Filters
-from qtasks_pluggy.failures.schema import GROUPS
 from qtasks_pluggy.failures.store import Batch
 
 HOUR = 3600.0
@@ -44,29 +42,11 @@ def test_a_new_group_is_told_once(any_place):
     here, there = any_place.store(), any_place.store()
 
     told = [
-        len(store.write(Batch([any_place.record(), any_place.record()])).new)
+        len(store.write(Batch([any_place.record(), any_place.record()])))
         for store in (here, there, here)
     ]
 
     assert [1, 0, 0] == told
-
-
-@pytest.mark.parametrize("status", ["recovered", "failed"])
-def test_a_resolved_group_is_regressed_by_a_later_failure_for_good(any_place, status):
-    """Only a final failure that came after the group was resolved opens it again, once."""
-    store = any_place.store()
-    store.write(Batch([any_place.record(at=NOW)]))
-    with store._engine.begin() as link:
-        link.execute(update(GROUPS).values(state="resolved", resolved_at=NOW + 10))
-
-    early = store.write(Batch([any_place.record(at=NOW + 5, status=status)]))
-    late = store.write(Batch([any_place.record(at=NOW + 15, status=status)]))
-    later = store.write(Batch([any_place.record(at=NOW + 20, status=status)]))
-
-    expected = 1 if status == "failed" else 0
-    assert (0, expected, 0) == (len(early.regressed), len(late.regressed), len(later.regressed))
-    (group,) = any_place.reader().groups(Filters())
-    assert ("regressed" if expected else "resolved") == group.state
 
 
 def test_a_run_has_the_status_of_its_end_and_is_counted_once(any_place):

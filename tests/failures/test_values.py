@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from base64 import b64decode
 from collections import OrderedDict
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtasks_pluggy.failures.values import Encoder, decode
+from qtasks_pluggy.failures.values import Encoder
 
 ENCODER = Encoder(["password", "*token*", "*secret*", "authorization", "api_key"], 65_536)
 
@@ -51,6 +52,41 @@ values = st.recursive(
     ),
     max_leaves=10,
 )
+
+
+READ = {
+    "$float": float,
+    "$tuple": lambda inner: tuple(map(_read, inner)),
+    "$set": lambda inner: set(map(_read, inner)),
+    "$frozenset": lambda inner: frozenset(map(_read, inner)),
+    "$dict": lambda inner: {_read(key): _read(one) for key, one in inner},
+    "$datetime": datetime.fromisoformat,
+    "$date": date.fromisoformat,
+    "$time": time.fromisoformat,
+    "$timedelta": lambda inner: timedelta(*inner),
+    "$decimal": Decimal,
+    "$uuid": UUID,
+    "$bytes": b64decode,
+}
+
+
+def _read(written):
+    """Read a value by the documented tags alone."""
+    if isinstance(written, list):
+        return [_read(one) for one in written]
+    if not isinstance(written, dict):
+        return written
+    tags = [key for key in written if key.startswith("$") and len(written) == 1]
+    if tags:
+        return READ[tags[0]](written[tags[0]])
+    return {key: _read(one) for key, one in written.items()}
+
+
+def decode(text):
+    """Read the arguments of a run as somebody else would who knows the tags."""
+    written = json.loads(text)
+    args = tuple(_read(one) for one in written["args"])
+    return args, {name: _read(one) for name, one in written["kwargs"].items()}
 
 
 def _same(one, other):
@@ -99,7 +135,7 @@ def test_what_would_not_read_back_is_shown_with_the_reason(value, shown, why):
 
     assert why == kept.not_replayable
     assert shown in kept.text
-    with pytest.raises(ValueError, match=r"\$repr"):
+    with pytest.raises(KeyError, match=r"\$repr"):
         decode(kept.text)
 
 
@@ -177,14 +213,12 @@ def test_an_object_whose_repr_raises_is_named():
 
 
 def test_nothing_is_unpickled_or_imported():
-    """A pickle is bytes, before and after; an unknown tag is refused."""
+    """A pickle is bytes, before and after."""
     pickled = pickle.dumps(test_nothing_is_unpickled_or_imported)
 
     args, _ = decode(ENCODER.encode([pickled], {}).text)
 
     assert (pickled,) == args
-    with pytest.raises(ValueError, match=r"\$module"):
-        decode('{"args": [{"$module": "os"}], "kwargs": {}}')
 
 
 def test_tags_are_readable():
