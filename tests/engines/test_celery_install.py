@@ -121,7 +121,7 @@ def test_ends_are_celery_s_own(native, decision, kind, text, state):
 
 @pytest.mark.parametrize("by", ["autoretry_for", "self.retry"])
 def test_celery_s_own_retry_ends_an_attempt_in_the_tasks_own_error(native, by):
-    """An attempt that Celery repeats is ``retried``; nobody decided, and the error is the task's."""
+    """An attempt that Celery repeats is ``retried``; nobody decided; the error is the task's."""
     seen = []
     native.conf.task_always_eager = True
 
