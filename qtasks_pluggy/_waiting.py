@@ -371,14 +371,7 @@ class _BackgroundLoop:
             RuntimeError: The caller is on the loop's own thread, where waiting would never end.
         """
         loop = self._started()
-        if self.in_loop_thread() or _holds_the_loop.get():
-            _close(thing)
-            msg = (
-                "qtasks_pluggy: plain code on the background event loop needs async code to be"
-                " run, and waiting for it there would never end; in an async function use"
-                " 'await task(...)' or 'await executor.execute()' of an async task instead"
-            )
-            raise RuntimeError(msg)
+        self._refuse_to_wait_for_itself(thing)
         future: concurrent.futures.Future[Captured] = concurrent.futures.Future()
         future.set_running_or_notify_cancel()
         tasks: list[asyncio.Task[Captured]] = []
@@ -417,6 +410,17 @@ class _BackgroundLoop:
         if context is None and limit is None:
             _copy_back(elsewhere)
         return unwrap(captured)  # type: ignore[no-any-return]  # what the awaitable returned
+
+    def _refuse_to_wait_for_itself(self, thing: Awaitable[Any]) -> None:
+        """Raise a ``RuntimeError`` where waiting for this loop would never end."""
+        if self.in_loop_thread() or _holds_the_loop.get():
+            _close(thing)
+            msg = (
+                "qtasks_pluggy: plain code on the background event loop needs async code to be"
+                " run, and waiting for it there would never end; in an async function use"
+                " 'await task(...)' or 'await executor.execute()' of an async task instead"
+            )
+            raise RuntimeError(msg)
 
     def in_loop_thread(self) -> bool:
         """Return whether the caller is on the loop's own thread."""

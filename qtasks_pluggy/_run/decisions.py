@@ -50,6 +50,14 @@ def note_decision(error: Exception, entries: Sequence[Asked]) -> None:
     add_note_once(error, f"task_executor_run_task_trigger_error: {summary}")
 
 
+def reason_for(control: BaseException) -> BaseException:
+    """Return the task's own error: what it handled when it raised an engine's control exception."""
+    for error in (control.__cause__, control.__context__):
+        if error is not None:
+            return error
+    return control
+
+
 def chain_cause(error: Exception, cause: BaseException) -> Exception:
     """Set an error's cause, unless it has one or would be its own."""
     seen: set[int] = set()

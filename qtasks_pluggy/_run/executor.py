@@ -35,6 +35,7 @@ from qtasks_pluggy._run.decisions import (
     STATUS_OF,
     attempt_from,
     note_decision,
+    reason_for,
 )
 from qtasks_pluggy._run.function import call_function
 from qtasks_pluggy._run.view import RunView
@@ -389,7 +390,7 @@ class TaskExecutor(RunView, Generic[R]):
         if not isinstance(error, Exception):
             return self._without_decision(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
-            return self._conclude(Attempt("pass", error), error)
+            return self._conclude(Attempt("pass", error), reason_for(error))
         # Nothing is decided once the run was cancelled (R16). Counting costs as much as a run: for
         # an error without a context it is done only before an answer is used.
         may_be_cancelled = self._cancellations is not None or error.__context__ is not None

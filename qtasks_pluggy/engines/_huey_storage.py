@@ -23,7 +23,7 @@ from qtasks_pluggy.exc import EngineError
 SCHEME: Final = "huey+sqlite://"
 # Seconds in which a server has to answer when the app starts.
 _PATIENCE: Final = 8.0
-_TODO: Final = {
+_REMEDIES: Final = {
     "unable to open": "make its folder, and let this user write there",
     "locked": "another process holds it; end that one, or wait",
     "full": "the disk is full, or the file may not grow; make room",
@@ -68,7 +68,7 @@ def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
 def unusable(path: str, error: Exception, who: str) -> EngineError:
     """Say what is wrong with a database, and what to do."""
     text = str(error)
-    todo = next((what for words, what in _TODO.items() if words in text.lower()), "look at it")
+    todo = next((what for words, what in _REMEDIES.items() if words in text.lower()), "look at it")
     return EngineError(
         f"engine 'huey', {who}: the database {path!r} cannot be used: {text}; {todo}"
     )

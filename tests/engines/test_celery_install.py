@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -116,6 +117,32 @@ def test_ends_are_celery_s_own(native, decision, kind, text, state):
         assert state == result.state
     assert ["broken"] == seen
     assert isinstance(decision, DeadLetter) is ("CapabilityError" in str(logs))
+
+
+@pytest.mark.parametrize("by", ["autoretry_for", "self.retry"])
+def test_celery_s_own_retry_ends_an_attempt_in_the_tasks_own_error(native, by):
+    """An attempt that Celery repeats is ``retried``; nobody decided; the error is the task's."""
+    seen = []
+    native.conf.task_always_eager = True
+
+    def ended(outcome):
+        seen.append((outcome.status, type(outcome.error), outcome.decided_by, outcome.attempt))
+
+    hears = SimpleNamespace(name="hears", task_executor_attempt_ended=hookimpl(ended))
+    install(native, [hears], discover=False)
+    options = {"autoretry_for": (KeyError,)} if by == "autoretry_for" else {}
+
+    @native.task(bind=True, shared=False, max_retries=1, default_retry_delay=0, **options)
+    def fetch(self):
+        try:
+            return lookup()
+        except KeyError as error:
+            if by == "autoretry_for":
+                raise
+            raise self.retry(exc=error) from error
+
+    assert "FAILURE" == fetch.delay().state
+    assert [("retried", KeyError, None, 1), ("failed", KeyError, None, 2)] == seen
 
 
 def test_a_direct_call_stays_native(native):
