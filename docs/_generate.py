@@ -22,6 +22,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -201,6 +202,8 @@ def _sentences(text: str) -> str:
 def _signature(name: str, documented: Any) -> str:
     if isinstance(documented, property) or inspect.ismodule(documented) or name in GIVEN:
         return f"`{name}`"
+    if isinstance(documented, type) and issubclass(documented, Enum):
+        return f"`{name}`"  # each Python has another signature for it
     try:
         parameters = list(inspect.signature(documented).parameters.values())
     except ValueError:  # Python's own exceptions have no signature, nor has what adds none
