@@ -255,12 +255,12 @@ def test_a_first_run_that_cannot_load_runs_nothing(distributions):
 
 def test_single_variables_reach_an_installed_plugin(distributions, monkeypatch):
     """Its name is known once it is loaded, and so are its settings, also without an app."""
-    distributions.add("qtasks-x", {"last-rate": "mod"}, mod=SILENT)
-    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_LAST_RATE_TOKEN", "t")
+    distributions.add("qtasks-x", {"next-rate": "mod"}, mod=SILENT)
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_NEXT_RATE_TOKEN", "t")
 
     manager = PluginManager(discover=True)
 
-    assert {"last-rate": {"token": "t"}} == manager.settings.plugin
+    assert {"next-rate": {"token": "t"}} == manager.settings.plugin
     assert [] == manager.dead_settings()
 
 
