@@ -6,18 +6,16 @@
 ``plugins.py``      ``plugins``: what is installed, and what of it is asked
 ``doctor.py``       ``doctor``: each hook's chain, the settings, and what is wrong
 ``hooks.py``        ``hooks``: the reference of the hooks
-``failures.py``     ``failures``: what failed, why, and who decided
-``_load.py``        from APP and TASK on the command line to the objects
 ``_records.py``     from a file's lines and the command's arguments to the arguments of runs
 ``_batch.py``       START HERE: many runs, a bounded number at a time, until all have ended
 ``_crews.py``       who does the runs: threads, or one event loop
 ``_ended.py``       how a run ended
 ``_tally.py``       how all of them ended
 ``_output.py``      JSON, and files of JSON lines that are whole at any moment
-``_screen.py``      tables, summaries and the progress bar, on a terminal and on a pipe
-``_say.py``         how anything is printed, so that nothing in it changes a terminal
-``_traceback.py``   tracebacks that begin in the user's own code
+``_screen.py``      summaries and the progress bar, on a terminal and on a pipe
 ==================  ==========================================================================
+
+From APP to objects, and printing: ``_console``. ``failures`` lives with what it is about.
 """
 
 from __future__ import annotations
@@ -33,8 +31,8 @@ _NEEDED = frozenset({"click", "rich"})
 def main() -> None:
     """Run the command, or say what to install for it."""
     try:
+        from qtasks_pluggy._console.say import SayingHandler  # noqa: PLC0415  # likewise
         from qtasks_pluggy.cli._command import command  # noqa: PLC0415  # needs the extra
-        from qtasks_pluggy.cli._say import SayingHandler  # noqa: PLC0415  # likewise
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _NEEDED:

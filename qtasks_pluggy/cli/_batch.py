@@ -19,9 +19,9 @@ from typing import Any, Final, Protocol, TypeAlias
 import attrs
 
 from qtasks_pluggy import QueueTasks
+from qtasks_pluggy._console.load import Task
 from qtasks_pluggy.cli._crews import Crew, Died, Event, EventLoop, Threads, Work
 from qtasks_pluggy.cli._ended import Ended, not_a_call
-from qtasks_pluggy.cli._load import Task
 from qtasks_pluggy.cli._output import Output, as_line
 from qtasks_pluggy.cli._records import Record
 from qtasks_pluggy.cli._screen import count_runs

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
+from qtasks_pluggy._console.say import say
 from qtasks_pluggy._text import printable
-from qtasks_pluggy.cli._say import say
 from qtasks_pluggy.cli.doctor import doctor
-from qtasks_pluggy.cli.failures import failures
 from qtasks_pluggy.cli.hooks import hooks
 from qtasks_pluggy.cli.plugins import plugins
 from qtasks_pluggy.cli.run import run
+from qtasks_pluggy.failures.command import failures
 
 
 class _Group(click.Group):

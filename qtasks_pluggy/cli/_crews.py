@@ -18,8 +18,8 @@ from typing import Any, Final, Protocol, Self, TypeAlias
 import attrs
 
 from qtasks_pluggy import QueueTasks
+from qtasks_pluggy._console.load import Task
 from qtasks_pluggy.cli._ended import Ended, run, run_async, submit, submit_async
-from qtasks_pluggy.cli._load import Task
 from qtasks_pluggy.cli._records import Record
 from qtasks_pluggy.engines import worker_lifespan
 

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal, TypeAlias
 import attrs
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskHandle, Trail, TrailRecord
+from qtasks_pluggy._console.load import Task
 from qtasks_pluggy._text import safe_str
-from qtasks_pluggy.cli._load import Task
 from qtasks_pluggy.cli._records import Record
 from qtasks_pluggy.exc import TaskCancelError, TaskDeadLetteredError
 

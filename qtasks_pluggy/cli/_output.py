@@ -9,8 +9,8 @@ import stat
 from types import TracebackType
 from typing import Any, Final, Self
 
+from qtasks_pluggy._console.load import Trouble
 from qtasks_pluggy.cli._ended import Ended
-from qtasks_pluggy.cli._load import Trouble
 
 STDOUT: Final = "-"
 

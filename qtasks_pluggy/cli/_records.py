@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, Final, Self
 
 import attrs
 
+from qtasks_pluggy._console.load import Trouble
 from qtasks_pluggy._text import closest_match
-from qtasks_pluggy.cli._load import Trouble
 
 STDIN: Final = "-"
 MOST_BYTES: Final = 16 * 1024 * 1024

@@ -10,11 +10,11 @@ import attrs
 import click
 
 from qtasks_pluggy import PluginManager
+from qtasks_pluggy._console.load import load_plugins
+from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._plugins.chain import Link
 from qtasks_pluggy._plugins.discovery import PluginInfo
-from qtasks_pluggy.cli._load import load_plugins
-from qtasks_pluggy.cli._say import say, say_json
-from qtasks_pluggy.cli._screen import Column, show_table
 from qtasks_pluggy.cli.hooks import HOOKS
 
 _CHAIN: Final = [

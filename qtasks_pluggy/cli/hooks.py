@@ -9,10 +9,10 @@ from typing import Any, Final
 import click
 
 from qtasks_hookspecs import _hooks
+from qtasks_pluggy._console.load import Trouble
+from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._text import closest_match
-from qtasks_pluggy.cli._load import Trouble
-from qtasks_pluggy.cli._say import say, say_json
-from qtasks_pluggy.cli._screen import Column, show_table
 
 HOOKS: Final = {
     name: value

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from qtasks_pluggy.cli._load import load_plugins
-from qtasks_pluggy.cli._say import say, say_json
-from qtasks_pluggy.cli._screen import Column, show_table
+from qtasks_pluggy._console.load import load_plugins
+from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy._console.table import Column, show_table
 
 
 @click.command(name="plugins")

@@ -12,10 +12,7 @@ from typing import Any, Final
 import click
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.cli._batch import Batch
-from qtasks_pluggy.cli._ended import Ended, run_async, submit, submit_async
-from qtasks_pluggy.cli._ended import run as run_here
-from qtasks_pluggy.cli._load import (
+from qtasks_pluggy._console.load import (
     Faults,
     Task,
     Trouble,
@@ -24,11 +21,14 @@ from qtasks_pluggy.cli._load import (
     load_app,
     load_task,
 )
+from qtasks_pluggy._console.say import readable_json, say, say_json
+from qtasks_pluggy._console.traceback import own_traceback
+from qtasks_pluggy.cli._batch import Batch
+from qtasks_pluggy.cli._ended import Ended, run_async, submit, submit_async
+from qtasks_pluggy.cli._ended import run as run_here
 from qtasks_pluggy.cli._output import STDOUT, Output, UnwritableResultError, as_line, to_json
 from qtasks_pluggy.cli._records import Record, Records, from_arguments
-from qtasks_pluggy.cli._say import readable_json, say, say_json
 from qtasks_pluggy.cli._screen import show_summary, watcher
-from qtasks_pluggy.cli._traceback import own_traceback
 from qtasks_pluggy.engines import worker_lifespan
 from qtasks_pluggy.exc import QTasksError
 

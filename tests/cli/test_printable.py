@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import qtasks_pluggy.cli
+from qtasks_pluggy._console.say import readable_json
 from qtasks_pluggy._text import printable
-from qtasks_pluggy.cli._say import readable_json
 
 # The title of a window, a cleared screen, C1's own way to begin a sequence, a change of
 # direction, an overwritten line, a backspace, DEL.

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from qtasks_pluggy._console.load import Trouble
 from qtasks_pluggy.cli import _records
-from qtasks_pluggy.cli._load import Trouble
 from qtasks_pluggy.cli._records import Record, Records, from_arguments
 
 

@@ -10,8 +10,9 @@ import signal
 
 import pytest
 
-from qtasks_pluggy.cli._say import one_line
-from qtasks_pluggy.cli._screen import Column, show_summary, show_table
+from qtasks_pluggy._console.say import one_line
+from qtasks_pluggy._console.table import Column, show_table
+from qtasks_pluggy.cli._screen import show_summary
 from qtasks_pluggy.cli._tally import Tally
 
 APP = """

@@ -166,7 +166,7 @@ def test_the_apps_settings_name_the_store(filled, monkeypatch, tmp_path):
 
 def test_without_the_extra_the_command_says_what_to_install(run, monkeypatch):
     """The group is always there; its commands name the extra, and help works."""
-    monkeypatch.setattr("qtasks_pluggy.cli.failures.find_spec", lambda _: None)
+    monkeypatch.setattr("qtasks_pluggy.failures.command.find_spec", lambda _: None)
 
     ended = run("groups")
 

@@ -18,10 +18,10 @@ from typing import Any, Final, TypeAlias
 import click
 
 from qtasks_pluggy import AsyncTask, PluginManager, QueueTasks, SyncTask
+from qtasks_pluggy._console.say import say
+from qtasks_pluggy._console.traceback import own_traceback
 from qtasks_pluggy._submit.lookup import GROUP
 from qtasks_pluggy._text import closest_match
-from qtasks_pluggy.cli._say import say
-from qtasks_pluggy.cli._traceback import own_traceback
 from qtasks_pluggy.engines import installed_in
 from qtasks_pluggy.engines import load_plugins as load_plugins_of
 from qtasks_pluggy.exc import EngineError, PluginError, QTasksError, SettingsError

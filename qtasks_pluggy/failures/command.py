@@ -13,10 +13,10 @@ import attrs
 import click
 
 from qtasks_pluggy import _settings
+from qtasks_pluggy._console.load import Trouble, load_plugins
+from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._text import closest_match
-from qtasks_pluggy.cli._load import Trouble, load_plugins
-from qtasks_pluggy.cli._say import say, say_json
-from qtasks_pluggy.cli._screen import Column, show_table
 from qtasks_pluggy.exc import SettingsError
 
 if TYPE_CHECKING:
