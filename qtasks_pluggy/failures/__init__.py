@@ -11,10 +11,10 @@
 ``schema.py``       the tables
 ``connection.py``   how a store is reached: its URL, its file, its version
 ``queries.py``      groups, runs, and one run with all that is kept of it
+``command.py``      the command ``qtasks-pluggy failures``
 ==================  ==========================================================================
 
-It uses what every plugin may use, and nothing else. The command ``qtasks-pluggy failures`` is
-with the other commands.
+The plugin uses what every plugin may use, and nothing else; its command prints as others do.
 """
 
 from __future__ import annotations
