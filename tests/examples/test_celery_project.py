@@ -1,4 +1,4 @@
-"""The existing Celery project, over RabbitMQ: with the plugin its month closes, without it fails."""
+"""The existing Celery project over RabbitMQ, with the plugin and without it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def start(worker, rabbitmq_url, redis_url, tmp_path):  # noqa: F811  # fixtures
 
 
 def test_the_month_closes_with_the_plugin(start, site, monkeypatch):
-    """Beat, chord, chains and autoretry work as before; the Sunday's rate is the plugin's answer."""
+    """Beat, chord, chains and autoretry work; the Sunday's rate is the plugin's answer."""
     monkeypatch.setenv("PYTHONPATH", str(site))
 
     with Books() as books:

@@ -19,13 +19,17 @@ with RATES_FILE.open(newline="", encoding="utf-8") as file:
     RATES = {row.pop("Date"): row for row in csv.DictReader(file)}
 
 # The month's invoices: day, currency, amount. The second day is a Sunday and has no rate.
-INVOICES = [("2022-06-03", "USD", 250.0), ("2022-06-05", "USD", 80.0), ("2022-06-07", "JPY", 9000.0)]
+INVOICES = [
+    ("2022-06-03", "USD", 250.0),
+    ("2022-06-05", "USD", 80.0),
+    ("2022-06-07", "JPY", 9000.0),
+]
 
 
 class Reported(Task):  # type: ignore[misc]  # Celery has no types
     """What the accountants hear of."""
 
-    def on_failure(self, error: Exception, task_id: str, *_: Any) -> None:
+    def on_failure(self, error: Exception, *_: Any) -> None:
         """Say which run failed; a run that a plugin recovers has not failed."""
         log.warning("for the accountants: %s failed (%s)", self.name, type(error).__name__)
 
