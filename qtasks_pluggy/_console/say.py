@@ -4,12 +4,55 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
-from typing import Any, TextIO
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import Any, Final, TextIO
 
 import click
 
 from qtasks_pluggy._text import printable
+
+_kept: Final[list[TextIO]] = []
+
+
+def own_stdout() -> TextIO:
+    """Return standard output as the command itself uses it."""
+    return _kept[-1] if _kept else sys.stdout
+
+
+@contextmanager
+def keep_stdout() -> Generator[None]:
+    """Keep standard output for what the command itself says.
+
+    What tasks, plugins and their processes print goes to standard error meanwhile, so that a
+    script can read the output whatever they print.
+    """
+    with ExitStack() as undo:
+        own: Any = sys.stdout
+        # Something else stands in for it in tests; None where it is closed.
+        if own is not None and own is sys.__stdout__:
+            own = os.fdopen(os.dup(1), "w", encoding=own.encoding, errors=own.errors)
+            undo.callback(own.close)
+            undo.callback(os.dup2, own.fileno(), 1)
+            os.dup2(2, 1)
+        _kept.append(own)
+        undo.callback(_kept.pop)
+        undo.enter_context(redirect_stdout(sys.stderr))
+        yield
+
+
+def _keep_if(ctx: click.Context, _: click.Parameter, as_json: bool) -> bool:  # noqa: FBT001  # click's signature
+    if as_json:
+        ctx.with_resource(keep_stdout())
+    return as_json
+
+
+json_option: Final = click.option(
+    "--json", "as_json", is_flag=True, callback=_keep_if, help="Write JSON, for scripts."
+)
+"""The option ``--json``: from here on, standard output has what the command says, and no more."""
 
 
 def say(text: str = "", *, err: bool = False, **style: Any) -> None:
@@ -20,9 +63,14 @@ def say(text: str = "", *, err: bool = False, **style: Any) -> None:
         err: Whether it goes to standard error.
         style: What ``click.style`` takes.
     """
-    stream = sys.stderr if err else sys.stdout
+    stream = sys.stderr if err else own_stdout()
     shown = encodable(printable(text), stream)
-    click.echo(click.style(shown, **style) if style else shown, err=err)
+    click.echo(click.style(shown, **style) if style else shown, file=stream)
+
+
+def say_error(text: str) -> None:
+    """Print an error on standard error, as click prints its own."""
+    say(f"Error: {text}", err=True)
 
 
 class SayingHandler(logging.Handler):
@@ -54,7 +102,7 @@ def readable_json(value: Any) -> str:
     return printable(text, lambda letter: json.dumps(letter)[1:-1])
 
 
-def one_line(text: str, stream: TextIO, most: int | None = None) -> str:
+def one_line(text: str, stream: TextIO | None, most: int | None = None) -> str:
     """Make a text fit for a table: one line, printable, nothing unencodable.
 
     Args:
@@ -71,7 +119,7 @@ def one_line(text: str, stream: TextIO, most: int | None = None) -> str:
     return shown
 
 
-def encodable(text: str, stream: TextIO) -> str:
+def encodable(text: str, stream: TextIO | None) -> str:
     """Spell out what a stream's encoding does not have."""
-    encoding = stream.encoding or "utf-8"
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -8,25 +8,30 @@ from typing import Any
 import click
 
 from qtasks_pluggy._console.load import load_plugins
-from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy._console.say import json_option, say, say_error, say_json
 from qtasks_pluggy._console.table import Column, show_table
 
 
 @click.command(name="plugins")
 @click.argument("app_spec", metavar="[APP]", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Write a JSON array instead of a table.")
-def plugins(app_spec: str | None, *, as_json: bool) -> None:
+@json_option
+@click.pass_context
+def plugins(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
     """List the installed plugins, and those that APP adds.
 
-    They are listed in the order of registration; doctor shows the order of the calls. APP is a
-    QueueTasks, or a Celery app, Dramatiq broker, Taskiq broker or Huey that install() was called
-    on: module:attribute or file.py:attribute.
+    They are in the order of registration; doctor shows the order of the calls. APP is a QueueTasks,
+    or a Celery app, Dramatiq broker, Taskiq broker or Huey that install() was called on:
+    module:attribute or file.py:attribute.
+
+    \b
+    Example:
+      qtasks-pluggy plugins shop.py:app
 
     \b
     Exit codes:
-      0  every plugin could be loaded
-      1  one could not
-      2  usage, settings, import of APP
+      0  all is well
+      1  there is a problem: doctor has the same, and more
+      2  usage, wrong value of a setting, import of APP
     """  # noqa: D301  # \b is click's own mark, not an escape
     manager, problems = load_plugins(app_spec)
     rows = [
@@ -51,14 +56,14 @@ def plugins(app_spec: str | None, *, as_json: bool) -> None:
             " point group qtasks_pluggy."
         )
     for problem in problems:
-        say(f"Error: {problem}", err=True)
-    click.get_current_context().exit(1 if problems else 0)
+        say_error(problem)
+    ctx.exit(1 if problems else 0)
 
 
 def _show(rows: Iterable[dict[str, Any]]) -> None:
     columns = [
         Column("plugin", style="bold"),
-        Column("distribution"),
+        Column("from"),
         Column("version"),
         Column("enabled"),
         Column("hooks", style="cyan", below=True),
