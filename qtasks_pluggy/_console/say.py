@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from io import TextIOWrapper
 from typing import Any, Final, TextIO
 
 import click
@@ -30,9 +31,9 @@ def keep_stdout() -> Generator[None]:
     script can read the output whatever they print.
     """
     with ExitStack() as undo:
-        own: Any = sys.stdout
-        # Something else stands in for it in tests; None where it is closed.
-        if own is not None and own is sys.__stdout__:
+        own = sys.stdout
+        # In a test, something else may stand in for it.
+        if isinstance(own, TextIOWrapper) and own is sys.__stdout__:
             own = os.fdopen(os.dup(1), "w", encoding=own.encoding, errors=own.errors)
             undo.callback(own.close)
             undo.callback(os.dup2, own.fileno(), 1)

@@ -69,7 +69,7 @@ class Batch:
     size: int = 1
     by_engine: bool = False
     seconds: float | None = None
-    grace: float = GRACE_SECONDS
+    grace: float = attrs.field(factory=lambda: GRACE_SECONDS)
     started: bool = False
     ended_by: signal.Signals | None = None
     trouble: str | None = None
@@ -226,7 +226,7 @@ class Batch:
 
         In a signal's handler, so past every buffer and lock that whoever was interrupted holds.
         """
-        lines = "".join(f"  line {one.record.line}, run {one.uuid}\n" for one in [*self.running])
+        lines = "".join(f"  {one.name}\n" for one in [*self.running])
         left = f"these runs were left behind:\n{lines}" if lines else "no run was in flight.\n"
         # The cursor, which a progress bar hides.
         begin = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""

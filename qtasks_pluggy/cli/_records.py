@@ -132,12 +132,10 @@ class Records:
 
     def _lines(self) -> Iterator[Record]:
         for number, line in enumerate(self._raw(), start=1):
-            if not line.strip():
-                continue
             try:
                 if len(line) > MOST_BYTES:
                     yield Record(number, problem=f"this line is longer than {MOST_BYTES:,} bytes")
-                else:
+                elif line.strip():
                     yield _record(number, parse_json(line.decode()))
             except UnicodeDecodeError as error:
                 where = f"{error.reason} at {error.start + 1}"

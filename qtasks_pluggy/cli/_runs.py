@@ -102,6 +102,12 @@ class Run:
             self.attempt = max(attempts, default=1)
 
     @property
+    def name(self) -> str:
+        """Its line, if it has one, and its id."""
+        line = self.record.line
+        return f"run {self.uuid}" if line is None else f"line {line}, run {self.uuid}"
+
+    @property
     def decided(self) -> TrailRecord | None:
         """The trail's record of the plugin that decided about its error, if one did."""
         won = [one for one in self.trail if one.won and one.hook == _TRIGGER]

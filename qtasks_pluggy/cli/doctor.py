@@ -74,7 +74,7 @@ def _examine(manager: PluginManager, problems: list[str]) -> dict[str, Any]:
         },
         "hooks": {name: _chain(manager, name) for name in HOOKS},
         "plugins": [_info(one) for one in manager.list_plugin_info()],
-        "problems": problems,
+        "faults": problems,
     }
 
 
@@ -148,9 +148,9 @@ def _show(found: Mapping[str, Any]) -> None:
         [key, json.dumps(one["value"]), one["source"]] for key, one in found["settings"].items()
     ]
     show_table([Column("key", style="bold"), Column("value"), Column("from")], rows)
-    if found["problems"]:
-        say("\nproblems", bold=True, fg="red")
-        for problem in found["problems"]:
+    if found["faults"]:
+        say("\nfaults", bold=True, fg="red")
+        for problem in found["faults"]:
             say(f"- {problem}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -72,6 +73,9 @@ class Options:
             raise click.UsageError(msg)
         if self.each is not None and words:
             msg = "--each takes the arguments from its file; leave out ARGS"
+            raise click.UsageError(msg)
+        if self.timeout is not None and math.isnan(self.timeout):
+            msg = "--timeout takes a number of seconds"
             raise click.UsageError(msg)
         if self.out is not None and self.resume is not None:
             msg = "--resume OUT writes to OUT; leave out --out"
@@ -164,20 +168,25 @@ def run(
 
 def _run_once(app: QueueTasks, task: Task, record: Record, options: Options) -> int:
     ended: list[Run] = []
+
+    def give_up() -> None:
+        _hear(f"{batch.word}.")
+        _exit_at_once(batch.exit_code)
+
     batch = Batch(
         app,
         task,
         [record],
         take_down=ended.append,
         hear=_hear,
-        give_up=lambda: _exit_at_once(batch.exit_code),
+        give_up=give_up,
         by_engine=options.engine is not None,
         seconds=options.timeout,
         grace=0.0,
     )
     fault = _do(batch)
     if batch.ended_by is not None:
-        say(f"{batch.word}.", err=True)
+        _hear(f"{batch.word}.")
     is_good = fault is None and bool(ended)
     for one in ended:
         is_good &= _show_run(task, one, options)
@@ -228,6 +237,8 @@ class _Each:
         self._options = options
         self._tally = Tally()
         source = open_input(str(options.each))
+        if source.seekable():
+            files.callback(source.close)  # a pipe's would wait for whoever reads it
         self._output = _open_output(options, source, files)
         self._to_stdout = self._output is not None and self._output.is_stdout
         self._is_unheard = False
@@ -237,8 +248,6 @@ class _Each:
         suffix = Path(str(options.each)).suffix.lower().lstrip(".")
         form = options.form or (suffix if suffix in FORMATS else FORMATS[0])
         self._records = Records(source, form, json_cells=options.json_cells)
-        if self._records.size is not None:
-            files.callback(source.close)  # a pipe's would wait for whoever reads it
         self._bar = progress_bar(
             knows_size=bool(self._records.size),
             is_shown=not (options.quiet or is_typed or (self._to_stdout and own_stdout().isatty())),

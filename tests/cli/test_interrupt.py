@@ -61,8 +61,8 @@ APP = """
 SHORT_GRACE = (
     sys.executable,
     "-c",
-    "from qtasks_pluggy.cli import _batch, _crews, main;"
-    " _batch.GRACE_SECONDS = 0.3; _crews.LEAVE_SECONDS = 0.3; main()",
+    "from qtasks_pluggy.cli import _each, main;"
+    " _each.GRACE_SECONDS = 0.3; _each.LEAVE_SECONDS = 0.3; main()",
 )
 both_kinds = pytest.mark.parametrize("task", ["hold", "hold_async"])
 
@@ -236,9 +236,6 @@ def test_ctrl_c_in_a_single_run_ends_it(workplace, task):
     assert process.stdout.readline() == b"begun 1\n"
 
     process.send_signal(signal.SIGINT)
-    if task == "hold_async":
-        # The thread that reads is asyncio's own, which waits for it.
-        process.stdin.close()
     code = process.wait(60)
 
     assert 130 == code
@@ -317,9 +314,9 @@ def test_a_full_disk_stops_the_batch_and_says_so(workplace):
     assert code == 1
     assert err == (
         "Error: /dev/full cannot be written: No space left on device;"
-        " what it holds are whole lines; mend that, and run the others again\n"
+        " what it holds are whole lines: mend that, and go on with --resume\n"
     )
-    assert 0 < found["runs"] == found["unwritten"]["output"] < 10_000
+    assert 0 < found["runs"] == found["not_written"]["output"] < 10_000
 
 
 @pytest.mark.usefixtures("silent")
@@ -369,7 +366,7 @@ def test_standard_input_that_is_closed_is_an_error(workplace):
     code, _, err = workplace.finish("run", "holds", "quick", "--each", "-", program=closed)
 
     assert code == 2
-    assert "standard input cannot be read: Bad file descriptor; give a file instead" in err
+    assert "cannot be read from standard input: Bad file descriptor; give another file" in err
 
 
 def test_a_task_that_prints_much_does_not_hold_up_the_batch(workplace):

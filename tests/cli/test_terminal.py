@@ -9,11 +9,11 @@ import re
 import signal
 
 import pytest
+from qtasks_pluggy.cli._screen import show_summary
+from qtasks_pluggy.cli._tally import Tally
 
 from qtasks_pluggy._console.say import one_line
 from qtasks_pluggy._console.table import Column, show_table
-from qtasks_pluggy.cli._screen import show_summary
-from qtasks_pluggy.cli._tally import Tally
 
 APP = """
     from qtasks_pluggy import QueueTasks
