@@ -19,6 +19,7 @@ From APP to objects, and printing: ``_console``. ``failures`` lives with what it
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 __all__ = ["main"]
@@ -28,6 +29,12 @@ _NEEDED = frozenset({"click", "rich"})
 
 def main() -> None:
     """Run the command, or say what to install for it."""
+    for stream in (1, 2):
+        try:
+            os.fstat(stream)
+        except OSError:
+            # It is closed: the next file that is opened would get what is printed.
+            os.dup2(os.open(os.devnull, os.O_RDWR), stream)
     try:
         from qtasks_pluggy._console.say import SayingHandler  # noqa: PLC0415  # needs the extra
         from qtasks_pluggy.cli._command import command  # noqa: PLC0415  # likewise

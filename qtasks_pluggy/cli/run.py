@@ -19,6 +19,7 @@ from qtasks_pluggy import QueueTasks
 from qtasks_pluggy._console.load import Task, Trouble, load_app, load_task
 from qtasks_pluggy._console.say import (
     json_option,
+    keep_stdout,
     one_line,
     own_stdout,
     readable_json,
@@ -27,7 +28,7 @@ from qtasks_pluggy._console.say import (
 )
 from qtasks_pluggy._console.traceback import own_traceback
 from qtasks_pluggy.cli._each import Batch, count_runs
-from qtasks_pluggy.cli._output import Output
+from qtasks_pluggy.cli._output import STDOUT, Output
 from qtasks_pluggy.cli._records import FORMATS, Record, Records, from_arguments, open_input
 from qtasks_pluggy.cli._runs import Run
 from qtasks_pluggy.cli._summary import Tally, progress_bar, show_end
@@ -151,6 +152,8 @@ def run(
     """  # noqa: D301  # \b is click's own mark, not an escape
     options = Options(**given)
     options.check(words)
+    if options.out == STDOUT and not options.as_json:
+        ctx.with_resource(keep_stdout())
     app = load_app(app_spec)
     task = load_task(app, task_name)
     size = 1 if options.each is None else options.concurrency or 8

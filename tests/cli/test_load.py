@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,30 @@ def test_a_file_may_import_its_neighbours(workplace):
     workplace.write("far/shop.py", f"import neighbour_of_shop\n{dedented(APP)}")
 
     assert workplace.run("run", "far/shop.py", "price").exit_code == 0
+
+
+@pytest.mark.parametrize("app", ["far/shop.py", "shop"])
+def test_what_lies_beside_an_app_stands_behind_the_standard_library(workplace, app):
+    """A ``secrets.py`` in its folder is never taken for Python's own; other modules are found."""
+    for folder in ("", "far/"):
+        workplace.write(f"{folder}secrets.py", "raise AssertionError('not the standard library')")
+        workplace.write(f"{folder}beside.py", "ONE = 1\n")
+        source = f"import secrets\nimport beside\n{dedented(APP)}"
+        workplace.write(f"{folder}shop.py", source.replace("return x", "return secrets.__name__"))
+    script = (Path(sys.executable).with_name("qtasks-pluggy"),)
+
+    code, out, err = workplace.finish("run", app, "price", program=script)
+
+    assert (0, '"secrets"\n') == (code, out), err
+
+
+def test_a_file_elsewhere_brings_its_own_folder_alone(workplace):
+    """What lies in the current folder is not importable then, nor discovered."""
+    workplace.write("neighbour_of_nobody.py", "")
+    workplace.write("far/shop.py", f"import neighbour_of_nobody\n{dedented(APP)}")
+    script = (Path(sys.executable).with_name("qtasks-pluggy"),)
+
+    assert 2 == workplace.finish("run", "far/shop.py", "price", program=script)[0]
 
 
 def test_a_file_with_a_name_that_is_taken_or_none_is_loaded_all_the_same(workplace):
