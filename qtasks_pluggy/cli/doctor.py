@@ -21,7 +21,7 @@ _CHAIN: Final = [
     Column("", right=True),
     Column("plugin", style="bold"),
     Column("handler"),
-    Column("from"),
+    Column("distribution"),
     Column("kind"),
     Column("asked"),
     Column("limit", right=True),
@@ -138,7 +138,7 @@ def _show(found: Mapping[str, Any]) -> None:
     if off:
         say("\nnot asked", bold=True)
         rows = [[one["name"], _from(one), one["reason"] or ""] for one in off]
-        show_table([Column("plugin", style="bold"), Column("from"), Column("why")], rows)
+        show_table([Column("plugin", style="bold"), Column("distribution"), Column("why")], rows)
     declared = [[one["name"], ", ".join(one["keys"])] for one in found["plugins"] if one["keys"]]
     if declared:
         say("\nkeys of the plugins' own sections", bold=True)
@@ -156,8 +156,8 @@ def _show(found: Mapping[str, Any]) -> None:
 
 def _show_chain(hook: str, chain: Sequence[Mapping[str, Any]]) -> None:
     """Show a hook's handlers, without the columns that say nothing here."""
-    rows = [_row(number, link) for number, link in enumerate(chain, start=1)]
-    usual = {"handler": hook, "asked": "always", "answers": "used", "kind": "plain"}
+    rows = [_row(number, link, hook) for number, link in enumerate(chain, start=1)]
+    usual = {"asked": "always", "answers": "used", "kind": "plain"}
     shown = [
         place
         for place, column in enumerate(_CHAIN)
@@ -168,12 +168,13 @@ def _show_chain(hook: str, chain: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def _row(number: int, link: Mapping[str, Any]) -> list[str]:
+def _row(number: int, link: Mapping[str, Any], hook: str) -> list[str]:
     asked = " or ".join(link["when"]) or "always"
     kind = link["kind"] if link["place"] is None else f"{link['kind']}, {link['place']}"
     limit = "" if link["timeout"] is None else f"{link['timeout']:g} s"
     answers = "observed only" if link["observed"] else "used"
-    handler, source = link["handler"], _from(link)
+    # The heading has the hook's name, which most handlers have too.
+    handler, source = "" if link["handler"] == hook else link["handler"], _from(link)
     return [str(number), link["plugin"], handler, source, kind, asked, limit, answers]
 
 

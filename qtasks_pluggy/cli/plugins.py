@@ -63,7 +63,7 @@ def plugins(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
 def _show(rows: Iterable[dict[str, Any]]) -> None:
     columns = [
         Column("plugin", style="bold"),
-        Column("from"),
+        Column("distribution"),
         Column("version"),
         Column("enabled"),
         Column("hooks", style="cyan", below=True),

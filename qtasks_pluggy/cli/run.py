@@ -100,7 +100,7 @@ class Options:
     "--format",
     "form",
     type=click.Choice(FORMATS),
-    help="What FILE is; else its name tells, and stdin is jsonl.",
+    help="What FILE is, if its name does not tell.",
 )
 @click.option("--json-cells", is_flag=True, help="Read CSV cells as JSON where they are JSON.")
 @click.option(
@@ -112,12 +112,10 @@ class Options:
 @click.option(
     "--timeout",
     metavar="S",
-    type=click.FloatRange(0, min_open=True, max=1e9),
-    help="Give up on a run after S seconds; it failed.",
+    type=click.FloatRange(0, min_open=True),
+    help="Give up on a run after S seconds.",
 )
-@click.option(
-    "--engine", metavar="URL", help="Submit to this engine, memory:// say; do the runs here."
-)
+@click.option("--engine", metavar="URL", help="Submit the runs to an engine, and do them here.")
 @click.option("-q", "--quiet", is_flag=True, help="Show results and errors, nothing else.")
 @json_option
 @click.pass_context
