@@ -40,12 +40,6 @@ class Trouble(click.ClickException):
 def load_app(spec: str) -> QueueTasks:
     """Import the app that APP names.
 
-    Args:
-        spec: ``module:attr`` or ``file.py:attr``; ``attr`` is ``app`` when it is left out.
-
-    Returns:
-        The app.
-
     Raises:
         Trouble: There is no such thing, or importing it failed.
     """
@@ -54,15 +48,10 @@ def load_app(spec: str) -> QueueTasks:
 
 
 def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
-    """Load the plugins of the app that APP names, as its start does.
+    """Load the plugins of the app that APP names, and list every problem of theirs.
 
-    Args:
-        spec: As for ``load_app``, or an engine's own app that ``install()`` was called on; None
-            for the installed plugins alone.
-
-    Returns:
-        The plugins, and every problem: plugins that cannot be loaded, settings that name no
-        plugin, filters that nothing matches.
+    Without APP they are the installed ones alone. A problem is a plugin that cannot be loaded, a
+    setting that names no plugin, or a filter that nothing matches.
 
     Raises:
         Trouble: There is no such app, importing it failed, or a setting has a wrong value.
@@ -93,13 +82,6 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
 def load_task(app: QueueTasks, name: str) -> Task:
     """Find the task that TASK names.
 
-    Args:
-        app: The app.
-        name: The task's name.
-
-    Returns:
-        The task.
-
     Raises:
         Trouble: The app has no task of that name; the nearest is named.
     """
@@ -118,14 +100,7 @@ def load_task(app: QueueTasks, name: str) -> Task:
 def _find(
     spec: str, app_in: Callable[[object], QueueTasks | None], wanted: str, native_hint: str
 ) -> QueueTasks:
-    """Import the app that APP names.
-
-    Args:
-        spec: As for ``load_app``.
-        app_in: Returns the app that an object is, or that ``install()`` gave it; else None.
-        wanted: What such objects are.
-        native_hint: What to do where it is an engine's own object, and there is none.
-    """
+    """Import the app that APP names."""
     where, colon, attr = spec.rpartition(":")
     if not colon:
         where, attr = spec, "app"

@@ -16,12 +16,7 @@ from qtasks_pluggy._plugins.filters import FilterKey, loaded_class, matches
 
 
 def dead_settings(manager: PluginManager, *, has_app: bool) -> Iterator[str]:
-    """Describe each name in the settings that no plugin has.
-
-    Args:
-        manager: The plugins.
-        has_app: Whether they are those of an app, or only the installed ones.
-    """
+    """Describe each name in the settings that no plugin has."""
     hint = "" if has_app else " If an app adds it, name that APP."
     for one in manager.dead_settings():
         yield (
@@ -31,11 +26,7 @@ def dead_settings(manager: PluginManager, *, has_app: bool) -> Iterator[str]:
 
 
 def dead_filters(app: QueueTasks) -> Iterator[str]:
-    """Describe each handler whose filter names errors that no task of an app shows to plugins.
-
-    Args:
-        app: The app, its plugins loaded.
-    """
+    """Describe each handler whose filter names errors that no task of an app shows to plugins."""
     hook: Any = app.plugins.hook.task_executor_run_task_trigger_error
     chain = hook.chain
     for link in () if chain is None else (*chain.links, *chain.wrappers):

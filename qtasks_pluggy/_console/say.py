@@ -13,6 +13,7 @@ from typing import Any, Final, TextIO
 
 import click
 
+from qtasks_pluggy._console.traceback import own_traceback
 from qtasks_pluggy._text import printable
 
 _kept: Final[list[TextIO]] = []
@@ -57,13 +58,7 @@ json_option: Final = click.option(
 
 
 def say(text: str = "", *, err: bool = False, **style: Any) -> None:
-    """Print a text, made printable; every word of the command comes through here.
-
-    Args:
-        text: The text, of one line or several.
-        err: Whether it goes to standard error.
-        style: What ``click.style`` takes.
-    """
+    """Print a text, made printable; every word of the command comes through here."""
     stream = sys.stderr if err else own_stdout()
     shown = encodable(printable(text), stream)
     click.echo(click.style(shown, **style) if style else shown, file=stream)
@@ -75,45 +70,39 @@ def say_error(text: str) -> None:
 
 
 class SayingHandler(logging.Handler):
-    """Prints what is logged while nobody has configured logging, tracebacks included."""
+    """Prints what is logged while nobody has configured logging, tracebacks included.
+
+    Of our own events it prints those that say the same only once: the summary counts them.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record on standard error."""
-        say(self.format(record), err=True)
+        text = record.getMessage()
+        if record.name == "qtasks_pluggy":
+            if text in self._said:
+                return
+            self._said.add(text)
+        error = record.exc_info[1] if record.exc_info else None
+        say(text if error is None else f"{text}\n{own_traceback(error).rstrip()}", err=True)
 
 
 def say_json(value: Any, *, indent: int | None = 2, err: bool = False) -> None:
-    """Print a value as JSON, all in ASCII.
-
-    Args:
-        value: What JSON can hold.
-        indent: Blanks for each level; None for one line.
-        err: Whether it goes to standard error.
-    """
+    """Print a value as JSON, all in ASCII."""
     say(json.dumps(value, indent=indent), err=err)
 
 
 def readable_json(value: Any) -> str:
-    """Write a value as indented JSON, in letters as they are where a terminal shows them.
-
-    Args:
-        value: What JSON can hold.
-    """
+    """Write a value as indented JSON, in letters as they are where a terminal shows them."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return printable(text, lambda letter: json.dumps(letter)[1:-1])
 
 
 def one_line(text: str, stream: TextIO | None, most: int | None = None) -> str:
-    """Make a text fit for a table: one line, printable, nothing unencodable.
-
-    Args:
-        text: Any text, an error's for example.
-        stream: Where it will go.
-        most: How many characters of it to keep; None for all.
-
-    Returns:
-        What to print.
-    """
+    """Make a text fit for a table: one line, printable, nothing unencodable."""
     shown = encodable(printable(" ".join(text.split())), stream)
     if most is not None and len(shown) > most:
         return f"{shown[: most - 3]}..."

@@ -49,13 +49,7 @@ class Column:
 def show_table(
     columns: Sequence[Column], rows: Iterable[Sequence[str]], *, err: bool = False
 ) -> None:
-    """Show a table: with colours and as wide as the terminal, or as plain columns on a pipe.
-
-    Args:
-        columns: The columns.
-        rows: A text for each column; on a terminal the first one's style is that of the row.
-        err: Whether it goes to standard error.
-    """
+    """Show a table: with colours and as wide as the terminal, or as plain columns on a pipe."""
     stream = sys.stderr if err else own_stdout()
     cells = [[one_line(cell, stream) for cell in row] for row in rows]
     console = Console(file=stream, highlight=False)

@@ -19,14 +19,7 @@ _MACHINERY: Final = (
 
 
 def own_traceback(error: BaseException) -> str:
-    """Format an error's traceback without the frames that led from the command to it.
-
-    Args:
-        error: The error.
-
-    Returns:
-        The text, in the usual form.
-    """
+    """Format an error's traceback without the frames that led from the command to it."""
     told = traceback.TracebackException.from_exception(error)
     one: traceback.TracebackException | None = told
     while one is not None:

@@ -18,9 +18,11 @@ From APP to objects, and printing: ``_console``. ``failures`` lives with what it
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+from contextlib import suppress
 
 __all__ = ["main"]
 
@@ -51,4 +53,12 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     logging.lastResort = SayingHandler(logging.WARNING)
-    command(prog_name="qtasks-pluggy")
+    try:
+        command(prog_name="qtasks-pluggy")
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+            raise
+        with suppress(OSError):
+            os.write(2, f"Error: the output cannot be written: {error.strerror}\n".encode())
+        # Past the buffers, which would be written once more.
+        os._exit(1)

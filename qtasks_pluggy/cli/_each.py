@@ -119,11 +119,7 @@ class Batch:
                 self._over = True
 
     def stop(self, trouble: str | None = None) -> None:
-        """Begin no further run.
-
-        Args:
-            trouble: Why.
-        """
+        """Begin no further run."""
         self._stopping = True
         self.trouble = self.trouble or trouble
         self._read.put_nowait(None)

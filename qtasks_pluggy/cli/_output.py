@@ -20,10 +20,6 @@ FIFO_SECONDS: Final = 5.0
 class Output:
     """A file of JSON lines; each is written whole, at once, or not at all.
 
-    Args:
-        name: The file's name; ``-`` for standard output.
-        resume: Whether to keep the lines that it has.
-
     Raises:
         Trouble: The file cannot be written, or not resumed.
     """
@@ -33,7 +29,8 @@ class Output:
         self.is_stdout = name == STDOUT
         self.done: set[tuple[int, str]] = set()
         try:
-            self._file = _stdout() if self.is_stdout else _open(name)
+            access = os.O_RDWR if resume else os.O_WRONLY
+            self._file = _stdout() if self.is_stdout else _open(name, access)
             self._is_ours = stat.S_ISREG(os.fstat(self._file).st_mode) and not self.is_stdout
         except OSError as error:
             msg = f"{name} cannot be written: {error.strerror}; name a file that can"
@@ -98,17 +95,14 @@ def _stdout() -> int:
         return os.dup(1)
 
 
-def _open(name: str) -> int:
-    """Open a file to read and write it; a named pipe once somebody reads it."""
+def _open(name: str, access: int) -> int:
+    """Open a file; a named pipe once somebody reads it."""
+    access |= os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
     deadline = time.monotonic() + FIFO_SECONDS
     while True:
         try:
-            is_fifo = os.path.exists(name) and stat.S_ISFIFO(os.stat(name).st_mode)  # noqa: PTH110, PTH116  # short
-            access = os.O_WRONLY | os.O_NONBLOCK if is_fifo else os.O_RDWR | os.O_CREAT
-            file = os.open(name, access | os.O_CLOEXEC, 0o666)
+            file = os.open(name, access, 0o666)
         except OSError as error:
-            if error.errno == errno.EACCES:
-                return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
             if error.errno != errno.ENXIO:
                 raise
             if time.monotonic() >= deadline:

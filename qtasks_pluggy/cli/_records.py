@@ -48,12 +48,6 @@ class Record:
 def from_arguments(words: Sequence[str]) -> Record:
     """Read ARGS: ``key=value`` is a keyword, and each value is JSON, else text.
 
-    Args:
-        words: The words of the command line.
-
-    Returns:
-        The record.
-
     Raises:
         Trouble: A keyword is given twice, or an object or array is JSON that nobody can use.
     """
@@ -96,11 +90,6 @@ class Records:
     """The records of a file, read as they are asked for.
 
     Of JSON lines and CSV no more than a line, or a row, is held; a JSON array is read whole.
-
-    Args:
-        source: The file.
-        form: One of ``FORMATS``.
-        json_cells: Whether the cells of a CSV file are JSON, where they can be, and not text.
 
     Raises:
         Trouble: The file is no JSON array, or a CSV file without a usable header.

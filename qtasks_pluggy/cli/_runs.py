@@ -49,12 +49,6 @@ class Run:
     ) -> None:
         """Run the task, whatever comes of it.
 
-        Args:
-            app: The app, started.
-            task: Its task.
-            by_engine: Whether the app's engine does it.
-            seconds: The most that it may take; None for no limit.
-
         Raises:
             CancelledError: Whoever waits for this was cancelled; the run has no end.
         """
@@ -141,11 +135,7 @@ class Run:
         return self.error if isinstance(self.error, str) else safe_str(self.error)
 
     def as_line(self) -> tuple[str, str | None]:
-        """Write how it ended as one line of JSON.
-
-        Returns:
-            The line, and what is wrong with the result if JSON cannot hold it.
-        """
+        """Write how it ended as one line of JSON."""
         fault = None
         try:
             result = json.dumps(self.result, allow_nan=False)

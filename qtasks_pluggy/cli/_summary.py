@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from qtasks_pluggy import PluginManager
-from qtasks_pluggy._console.say import one_line, own_stdout, say, say_error, say_json
+from qtasks_pluggy._console.say import one_line, own_stdout, say
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy.cli._each import Batch, count_runs
 from qtasks_pluggy.cli._runs import Run
@@ -103,14 +103,7 @@ def as_json(tally: Tally, batch: Batch, seconds: float) -> dict[str, Any]:
 
 
 def show_summary(tally: Tally, batch: Batch, seconds: float, *, err: bool) -> None:
-    """Show how all runs ended, and which plugins failed meanwhile.
-
-    Args:
-        tally: How they ended.
-        batch: What was done.
-        seconds: How long it took.
-        err: Whether it goes to standard error.
-    """
+    """Show how all runs ended, and which plugins failed meanwhile."""
     stream = sys.stderr if err else own_stdout()
     rate = f", {tally.runs / seconds:,.0f} a second" if tally.runs > 1 and seconds > 0 else ""
     title = f"{batch.task.name}: {count_runs(tally.runs)} in {_duration(seconds)}{rate}"
@@ -141,18 +134,6 @@ def show_summary(tally: Tally, batch: Batch, seconds: float, *, err: bool) -> No
     if plugins:
         say(err=err)
         show_table(_PLUGINS, plugins, err=err)
-
-
-def show_end(
-    tally: Tally, batch: Batch, seconds: float, *, to_stdout: bool, quiet: bool, in_json: bool
-) -> None:
-    """Tell how all runs ended, in the way that was asked for."""
-    if in_json:
-        say_json(as_json(tally, batch, seconds), indent=None, err=to_stdout)
-    elif not quiet:
-        show_summary(tally, batch, seconds, err=to_stdout)
-    if batch.trouble is not None:
-        say_error(batch.trouble)
 
 
 def _by_line(runs: set[Run]) -> list[Run]:
@@ -192,12 +173,7 @@ def _duration(seconds: float) -> str:
 
 
 def progress_bar(*, knows_size: bool, is_shown: bool) -> Progress:
-    """Make the bar that shows how far the runs are; it is gone when they have ended.
-
-    Args:
-        knows_size: Whether the size of the input is known.
-        is_shown: Whether there is room for it: a terminal that nothing else writes to.
-    """
+    """Make the bar that shows how far the runs are; it is gone when they have ended."""
     console = Console(stderr=True, highlight=False)
     return Progress(
         TextColumn("{task.description}", style="bold", markup=False),

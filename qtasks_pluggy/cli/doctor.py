@@ -14,8 +14,8 @@ from qtasks_pluggy._console.load import load_plugins
 from qtasks_pluggy._console.say import json_option, say, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._plugins.chain import Link
-from qtasks_pluggy._plugins.discovery import PluginInfo
 from qtasks_pluggy.cli.hooks import HOOKS
+from qtasks_pluggy.cli.plugins import describe, origin
 
 _CHAIN: Final = [
     Column("", right=True),
@@ -73,14 +73,9 @@ def _examine(manager: PluginManager, problems: list[str]) -> dict[str, Any]:
             key: {"value": value, "source": loaded.sources[key]} for key, value in values.items()
         },
         "hooks": {name: _chain(manager, name) for name in HOOKS},
-        "plugins": [_info(one) for one in manager.list_plugin_info()],
+        "plugins": [describe(one) for one in manager.list_plugin_info()],
         "faults": problems,
     }
-
-
-def _info(one: PluginInfo) -> dict[str, Any]:
-    # Quarantine is not told: it is kept by the processes that do the runs.
-    return attrs.asdict(one, filter=lambda field, _: field.name != "quarantined")
 
 
 def _chain(manager: PluginManager, hook: str) -> list[dict[str, Any]]:
@@ -137,7 +132,7 @@ def _show(found: Mapping[str, Any]) -> None:
     off = [one for one in found["plugins"] if not one["enabled"]]
     if off:
         say("\nnot asked", bold=True)
-        rows = [[one["name"], _from(one), one["reason"] or ""] for one in off]
+        rows = [[one["name"], " ".join(origin(one)).strip(), one["reason"] or ""] for one in off]
         show_table([Column("plugin", style="bold"), Column("distribution"), Column("why")], rows)
     declared = [[one["name"], ", ".join(one["keys"])] for one in found["plugins"] if one["keys"]]
     if declared:
@@ -174,11 +169,8 @@ def _row(number: int, link: Mapping[str, Any], hook: str) -> list[str]:
     limit = "" if link["timeout"] is None else f"{link['timeout']:g} s"
     answers = "observed only" if link["observed"] else "used"
     # The heading has the hook's name, which most handlers have too.
-    handler, source = "" if link["handler"] == hook else link["handler"], _from(link)
+    handler, source = (
+        "" if link["handler"] == hook else link["handler"],
+        " ".join(origin(link)).strip(),
+    )
     return [str(number), link["plugin"], handler, source, kind, asked, limit, answers]
-
-
-def _from(one: Mapping[str, Any]) -> str:
-    if one["distribution"] is None:
-        return "built in" if one["builtin"] else "-"
-    return f"{one['distribution']} {one['version']}"

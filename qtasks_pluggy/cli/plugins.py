@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import attrs
 import click
 
 from qtasks_pluggy._console.load import load_plugins
 from qtasks_pluggy._console.say import json_option, say, say_error, say_json
 from qtasks_pluggy._console.table import Column, show_table
+from qtasks_pluggy._plugins.discovery import PluginInfo
 
 
 @click.command(name="plugins")
@@ -34,18 +36,7 @@ def plugins(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
       2  usage, wrong value of a setting, import of APP
     """  # noqa: D301  # \b is click's own mark, not an escape
     manager, problems = load_plugins(app_spec)
-    rows = [
-        {
-            "name": one.name,
-            "distribution": one.distribution,
-            "version": one.version,
-            "builtin": one.builtin,
-            "hooks": list(one.hooks),
-            "enabled": one.enabled,
-            "reason": one.reason,
-        }
-        for one in manager.list_plugin_info()
-    ]
+    rows = [describe(one) for one in manager.list_plugin_info()]
     if as_json:
         say_json(rows)
     elif rows:
@@ -55,12 +46,27 @@ def plugins(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
             "There are no plugins. A plugin is what an installed distribution names in the entry"
             " point group qtasks_pluggy."
         )
+    if problems and not as_json:
+        say()
     for problem in problems:
         say_error(problem)
     ctx.exit(1 if problems else 0)
 
 
-def _show(rows: Iterable[dict[str, Any]]) -> None:
+def describe(plugin: PluginInfo) -> dict[str, Any]:
+    """Return what is known of a plugin, for scripts."""
+    # Quarantine is not told: it is kept by the processes that do the runs.
+    return attrs.asdict(plugin, filter=lambda field, _: field.name != "quarantined")
+
+
+def origin(one: Mapping[str, Any]) -> list[str]:
+    """Return the distribution that a plugin comes from, and its version."""
+    if one["distribution"] is None:
+        return ["built in" if one["builtin"] else "-", ""]
+    return [one["distribution"], one["version"]]
+
+
+def _show(rows: Iterable[Mapping[str, Any]]) -> None:
     columns = [
         Column("plugin", style="bold"),
         Column("distribution"),
@@ -68,16 +74,9 @@ def _show(rows: Iterable[dict[str, Any]]) -> None:
         Column("enabled"),
         Column("hooks", style="cyan", below=True),
     ]
-    show_table(
-        columns,
-        [
-            [
-                row["name"],
-                row["distribution"] or ("built in" if row["builtin"] else "-"),
-                row["version"] or "",
-                "yes" if row["enabled"] else f"no: {row['reason']}",
-                ", ".join(row["hooks"]),
-            ]
-            for row in rows
-        ],
-    )
+    words = {True: "yes", False: "no: {reason}"}
+    shown = [
+        [one["name"], *origin(one), words[one["enabled"]].format(**one), ", ".join(one["hooks"])]
+        for one in rows
+    ]
+    show_table(columns, shown)

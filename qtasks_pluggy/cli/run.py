@@ -25,13 +25,14 @@ from qtasks_pluggy._console.say import (
     readable_json,
     say,
     say_error,
+    say_json,
 )
 from qtasks_pluggy._console.traceback import own_traceback
 from qtasks_pluggy.cli._each import Batch, count_runs
 from qtasks_pluggy.cli._output import STDOUT, Output
 from qtasks_pluggy.cli._records import FORMATS, Record, Records, from_arguments, open_input
 from qtasks_pluggy.cli._runs import Run
-from qtasks_pluggy.cli._summary import Tally, progress_bar, show_end
+from qtasks_pluggy.cli._summary import Tally, as_json, progress_bar, show_summary
 from qtasks_pluggy.exc import EngineError, PluginError, SettingsError
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, allow_dash=True)
@@ -221,13 +222,6 @@ def _show_run(task: Task, run: Run, options: Options) -> bool:
 class _Each:
     """One run for each record of a file.
 
-    Args:
-        app: The app.
-        task: Its task.
-        size: How many runs at a time.
-        options: What else the command line asks for.
-        files: Closes what is opened.
-
     Raises:
         Trouble: The input cannot be read, or the output not written.
     """
@@ -317,14 +311,13 @@ class _Each:
             )
 
     def _show(self) -> None:
-        show_end(
-            self._tally,
-            self._batch,
-            time.monotonic() - self._begun,
-            to_stdout=self._to_stdout,
-            quiet=self._options.quiet,
-            in_json=self._options.as_json,
-        )
+        tally, batch, seconds = self._tally, self._batch, time.monotonic() - self._begun
+        if self._options.as_json:
+            say_json(as_json(tally, batch, seconds), indent=None, err=self._to_stdout)
+        elif not self._options.quiet:
+            show_summary(tally, batch, seconds, err=self._to_stdout)
+        if batch.trouble is not None:
+            say_error(batch.trouble)
 
     def _give_up(self) -> None:
         self._bar.stop()

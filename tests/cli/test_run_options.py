@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -314,3 +315,27 @@ def test_standard_output_that_is_closed_does_no_harm(workplace, more):
     assert "Traceback" not in done.stderr
     if "-o" in more:
         assert [2] == [line["result"] for line in workplace.lines()]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("run", "shop", "odd", "2"),
+        ("run", "shop", "odd", "2", "--json"),
+        ("run", "shop", "odd", "-i", "in.jsonl"),
+        ("run", "shop", "odd", "-i", "in.jsonl", "--json"),
+        ("doctor", "shop"),
+        ("plugins", "shop", "--json"),
+    ],
+)
+def test_standard_output_that_is_full_is_one_error(workplace, args):
+    """Exit code 1, and no traceback."""
+    workplace.records([[2]])
+
+    with Path("/dev/full").open("wb") as full:
+        code, _, err = workplace.finish(*args, stdout=full)
+
+    assert code == 1
+    assert err.endswith("Error: the output cannot be written: No space left on device\n")
+    assert "Traceback" not in err
