@@ -333,7 +333,13 @@ _TRAIL: Final = (
 _OF_RECORD: Final = tuple(
     name for name in _names(RUNS) if name in attrs.fields_dict(Record) and name != "arguments"
 )
-_THERE: Final = select(GROUPS.c.id, GROUPS.c.state).where(GROUPS.c.id.in_(bindparam("ids", expanding=True)))
+# Whoever changes groups begins with the first: then no two wait for each other.
+_THERE: Final = (
+    select(GROUPS.c.id, GROUPS.c.state)
+    .where(GROUPS.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(GROUPS.c.id)
+    .with_for_update()
+)
 _SEEN_AGAIN: Final = (
     update(GROUPS)
     .where(GROUPS.c.id == bindparam("the_id"), GROUPS.c.last_seen <= bindparam("the_last_seen"))

@@ -7,7 +7,7 @@ CREATE TABLE failures_attempts (
 	error TEXT NOT NULL,
 	message TEXT NOT NULL,
 	traceback TEXT NOT NULL,
-	seconds DOUBLE PRECISION NOT NULL,
+	seconds DOUBLE NOT NULL,
 	trail TEXT NOT NULL,
 	PRIMARY KEY (uuid, app, engine, attempt)
 );
@@ -43,8 +43,8 @@ CREATE TABLE failures_groups (
 	error TEXT NOT NULL,
 	message TEXT NOT NULL,
 	state VARCHAR NOT NULL,
-	first_seen DOUBLE PRECISION NOT NULL,
-	last_seen DOUBLE PRECISION NOT NULL,
+	first_seen DOUBLE NOT NULL,
+	last_seen DOUBLE NOT NULL,
 	PRIMARY KEY (id)
 );
 INSERT INTO "failures_groups" VALUES('mail-value','mail','ValueError','N/A','open',1700000002.0,1700000003.0);
@@ -69,7 +69,7 @@ CREATE TABLE failures_runs (
 	decided_by TEXT,
 	decision VARCHAR,
 	reason TEXT NOT NULL,
-	at DOUBLE PRECISION NOT NULL,
+	at DOUBLE NOT NULL,
 	arguments TEXT,
 	not_replayable TEXT,
 	replay_of VARCHAR,
