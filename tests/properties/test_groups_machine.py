@@ -19,7 +19,7 @@ from qtasks_pluggy.failures.records import STATUSES, Filters
 from qtasks_pluggy.failures.store import Batch
 from tests.failures.places import Place
 
-GROUPS = ["one", "three", "two"]
+GROUPS = ["one", "two"]
 DAY = 86_400.0
 MOVES = {
     ("resolve", "open"): "resolved",
@@ -33,7 +33,7 @@ MOVES = {
 }
 A_RECORD = st.tuples(
     st.sampled_from(GROUPS),
-    st.sampled_from(STATUSES),
+    st.sampled_from(["failed", "failed", *STATUSES]),
     # How late it comes: a record may wait while somebody acts.
     st.sampled_from([0.0, 0.0, 0.0, 90.0]),
 )
@@ -104,8 +104,8 @@ class GroupsMachine(RuleBasedStateMachine):
         return None
 
     @rule(
-        act=st.sampled_from(["resolve", "ignore", "reopen"]),
-        groups=st.sets(st.sampled_from(GROUPS)),
+        act=st.sampled_from(["resolve", "resolve", "ignore", "reopen"]),
+        groups=st.sets(st.sampled_from(GROUPS), min_size=1),
     )
     def act(self, act: str, groups: set[str]) -> None:
         """Do what people do, also with groups that are not there."""
@@ -123,7 +123,7 @@ class GroupsMachine(RuleBasedStateMachine):
         if expected:
             self.acts.append((now, act, len(expected)))
 
-    @rule(seconds=st.sampled_from([1.0, 3600.0, 0.6 * DAY]))
+    @rule(seconds=st.sampled_from([3600.0, 0.6 * DAY]))
     def wait(self, seconds: float) -> None:
         """Let time pass."""
         self.clock.now += seconds
