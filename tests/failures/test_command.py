@@ -9,9 +9,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from click.testing import CliRunner
 
-from qtasks_pluggy.cli._command import command
 from qtasks_pluggy.failures.store import Batch
 
 GROUP = ["id", "task", "error", "message", "state", "first_seen", "last_seen", "counts"]
@@ -21,33 +19,6 @@ RUN = [
     *["replayable", "not_replayable", "replay_of"],
 ]
 ATTEMPT = ["attempt", "error", "message", "traceback", "seconds", "trail"]
-
-
-@pytest.fixture
-def run(place, monkeypatch, tmp_path):
-    """Run the command on the place's store, which is that of the settings."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN", json.dumps({"failures": {"url": _url(place)}}))
-    return lambda *args: CliRunner().invoke(command, ["failures", *args])
-
-
-def _url(place):
-    return f"sqlite:///{place.path}"
-
-
-@pytest.fixture
-def filled(place):
-    """Three runs of two groups."""
-    place.store().write(
-        Batch(
-            [
-                place.record(uuid="one", args=(1,), kwargs={"to": "EUR"}),
-                place.record(uuid="two", status="recovered", decided_by="last-rate"),
-                place.record(ValueError("\x1b[2Jgone"), uuid="three", group="other"),
-            ]
-        )
-    )
-    return place
 
 
 def test_json_has_the_promised_fields_and_nothing_else(filled, run):
@@ -149,7 +120,7 @@ def test_the_apps_settings_name_the_store(filled, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shop_with_store.py").write_text(
         "from qtasks_pluggy import QueueTasks\n"
-        f"settings = {{'plugin': {{'failures': {{'url': {_url(filled)!r}}}}}}}\n"
+        f"settings = {{'plugin': {{'failures': {{'url': {filled.text!r}}}}}}}\n"
         "app = QueueTasks('shop', settings=settings, discover=False)\n"
     )
     words = ["failures", "groups", "--app", "shop_with_store", "--json"]
