@@ -16,10 +16,10 @@ from qtasks_pluggy.failures import acts
 from qtasks_pluggy.failures.records import Filters
 from qtasks_pluggy.failures.store import Batch
 from tests.cli.test_terminal import Terminal
+from tests.failures.test_command import GROUP
 
 ACTS = ["resolve", "ignore", "reopen"]
 STATES = {"resolve": "resolved", "ignore": "ignored", "reopen": "open"}
-GROUP = ["id", "task", "error", "message", "state", "first_seen", "last_seen", "counts"]
 
 
 def _states(place):
