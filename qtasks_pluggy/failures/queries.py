@@ -147,8 +147,18 @@ class Reader:
         older = ACTS.c.id < (sys.maxsize if before is None else before)
         wanted = select(ACTS).where(older).order_by(ACTS.c.id.desc()).limit(limit)
         with self._engine.connect() as connection:
-            rows = connection.execute(wanted).mappings().all()
-        return [Act(**{**row, "at": _time(row["at"])}) for row in rows]
+            rows = connection.execute(wanted).all()
+        return [
+            Act(
+                id=row.id,
+                at=_time(row.at),
+                who=row.who,
+                act=row.act,
+                scope=row.scope,
+                number=row.number,
+            )
+            for row in rows
+        ]
 
     def dropped(self) -> int:
         """Return how many final failures were only counted, for want of room."""
