@@ -48,7 +48,7 @@ class Batch:
         records: What to call it with, read as there is room for more.
         take_down: Called with each run that has ended, on the event loop.
         hear: Called with what people should know at once.
-        give_up: Called, from a thread, where the program hangs after a signal; ends the process.
+        give_up: Called, from a thread, before a program that hangs after a signal is ended.
         size: How many runs at a time.
         by_engine: Whether the app's engine does them.
         seconds: The most that one run may take; None for no limit.
@@ -240,7 +240,10 @@ class Batch:
         while not self._over:
             time.sleep(_LOOK_SECONDS)
             if self._deadline is not None and time.monotonic() >= self._deadline and not self._over:
-                self.give_up()
+                try:
+                    self.give_up()
+                finally:
+                    os._exit(self.exit_code)
 
     @property
     def word(self) -> str:

@@ -139,7 +139,7 @@ class Run:
         fault = None
         try:
             result = json.dumps(self.result, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
+        except Exception as error:  # noqa: BLE001  # anything can come from a foreign container
             result = "null"
             fault = (
                 f"the result is of type {type(self.result).__qualname__}, which JSON cannot hold"

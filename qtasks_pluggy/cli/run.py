@@ -171,17 +171,13 @@ def run(
 def _run_once(app: QueueTasks, task: Task, record: Record, options: Options) -> int:
     ended: list[Run] = []
 
-    def give_up() -> None:
-        _hear(f"{batch.word}.")
-        _exit_at_once(batch.exit_code)
-
     batch = Batch(
         app,
         task,
         [record],
         take_down=ended.append,
         hear=_hear,
-        give_up=give_up,
+        give_up=lambda: _hear(f"{batch.word}."),
         by_engine=options.engine is not None,
         seconds=options.timeout,
         grace=0.0,
@@ -322,7 +318,6 @@ class _Each:
     def _give_up(self) -> None:
         self._bar.stop()
         self._show()
-        _exit_at_once(self._exit_code)
 
     @property
     def _exit_code(self) -> int:

@@ -59,6 +59,9 @@ APP = """
 
     @app.task
     def odd(what):
+        class Broken(dict):
+            def items(self):
+                raise OSError("no items")
         class Mute:
             def __repr__(self):
                 raise RuntimeError
@@ -68,6 +71,7 @@ APP = """
             "nan": float("nan"),
             "key": {(1, 2): 3},
             "mute": Mute(),
+            "broken": Broken(a=1),
             "huge": 10 ** 5000,
             "surrogate": "\\udc80",
         }[what]
@@ -210,6 +214,7 @@ def test_any_other_error_of_a_task_fails_the_run_and_nothing_else(workplace, arg
             "of type dict, which JSON cannot hold (keys must be str, int, float, bool or None",
         ),
         (["odd", "mute"], "type Mute is not JSON serializable): <Mute instance at"),
+        (["odd", "broken"], "of type odd.<locals>.Broken, which JSON cannot hold (no items)"),
         (
             ["odd", "huge"],
             "integer string conversion): (not shown: its __repr__ raised ValueError)",
