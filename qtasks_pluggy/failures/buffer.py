@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Final
+from concurrent.futures import Future
+from typing import Final, TypeAlias
+
+import attrs
 
 from qtasks_pluggy.failures.records import FINAL, Count, Record
 from qtasks_pluggy.failures.store import Batch
@@ -18,6 +22,20 @@ MOST_WAITING: Final = 10_000
 """Records that wait at most; what comes then is only counted."""
 WAIT_SECONDS: Final = 1.0
 """How long a run waits at most, for room or for its record to be written."""
+LETTER_SECONDS: Final = 3.0
+"""How long a run waits at most for its dead letter to be on the disk."""
+
+
+@attrs.frozen(eq=False)
+class Letter:
+    """A dead letter, whose run waits until it is written, or known not to be."""
+
+    record: Record
+    until: float = attrs.field(factory=lambda: time.monotonic() + LETTER_SECONDS)
+    written: Future[None] = attrs.field(factory=Future)
+
+
+Letters: TypeAlias = list[Letter]
 
 
 class Buffer:
@@ -31,6 +49,8 @@ class Buffer:
         self._eager = eager
         self._changed = threading.Condition()
         self._records: deque[Record] = deque()
+        self._letters: Letters = []
+        self._is_records_turn = False
         self._counts: Counter[Count] = Counter()
         self._seen: dict[str, Record] = {}
         # Final failures that are only counted; records that ever came in, and that are settled.
@@ -59,6 +79,14 @@ class Buffer:
                 self._wait(lambda: self._settled >= ticket)
             return True
 
+    def add_letter(self, letter: Letter) -> bool:
+        """Take a dead letter, which goes before all else, however much waits."""
+        with self._changed:
+            if not self._is_closing:
+                self._letters.append(letter)
+                self._changed.notify_all()
+            return not self._is_closing
+
     def _has_room(self) -> bool:
         return len(self._records) < MOST_WAITING
 
@@ -66,12 +94,23 @@ class Buffer:
         """Let a run wait, unless the store cannot be reached: nothing would come of it."""
         return self._changed.wait_for(lambda: self._is_stuck or ready(), WAIT_SECONDS) and ready()
 
-    def take(self, idle: float) -> Batch | None:
-        """Wait for the next batch: empty after ``idle`` seconds, None once closed and empty."""
+    def take(self, idle: float) -> Batch | Letters | None:
+        """Wait for what is to be written next.
+
+        Returns:
+            Dead letters; else a batch, which is empty after ``idle`` seconds. None once closed and
+            empty.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._is_closing or self._has_any(), idle)
             if not self._eager and self._has_any():
                 self._changed.wait_for(self._is_due, BATCH_SECONDS)
+            # In turns with full batches, so that neither waits for the other for long.
+            if self._letters and not (self._is_records_turn and len(self._records) >= BATCH):
+                letters, self._letters, self._is_records_turn = self._letters, [], True
+                # Their runs have not given up meanwhile, and from now on cannot.
+                return [one for one in letters if one.written.set_running_or_notify_cancel()]
+            self._is_records_turn = False
             if self._is_closing and not self._has_any():
                 return None
             records = [self._records.popleft() for _ in range(min(BATCH, len(self._records)))]
@@ -81,10 +120,10 @@ class Buffer:
             return batch
 
     def _has_any(self) -> bool:
-        return bool(self._records or self._counts)
+        return bool(self._records or self._counts or self._letters)
 
     def _is_due(self) -> bool:
-        return self._is_closing or len(self._records) >= BATCH
+        return self._is_closing or bool(self._letters) or len(self._records) >= BATCH
 
     def settle(self, batch: Batch) -> None:
         """Say that a batch is written, or given up."""
@@ -94,7 +133,10 @@ class Buffer:
             self._changed.notify_all()
 
     def put_back(self, batch: Batch, pause: float, *, is_stuck: bool) -> None:
-        """Put a batch back that could not be written, and wait so many seconds, or for the end."""
+        """Put a batch back that could not be written, and wait so many seconds.
+
+        Or until the end, or for a dead letter: it is not to wait for what others came to.
+        """
         with self._changed:
             self._records.extendleft(reversed(batch.records))
             self._counts.update(batch.counts)
@@ -102,7 +144,7 @@ class Buffer:
             self._dropped += batch.dropped
             self._is_stuck = is_stuck
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_closing, pause)
+            self._changed.wait_for(lambda: self._is_closing or bool(self._letters), pause)
 
     @property
     def is_closing(self) -> bool:
