@@ -16,7 +16,7 @@ from urllib.parse import quote
 import attrs
 from sqlalchemy import URL, Connection, Row, Select, and_, bindparam, func, or_, select
 
-from qtasks_pluggy.failures.connection import StoreError, check, connect, engine_for, shown
+from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
 from qtasks_pluggy.failures.records import STATES, Attempt, Group, Run, WholeRun
 from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
 
@@ -63,11 +63,9 @@ class Reader:
     """
 
     def __init__(self, url: URL) -> None:
+        must_be_there(url)
         if url.drivername == "sqlite":
             path = Path(url.database or "")
-            if not path.is_file():
-                msg = f"{shown(url)} is not there: no failure was recorded in it yet"
-                raise StoreError(msg)
             if not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
                 # SQLite makes a file beside it even for reading, unless nobody writes.
                 immutable = {"immutable": "1", "uri": "true"}

@@ -184,10 +184,15 @@ class _Transaction:
         self._many(added, [dict(zip(names, row, strict=True)) for row in rows])
 
     def _upsert(self, table: Table, rows: list[Row]) -> None:
-        """Write rows; one that is there already is replaced, unless it is of a later attempt."""
+        """Write rows; one that is there already is replaced, unless it is of a later attempt.
+
+        What a row does not name, such as who claimed the run, stays as it is.
+        """
+        if not rows:
+            return
         insert = _insert(self._connection)(table)
         key = _key(table)
-        values = {name: insert.excluded[name] for name in _names(table) if name not in key}
+        values = {name: insert.excluded[name] for name in rows[0] if name not in key}
         newer = insert.excluded.attempts >= RUNS.c.attempts if table is RUNS else None
         upsert = insert.on_conflict_do_update(index_elements=key, set_=values, where=newer)
         self._many(upsert, rows)
@@ -195,7 +200,8 @@ class _Transaction:
     def _many(self, statement: Any, rows: list[Row]) -> None:
         """Execute a statement for each row, past what SQLAlchemy does for each: half the time."""
         if rows:
-            compiled = statement.compile(dialect=self._connection.dialect)
+            names = list(rows[0])
+            compiled = statement.compile(dialect=self._connection.dialect, column_keys=names)
             self._connection.exec_driver_sql(str(compiled), rows)
 
     def _add_to(self, name: str, number: int) -> None:

@@ -90,7 +90,7 @@ def test_a_newer_store_is_refused(place):
         link.execute(update(META).where(META.c.name == "version").values(value=99))
 
     for use in (lambda: place.store().write(Batch([place.record()])), place.reader):
-        with pytest.raises(StoreError, match=r"newer .* of version 99, this one knows 1"):
+        with pytest.raises(StoreError, match=r"newer .* of version 99, this one knows 2"):
             use()
 
 
