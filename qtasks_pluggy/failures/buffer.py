@@ -132,11 +132,8 @@ class Buffer:
             self._is_stuck = False
             self._changed.notify_all()
 
-    def put_back(self, batch: Batch, pause: float, *, is_stuck: bool) -> None:
-        """Put a batch back that could not be written, and wait so many seconds.
-
-        Or until the end, or for a dead letter: it is not to wait for what others came to.
-        """
+    def put_back(self, batch: Batch, *, is_stuck: bool) -> None:
+        """Put a batch back that could not be written."""
         with self._changed:
             self._records.extendleft(reversed(batch.records))
             self._counts.update(batch.counts)
@@ -144,7 +141,11 @@ class Buffer:
             self._dropped += batch.dropped
             self._is_stuck = is_stuck
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_closing or bool(self._letters), pause)
+
+    def pause(self, seconds: float) -> None:
+        """Wait before the next try; not beyond the end, and no dead letter waits with it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closing or bool(self._letters), seconds)
 
     @property
     def is_closing(self) -> bool:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import attrs
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from qtasks_pluggy.failures.buffer import LETTER_SECONDS, Buffer, Letter, Letters
@@ -220,19 +221,29 @@ class Writer(threading.Thread):
     def _go_on(self, batch: Batch, error: Exception) -> None:
         """Keep a batch for later, unless there is no later, or it is itself what is wrong."""
         if _is_of_data(error):
-            lost = len(batch.records)
-            self._buffer.settle(batch)
-        else:
-            # Somebody else's lock mostly goes away soon.
-            is_locked = _is_locked(error)
-            is_stuck = not is_locked or self._pause > FIRST_PAUSE
-            self._buffer.put_back(batch, self._pause, is_stuck=is_stuck)
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            is_over = self._buffer.is_closing and not is_locked
-            lost = self._buffer.give_up() if is_over else 0
-        if lost or time.monotonic() - self._told_at >= TELL_EVERY:
+            self._halve(batch, error)
+            return
+        # Somebody else's lock mostly goes away soon.
+        is_locked = _is_locked(error)
+        self._buffer.put_back(batch, is_stuck=not is_locked or self._pause > FIRST_PAUSE)
+        if self._buffer.is_closing and not is_locked:
+            self.tell_unavailable(why(error), self._buffer.give_up())
+            return
+        if time.monotonic() - self._told_at >= TELL_EVERY:
             self._told_at = time.monotonic()
-            self.tell_unavailable(why(error), lost)
+            self.tell_unavailable(why(error), 0)
+        self._buffer.pause(self._pause)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _halve(self, batch: Batch, error: Exception) -> None:
+        """Write a batch of which a part is wrong by halves, and give that part up."""
+        half = len(batch.records) // 2
+        if half:
+            self._write(attrs.evolve(batch, records=batch.records[:half]))
+            self._write(Batch(batch.records[half:]))
+        else:
+            self._buffer.settle(batch)
+            self.tell_unavailable(why(error), len(batch.records))
 
     def tell_unavailable(self, reason: str, lost: int) -> None:
         """Say that the store cannot be used now."""
