@@ -20,6 +20,8 @@ BATCH_SECONDS: Final = 0.2
 """How long a record waits for others to be written with."""
 MOST_WAITING: Final = 10_000
 """Records that wait at most; what comes then is only counted."""
+MOST_BYTES: Final = 64 * 1024 * 1024
+"""About how much their arguments and texts are at most, together."""
 WAIT_SECONDS: Final = 1.0
 """How long a run waits at most, for room or for its record to be written."""
 LETTER_SECONDS: Final = 3.0
@@ -55,6 +57,7 @@ class Buffer:
         self._seen: dict[str, Record] = {}
         # Final failures that are only counted; records that ever came in, and that are settled.
         self._dropped = self._added = self._settled = 0
+        self._bytes = 0
         self._is_stuck = self._is_closing = False
 
     def add(self, record: Record) -> bool:
@@ -71,6 +74,7 @@ class Buffer:
                 self._dropped += record.status in FINAL
                 return True
             self._records.append(record)
+            self._bytes += record.size
             self._added += 1
             ticket = self._added
             if self._eager or len(self._records) in {1, BATCH}:
@@ -88,7 +92,7 @@ class Buffer:
             return not self._is_closing
 
     def _has_room(self) -> bool:
-        return len(self._records) < MOST_WAITING
+        return len(self._records) < MOST_WAITING and self._bytes < MOST_BYTES
 
     def _wait(self, ready: Callable[[], bool]) -> bool:
         """Let a run wait, unless the store cannot be reached: nothing would come of it."""
@@ -114,6 +118,7 @@ class Buffer:
             if self._is_closing and not self._has_any():
                 return None
             records = [self._records.popleft() for _ in range(min(BATCH, len(self._records)))]
+            self._bytes -= sum(one.size for one in records)
             batch = Batch(records, self._counts, tuple(self._seen.values()), self._dropped)
             self._counts, self._seen, self._dropped = Counter(), {}, 0
             self._changed.notify_all()
@@ -136,6 +141,7 @@ class Buffer:
         """Put a batch back that could not be written."""
         with self._changed:
             self._records.extendleft(reversed(batch.records))
+            self._bytes += sum(one.size for one in batch.records)
             self._counts.update(batch.counts)
             self._seen = {one.group: one for one in batch.seen} | self._seen
             self._dropped += batch.dropped
@@ -164,6 +170,7 @@ class Buffer:
             lost = self._added - self._settled + sum(self._counts.values())
             self._settled = self._added
             self._records.clear()
+            self._bytes = 0
             self._counts.clear()
             self._changed.notify_all()
             return lost

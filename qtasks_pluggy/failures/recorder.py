@@ -28,7 +28,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from qtasks_pluggy.failures.buffer import LETTER_SECONDS, Buffer, Letter, Letters
 from qtasks_pluggy.failures.connection import StoreError, why
 from qtasks_pluggy.failures.records import Record
-from qtasks_pluggy.failures.store import Batch, Store
+from qtasks_pluggy.failures.store import LOCK_SECONDS, Batch, Store
 
 DRAIN_SECONDS: Final = 5.0
 """How long a stop, or the end of the process, waits for what is still to be written."""
@@ -172,7 +172,8 @@ class Writer(threading.Thread):
             try:
                 new = self._commit(batch)
             except Exception as error:  # noqa: BLE001  # the runs hear of it
-                if not _is_locked(error) or time.monotonic() > max(one.until for one in letters):
+                again_until = time.monotonic() + LOCK_SECONDS
+                if not _is_locked(error) or again_until > max(one.until for one in letters):
                     self._refuse(letters, error)
                     return
             else:
