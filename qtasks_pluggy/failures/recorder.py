@@ -28,7 +28,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from qtasks_pluggy.failures.buffer import LETTER_SECONDS, Buffer, Letter, Letters
 from qtasks_pluggy.failures.connection import StoreError, why
 from qtasks_pluggy.failures.records import Record
-from qtasks_pluggy.failures.store import LOCK_SECONDS, Batch, Store
+from qtasks_pluggy.failures.store import LOCK_SECONDS, Batch, News, Store
 
 DRAIN_SECONDS: Final = 5.0
 """How long a stop, or the end of the process, waits for what is still to be written."""
@@ -170,7 +170,7 @@ class Writer(threading.Thread):
         batch = Batch([one.record for one in letters], is_durable=True)
         while letters:
             try:
-                new = self._commit(batch)
+                news = self._commit(batch)
             except Exception as error:  # noqa: BLE001  # the runs hear of it
                 again_until = time.monotonic() + LOCK_SECONDS
                 if not _is_locked(error) or again_until > max(one.until for one in letters):
@@ -179,7 +179,7 @@ class Writer(threading.Thread):
             else:
                 for one in letters:
                     one.written.set_result(None)
-                self._tell_new(new)
+                self._tell(news)
                 return
 
     def _refuse(self, letters: Letters, error: Exception) -> None:
@@ -192,32 +192,28 @@ class Writer(threading.Thread):
             msg = f"{self._store_name} has not taken the dead letter: {why(error)}"
             one.written.set_exception(StoreError(msg))
 
-    def _commit(self, batch: Batch) -> list[Record]:
-        """Write a batch; return a record of each new group."""
+    def _commit(self, batch: Batch) -> News:
+        """Write a batch; return what is to be told."""
         with self.at_work:
-            new = self.store.write(batch)
+            news = self.store.write(batch)
         self._pause = FIRST_PAUSE
-        return new
+        return news
 
     def _write(self, batch: Batch) -> None:
         try:
-            new = self._commit(batch)
+            news = self._commit(batch)
         except Exception as error:  # noqa: BLE001  # no run is to hear of it
             self._go_on(batch, error)
             return
         self._buffer.settle(batch)
-        self._tell_new(new)
+        self._tell(news)
 
-    def _tell_new(self, new: list[Record]) -> None:
+    def _tell(self, news: News) -> None:
         log = self.log.new()
-        for one in new:
-            log.error(
-                "failure_group_new",
-                group=one.group,
-                task=one.task,
-                uuid=one.uuid,
-                error=one.told.error,
-            )
+        for one in news.new:
+            log.error("failure_group_new", **_told(one))
+        for one in news.regressed:
+            log.error("failure_group_regressed", **_told(one))
 
     def _go_on(self, batch: Batch, error: Exception) -> None:
         """Keep a batch for later, unless there is no later, or it is itself what is wrong."""
@@ -281,6 +277,11 @@ def _is_locked(error: Exception) -> bool:
     if getattr(driver, "sqlstate", None) in _LOCKED:
         return True
     return getattr(driver, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def _told(record: Record) -> dict[str, str]:
+    told = {"group": record.group, "task": record.task, "uuid": record.uuid}
+    return {**told, "error": record.told.error}
 
 
 _recorders: Final[weakref.WeakSet[Recorder]] = weakref.WeakSet()
