@@ -61,7 +61,9 @@ GROUPS: Final = Table(
 
 IS_IGNORED: Final = GROUPS.c.state == literal_column("'ignored'")
 """A condition in the very words of the index below, which only those find."""
-Index("failures_groups_ignored", GROUPS.c.id, sqlite_where=IS_IGNORED, postgresql_where=IS_IGNORED)
+Index(
+    "failures_groups_ignored", GROUPS.c.state, sqlite_where=IS_IGNORED, postgresql_where=IS_IGNORED
+)
 
 COUNTS: Final = Table(
     "failures_counts",
@@ -71,6 +73,7 @@ COUNTS: Final = Table(
     Column("status", String, primary_key=True),
     Column("plugin", String, primary_key=True),
     Column("runs", BigInteger, nullable=False),
+    Index("failures_counts_by_hour", "hour"),
 )
 
 RUNS: Final = Table(
