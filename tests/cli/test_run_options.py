@@ -332,6 +332,8 @@ def test_standard_output_that_is_closed_does_no_harm(workplace, more):
 def test_standard_output_that_is_full_is_one_error(workplace, args):
     """Exit code 1, and no traceback."""
     workplace.records([[2]])
+    # Where print does not buffer, it is the first to fail.
+    workplace.write("shop.py", APP.replace("print(", "repr("))
 
     with Path("/dev/full").open("wb") as full:
         code, _, err = workplace.finish(*args, stdout=full)
