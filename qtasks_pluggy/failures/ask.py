@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import attrs
 
-from qtasks_hookspecs import RunningApp, TaskMessage
+from qtasks_hookspecs import TaskMessage
 from qtasks_hookspecs.exc import PluginError, TaskNameError
+from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import executor_for
 from qtasks_pluggy.failures.claims import Recorded
 from qtasks_pluggy.failures.replay import Arguments
@@ -45,7 +46,7 @@ class Answered:
     why_not: str = ""
 
 
-def ask(app: RunningApp, runs: Iterable[Recorded], arguments: Arguments) -> Iterator[Answered]:
+def ask(app: QueueTasks, runs: Iterable[Recorded], arguments: Arguments) -> Iterator[Answered]:
     """Ask an app's plugins about the errors of recorded runs.
 
     Args:
@@ -65,7 +66,7 @@ def ask(app: RunningApp, runs: Iterable[Recorded], arguments: Arguments) -> Iter
             yield Answered(uuid=run.uuid, why_not=str(error))
 
 
-def _ask(app: RunningApp, run: Recorded, message: TaskMessage) -> Answered:
+def _ask(app: QueueTasks, run: Recorded, message: TaskMessage) -> Answered:
     executor = executor_for(app, message)
     made = rebuilt(run)
     if made is None:
