@@ -15,7 +15,7 @@ import attrs
 from sqlalchemy import URL, Row, and_, select, update
 
 from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
-from qtasks_pluggy.failures.records import RunKey
+from qtasks_pluggy.failures.records import FINAL, RunKey
 from qtasks_pluggy.failures.schema import ACTS, ATTEMPTS, RUNS
 
 LOCK_SECONDS: Final = 10.0
@@ -135,6 +135,14 @@ class Claims:
         before = {"claimed_at": run.claimed_at, "sent_at": run.sent_at}
         with self._writing.begin() as connection:
             connection.execute(_of(run.key).values(**before))
+
+    def is_left(self, group: str) -> bool:
+        """Say whether a group has a failed run that no replay has taken."""
+        left = select(RUNS.c.uuid).where(
+            RUNS.c.group_id == group, RUNS.c.status.in_(FINAL), RUNS.c.sent_at.is_(None)
+        )
+        with self._reading.connect() as connection:
+            return connection.execute(left.limit(1)).first() is not None
 
     def begin_act(self, number: int, *, who: str, scope: str) -> int:
         """Write down that a replay begins; return the id of the act.

@@ -29,6 +29,7 @@ LOOK_SECONDS: Final = 0.2
 """Seconds between two looks for it."""
 MOST_REFUSED: Final = 3
 """Runs in a row that an engine does not take, before it is left alone."""
+_GOOD: Final = frozenset({"succeeded", "recovered"})
 
 
 @attrs.frozen(kw_only=True)
@@ -38,12 +39,14 @@ class Replayed:
     Attributes:
         uuid: The id of the new run; None where nothing was sent.
         replay_of: The id of the run that is repeated.
+        group: The fingerprint of the error that it failed with.
         status: How the new run ended; None where that is not known yet.
         why_not: Why nothing was sent; empty where it was.
     """
 
     uuid: str | None
     replay_of: str
+    group: str
     status: str | None = None
     why_not: str = ""
 
@@ -243,7 +246,7 @@ class Replay:
             self._claims.release(run)
             is_engines = isinstance(error, EngineError) and not isinstance(error, CapabilityError)
             return self._not_sent(run, str(error)), is_engines
-        self.done.append(one := Replayed(uuid=uuid, replay_of=run.uuid))
+        self.done.append(one := Replayed(uuid=uuid, replay_of=run.uuid, group=run.group))
         try:
             self._claims.mark_sent(run, uuid)
         except BaseException:
@@ -254,7 +257,8 @@ class Replay:
         return one, False
 
     def _not_sent(self, run: Recorded, why_not: str) -> Replayed:
-        self.done.append(one := Replayed(uuid=None, replay_of=run.uuid, why_not=why_not))
+        one = Replayed(uuid=None, replay_of=run.uuid, group=run.group, why_not=why_not)
+        self.done.append(one)
         return one
 
     def _wait_for_end(self, uuid: str) -> tuple[str, str] | None:
@@ -265,6 +269,17 @@ class Replay:
 
     def _end_of(self, uuid: str) -> tuple[str, str] | None:
         return self._ends.known.get(uuid) or self._claims.ends([uuid]).get(uuid)
+
+    def mended(self) -> list[str]:
+        """Find the groups of which no failed run is left: all were replayed, these with success."""
+        groups: dict[str, bool] = {}
+        for one in self.results():
+            groups[one.group] = groups.get(one.group, True) and one.status in _GOOD
+        return [
+            group
+            for group, is_good in groups.items()
+            if is_good and not self._claims.is_left(group)
+        ]
 
     def results(self) -> list[Replayed]:
         """Tell what became of each run, with the status of those of which it is known now."""
