@@ -64,8 +64,8 @@ class Arguments:
         Args:
             run: The run.
         """
-        if run.not_replayable is None or (self.args is not None and self.kwargs is not None):
-            return None
+        if run.not_replayable is None or (self.args is None and self.kwargs is None):
+            return run.not_replayable
         try:
             self.message_of(run, None)
         except UnreadableError as error:

@@ -168,7 +168,7 @@ def test_order_observe_and_time_limits_are_as_in_a_run():
 
 
 def test_quarantine_neither_keeps_out_nor_counts():
-    """A thousand questions that a plugin fails leave it as it was, and one in quarantine is asked."""
+    """Questions that a plugin fails leave it as it was, and one in quarantine is asked."""
     calls: list[int] = []
 
     def fail():
