@@ -103,18 +103,19 @@ class Claims:
             found = {row.uuid: _recorded(row) for row in sorted(rows, key=lambda row: row.at)}
             yield from (found[uuid] for uuid in some if uuid in found)
 
-    def claim(self, run: Recorded) -> bool:
+    def claim(self, run: Recorded, *, again: bool = False) -> bool:
         """Claim a run for a replay.
 
         Args:
             run: The run, as it was found.
+            again: Whether it may have been claimed before it was found.
 
         Returns:
-            Whether nobody else has claimed it since it was found.
+            Whether nobody else has claimed it; with ``again``, since it was found.
         """
         # ``=`` is never true of NULL.
         before, column = run.claimed_at, RUNS.c.claimed_at
-        same = column.is_(None) if before is None else column == before
+        same = column == before if again and before is not None else column.is_(None)
         with self._writing.begin() as connection:
             taken = _of(run.key).where(same).values(claimed_at=time.time(), sent_at=None)
             return connection.execute(taken).rowcount == 1

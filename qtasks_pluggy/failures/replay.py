@@ -167,6 +167,7 @@ class Replay:
         app: The app, which is started.
         claims: The store's runs.
         arguments: Other arguments than the recorded ones.
+        again: Whether runs may be replayed that were replayed before.
         rate: Runs a second, at most; None for no limit.
         stop_after: So many new runs that fail as the old ones did end it; None for no such end.
         wait: Waits so many seconds.
@@ -178,6 +179,7 @@ class Replay:
         claims: Claims,
         *,
         arguments: Arguments | None = None,
+        again: bool = False,
         rate: float | None = None,
         stop_after: int | None = None,
         wait: Callable[[float], None] = time.sleep,
@@ -185,6 +187,7 @@ class Replay:
         self._app = app
         self._claims = claims
         self._arguments = arguments or Arguments()
+        self._again = again
         self._pause = 0.0 if rate is None else 1 / rate
         self._stop_after = stop_after
         self._wait = wait
@@ -238,7 +241,7 @@ class Replay:
             message = self._arguments.message_of(run, self._app)
         except UnreadableError as error:
             return self._not_sent(run, run.not_replayable or str(error)), False
-        if not self._claims.claim(run):
+        if not self._claims.claim(run, again=self._again):
             return self._not_sent(run, "another replay has taken it at this moment"), False
         try:
             uuid = str(self._app.replay(message))

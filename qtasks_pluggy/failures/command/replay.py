@@ -134,7 +134,7 @@ def replay(
         copies = f"; {found.copies:,} of them are replays that failed" if found.copies else ""
         runs = counted(len(chosen), "run")
         ask(f"replay {runs} of app {app.name!r} ({selection.scope}{copies})", yes=yes)
-    act = Replay(app, claims, arguments=arguments, rate=rate, stop_after=stop_after)
+    act = Replay(app, claims, arguments=arguments, again=again, rate=rate, stop_after=stop_after)
     code = 0 if not chosen else _send(app, act, claims, chosen, selection.scope, as_json=as_json)
     results = act.results()
     resolved = _resolve(act, where, selection.scope) if results else []
