@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -186,9 +187,8 @@ class Reader:
             limit: How many at most.
             before: Only what they did before the act of this id.
         """
-        wanted = select(ACTS).order_by(ACTS.c.id.desc()).limit(limit)
-        if before is not None:
-            wanted = wanted.where(ACTS.c.id < before)
+        older = ACTS.c.id < (sys.maxsize if before is None else before)
+        wanted = select(ACTS).where(older).order_by(ACTS.c.id.desc()).limit(limit)
         with self._engine.connect() as connection:
             rows = connection.execute(wanted).mappings().all()
         return [Act(**{**row, "at": _time(row["at"])}) for row in rows]

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from qtasks_pluggy.failures.connection import engine_for, prepare
 from qtasks_pluggy.failures.records import FINAL, SOFT, Count, Record, RunKey, hour_of
-from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
+from qtasks_pluggy.failures.schema import ACTS, ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
 
 LOCK_SECONDS: Final = 1.0
 """How long a batch waits for another process that writes; then it is tried again later."""
@@ -272,6 +272,7 @@ class _Transaction:
             self._connection.execute(
                 delete(COUNTS).where(COUNTS.c.hour > ALTOGETHER, COUNTS.c.hour < hour_of(first))
             )
+            self._connection.execute(delete(ACTS).where(ACTS.c.at < first))
             unseen = select(GROUPS.c.id).where(GROUPS.c.last_seen < first)
             self._connection.execute(delete(COUNTS).where(COUNTS.c.group_id.in_(unseen)))
             self._connection.execute(delete(GROUPS).where(GROUPS.c.last_seen < first))
@@ -355,12 +356,8 @@ _TRAIL: Final = (
 _OF_RECORD: Final = tuple(
     name for name in _names(RUNS) if name in attrs.fields_dict(Record) and name != "arguments"
 )
-# Whoever changes groups begins with the first: then no two wait for each other.
-_THERE: Final = (
-    select(GROUPS.c.id, GROUPS.c.state)
-    .where(GROUPS.c.id.in_(bindparam("ids", expanding=True)))
-    .order_by(GROUPS.c.id)
-    .with_for_update()
+_THERE: Final = select(GROUPS.c.id, GROUPS.c.state).where(
+    GROUPS.c.id.in_(bindparam("ids", expanding=True))
 )
 _SEEN_AGAIN: Final = (
     update(GROUPS)
