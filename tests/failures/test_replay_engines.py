@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from uuid import uuid4
 
 import pytest
-from click.testing import CliRunner
 
-from qtasks_pluggy.cli._command import command
 from qtasks_pluggy.failures.connection import StoreError
 from qtasks_pluggy.failures.records import Filters
 from tests.engines.celery_apps import forget_connections
@@ -98,11 +97,15 @@ class Shop:
             return []
 
     def replay(self, *words):
-        """Run the command in this process."""
+        """Run the command."""
         args = ["failures", "replay", "--app", f"{self.module.__name__}:app", *words]
-        ended = CliRunner().invoke(command, args)
-        forget_connections()
-        return ended
+        return subprocess.run(
+            [sys.executable, "-m", "qtasks_pluggy.cli", *args],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=LONG,
+        )
 
 
 @pytest.fixture(params=ENGINES)
@@ -134,13 +137,13 @@ def test_failed_runs_are_sent_again_and_what_they_came_to_is_recorded(shop):
     """The cause is mended for one of two: dry run, replay, status and lineage of both."""
     shop.fail("tea", "gold")
     asked = shop.replay("--dry-run", "--json")
-    assert 2 == len(json.loads(asked.stdout)), asked.output
+    assert 2 == len(json.loads(asked.stdout)), asked.stderr
     assert "stand-in" not in asked.stderr
 
     (shop.folder / "mended").touch()
     ended = shop.replay("--yes", "--json")
     sent = {one["replay_of"]: one["uuid"] for one in json.loads(ended.stdout)}
-    assert 2 == len(sent), ended.output
+    assert 2 == len(sent), ended.stderr
 
     def ends():
         shown = [shop.place.reader().run(uuid) for uuid in sent]
@@ -164,5 +167,5 @@ def test_it_stops_after_so_many_that_fail_as_before(shop):
     ended = shop.replay("--yes", "--json", "--stop-after", "2")
 
     found = json.loads(ended.stdout)
-    assert (1, ["failed"] * 2) == (ended.exit_code, [one["status"] for one in found]), ended.output
+    assert (1, ["failed"] * 2) == (ended.returncode, [one["status"] for one in found]), ended.stderr
     assert "2 of the new runs failed as those that they repeat" in ended.stderr
