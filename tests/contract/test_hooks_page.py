@@ -86,6 +86,7 @@ ARGUMENTS = {
     "result": 1,
     "e": KeyError(),
     "reason": "",
+    "fingerprint": "",
     "settings": {},
     "app": None,
     "task_executor": TaskExecutor(len),
