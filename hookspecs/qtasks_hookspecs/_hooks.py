@@ -146,7 +146,6 @@ def task_executor_dead_letter(
     task_broker: TaskMessage,
     e: Exception,
     reason: str,
-    fingerprint: str,
 ) -> bool | None:
     """Keep a dead-lettered run.
 
@@ -159,8 +158,6 @@ def task_executor_dead_letter(
         task_broker: The run's message.
         e: The task's own error.
         reason: The reason of ``DeadLetter``; may be empty.
-        fingerprint: What failures of one cause have in common; the outcome of the attempt will have
-            the same one.
 
     Returns:
         ``True`` for "I have kept it". One is enough: then every engine allows the decision, and the

@@ -498,8 +498,8 @@ class TaskExecutor(RunView, Generic[R]):
             # Made before: a keeper that raises the error again makes its traceback longer.
             kept = self._conclude(attrs.evolve(attempt, kept=True), error, decider)
             assert kept.outcome is not None  # noqa: S101  # it was just made
-            cause = kept.outcome.fingerprint
-            if await self._call(hook, {"e": error, "reason": reason, "fingerprint": cause}):
+            self._fingerprint = kept.outcome.fingerprint
+            if await self._call(hook, {"e": error, "reason": reason}):
                 return kept
         known = {
             "task": self._task_func.name,

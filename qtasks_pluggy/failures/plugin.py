@@ -130,7 +130,6 @@ class Failures:
         task_broker: TaskMessage,
         e: Exception,
         reason: str,
-        fingerprint: str,
     ) -> bool | None:
         """Keep a dead letter: it is on the disk before the run ends.
 
@@ -150,7 +149,8 @@ class Failures:
             reason=reason,
             attempt=task_executor.attempt,
         )
-        record = self._record(task_executor, task_func, task_broker, outcome, fingerprint)
+        group = task_executor.fingerprint or ""
+        record = self._record(task_executor, task_func, task_broker, outcome, group)
         self._recorder.keep(record)
         return True
 

@@ -86,7 +86,6 @@ ARGUMENTS = {
     "result": 1,
     "e": KeyError(),
     "reason": "",
-    "fingerprint": "",
     "settings": {},
     "app": None,
     "task_executor": TaskExecutor(len),

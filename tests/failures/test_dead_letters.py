@@ -144,11 +144,11 @@ def test_a_process_that_dies_after_the_commit_leaves_its_letter_in_its_group(tmp
 
 
 def test_the_group_is_the_outcomes_also_if_a_keeper_makes_the_traceback_longer(place):
-    """The hook's fingerprint and that of the outcome are one, whatever keepers do to the error."""
+    """One fingerprint, while the letter is kept and in the outcome, whatever keepers do."""
     told = []
 
-    def own_frame(e, fingerprint):
-        told.append(fingerprint)
+    def own_frame(task_executor, e):
+        told.append(task_executor.fingerprint)
         raise e
 
     def ended(outcome):
