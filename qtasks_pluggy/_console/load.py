@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from inspect import getmro
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import click
 
@@ -26,9 +26,13 @@ from qtasks_pluggy._submit.lookup import GROUP
 from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.engines import installed_in
 from qtasks_pluggy.engines import load_plugins as load_plugins_of
-from qtasks_pluggy.exc import SettingsError
+from qtasks_pluggy.exc import EngineError, PluginError, QTasksError, SettingsError
 
 Task: TypeAlias = AsyncTask[..., Any] | SyncTask[..., Any]
+
+
+Faults: Final = (EngineError, PluginError, SettingsError)
+"""What can be wrong with an app that does not start."""
 
 
 class Trouble(click.ClickException):
@@ -47,6 +51,17 @@ def load_app(spec: str) -> QueueTasks:
     return _find(spec, _own_app, "a QueueTasks", hint)
 
 
+def load_any_app(spec: str) -> QueueTasks:
+    """Import the app that APP names, or the one that ``install()`` gave an engine's own.
+
+    Raises:
+        Trouble: There is no such thing, or importing it failed.
+    """
+    wanted = "a QueueTasks, or an app that install() was called on"
+    hint = "install() was not called on it: call {module}.install() where the app is made"
+    return _find(spec, _installed_app, wanted, hint)
+
+
 def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
     """Load the plugins of the app that APP names, and list every problem of theirs.
 
@@ -56,11 +71,7 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
     Raises:
         Trouble: There is no such app, importing it failed, or a setting has a wrong value.
     """
-    app = None
-    if spec is not None:
-        wanted = "a QueueTasks, or an app that install() was called on"
-        hint = "install() was not called on it: call {module}.install() where the app is made"
-        app = _find(spec, _installed_app, wanted, hint)
+    app = None if spec is None else load_any_app(spec)
     manager = PluginManager() if app is None else app.plugins
     # What is logged about the settings is among the problems too.
     log = logging.getLogger("qtasks_pluggy")
@@ -77,6 +88,11 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
         log.disabled = quiet
     filters = [] if app is None else dead_filters(app)
     return manager, [*problems, *dead_settings(manager, has_app=app is not None), *filters]
+
+
+def cannot_start(app: QueueTasks, error: QTasksError) -> Trouble:
+    """Say that an app does not start, because of its engine, plugins or settings."""
+    return Trouble(f"app {app.name!r} cannot start: {error}")
 
 
 def load_task(app: QueueTasks, name: str) -> Task:

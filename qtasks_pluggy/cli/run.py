@@ -16,7 +16,7 @@ import attrs
 import click
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy._console.load import Task, Trouble, load_app, load_task
+from qtasks_pluggy._console.load import Faults, Task, Trouble, cannot_start, load_app, load_task
 from qtasks_pluggy._console.say import (
     json_option,
     keep_stdout,
@@ -33,7 +33,7 @@ from qtasks_pluggy.cli._output import STDOUT, Output
 from qtasks_pluggy.cli._records import FORMATS, Record, Records, from_arguments, open_input
 from qtasks_pluggy.cli._runs import Run
 from qtasks_pluggy.cli._summary import Tally, as_json, progress_bar, show_summary
-from qtasks_pluggy.exc import EngineError, PluginError, SettingsError
+from qtasks_pluggy.exc import EngineError
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, allow_dash=True)
 _OUT: Final = click.Path(dir_okay=False, allow_dash=True)
@@ -346,10 +346,9 @@ def _do(batch: Batch) -> str | None:
     """
     try:
         batch.run()
-    except (EngineError, PluginError, SettingsError) as error:
+    except Faults as error:
         if not batch.started:
-            msg = f"app {batch.app.name!r} cannot start: {error}"
-            raise Trouble(msg) from None
+            raise cannot_start(batch.app, error) from None
         return f"app {batch.app.name!r} did not stop well: {error}"
     return None
 
