@@ -287,7 +287,7 @@ def batch(task, records, *, take_down, size=3):
     def hear(text):
         raise AssertionError(text)
 
-    return Batch(task.app, task, records, take_down, hear, hear, size=size)
+    return Batch(task.app, task, records, take_down, hear, size=size)
 
 
 @pytest.mark.parametrize("is_async", [False, True])

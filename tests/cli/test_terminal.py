@@ -234,7 +234,7 @@ def test_what_cannot_be_shown_is_spelled_out(text, shown):
 def a_batch():
     """Make a batch that has not begun."""
     task = QueueTasks("app", discover=False).task(name="task")(len)
-    return Batch(task.app, task, (), print, print, print)
+    return Batch(task.app, task, (), print, print)
 
 
 @pytest.mark.parametrize(
