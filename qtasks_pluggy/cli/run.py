@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -22,12 +23,12 @@ from qtasks_pluggy._console.say import (
     keep_stdout,
     one_line,
     own_stdout,
+    own_traceback,
     readable_json,
     say,
     say_error,
     say_json,
 )
-from qtasks_pluggy._console.traceback import own_traceback
 from qtasks_pluggy.cli._each import Batch, count_runs
 from qtasks_pluggy.cli._output import STDOUT, Output
 from qtasks_pluggy.cli._records import FORMATS, Record, Records, from_arguments, open_input
@@ -36,6 +37,7 @@ from qtasks_pluggy.cli._summary import Tally, as_json, progress_bar, show_summar
 from qtasks_pluggy.exc import EngineError
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, allow_dash=True)
+_COUNT: Final = click.IntRange(1)
 _OUT: Final = click.Path(dir_okay=False, allow_dash=True)
 
 
@@ -48,6 +50,9 @@ class _ForMany(click.Option):
             msg = f"{self.opts[-1]} is for many runs; give --each FILE too, or leave it out"
             raise click.UsageError(msg)
         return super().handle_parse_result(ctx, opts, args)
+
+
+_for_many: Final = partial(click.option, cls=_ForMany)
 
 
 @attrs.frozen
@@ -74,47 +79,20 @@ class _Options:
 @click.option(
     "-i", "--each", metavar="FILE", type=_FILE, help="Run once for each record of FILE; - is stdin."
 )
-@click.option(
-    "-o",
-    "--out",
-    cls=_ForMany,
-    metavar="FILE",
-    type=_OUT,
-    help="Write a JSON line for each run; - is stdout.",
+@_for_many(
+    "-o", "--out", metavar="FILE", type=_OUT, help="Write a JSON line for each run; - is stdout."
 )
-@click.option(
-    "--resume",
-    cls=_ForMany,
-    metavar="OUT",
-    type=_OUT,
-    help="Skip the records that OUT has; add the others.",
+@_for_many(
+    "--resume", metavar="OUT", type=_OUT, help="Skip the records that OUT has; add the others."
 )
-@click.option(
-    "--format",
-    "form",
-    cls=_ForMany,
-    type=click.Choice(FORMATS),
-    help="What FILE is, if its name does not tell.",
+@_for_many(
+    "--format", "form", type=click.Choice(FORMATS), help="What FILE is, if its name does not tell."
 )
-@click.option(
-    "--json-cells", cls=_ForMany, is_flag=True, help="Read CSV cells as JSON where they are JSON."
+@_for_many("--json-cells", is_flag=True, help="Read CSV cells as JSON where they are JSON.")
+@_for_many(
+    "-c", "--concurrency", metavar="N", type=_COUNT, default=8, help="Runs at a time. [default: 8]"
 )
-@click.option(
-    "-c",
-    "--concurrency",
-    cls=_ForMany,
-    metavar="N",
-    type=click.IntRange(1),
-    default=8,
-    help="Runs at a time. [default: 8]",
-)
-@click.option(
-    "--max-failures",
-    cls=_ForMany,
-    metavar="N",
-    type=click.IntRange(1),
-    help="Stop after N runs that failed.",
-)
+@_for_many("--max-failures", metavar="N", type=_COUNT, help="Stop after N runs that failed.")
 @click.option(
     "--timeout",
     metavar="S",
