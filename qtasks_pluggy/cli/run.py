@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import attrs
 import click
@@ -90,7 +90,13 @@ class _Options:
 )
 @_for_many("--json-cells", is_flag=True, help="Read CSV cells as JSON where they are JSON.")
 @_for_many(
-    "-c", "--concurrency", metavar="N", type=_COUNT, default=8, help="Runs at a time. [default: 8]"
+    "-c",
+    "--concurrency",
+    metavar="N",
+    type=_COUNT,
+    default=8,
+    show_default=True,
+    help="Runs at a time.",
 )
 @_for_many("--max-failures", metavar="N", type=_COUNT, help="Stop after N runs that failed.")
 @click.option(
@@ -108,15 +114,16 @@ def run(
 ) -> None:
     """Run TASK of APP once, or once for each record of a file.
 
-    APP is module:attribute or file.py:attribute; the attribute is app if you leave it out. ARGS
-    are JSON, else text, and key=value is a keyword. Put -- before ARGS that begin with a dash.
+    APP is module:attribute or file.py:attribute; the attribute is app if you leave it out. Each
+    of ARGS is JSON, or else text; key=value is a keyword. Put -- before ARGS that begin with a
+    dash.
 
     FILE has JSON lines (.jsonl), a JSON array (.json) or CSV (.csv). A record is an object
-    (keywords) or an array (positional arguments); in CSV the header names the keywords, and cells
+    (keywords) or an array (positional arguments). In CSV the header names the keywords, and cells
     are text.
 
-    Ctrl-C and SIGTERM begin no further run, and give those in flight 10 seconds; once more ends
-    at once.
+    After Ctrl-C or SIGTERM no further run begins, and those in flight have 10 seconds to end. The
+    second time the command ends at once.
 
     \b
     Examples:
@@ -226,7 +233,10 @@ class _Each:
         source = open_input(name)
         if source.seekable():
             ctx.call_on_close(source.close)  # a pipe's would wait for whoever reads it
-        self._output = _open_output(ctx, options, source)
+        out = options.resume or options.out
+        self._output = Output(out, source, resume=bool(options.resume)) if out else None
+        if self._output is not None:
+            ctx.call_on_close(self._output.close)
         self._to_stdout = self._output is not None and self._output.is_stdout
         self._is_unheard = False
         is_typed = source.isatty()
@@ -264,10 +274,10 @@ class _Each:
 
     def _pending(self) -> Iterator[Record]:
         """Read the records that the output does not have yet."""
-        done = set[tuple[int | None, str]]()
+        done: set[Any] = set()
         if self._output is not None:
             self._output.begin()
-            done |= self._output.done
+            done = self._output.done
         for record in self._records:
             if done and (record.line, record.digest) in done:
                 self._tally.skipped += 1
@@ -312,15 +322,3 @@ class _Each:
     def _give_up(self) -> None:
         self._bar.stop()
         self._show()
-
-
-def _open_output(ctx: click.Context, options: _Options, source: BinaryIO) -> Output | None:
-    name = options.resume or options.out
-    if name is None:
-        return None
-    output = Output(name, resume=options.resume is not None)
-    ctx.call_on_close(output.close)
-    if output.is_file(source):
-        msg = f"{name} is the file that the records are read from; name another one"
-        raise Trouble(msg)
-    return output
