@@ -34,7 +34,7 @@ _CHAIN: Final = [
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
-    """Show who is asked and in what order, and what is wrong.
+    """Show which plugins are asked, in what order, and what is wrong.
 
     APP is a QueueTasks, or a Celery app, Dramatiq broker, Taskiq broker or Huey that install() was
     called on: module:attribute or file.py:attribute. Without it you see the installed plugins.
@@ -151,14 +151,13 @@ def _show_chain(hook: str, chain: Sequence[Mapping[str, Any]]) -> None:
     """Show a hook's handlers, without the columns that say nothing here."""
     rows = [_row(number, link, hook) for number, link in enumerate(chain, start=1)]
     usual = {"asked": "always", "answers": "used", "kind": "plain"}
-    shown = [
-        place
-        for place, column in enumerate(_CHAIN)
-        if any(row[place] != usual.get(column.title, "") for row in rows)
+    columns = [
+        column
+        for column in zip(_CHAIN, *rows, strict=True)
+        if any(cell != usual.get(column[0].title, "") for cell in column[1:])
     ]
-    show_table(
-        [_CHAIN[place] for place in shown], [[row[place] for place in shown] for row in rows]
-    )
+    titles, *rows = zip(*columns, strict=True)
+    show_table(titles, rows)
 
 
 def _row(number: int, link: Mapping[str, Any], hook: str) -> list[str]:
