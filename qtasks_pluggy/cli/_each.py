@@ -40,20 +40,15 @@ _NO_BOUND: Final = sys.maxsize
 
 @attrs.define(eq=False)
 class Batch:
-    """Many runs of one task.
+    """Many runs of one task; the batch starts and stops the app.
 
     Attributes:
-        app: The app; the batch starts and stops it.
-        task: Its task.
         records: What to call it with, read as there is room for more.
         take_down: Called with each run that has ended, on the event loop.
         give_up: Called, from a thread, before a program that hangs after a signal is ended.
-        size: How many runs at a time.
         may_wait: Whether records come from somebody, who may take a while for the next one.
-        by_engine: Whether the app's engine does them.
         seconds: The most that one run may take; None for no limit.
         grace: Seconds for the runs in flight after a signal.
-        started: Whether the app did start.
         ended_by: The first signal that asked for the end.
         trouble: What went wrong besides the runs.
         running: The runs that have begun and not ended; in the end, those left behind.

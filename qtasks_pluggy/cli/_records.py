@@ -29,8 +29,6 @@ class Record:
 
     Attributes:
         line: The line of the input on which it begins; in a JSON array, its number.
-        args: The positional arguments.
-        kwargs: The keyword arguments.
         problem: Why there is nothing to call with, where the line is no record.
     """
 
