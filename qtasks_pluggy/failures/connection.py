@@ -177,6 +177,8 @@ def _to_version_2(connection: Connection) -> None:
         kind = column.type.compile(connection.dialect)
         connection.exec_driver_sql(f"ALTER TABLE {column.table} ADD COLUMN {column.name} {kind}")
     ACTS.create(connection)
+    for index in GROUPS.indexes:
+        index.create(connection, checkfirst=True)
 
 
 _UPGRADES: Final[Mapping[int, Callable[[Connection], None]]] = {1: _to_version_2}

@@ -26,6 +26,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    literal_column,
 )
 
 VERSION: Final = 2
@@ -57,6 +58,10 @@ GROUPS: Final = Table(
     Column("state_since", Double),
     Index("failures_groups_by_time", "last_seen"),
 )
+
+IS_IGNORED: Final = GROUPS.c.state == literal_column("'ignored'")
+"""A condition in the very words of the index below, which only those find."""
+Index("failures_groups_ignored", GROUPS.c.id, sqlite_where=IS_IGNORED, postgresql_where=IS_IGNORED)
 
 COUNTS: Final = Table(
     "failures_counts",

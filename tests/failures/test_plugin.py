@@ -14,7 +14,7 @@ import pytest
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_hookspecs.exc import PluginError, PluginRegistrationError
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskMessage
-from qtasks_pluggy.failures.queries import Filters
+from qtasks_pluggy.failures.records import Filters
 
 
 class NoPriceError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import event
 
-from qtasks_pluggy.failures.queries import Filters
+from qtasks_pluggy.failures.records import Filters
 from qtasks_pluggy.failures.store import Batch
 
 NOW = 1_700_000_000.0

@@ -11,8 +11,8 @@ import pytest
 
 from qtasks_pluggy.failures import buffer, recorder
 from qtasks_pluggy.failures.connection import StoreError
-from qtasks_pluggy.failures.queries import Filters
 from qtasks_pluggy.failures.recorder import Recorder
+from qtasks_pluggy.failures.records import Filters
 from qtasks_pluggy.failures.store import Batch
 
 

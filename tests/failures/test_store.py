@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from qtasks_pluggy.failures import connection
-from qtasks_pluggy.failures.queries import Filters
+from qtasks_pluggy.failures.records import Filters
 from qtasks_pluggy.failures.store import Batch
 
 HOUR = 3600.0

@@ -13,7 +13,8 @@ from sqlalchemy import make_url, update
 
 from qtasks_hookspecs.exc import SettingsError
 from qtasks_pluggy.failures.connection import StoreError, read_url, shown
-from qtasks_pluggy.failures.queries import Filters, Reader
+from qtasks_pluggy.failures.queries import Reader
+from qtasks_pluggy.failures.records import Filters
 from qtasks_pluggy.failures.schema import META
 from qtasks_pluggy.failures.store import Batch, Keep, Store
 from tests.failures.places import Place
@@ -97,7 +98,8 @@ def test_a_newer_store_is_refused(place):
 READ_ONLY = """
 import os, sys
 from qtasks_pluggy.failures.connection import read_url
-from qtasks_pluggy.failures.queries import Filters, Reader
+from qtasks_pluggy.failures.queries import Reader
+from qtasks_pluggy.failures.records import Filters
 from qtasks_pluggy.failures.store import Batch, Keep, Store
 url = read_url(f"sqlite:///{sys.argv[1]}")
 Reader(url).groups(Filters())  # whatever is imported late is, before this user may not any more
