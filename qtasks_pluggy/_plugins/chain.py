@@ -263,6 +263,15 @@ class Chain:
         # Error classes can be endless; the cache must not be.
         object.__setattr__(self, "_planned", lru_cache(1024)(self._plan))
 
+    def without_quarantine(self) -> Chain:
+        """Return the same chain with links that no quarantine counts or keeps out."""
+        return Chain(
+            *(
+                tuple(attrs.evolve(link, breaker=NO_BREAKER) for link in links)
+                for links in (self.links, self.wrappers)
+            )
+        )
+
     def plan(self, values: Values, attempt: int) -> Plan:
         """Return the links and wrappers, with records in place of those that filters skip."""
         if self._everybody is not None:

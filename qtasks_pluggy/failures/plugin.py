@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import attrs
 
 from qtasks_hookspecs import Outcome, RunningApp, RunningTask, TaskFunc, TaskMessage, hookimpl, when
-from qtasks_hookspecs.exc import SettingsError
+from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.failures.errors import tell
 from qtasks_pluggy.failures.records import STATUSES, Record
 from qtasks_pluggy.failures.values import Arguments, Encoder, cut, storable
@@ -152,6 +152,7 @@ class Failures:
             reason=storable(cut(outcome.reason, self._settings.most_bytes)),
             trail=trail,
             arguments=self._arguments(func, message),
+            error_arguments=self._error_arguments(error),
             replay_of=storable(original) if isinstance(original, str) else None,
             log=self._log(run, group),
         )
@@ -172,6 +173,18 @@ class Failures:
         if names is None:
             names = self._names[func] = _positional_names(func)
         return self._encoder.encode(message.args, message.kwargs, names)
+
+    def _error_arguments(self, error: BaseException) -> str | None:
+        """Write what an error was made of, so that plugins can be asked about its like again."""
+        if self._encoder is None:
+            return None
+        kwargs = getattr(error, "kwargs", None) if isinstance(error, TaskPluginTriggerError) else {}
+        if type(kwargs) is not dict:
+            return None
+        # The real ones: a class may have given the name another meaning.
+        args: tuple[Any, ...] = vars(BaseException)["args"].__get__(error)
+        kept = self._encoder.encode(args, kwargs)
+        return kept.text if kept.not_replayable is None else None
 
 
 def _recorder(settings: FailuresSettings) -> Recorder:

@@ -47,6 +47,7 @@ class Record:
         reason: Why, for people.
         trail: Who was asked in this attempt.
         arguments: The run's arguments.
+        error_arguments: The error's own, as text; None where they cannot be read back.
         replay_of: The id of the run that this one repeats; None where it repeats none.
         log: Where to tell what is to be told; None for where that was told last.
     """
@@ -67,6 +68,7 @@ class Record:
     reason: str
     trail: tuple[Any, ...]
     arguments: Arguments
+    error_arguments: str | None
     replay_of: str | None
     log: Any = attrs.field(repr=False, eq=False)
 

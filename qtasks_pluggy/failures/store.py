@@ -286,6 +286,7 @@ def _attempt_row(record: Record) -> Row:
         "message": told.message,
         "traceback": told.traceback,
         "seconds": record.seconds,
+        "error_arguments": record.error_arguments,
         "trail": json.dumps([{n: getattr(one, n) for n in _TRAIL} for one in record.trail]),
     }
 

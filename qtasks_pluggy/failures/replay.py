@@ -1,0 +1,232 @@
+"""Replaying recorded runs: claimed, sent, marked, one after another.
+
+``app.replay`` does the sending, in place or on whatever engine the app has. What a replay comes to
+is heard of in this process, where it runs in it, and is else found in the store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import attrs
+from sqlalchemy.exc import SQLAlchemyError
+
+from qtasks_hookspecs import Outcome, RunningApp, TaskMessage, hookimpl
+from qtasks_hookspecs.exc import CapabilityError, EngineError, QTasksError
+from qtasks_pluggy.failures.claims import Claims, Recorded
+from qtasks_pluggy.failures.connection import StoreError, why
+from qtasks_pluggy.failures.records import FINAL
+from qtasks_pluggy.failures.values import UnreadableError, read_args, read_kwargs
+
+WAIT_SECONDS: Final = 60.0
+"""How long the end of one replay is waited for."""
+LOOK_SECONDS: Final = 0.2
+"""Seconds between two looks for it."""
+MOST_REFUSED: Final = 3
+"""Runs in a row that an engine does not take, before it is left alone."""
+
+
+@attrs.frozen(kw_only=True)
+class Replayed:
+    """What became of one run of a replay.
+
+    Attributes:
+        uuid: The id of the new run; None where nothing was sent.
+        replay_of: The id of the run that is repeated.
+        status: How the new run ended; None where that is not known yet.
+        why_not: Why nothing was sent; empty where it was.
+    """
+
+    uuid: str | None
+    replay_of: str
+    status: str | None = None
+    why_not: str = ""
+
+
+@attrs.frozen
+class Arguments:
+    """Other arguments than the recorded ones; None for those."""
+
+    args: Sequence[Any] | None = None
+    kwargs: Mapping[str, Any] | None = None
+
+    def refusal(self, run: Recorded) -> str | None:
+        """Say why a run cannot be repeated with these; None where it can.
+
+        Args:
+            run: The run.
+        """
+        if run.not_replayable is None or (self.args is not None and self.kwargs is not None):
+            return None
+        try:
+            self.message_of(run, None)
+        except UnreadableError as error:
+            return str(error) if run.arguments else run.not_replayable
+        return None
+
+    def message_of(self, run: Recorded, app: RunningApp | None) -> TaskMessage:
+        """Make a recorded run's message, as its engine carried it.
+
+        Args:
+            run: The run.
+            app: The app, for what its task is declared with.
+
+        Raises:
+            UnreadableError: An argument cannot be read back.
+        """
+        text = run.arguments or ""
+        task = None if app is None else app.tasks.get(run.task)
+        return TaskMessage(
+            run.task,
+            read_args(text) if self.args is None else self.args,
+            read_kwargs(text) if self.kwargs is None else self.kwargs,
+            uuid=run.uuid,
+            priority=getattr(getattr(task, "task_func", None), "priority", 0),
+            attempt=run.attempts,
+            queue=run.queue,
+            engine=run.engine or None,
+        )
+
+
+class Ends:
+    """A plugin that hears how replays end that run in this process."""
+
+    name = "failures-replay"
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[str, str]] = {}
+
+    @hookimpl
+    def task_executor_task_close(self, task_broker: TaskMessage, outcome: Outcome) -> None:
+        """Take down status and fingerprint of a replay's end."""
+        if "replay_of" in task_broker.metadata:
+            end = str(outcome.status), outcome.fingerprint or ""
+            self.known[str(task_broker.uuid)] = end
+
+
+class Replay:
+    """One replay of some runs, in an app that can send them.
+
+    Args:
+        app: The app, which is started.
+        claims: The store's runs.
+        arguments: Other arguments than the recorded ones.
+        rate: Runs a second, at most; None for no limit.
+        stop_after: So many new runs that fail as the old ones did end it; None for no such end.
+        wait: Waits so many seconds.
+    """
+
+    def __init__(
+        self,
+        app: RunningApp,
+        claims: Claims,
+        *,
+        arguments: Arguments | None = None,
+        rate: float | None = None,
+        stop_after: int | None = None,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._app = app
+        self._claims = claims
+        self._arguments = arguments or Arguments()
+        self._pause = 0.0 if rate is None else 1 / rate
+        self._stop_after = stop_after
+        self._wait = wait
+        self._ends = Ends()
+        self.done: Final[list[Replayed]] = []
+        self.stopped = ""
+        """Why it ended before its last run; empty where it did not."""
+
+    def run(self, runs: Iterable[Recorded]) -> Iterator[Replayed]:
+        """Send runs, one after another.
+
+        Args:
+            runs: The runs.
+
+        Yields:
+            What became of each, once it is sent, or was not.
+        """
+        plugins: Any = getattr(self._app, "plugins", None)
+        if plugins is not None:
+            plugins.register(self._ends)
+        try:
+            yield from self._run(runs)
+        finally:
+            if plugins is not None:
+                plugins.unregister(self._ends)
+
+    def _run(self, runs: Iterable[Recorded]) -> Iterator[Replayed]:
+        refused = alike = 0
+        due = time.monotonic()
+        for run in runs:
+            if self._pause:
+                self._wait(max(0.0, due - time.monotonic()))
+                due = max(due, time.monotonic()) + self._pause
+            try:
+                one, is_engines = self._replay(run)
+            except (StoreError, SQLAlchemyError, OSError) as error:
+                self.stopped = f"the failures store cannot be written: {why(error)}"
+                return
+            refused = refused + 1 if is_engines else 0
+            if one.uuid is not None and self._stop_after is not None:
+                end = self._wait_for_end(one.uuid)
+                alike += end is not None and end[0] in FINAL and end[1] == run.group
+            yield one
+            if refused >= MOST_REFUSED:
+                self.stopped = f"{refused} runs in a row could not be sent: {one.why_not}"
+                return
+            if self._stop_after is not None and alike >= self._stop_after:
+                self.stopped = f"{alike} of the new runs failed as those that they repeat"
+                return
+
+    def _replay(self, run: Recorded) -> tuple[Replayed, bool]:
+        """Claim a run, send it, and mark it; say, too, whether it was the engine that refused it."""
+        try:
+            message = self._arguments.message_of(run, self._app)
+        except UnreadableError as error:
+            return self._not_sent(run, run.not_replayable or str(error)), False
+        if not self._claims.claim(run):
+            return self._not_sent(run, "another replay has taken it at this moment"), False
+        try:
+            uuid = str(self._app.replay(message))
+        except (QTasksError, TypeError) as error:
+            self._claims.release(run)
+            is_engines = isinstance(error, EngineError) and not isinstance(error, CapabilityError)
+            return self._not_sent(run, str(error)), is_engines
+        self.done.append(one := Replayed(uuid=uuid, replay_of=run.uuid))
+        try:
+            self._claims.mark_sent(run, uuid)
+        except BaseException:
+            # A lock that was held too long, or an interruption: it is sent all the same.
+            with suppress(StoreError, SQLAlchemyError, OSError):
+                self._claims.mark_sent(run, uuid)
+            raise
+        return one, False
+
+    def _not_sent(self, run: Recorded, why_not: str) -> Replayed:
+        self.done.append(one := Replayed(uuid=None, replay_of=run.uuid, why_not=why_not))
+        return one
+
+    def _wait_for_end(self, uuid: str) -> tuple[str, str] | None:
+        until = time.monotonic() + WAIT_SECONDS
+        while (end := self._end_of(uuid)) is None and time.monotonic() < until:
+            self._wait(LOOK_SECONDS)
+        return end
+
+    def _end_of(self, uuid: str) -> tuple[str, str] | None:
+        return self._ends.known.get(uuid) or self._claims.ends([uuid]).get(uuid)
+
+    def results(self) -> list[Replayed]:
+        """Tell what became of each run, with the status of those of which it is known now."""
+        sent = [one.uuid for one in self.done if one.uuid is not None]
+        known: dict[str, tuple[str, str]] = {}
+        with suppress(StoreError, SQLAlchemyError, OSError):
+            known = self._claims.ends([one for one in sent if one not in self._ends.known])
+        known |= self._ends.known
+        return [
+            attrs.evolve(one, status=known[one.uuid][0]) if one.uuid in known else one
+            for one in self.done
+        ]
