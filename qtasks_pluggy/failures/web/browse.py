@@ -16,8 +16,8 @@ from sqlalchemy import BigInteger, Connection, Row, Select, and_, case, cast, fu
 from sqlalchemy.sql.elements import ColumnElement
 
 from qtasks_pluggy.failures.queries import Reader
-from qtasks_pluggy.failures.records import hour_of
-from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, RUNS
+from qtasks_pluggy.failures.records import STATUSES, hour_of
+from qtasks_pluggy.failures.schema import ACTS, ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, RUNS
 from qtasks_pluggy.failures.web.show import HOURS
 
 PAGE: Final = 50
@@ -36,7 +36,7 @@ Found: TypeAlias = Row[Any]
 Key: TypeAlias = tuple[float, str]
 
 
-class KeyFault(ValueError):
+class KeyFaultError(ValueError):
     """A page's key that was not written here."""
 
 
@@ -49,7 +49,7 @@ def read_key(text: str) -> Key | None:
     """Read such a key; nothing is the begin.
 
     Raises:
-        KeyFault: It is not one.
+        KeyFaultError: It is not one.
     """
     if not text:
         return None
@@ -59,7 +59,7 @@ def read_key(text: str) -> Key | None:
     except ValueError:
         number = math.nan
     if not tilde or not math.isfinite(number):
-        raise KeyFault(text)
+        raise KeyFaultError(text)
     return number, name
 
 
@@ -151,7 +151,7 @@ class Browser(Reader):
         """Count the groups by their state."""
         wanted = select(GROUPS.c.state, func.count()).group_by(GROUPS.c.state)
         with self._engine.connect() as connection:
-            return {state: number for state, number in connection.execute(wanted)}
+            return dict(connection.execute(wanted).tuples().all())
 
     def group(self, group: str) -> Found | None:
         """Find one group; its text is cut."""
@@ -196,9 +196,7 @@ class Browser(Reader):
         """Count all runs by hour and by how they ended, in the last day."""
         first = hour_of(now) - HOURS + 1
         by = (COUNTS.c.hour, COUNTS.c.status)
-        recent = GROUPS.join(
-            COUNTS, and_(COUNTS.c.group_id == GROUPS.c.id, COUNTS.c.hour >= first)
-        )
+        recent = GROUPS.join(COUNTS, and_(COUNTS.c.group_id == GROUPS.c.id, COUNTS.c.hour >= first))
         wanted = (
             select(*by, func.sum(COUNTS.c.runs))
             .select_from(recent)
@@ -295,6 +293,29 @@ class Browser(Reader):
         with self._engine.connect() as connection:
             return list(connection.execute(wanted))
 
+    def to_replay(self, group: str, most: int) -> dict[str, int]:
+        """Count the runs of a group that wait for a replay, by how they ended; up to a bound."""
+        found = {}
+        with self._engine.connect() as connection:
+            for status in STATUSES:
+                waiting = _waiting(group, status).limit(most).subquery()
+                found[status] = connection.scalar(select(func.count()).select_from(waiting)) or 0
+        return {status: number for status, number in found.items() if number}
+
+    def waiting(self, group: str, status: str, most: int) -> list[str]:
+        """Find the newest runs of a group that wait for a replay."""
+        with self._engine.connect() as connection:
+            return list(connection.scalars(_waiting(group, status).limit(most)))
+
+    def acts(self, after: Key | None) -> Listed:
+        """Find what people did, the newest first."""
+        wanted = select(ACTS).order_by(ACTS.c.id.desc()).limit(PAGE + 1)
+        if after is not None:
+            wanted = wanted.where(ACTS.c.id < int(after[0]))
+        with self._engine.connect() as connection:
+            rows = connection.execute(wanted).all()
+        return _listed(rows, lambda row: key_text(row.id, ""))
+
     def deciding(self, since: int = ALTOGETHER) -> dict[str, dict[str, int]]:
         """Count runs by the plugin that decided, and by how they ended.
 
@@ -368,14 +389,24 @@ def _cut(column: Any) -> list[ColumnElement[Any]]:
 def _window(wanted: RunsWanted) -> Select[Any]:
     """Select the newest runs before a key, as an index has them."""
     names = ("group_id", "task", "status", "attempts", "decided_by", "decision", "reason", "at")
-    window = select(
-        *(RUNS.c[name] for name in (*_KEY, *names)), RUNS.c.replay_of
-    ).where(*_after(RUNS.c.at, RUNS.c.uuid, wanted.after))
+    window = select(*(RUNS.c[name] for name in (*_KEY, *names)), RUNS.c.replay_of).where(
+        *_after(RUNS.c.at, RUNS.c.uuid, wanted.after)
+    )
     if wanted.group:
         window = window.where(RUNS.c.group_id == wanted.group)
         if wanted.status:
             window = window.where(RUNS.c.status == wanted.status)
     return window.order_by(RUNS.c.at.desc(), RUNS.c.uuid.desc())
+
+
+def _waiting(group: str, status: str) -> Select[Any]:
+    """Select the runs of a group that can be replayed, and were not."""
+    return (
+        select(RUNS.c.uuid)
+        .where(RUNS.c.group_id == group, RUNS.c.status == status)
+        .where(RUNS.c.claimed_at.is_(None), RUNS.c.not_replayable.is_(None))
+        .order_by(RUNS.c.at.desc())
+    )
 
 
 def _bounded(connection: Connection, window: Select[Any], rows: Sequence[Found]) -> Listed:

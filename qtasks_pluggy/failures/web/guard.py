@@ -11,6 +11,7 @@ import binascii
 import hmac
 import inspect
 import ipaddress
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
@@ -40,6 +41,7 @@ HEADERS: Final[Mapping[str, str]] = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+_HOST: Final = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^\s/@:\[\]?#]+))(?::\d*)?")
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -58,7 +60,7 @@ class Visitor:
     )
 
 
-Authorize: TypeAlias = Callable[[Request], "Visitor | None | Awaitable[Visitor | None]"]
+Authorize: TypeAlias = Callable[[Request], "Awaitable[Visitor | None] | Visitor | None"]
 
 HERE: Final = Visitor("local", may_act=True)
 """Whoever reaches the page on this machine, where there is no token."""
@@ -181,12 +183,8 @@ def by_token(headers: Headers, token: str) -> Visitor | None:
 
 def _name_of(host: str) -> str:
     """Return a Host's name without its port; empty for what is none."""
-    try:
-        parts = urlsplit(f"//{host}")
-        is_plain = parts.netloc == host and "@" not in host
-        return (parts.hostname or "") if is_plain and (parts.port or True) else ""
-    except ValueError:
-        return ""
+    found = _HOST.fullmatch(host)
+    return "" if found is None else (found["six"] or found["name"]).lower()
 
 
 def names(hosts: Iterable[str]) -> frozenset[str]:

@@ -46,6 +46,7 @@ def failures_page(
     authorize: Authorize | None = None,
     read_only: bool = False,
     hosts: Iterable[str] | None = None,
+    token: str | None = None,
 ) -> ASGIApp:
     """Make the page, an ASGI app that runs alone or is mounted in another one.
 
@@ -61,6 +62,8 @@ def failures_page(
         read_only: Whether nobody may act, whatever ``authorize`` says.
         hosts: Other names by which the page may be called; a request to another one is refused.
             None for those of this machine, or with ``authorize`` for any.
+        token: What visitors have to know, where there is no ``authorize``; None for that of the
+            environment.
 
     Returns:
         The ASGI app.
@@ -71,7 +74,8 @@ def failures_page(
     site = Site(read_url(url or default_url()), app, is_read_only=read_only)
     page = Starlette(routes=_ROUTES, exception_handlers=_FAULTS)
     page.state.site = site
-    token = "" if authorize is not None else os.environ.get(TOKEN, "")
+    if token is None:
+        token = os.environ.get(TOKEN, "")
     is_any = hosts is None and authorize is not None
     return Guard(page, authorize, token, None if is_any else names(hosts or ()))
 
@@ -96,9 +100,7 @@ def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  # it is registered for no other
     titles = {404: "There is no such page", 405: "That cannot be done here", 403: "Not allowed"}
     title = titles.get(error.status_code, "That did not work")
-    answer = render(
-        request, "fault.html", status=error.status_code, title=title, text=error.detail
-    )
+    answer = render(request, "fault.html", status=error.status_code, title=title, text=error.detail)
     answer.headers.update(error.headers or {})
     return answer
 
@@ -117,7 +119,8 @@ _ROUTES: Final = [
     _file("style.css"),
     _file("icon.svg"),
     Route("/groups/{group}", views.group),
-    Route("/groups/{group}/{act:str}", forms.change_group, methods=["POST"]),
+    Route("/groups/{group}/replay", forms.choose),
+    Route("/groups/{group}/{act}", forms.change_group, methods=["POST"]),
     Route("/runs/{uuid:path}/attempts/{attempt:int}", views.attempt),
     Route("/runs/{uuid:path}/replay/send", forms.send, methods=["POST"]),
     Route("/runs/{uuid:path}/replay", forms.edit),

@@ -40,7 +40,9 @@ _DID: Final = {
     "reentered": "not asked: already running",
 }
 # Control characters, and those that turn the direction of what follows them.
-_UNSEEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_UNSEEN: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 _FRAME: Final = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+), in (?P<name>.*)')
 _THEN: Final = re.compile(
     r"The above exception was the direct cause of the following exception:"
@@ -99,7 +101,8 @@ def lasted(seconds: float) -> str:
     """Write how long something took, in the unit that fits."""
     if seconds >= 1:
         return f"{seconds:,.2f} s"
-    return f"{seconds * 1000:,.1f} ms" if seconds >= 0.001 else f"{seconds * 1e6:,.0f} µs"
+    thousandths = seconds * 1000
+    return f"{thousandths:,.1f} ms" if thousandths >= 1 else f"{thousandths * 1000:,.0f} µs"
 
 
 @attrs.frozen
@@ -149,7 +152,7 @@ def _link(then: str, lines: Iterable[str]) -> Link:
     text: list[str] = []
     for line in lines:
         frame = _FRAME.fullmatch(line)
-        if text or not line.startswith(("  ", "Traceback (most recent")):
+        if text or (line.strip() and not line.startswith(("  ", "Traceback (most recent"))):
             text.append(line)
         elif frame is not None:
             frames.append(Frame(frame["file"], int(frame["line"]), frame["name"], ""))
@@ -216,9 +219,7 @@ def _of_hour(counts: Mapping[tuple[int, str], int], hour: int) -> int:
     return sum(max(counts.get((hour, one), 0), 0) for one in STATUSES)
 
 
-def _bars(
-    counts: Mapping[tuple[int, str], int], hour: int, x: int, most: int
-) -> Iterator[Bar]:
+def _bars(counts: Mapping[tuple[int, str], int], hour: int, x: int, most: int) -> Iterator[Bar]:
     top = float(HIGH)
     for status in STATUSES:
         runs = counts.get((hour, status), 0)

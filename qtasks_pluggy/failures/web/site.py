@@ -17,6 +17,7 @@ from qtasks_pluggy.failures.connection import shown
 from qtasks_pluggy.failures.web import show
 from qtasks_pluggy.failures.web.browse import Browser
 from qtasks_pluggy.failures.web.guard import VISITOR, Visitor
+from qtasks_pluggy.failures.web.jobs import Jobs
 
 if TYPE_CHECKING:
     from qtasks_pluggy import QueueTasks
@@ -30,11 +31,13 @@ class Site:
         url: The store.
         app: The app that replays; None where nothing is replayed.
         is_read_only: Whether nobody may act.
+        jobs: The replays that were begun here.
     """
 
     url: URL
     app: QueueTasks | None
     is_read_only: bool
+    jobs: Jobs = attrs.field(factory=Jobs)
 
     def browser(self) -> Browser:
         """Open the store: it may have been made, moved or upgraded since the last request."""

@@ -31,8 +31,12 @@ _DONE: Final = {
     "resolve": "The group is resolved. If it fails again it is marked as regressed.",
     "ignore": "The group is ignored. It is not shown unless you ask for it.",
     "reopen": "The group is open again.",
-    "none": "Nothing was changed: somebody did that already.",
+    "none": "Nothing was done: somebody has done that already.",
     "sent": "The replay was sent.",
+    "begun": "The replay has begun. Load the page again to see how far it is.",
+    "stopped": "The replay sends no further run.",
+    **{status: f"The replay was sent, and {word}." for status, word in show.WORDS.items()},
+    "cancelled": "The replay was sent, and was cancelled.",
 }
 
 
@@ -106,6 +110,7 @@ def group(request: Request) -> Response:
         newest=newest[0] if newest else None,
         links=show.links(attempts[-1].traceback) if attempts else [],
         done=_DONE.get(_asked(request, "done"), ""),
+        job=site_of(request).jobs.of(name),
     )
 
 
@@ -197,7 +202,9 @@ def plugins(request: Request) -> Response:
     return render(
         request,
         "plugins.html",
-        names=sorted({*asked, *decided}, key=lambda one: (-sum(decided.get(one, {}).values()), one)),
+        names=sorted(
+            {*asked, *decided}, key=lambda one: (-sum(decided.get(one, {}).values()), one)
+        ),
         decided=decided,
         lately=browser.deciding(hour_of(now) - show.HOURS + 1),
         asked=asked,
@@ -210,7 +217,9 @@ def plugins(request: Request) -> Response:
 
 def acts(request: Request) -> Response:
     """Show what people did."""
-    return render(request, "acts.html", listed=site_of(request).browser().acts(_key(request)))
+    after = _key(request)
+    listed = site_of(request).browser().acts(after)
+    return render(request, "acts.html", listed=listed, is_first=after is None)
 
 
 def _asked(request: Request, name: str) -> str:
@@ -226,5 +235,5 @@ def _choice(request: Request, name: str, choices: Any, usual: str = "") -> str:
 def _key(request: Request) -> browse.Key | None:
     try:
         return browse.read_key(_asked(request, "after"))
-    except browse.KeyFault:
+    except browse.KeyFaultError:
         raise HTTPException(400, "This link is not complete; begin at the first page.") from None
