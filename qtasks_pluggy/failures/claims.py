@@ -16,7 +16,7 @@ from sqlalchemy import URL, Row, and_, select, update
 
 from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
 from qtasks_pluggy.failures.records import RunKey
-from qtasks_pluggy.failures.schema import ATTEMPTS, RUNS
+from qtasks_pluggy.failures.schema import ACTS, ATTEMPTS, RUNS
 
 LOCK_SECONDS: Final = 10.0
 """How long a claim or a mark waits for others who write."""
@@ -135,6 +135,25 @@ class Claims:
         before = {"claimed_at": run.claimed_at, "sent_at": run.sent_at}
         with self._writing.begin() as connection:
             connection.execute(_of(run.key).values(**before))
+
+    def begin_act(self, number: int, *, who: str, scope: str) -> int:
+        """Write down that a replay begins; return the id of the act.
+
+        Args:
+            number: How many runs it is about.
+            who: Whoever replays.
+            scope: What was asked for, for people.
+        """
+        row = {"at": time.time(), "who": who, "act": "replay", "scope": scope, "number": number}
+        with self._writing.begin() as connection:
+            key = connection.execute(ACTS.insert(), row).inserted_primary_key
+        assert key is not None  # noqa: S101  # an insert of one row has one
+        return int(key[0])
+
+    def end_act(self, act: int, number: int) -> None:
+        """Write down how many runs a replay has sent."""
+        with self._writing.begin() as connection:
+            connection.execute(update(ACTS).where(ACTS.c.id == act).values(number=number))
 
     def ends(self, uuids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Find how runs have ended, as far as that is recorded.

@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection, Row, Select, and_, bindparam, func, or_,
 
 from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
 from qtasks_pluggy.failures.records import (
+    FINAL,
     IGNORED,
     STATES,
     Act,
@@ -126,6 +127,30 @@ class Reader:
                 for one in attempts
             ],
         )
+
+    def to_replay(self, filters: Filters, *, is_claimed: bool) -> list[str]:
+        """Find the ids of runs to replay, the newest first: of failed ones, or as filters say.
+
+        Args:
+            filters: Which runs.
+            is_claimed: Whether a replay has claimed them.
+        """
+        claimed = RUNS.c.claimed_at
+        wanted: Select[Any] = (
+            _runs(filters)
+            .where(claimed.is_not(None) if is_claimed else claimed.is_(None))
+            .with_only_columns(RUNS.c.uuid, RUNS.c.at)
+            .order_by(RUNS.c.at.desc())
+            .limit(filters.limit)
+        )
+        if filters.status is None:
+            wanted = wanted.where(RUNS.c.status.in_(FINAL))
+        with self._engine.connect() as connection:
+            if _narrows_groups(connection, filters):
+                rows = _newest_of_groups(connection, filters, wanted)
+            else:
+                rows = connection.execute(wanted, {"the_time": filters.since}).all()
+        return [row.uuid for row in rows]
 
     def groups_of(self, uuids: Iterable[str]) -> dict[str, str]:
         """Find the groups of runs, by the ids of those that are there."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
 
 import attrs
 from sqlalchemy.exc import SQLAlchemyError
 
-from qtasks_hookspecs import Outcome, RunningApp, TaskMessage, hookimpl
+from qtasks_hookspecs import Outcome, TaskMessage, hookimpl
 from qtasks_hookspecs.exc import CapabilityError, EngineError, QTasksError
+from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.failures.claims import Claims, Recorded
 from qtasks_pluggy.failures.connection import StoreError, why
 from qtasks_pluggy.failures.records import FINAL
@@ -67,7 +69,7 @@ class Arguments:
             return str(error) if run.arguments else run.not_replayable
         return None
 
-    def message_of(self, run: Recorded, app: RunningApp | None) -> TaskMessage:
+    def message_of(self, run: Recorded, app: QueueTasks | None) -> TaskMessage:
         """Make a recorded run's message, as its engine carried it.
 
         Args:
@@ -89,6 +91,54 @@ class Arguments:
             queue=run.queue,
             engine=run.engine or None,
         )
+
+
+class LeftOut(NamedTuple):
+    """Why a run is not replayed: for a count of such runs, and of the one run."""
+
+    kind: str
+    why: str
+
+
+def left_out(
+    run: Recorded, app: QueueTasks, arguments: Arguments, *, again: bool = False
+) -> LeftOut | None:
+    """Say why a run is not to be replayed; None where it is.
+
+    Args:
+        run: The run.
+        app: The app that is to replay it.
+        arguments: Other arguments than the recorded ones.
+        again: Whether a run may be replayed a second time.
+    """
+    if run.app != app.name:
+        why_not = f"was recorded by app {run.app!r}, and this is app {app.name!r}"
+        return LeftOut(f"of app {run.app!r}", why_not)
+    if run.task not in app.tasks:
+        return LeftOut(
+            f"of task {run.task!r}, which app {app.name!r} does not have",
+            f"is of task {run.task!r}, which app {app.name!r} does not have;"
+            f" its tasks are {', '.join(sorted(app.tasks)) or 'none'}",
+        )
+    if run.claimed_at is not None and not again:
+        if run.sent_at is None:
+            kind = "claimed by a replay that has not sent them"
+            return LeftOut(
+                kind,
+                f"was claimed by a replay at {_at(run.claimed_at)}, and not sent; if that replay"
+                " was killed, say --again",
+            )
+        why_not = f"was replayed at {_at(run.sent_at)}, as run {run.sent_as}; say --again"
+        return LeftOut("replayed already", why_not)
+    refusal = arguments.refusal(run)
+    if refusal is not None:
+        why_not = f"cannot be replayed: {refusal}; give what a task needs by --args and --kwargs"
+        return LeftOut("not replayable", why_not)
+    return None
+
+
+def _at(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 class Ends:
@@ -121,7 +171,7 @@ class Replay:
 
     def __init__(
         self,
-        app: RunningApp,
+        app: QueueTasks,
         claims: Claims,
         *,
         arguments: Arguments | None = None,
@@ -149,14 +199,11 @@ class Replay:
         Yields:
             What became of each, once it is sent, or was not.
         """
-        plugins: Any = getattr(self._app, "plugins", None)
-        if plugins is not None:
-            plugins.register(self._ends)
+        name = self._app.add_plugin(self._ends)
         try:
             yield from self._run(runs)
         finally:
-            if plugins is not None:
-                plugins.unregister(self._ends)
+            self._app.remove_plugin(name)
 
     def _run(self, runs: Iterable[Recorded]) -> Iterator[Replayed]:
         refused = alike = 0
@@ -183,7 +230,7 @@ class Replay:
                 return
 
     def _replay(self, run: Recorded) -> tuple[Replayed, bool]:
-        """Claim a run, send it, and mark it; say, too, whether it was the engine that refused it."""
+        """Claim a run, send it, and mark it; say, too, whether the engine has refused it."""
         try:
             message = self._arguments.message_of(run, self._app)
         except UnreadableError as error:
