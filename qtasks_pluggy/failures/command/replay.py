@@ -210,7 +210,7 @@ def _send(
     begun: int | None = None
     try:
         # What tasks print in place is not what --json promises.
-        with redirect_stdout(sys.stderr) if as_json else nullcontext(), _started(app):
+        with redirect_stdout(sys.stderr) if as_json else nullcontext(), started(app):
             with using_store("written"):
                 begun = claims.begin_act(len(chosen), who=who(), scope=scope)
             for _ in _watched(act.run(claims.find(chosen)), len(chosen)):
@@ -235,7 +235,7 @@ def _ask_plugins(
     from qtasks_pluggy.failures.ask import ask as ask_about  # noqa: PLC0415  # an extra
 
     answers: list[Answered] = []
-    with _started(app, by=worker_lifespan):
+    with started(app, by=worker_lifespan):
         answers.extend(_watched(ask_about(app, runs, arguments), number))
     if as_json:
         fields = ("uuid", "decided_by", "decision")
@@ -276,7 +276,7 @@ def _show(results: Sequence[Replayed]) -> None:
 
 
 @contextmanager
-def _started(app: QueueTasks, by: Callable[[Any], Any] = lambda app: app) -> Generator[None]:
+def started(app: QueueTasks, by: Callable[[Any], Any] = lambda app: app) -> Generator[None]:
     """Have an app started.
 
     Args:

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import attrs
-from sqlalchemy import BigInteger, Connection, Row, Select, and_, case, cast, func, or_, select
+from sqlalchemy import BigInteger, Connection, Select, and_, case, cast, func, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from qtasks_pluggy.failures.queries import Reader
 from qtasks_pluggy.failures.records import STATUSES, hour_of
-from qtasks_pluggy.failures.schema import ACTS, ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, RUNS
+from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, RUNS
 from qtasks_pluggy.failures.web.show import HOURS
 
 PAGE: Final = 50
@@ -32,7 +32,8 @@ TRAILS: Final = 1_000
 """The newest attempts whose trails are read to say how plugins do."""
 SORTS: Final = {"last": "last_seen", "first": "first_seen", "runs": "runs"}
 
-Found: TypeAlias = Row[Any]
+Found: TypeAlias = Any
+"""A row; its columns are those of its query."""
 Key: TypeAlias = tuple[float, str]
 
 
@@ -113,7 +114,7 @@ class Listed:
         looked: How many were looked at, where that is what ended the page; else 0.
     """
 
-    rows: Sequence[Found]
+    rows: Sequence[Any]
     after: str | None = None
     looked: int = 0
 
@@ -149,9 +150,10 @@ class Browser(Reader):
 
     def states(self) -> dict[str, int]:
         """Count the groups by their state."""
-        wanted = select(GROUPS.c.state, func.count()).group_by(GROUPS.c.state)
+        number = func.count().label("number")
+        wanted = select(GROUPS.c.state, number).group_by(GROUPS.c.state)
         with self._engine.connect() as connection:
-            return dict(connection.execute(wanted).tuples().all())
+            return {row.state: row.number for row in connection.execute(wanted)}
 
     def group(self, group: str) -> Found | None:
         """Find one group; its text is cut."""
@@ -206,7 +208,7 @@ class Browser(Reader):
         with self._engine.connect() as connection:
             return {(hour, status): int(n) for hour, status, n in connection.execute(wanted)}
 
-    def deciders(self, group: str) -> list[Found]:
+    def deciders(self, group: str) -> Sequence[Found]:
         """Count the runs of a group by how they ended and by who decided."""
         runs = cast(func.sum(COUNTS.c.runs), BigInteger)
         wanted = (
@@ -217,7 +219,7 @@ class Browser(Reader):
             .order_by(runs.desc())
         )
         with self._engine.connect() as connection:
-            return list(connection.execute(wanted))
+            return connection.execute(wanted).all()
 
     def list_runs(self, wanted: RunsWanted) -> Listed:
         """Find the runs of a page, the newest first.
@@ -282,7 +284,7 @@ class Browser(Reader):
         with self._engine.connect() as connection:
             return connection.execute(wanted).first()
 
-    def replays(self, uuid: str) -> list[Found]:
+    def replays(self, uuid: str) -> Sequence[Found]:
         """Find the newest runs that repeat a run, as far as they failed at least once."""
         wanted = (
             select(RUNS.c.uuid, RUNS.c.status, RUNS.c.at, RUNS.c.group_id)
@@ -291,30 +293,21 @@ class Browser(Reader):
             .limit(PAGE)
         )
         with self._engine.connect() as connection:
-            return list(connection.execute(wanted))
+            return connection.execute(wanted).all()
 
-    def to_replay(self, group: str, most: int) -> dict[str, int]:
+    def waiting_by_status(self, group: str, app: str, most: int) -> dict[str, int]:
         """Count the runs of a group that wait for a replay, by how they ended; up to a bound."""
         found = {}
         with self._engine.connect() as connection:
             for status in STATUSES:
-                waiting = _waiting(group, status).limit(most).subquery()
+                waiting = _waiting(group, app, status).limit(most).subquery()
                 found[status] = connection.scalar(select(func.count()).select_from(waiting)) or 0
         return {status: number for status, number in found.items() if number}
 
-    def waiting(self, group: str, status: str, most: int) -> list[str]:
+    def waiting(self, group: str, app: str, status: str, most: int) -> list[str]:
         """Find the newest runs of a group that wait for a replay."""
         with self._engine.connect() as connection:
-            return list(connection.scalars(_waiting(group, status).limit(most)))
-
-    def acts(self, after: Key | None) -> Listed:
-        """Find what people did, the newest first."""
-        wanted = select(ACTS).order_by(ACTS.c.id.desc()).limit(PAGE + 1)
-        if after is not None:
-            wanted = wanted.where(ACTS.c.id < int(after[0]))
-        with self._engine.connect() as connection:
-            rows = connection.execute(wanted).all()
-        return _listed(rows, lambda row: key_text(row.id, ""))
+            return list(connection.scalars(_waiting(group, app, status).limit(most)))
 
     def deciding(self, since: int = ALTOGETHER) -> dict[str, dict[str, int]]:
         """Count runs by the plugin that decided, and by how they ended.
@@ -399,11 +392,11 @@ def _window(wanted: RunsWanted) -> Select[Any]:
     return window.order_by(RUNS.c.at.desc(), RUNS.c.uuid.desc())
 
 
-def _waiting(group: str, status: str) -> Select[Any]:
+def _waiting(group: str, app: str, status: str) -> Select[Any]:
     """Select the runs of a group that can be replayed, and were not."""
     return (
         select(RUNS.c.uuid)
-        .where(RUNS.c.group_id == group, RUNS.c.status == status)
+        .where(RUNS.c.group_id == group, RUNS.c.status == status, RUNS.c.app == app)
         .where(RUNS.c.claimed_at.is_(None), RUNS.c.not_replayable.is_(None))
         .order_by(RUNS.c.at.desc())
     )
@@ -415,8 +408,9 @@ def _bounded(connection: Connection, window: Select[Any], rows: Sequence[Found])
     last = connection.execute(
         select(seen, func.count().over().label("looked")).order_by(seen.c.at, seen.c.uuid).limit(1)
     ).first()
-    is_end = last is None or last.looked < LOOK
-    return Listed(rows) if is_end else Listed(rows, key_text(last.at, last.uuid), LOOK)
+    if last is None or last.looked < LOOK:
+        return Listed(rows)
+    return Listed(rows, key_text(last.at, last.uuid), LOOK)
 
 
 def _attempts_of(run: Found) -> list[ColumnElement[bool]]:

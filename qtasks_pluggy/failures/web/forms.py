@@ -9,26 +9,28 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 import attrs
 from starlette.concurrency import run_in_threadpool
+from starlette.endpoints import HTTPEndpoint
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.failures.acts import CHANGES, change_groups
 from qtasks_pluggy.failures.claims import Claims, Recorded
 from qtasks_pluggy.failures.records import STATUSES
-from qtasks_pluggy.failures.replay import Arguments, Replay
+from qtasks_pluggy.failures.replay import Arguments, left_out
 from qtasks_pluggy.failures.values import UnreadableError, read_args, read_kwargs
 from qtasks_pluggy.failures.web import show
 from qtasks_pluggy.failures.web.browse import Found
 from qtasks_pluggy.failures.web.guard import VISITOR
 from qtasks_pluggy.failures.web.jobs import Job
 from qtasks_pluggy.failures.web.site import address, may_act, render, site_of
-from qtasks_pluggy.failures.web.views import arguments_of, run_of
+from qtasks_pluggy.failures.web.views import arguments_of, group_of, run_of
 
 MOST_BYTES: Final = 1_048_576
 """The most bytes of a form."""
@@ -38,7 +40,7 @@ WAIT_SECONDS: Final = 5.0
 MOST_RUNS: Final = 10_000
 """The most runs of one replay of a group."""
 
-Form = Mapping[str, str]
+Form: TypeAlias = Mapping[str, str]
 
 
 async def change_group(request: Request) -> Response:
@@ -55,9 +57,8 @@ async def change_group(request: Request) -> Response:
 
 
 def _change_state(request: Request, act: str) -> Response:
-    site, group = site_of(request), request.path_params["group"]
-    if site.browser().group(group) is None:
-        raise HTTPException(404, f"There is no group {group}: retention may have deleted it.")
+    site = site_of(request)
+    group = group_of(site.browser(), request).id
     changed = change_groups(
         site.url, act, [group], who=request.scope[VISITOR].name, scope=f"--group {group}"
     )
@@ -72,21 +73,18 @@ def _to_group(request: Request, done: str) -> Response:
 
 def choose(request: Request) -> Response:
     """Show how many runs of a group a replay would be about."""
-    _refuse_unless_replaying(request)
     return _show_choice(request, {}, "")
 
 
 def _show_choice(request: Request, form: Form, wrong: str) -> Response:
-    browser, group = site_of(request).browser(), request.path_params["group"]
-    found = browser.group(group)
-    if found is None:
-        raise HTTPException(404, f"There is no group {group}: retention may have deleted it.")
+    app, browser = _app(request), site_of(request).browser()
+    found = group_of(browser, request)
     return render(
         request,
         "replays.html",
         status=422 if wrong else 200,
         group=found,
-        waiting=browser.to_replay(group, MOST_RUNS),
+        waiting=browser.waiting_by_status(found.id, app.name, MOST_RUNS),
         form=form,
         wrong=wrong,
         most=MOST_RUNS,
@@ -94,23 +92,30 @@ def _show_choice(request: Request, form: Form, wrong: str) -> Response:
 
 
 def _replay_group(request: Request, form: Form) -> Response:
-    site, group = _refuse_unless_replaying(request), request.path_params["group"]
+    site, app, group = site_of(request), _app(request), request.path_params["group"]
+    status = form.get("status", "")
     try:
-        status = form.get("status", "")
         limit = _number(form, "limit", int, MOST_RUNS) or MOST_RUNS
         rate = _number(form, "rate", float, math.inf)
         stop_after = _number(form, "stop_after", int, MOST_RUNS)
-        if status not in STATUSES:
-            msg = "Choose which runs."
-            raise ValueError(msg)
     except ValueError as error:
         return _show_choice(request, form, str(error))
-    uuids = site.browser().waiting(group, status, limit)
+    if status not in STATUSES:
+        return _show_choice(request, form, "Choose which runs.")
+    uuids = site.browser().waiting(group, app.name, status, limit)
     claims = Claims(site.url)
-    replay = Replay(site.app, claims, rate=rate, stop_after=stop_after)
-    runs = (one for one in claims.find(uuids) if one.claimed_at is None)
-    scope = f"--group {group} --status {status} --limit {limit}"
-    job = Job(site.url, replay, runs, len(uuids), who=request.scope[VISITOR].name, scope=scope)
+    nothing = Arguments()
+    runs = (one for one in claims.find(uuids) if left_out(one, app, nothing) is None)
+    job = Job(
+        app,
+        claims,
+        runs,
+        len(uuids),
+        who=request.scope[VISITOR].name,
+        scope=f"--group {group} --status {status} --limit {limit}",
+        rate=rate,
+        stop_after=stop_after,
+    )
     begun = bool(uuids) and site.jobs.begin(group, job)
     return _to_group(request, "begun" if begun else "none")
 
@@ -141,7 +146,7 @@ def _stop(request: Request) -> Response:
 
 def edit(request: Request) -> Response:
     """Show a run's arguments, to be edited; whoever comes here has asked for them."""
-    _refuse_unless_replaying(request)
+    _app(request)
     found = run_of(site_of(request).browser(), request)
     args, kwargs = arguments_of(found) or (None, None)
     form = {
@@ -164,34 +169,30 @@ async def review(request: Request) -> Response:
 
 
 def _review(request: Request, form: Form) -> Response:
-    _refuse_unless_replaying(request)
+    _app(request)
     found = run_of(site_of(request).browser(), request)
-    given, wrong = _read_arguments(form)
-    known = _recorded(request, found.uuid, found.claimed_at)
-    why_not = None if wrong else given.refusal(known)
-    if wrong or why_not:
-        return _show_editor(request, found, form, wrong or {"all": f"{why_not}. Give both."})
+    _, given, wrong = _checked(request, found, form)
+    if wrong:
+        return _show_editor(request, found, form, wrong)
     old = arguments_of(found) or ([], {})
-    new = [json.loads(form[name]) if form[name].strip() else old[i] for i, name in enumerate(_BOTH)]
+    args = json.loads(form["args"]) if given.args is not None else old[0]
+    kwargs = json.loads(form["kwargs"]) if given.kwargs is not None else old[1]
     return render(
         request,
         "review.html",
         run=found,
-        form={name: form[name] for name in _BOTH},
+        form={name: form.get(name, "") for name in ("args", "kwargs")},
         seen=_seen(found),
-        changes=show.changes(old, (new[0], new[1])),
+        changes=show.changes(old, (args, kwargs)),
         is_hidden=arguments_of(found) is None,
     )
-
-
-_BOTH: Final = ("args", "kwargs")
 
 
 def _read_arguments(form: Form) -> tuple[Arguments, dict[str, str]]:
     """Read what somebody wrote; what is empty is as it was."""
     given: dict[str, Any] = {}
     wrong: dict[str, str] = {}
-    for name, read, kind in ((_BOTH[0], read_args, list), (_BOTH[1], read_kwargs, dict)):
+    for name, read, kind in (("args", read_args, list), ("kwargs", read_kwargs, dict)):
         text = form.get(name, "").strip()
         if not text:
             continue
@@ -210,47 +211,62 @@ def _read_arguments(form: Form) -> tuple[Arguments, dict[str, str]]:
     return Arguments(**given), wrong
 
 
-async def send(request: Request) -> Response:
-    """Send a run again, and wait a moment for what it comes to."""
-    form = await _form(request)
-    return await run_in_threadpool(_send, request, form)
+class Send(HTTPEndpoint):
+    """Sends a run again. A run's id may have any letters, so its address is no other route's."""
+
+    async def post(self, request: Request) -> Response:
+        """Send it, and wait a moment for what it comes to."""
+        form = await _form(request)
+        return await run_in_threadpool(_send, request, form)
 
 
 def _send(request: Request, form: Form) -> Response:
-    site = _refuse_unless_replaying(request)
+    app, site = _app(request), site_of(request)
     found = run_of(site.browser(), request)
-    given, wrong = _read_arguments(form)
+    run, given, wrong = _checked(request, found, form)
     if wrong:
         return _show_editor(request, found, form, wrong)
     if form.get("seen", "") != _seen(found):
         return _to_run(request, "none")
-    run = _recorded(request, found.uuid, found.claimed_at)
-    replay = Replay(site.app, Claims(site.url), arguments=given)
-    who, scope = request.scope[VISITOR].name, f"run {run.uuid}"
-    if given.args is not None or given.kwargs is not None:
-        scope = f"{scope}, arguments edited"
-    job = Job(site.url, replay, [run], 1, who=who, scope=scope)
+    is_edited = given.args is not None or given.kwargs is not None
+    job = Job(
+        app,
+        Claims(site.url),
+        [run],
+        1,
+        who=request.scope[VISITOR].name,
+        scope=f"run {run.uuid}{', arguments edited' if is_edited else ''}",
+        arguments=given,
+    )
     job.start()
     job.join(WAIT_SECONDS)
     if job.is_alive():
         return _to_run(request, "begun")
-    (one,) = job.done or [None]
-    if one is None or one.uuid is None:
-        text = job.why_ended or "nothing was sent"
+    sent = [one for one in job.results if one.uuid is not None]
+    if not sent:
+        text = job.why_ended or "Nothing was sent."
         return render(request, "fault.html", status=409, title="It was not replayed", text=text)
-    return _to_run(request, one.status if one.status in show.WORDS else "sent")
+    return _to_run(request, sent[0].status or "sent")
+
+
+def _checked(
+    request: Request, found: Found, form: Form
+) -> tuple[Recorded, Arguments, dict[str, str]]:
+    """Read a form about a run, and say what is wrong with it."""
+    given, wrong = _read_arguments(form)
+    run = next(Claims(site_of(request).url).find([found.uuid]), None)
+    if run is None:
+        raise HTTPException(404, f"No run {found.uuid} is recorded any more.")
+    # Claimed as it was when it was looked at.
+    run = attrs.evolve(run, claimed_at=found.claimed_at)
+    refusal = None if wrong else left_out(run, _app(request), given, again=True)
+    if refusal is not None:
+        wrong["all"] = f"It {refusal.why}."
+    return run, given, wrong
 
 
 def _to_run(request: Request, done: str) -> Response:
     return RedirectResponse(address(request, "runs", request.path_params["uuid"], done=done), 303)
-
-
-def _recorded(request: Request, uuid: str, claimed_at: float | None) -> Recorded:
-    """Find a run as it is replayed: claimed as it was when it was looked at."""
-    found = next(Claims(site_of(request).url).find([uuid]), None)
-    if found is None:
-        raise HTTPException(404, f"No run {uuid} is recorded: retention may have deleted it.")
-    return attrs.evolve(found, claimed_at=claimed_at)
 
 
 def _seen(found: Found) -> str:
@@ -258,15 +274,20 @@ def _seen(found: Found) -> str:
     return "" if found.claimed_at is None else repr(found.claimed_at)
 
 
-def _refuse_unless_replaying(request: Request) -> Any:
-    site = site_of(request)
+def _app(request: Request) -> QueueTasks:
+    """Find the app that replays, if whoever asks may do that.
+
+    Raises:
+        HTTPException: They may not, or there is none.
+    """
+    app = site_of(request).app
     if not may_act(request):
         raise HTTPException(403, "You may look, and change nothing.")
-    if site.app is None:
+    if app is None:
         raise HTTPException(
             409, "Nothing can be replayed from here: start the page with --app APP."
         )
-    return site
+    return app
 
 
 async def _form(request: Request) -> Form:

@@ -3,71 +3,77 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from qtasks_pluggy.failures.acts import acting, note
-from qtasks_pluggy.failures.claims import Recorded
-from qtasks_pluggy.failures.connection import StoreError
+from qtasks_pluggy import QueueTasks
+from qtasks_pluggy.failures.claims import Claims, Recorded
 from qtasks_pluggy.failures.replay import Replay, Replayed
+
+
+class _StoppedError(Exception):
+    """Somebody has stopped a replay."""
 
 
 class Job(threading.Thread):
     """Sends some runs, and writes down who wanted that.
 
     Args:
-        url: The store.
-        replay: What sends them.
+        app: The app, which is started.
+        claims: The store's runs.
         runs: The runs.
         total: How many there are.
         who: Whoever wants it.
         scope: What was asked for, for people.
+        how: What ``Replay`` takes besides.
     """
 
     def __init__(
         self,
-        url: URL,
-        replay: Replay,
+        app: QueueTasks,
+        claims: Claims,
         runs: Iterable[Recorded],
         total: int,
         *,
         who: str,
         scope: str,
+        **how: Any,
     ) -> None:
         super().__init__(name="qtasks-failures-replay", daemon=True)
-        self._url = url
-        self._replay = replay
+        self._claims = claims
+        self._replay = Replay(app, claims, wait=self._wait, **how)
         self._runs = runs
         self.total: Final = total
         self._who = who
         self._scope = scope
         self._is_stopping = threading.Event()
-        self.fault = ""
+        self._fault = ""
 
     def stop(self) -> None:
         """Send no further run."""
         self._is_stopping.set()
 
+    def _wait(self, seconds: float) -> None:
+        if self._is_stopping.wait(seconds):
+            raise _StoppedError
+
     def run(self) -> None:
         """Send the runs."""
+        act: int | None = None
         try:
-            for _ in self._replay.run(self._until_stopped()):
-                pass
-        except Exception as error:  # noqa: BLE001  # whoever waits for the job is told
-            self.fault = f"{type(error).__name__}: {error}"
-        if self.sent:
-            with suppress(StoreError, SQLAlchemyError, OSError), acting(self._url) as connection:
-                note(connection, "replay", self.sent, who=self._who, scope=self._scope)
-
-    def _until_stopped(self) -> Iterator[Recorded]:
-        for run in self._runs:
-            if self._is_stopping.is_set():
-                return
-            yield run
+            act = self._claims.begin_act(self.total, who=self._who, scope=self._scope)
+            for _ in self._replay.run(self._runs):
+                self._wait(0)
+        except _StoppedError:
+            self._fault = "it was stopped"
+        except Exception as error:  # noqa: BLE001  # whoever looks at the page is told
+            self._fault = f"{type(error).__name__}: {error}"
+        if act is not None:
+            with suppress(SQLAlchemyError, OSError):
+                self._claims.end_act(act, self.sent)
 
     @property
     def sent(self) -> int:
@@ -75,15 +81,15 @@ class Job(threading.Thread):
         return sum(one.uuid is not None for one in tuple(self._replay.done))
 
     @property
-    def done(self) -> Sequence[Replayed]:
+    def results(self) -> Sequence[Replayed]:
         """What became of each run so far."""
         return self._replay.results()
 
     @property
     def why_ended(self) -> str:
-        """Why it ended before its last run; empty where it did not."""
+        """Why it ended before its last run, or did not send one; empty where neither is so."""
         refused = [one.why_not for one in tuple(self._replay.done) if one.why_not]
-        return self.fault or self._replay.stopped or (refused[-1] if refused else "")
+        return self._fault or self._replay.stopped or (refused[-1] if refused else "")
 
 
 class Jobs:

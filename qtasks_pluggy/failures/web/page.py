@@ -122,7 +122,7 @@ _ROUTES: Final = [
     Route("/groups/{group}/replay", forms.choose),
     Route("/groups/{group}/{act}", forms.change_group, methods=["POST"]),
     Route("/runs/{uuid:path}/attempts/{attempt:int}", views.attempt),
-    Route("/runs/{uuid:path}/replay/send", forms.send, methods=["POST"]),
+    Route("/runs/{uuid:path}/replay/send", forms.Send),
     Route("/runs/{uuid:path}/replay", forms.edit),
     Route("/runs/{uuid:path}/replay", forms.review, methods=["POST"]),
     Route("/runs/{uuid:path}", views.run),

@@ -48,6 +48,21 @@ def serve(page: ASGIApp, host: str, port: int, tell: Callable[[str], None]) -> N
             signal.signal(signal.SIGTERM, before)
 
 
+def names_of(host: str) -> list[str]:
+    """Return the names by which a page on an address may be called, besides this machine's own.
+
+    Args:
+        host: The address; one that stands for all has the names of the machine.
+    """
+    if host not in {"0.0.0.0", "::", ""}:  # noqa: S104  # it is only compared
+        return [host]
+    name = socket.gethostname()
+    found = [name, socket.getfqdn()]
+    with suppress(OSError):
+        found += [str(one[4][0]) for one in socket.getaddrinfo(name, None)]
+    return found
+
+
 def _listen(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, where = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

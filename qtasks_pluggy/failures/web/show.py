@@ -7,12 +7,14 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import attrs
 
 from qtasks_pluggy.failures.records import STATUSES, hour_of
 
+When: TypeAlias = float | str
+"""Seconds since the epoch, or the same in ISO 8601."""
 HOURS: Final = 24
 """How far back the charts go."""
 BAR: Final = 10
@@ -66,9 +68,14 @@ def visible(value: Any) -> Any:
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), value)
 
 
-def ago(seconds: float, now: float | None = None) -> str:
+def words(status: str) -> str:
+    """Write a status for people."""
+    return WORDS.get(status, status)
+
+
+def ago(when: When, now: float | None = None) -> str:
     """Say how long ago a time was."""
-    passed = (time.time() if now is None else now) - seconds
+    passed = (time.time() if now is None else now) - _utc(when).timestamp()
     if passed < 1:
         return "just now"
     for below, unit, word in _STEPS:
@@ -78,18 +85,20 @@ def ago(seconds: float, now: float | None = None) -> str:
     return f"{days} day{'s' if days > 1 else ''} ago"
 
 
-def iso(seconds: float) -> str:
+def iso(when: When) -> str:
     """Write a time for machines."""
-    return _utc(seconds).isoformat(timespec="milliseconds")
+    return _utc(when).isoformat(timespec="milliseconds")
 
 
-def exact(seconds: float) -> str:
+def exact(when: When) -> str:
     """Write a time for people, to the second."""
-    return f"{_utc(seconds):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{_utc(when):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _utc(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _utc(when: When) -> datetime:
+    if isinstance(when, str):
+        return datetime.fromisoformat(when)
+    return datetime.fromtimestamp(when, UTC)
 
 
 def short_class(name: str) -> str:
@@ -233,12 +242,13 @@ def _bars(counts: Mapping[tuple[int, str], int], hour: int, x: int, most: int) -
 
 def did(line: Mapping[str, Any]) -> str:
     """Say what a plugin did, in words."""
-    words, kind = _DID.get(line["status"], line["status"]), line["kind"]
-    if kind and line["status"] == "no_opinion":
-        words = f"{words}: {kind} did not count"
+    status: str = line["status"]
+    told, kind = _DID.get(status, status), line["kind"]
+    if kind and status == "no_opinion":
+        told = f"{told}: {kind} did not count"
     elif kind:
-        words = f"{words} {kind}"
-    return f"{words}, observed only" if line["observed"] else words
+        told = f"{told} {kind}"
+    return f"{told}, observed only" if line["observed"] else told
 
 
 def as_json(value: Any) -> str:

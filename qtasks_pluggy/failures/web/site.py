@@ -96,5 +96,5 @@ _TEMPLATES.filters |= {
     "short": show.short_class,
     "lasted": show.lasted,
     "did": show.did,
-    "words": lambda status: show.WORDS.get(status, status),
+    "words": show.words,
 }

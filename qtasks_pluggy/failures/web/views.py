@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from qtasks_pluggy.failures.connection import StoreError, must_be_there
 from qtasks_pluggy.failures.records import STATES, STATUSES, hour_of
+from qtasks_pluggy.failures.replay import Arguments, left_out
 from qtasks_pluggy.failures.web import browse, show
 from qtasks_pluggy.failures.web.browse import Browser, Found, GroupsWanted, RunsWanted
 from qtasks_pluggy.failures.web.site import address, render, site_of
@@ -85,10 +86,8 @@ def groups(request: Request) -> Response:
 def group(request: Request) -> Response:
     """Show what the runs of one cause have in common, and the runs."""
     browser, now = site_of(request).browser(), time.time()
-    name = request.path_params["group"]
-    found = browser.group(name)
-    if found is None:
-        raise HTTPException(404, f"There is no group {name}: retention may have deleted it.")
+    found = group_of(browser, request)
+    name = found.id
     wanted = RunsWanted(
         group=name,
         text=_asked(request, "q"),
@@ -112,6 +111,19 @@ def group(request: Request) -> Response:
         done=_DONE.get(_asked(request, "done"), ""),
         job=site_of(request).jobs.of(name),
     )
+
+
+def group_of(browser: Browser, request: Request) -> Found:
+    """Find the group of an address.
+
+    Raises:
+        HTTPException: It is not there.
+    """
+    name = request.path_params["group"]
+    found = browser.group(name)
+    if found is None:
+        raise HTTPException(404, f"There is no group {name}: retention may have deleted it.")
+    return found
 
 
 def runs(request: Request) -> Response:
@@ -147,8 +159,16 @@ def run(request: Request) -> Response:
         attempts=[(one, show.links(one.traceback), json.loads(one.trail)) for one in listed.rows],
         is_newest=not before,
         replays=browser.replays(found.uuid),
+        why_not=_why_not_here(request, found),
         done=_DONE.get(_asked(request, "done"), ""),
     )
+
+
+def _why_not_here(request: Request, found: Any) -> str:
+    """Say why the app of this page cannot replay a run, whatever its arguments; else nothing."""
+    app = site_of(request).app
+    left = None if app is None else left_out(found, app, Arguments((), {}), again=True)
+    return "" if left is None else left.why
 
 
 def run_of(browser: Browser, request: Request) -> Found:
@@ -217,9 +237,12 @@ def plugins(request: Request) -> Response:
 
 def acts(request: Request) -> Response:
     """Show what people did."""
-    after = _key(request)
-    listed = site_of(request).browser().acts(after)
-    return render(request, "acts.html", listed=listed, is_first=after is None)
+    after = _asked(request, "after")
+    before = int(after) if after.isdecimal() else None
+    rows = site_of(request).browser().acts(browse.PAGE + 1, before)
+    more = str(rows[browse.PAGE - 1].id) if len(rows) > browse.PAGE else None
+    listed = browse.Listed(rows[: browse.PAGE], more)
+    return render(request, "acts.html", listed=listed, is_first=before is None)
 
 
 def _asked(request: Request, name: str) -> str:
