@@ -198,11 +198,12 @@ class Browser(Reader):
         """Count all runs by hour and by how they ended, in the last day."""
         first = hour_of(now) - HOURS + 1
         by = (COUNTS.c.hour, COUNTS.c.status)
-        recent = GROUPS.join(COUNTS, and_(COUNTS.c.group_id == GROUPS.c.id, COUNTS.c.hour >= first))
+        recent = select(GROUPS.c.id).where(
+            GROUPS.c.last_seen >= first * 3600.0, GROUPS.c.state != "ignored"
+        )
         wanted = (
             select(*by, func.sum(COUNTS.c.runs))
-            .select_from(recent)
-            .where(GROUPS.c.last_seen >= first * 3600.0, GROUPS.c.state != "ignored")
+            .where(COUNTS.c.group_id.in_(recent), COUNTS.c.hour >= first)
             .group_by(*by)
         )
         with self._engine.connect() as connection:
@@ -316,11 +317,12 @@ class Browser(Reader):
             since: The first hour since the epoch; without it those of all time.
         """
         hours = COUNTS.c.hour >= since if since else COUNTS.c.hour == ALTOGETHER
+        seen = GROUPS.c.last_seen >= since * 3600.0
         runs = func.sum(COUNTS.c.runs)
         wanted = (
             select(COUNTS.c.plugin, COUNTS.c.status, runs)
-            .select_from(GROUPS.join(COUNTS, and_(COUNTS.c.group_id == GROUPS.c.id, hours)))
-            .where(COUNTS.c.plugin != "", GROUPS.c.last_seen >= since * 3600.0)
+            .where(COUNTS.c.group_id.in_(select(GROUPS.c.id).where(seen)), hours)
+            .where(COUNTS.c.plugin != "")
             .group_by(COUNTS.c.plugin, COUNTS.c.status)
             .having(runs > 0)
         )

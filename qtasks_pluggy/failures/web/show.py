@@ -219,7 +219,7 @@ def chart(counts: Mapping[tuple[int, str], int], now: float) -> Chart:
     last = hour_of(now)
     hours = range(last - HOURS + 1, last + 1)
     most = max((_of_hour(counts, hour) for hour in hours), default=0)
-    totals = {one: sum(counts.get((hour, one), 0) for hour in hours) for one in STATUSES}
+    totals = {one: sum(max(counts.get((hour, one), 0), 0) for hour in hours) for one in STATUSES}
     bars = [bar for hour in hours for bar in _bars(counts, hour, (hour - hours[0]) * BAR, most)]
     return Chart(bars, most, {one: n for one, n in totals.items() if n > 0}, hours[0] * 3600.0)
 

@@ -213,8 +213,12 @@ def _group(shop):
 
 
 def _wait(shop, group, text):
+    return _wait_for(shop, f"/groups/{group}", text)
+
+
+def _wait_for(shop, path, text):
     until = time.monotonic() + 20
-    while text not in (page := shop.get(f"/groups/{group}")):
+    while text not in (page := shop.get(path)):
         assert time.monotonic() < until, page
         time.sleep(0.05)
     return page
@@ -294,7 +298,7 @@ def test_a_replay_that_takes_long_does_not_keep_its_answer(shop, monkeypatch):
     action, fields = _form(shop, uuid)
     try:
         assert shop.post(action, **fields).headers["location"].endswith("done=begun")
-        assert "and not sent" in shop.get(f"/runs/{uuid}")
+        _wait_for(shop, f"/runs/{uuid}", "and not sent")
     finally:
         goes_on.set()
 
