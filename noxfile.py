@@ -28,6 +28,7 @@ nox.options.sessions = [
     "tests_other",
     "pluggy_ends(lowest)",  # the newest is what every other session has
     "engine_ends(quick)",
+    "page",
     "wheel",
 ]
 
@@ -36,15 +37,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES = ("qtasks_pluggy", "hookspecs/qtasks_hookspecs")
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 # Without the engines, which the core suite does without.
-CORE_EXTRAS = ("cli", "failures", "retry")
+CORE_EXTRAS = ("cli", "failures", "retry", "web")
 CORE = f".[{','.join(CORE_EXTRAS)}]"
 EVERYTHING = f".[{','.join(EXTRAS)}]"
 RUNTIME = PROJECT["project"]["dependencies"] + [
-    requirement for extra in CORE_EXTRAS for requirement in EXTRAS[extra]
+    requirement
+    for extra in CORE_EXTRAS
+    for requirement in EXTRAS[extra]
+    if not requirement.startswith(PROJECT["project"]["name"])  # an extra that brings others
 ]
 
 PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)))
-CORE_SUITE = ("-m", "not engines and not full and not installed")
+CORE_SUITE = ("-m", "not engines and not full and not installed and not page")
 # What the tests of engines say with no server, and in a few minutes.
 QUICK = (
     "tests/engines/test_contract.py",
@@ -211,6 +215,14 @@ def engine_ends(session: nox.Session, end: str) -> None:
     install(session, "-e", CORE, *group("engines"), *which)
     suite = QUICK if end == "quick" else ("tests/engines",)
     session.run("pytest", *PARALLEL, *suite, *session.posargs)
+
+
+@nox.session
+def page(session: nox.Session) -> None:
+    """The page of failures in Debian's chromium; pictures of what it shows stay in pictures/."""
+    install(session, "-e", ".[web]", *group("page"))
+    session.env["PAGE_PICTURES"] = str(ROOT / "pictures")
+    session.run("pytest", *PARALLEL, "tests/failures/web", "-m", "page", *session.posargs)
 
 
 @nox.session(reuse_venv=False)

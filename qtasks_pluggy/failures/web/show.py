@@ -229,15 +229,17 @@ def _of_hour(counts: Mapping[tuple[int, str], int], hour: int) -> int:
 
 
 def _bars(counts: Mapping[tuple[int, str], int], hour: int, x: int, most: int) -> Iterator[Bar]:
+    """Draw one hour: parts that stand on each other, none too low to be seen."""
+    runs = {one: counts.get((hour, one), 0) for one in STATUSES if counts.get((hour, one), 0) > 0}
+    heights = {one: max(number * HIGH / most, LEAST) for one, number in runs.items()}
+    over = sum(heights.values()) - HIGH
+    if over > 0:
+        heights[max(runs, key=lambda one: runs[one])] -= over
     top = float(HIGH)
-    for status in STATUSES:
-        runs = counts.get((hour, status), 0)
-        if runs > 0:
-            height = max(runs * HIGH / most, LEAST)
-            height = min(height, top)
-            top -= height
-            title = f"{_utc(hour * 3600):%H:%M} UTC: {runs:,} {WORDS[status]}"
-            yield Bar(status, x, round(top, 2), round(height, 2), title)
+    for status, height in heights.items():
+        top -= height
+        title = f"{_utc(hour * 3600):%H:%M} UTC: {runs[status]:,} {words(status)}"
+        yield Bar(status, x, round(max(top, 0), 2), round(height, 2), title)
 
 
 def did(line: Mapping[str, Any]) -> str:
