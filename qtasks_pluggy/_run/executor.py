@@ -30,6 +30,7 @@ from qtasks_hookspecs.exc import (
 )
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.chain import DECISIONS, Values, decided_by
+from qtasks_pluggy._plugins.filters import is_replay
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.decisions import (
     STATUS_OF,
@@ -380,7 +381,9 @@ class TaskExecutor(RunView, Generic[R]):
         plugins = self._plugins
         hooks = plugins.hook
         # One look instead of one at each hook: most plugins care for errors only.
-        asks_on_success = plugins._asked_on_success  # noqa: SLF001  # ours
+        asks_on_success = plugins._asked_on_success or (  # noqa: SLF001  # ours
+            plugins._asked_on_replays and is_replay(self._message)  # noqa: SLF001  # ours
+        )
         self._started = perf_counter() if plugins._times_attempts else None  # noqa: SLF001  # ours
         attempt: Attempt | None = None
         error: BaseException | None = None
@@ -573,9 +576,10 @@ class TaskExecutor(RunView, Generic[R]):
     def _hears_of_success(self) -> bool:
         """Return whether a plugin wants the end of a good run."""
         plugins = self._plugins
-        return plugins._asked_on_success and plugins.hook.task_executor_task_close.listens(  # type: ignore[no-any-return]  # noqa: SLF001  # ours
-            OutcomeStatus.succeeded
+        asked = plugins._asked_on_success or (  # noqa: SLF001  # ours
+            plugins._asked_on_replays and is_replay(self._message)  # noqa: SLF001  # ours
         )
+        return asked and plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)
 
     async def _end(self, attempt: Attempt | None) -> Attempt:
         """Call the hooks for a failure and for the end of the run.

@@ -15,7 +15,7 @@ import attrs
 from sqlalchemy import URL, Row, and_, select, update
 
 from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
-from qtasks_pluggy.failures.records import RunKey
+from qtasks_pluggy.failures.records import FINAL, RunKey
 from qtasks_pluggy.failures.schema import ACTS, ATTEMPTS, RUNS
 
 LOCK_SECONDS: Final = 10.0
@@ -103,18 +103,19 @@ class Claims:
             found = {row.uuid: _recorded(row) for row in sorted(rows, key=lambda row: row.at)}
             yield from (found[uuid] for uuid in some if uuid in found)
 
-    def claim(self, run: Recorded) -> bool:
+    def claim(self, run: Recorded, *, again: bool = False) -> bool:
         """Claim a run for a replay.
 
         Args:
             run: The run, as it was found.
+            again: Whether it may have been claimed before it was found.
 
         Returns:
-            Whether nobody else has claimed it since it was found.
+            Whether nobody else has claimed it; with ``again``, since it was found.
         """
         # ``=`` is never true of NULL.
         before, column = run.claimed_at, RUNS.c.claimed_at
-        same = column.is_(None) if before is None else column == before
+        same = column == before if again and before is not None else column.is_(None)
         with self._writing.begin() as connection:
             taken = _of(run.key).where(same).values(claimed_at=time.time(), sent_at=None)
             return connection.execute(taken).rowcount == 1
@@ -135,6 +136,14 @@ class Claims:
         before = {"claimed_at": run.claimed_at, "sent_at": run.sent_at}
         with self._writing.begin() as connection:
             connection.execute(_of(run.key).values(**before))
+
+    def is_left(self, group: str) -> bool:
+        """Say whether a group has a failed run that no replay has taken."""
+        left = select(RUNS.c.uuid).where(
+            RUNS.c.group_id == group, RUNS.c.status.in_(FINAL), RUNS.c.sent_at.is_(None)
+        )
+        with self._reading.connect() as connection:
+            return connection.execute(left.limit(1)).first() is not None
 
     def begin_act(self, number: int, *, who: str, scope: str) -> int:
         """Write down that a replay begins; return the id of the act.

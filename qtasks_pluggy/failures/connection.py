@@ -18,7 +18,16 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError
 from sqlalchemy.pool import NullPool
 
 from qtasks_hookspecs.exc import SettingsError
-from qtasks_pluggy.failures.schema import ACTS, ATTEMPTS, GROUPS, META, RUNS, TABLES, VERSION
+from qtasks_pluggy.failures.schema import (
+    ACTS,
+    ATTEMPTS,
+    COUNTS,
+    GROUPS,
+    META,
+    RUNS,
+    TABLES,
+    VERSION,
+)
 
 SCHEMES: Final = ("postgresql+psycopg", "sqlite")
 # Any number will do that nobody else locks.
@@ -181,7 +190,7 @@ def _to_version_2(connection: Connection) -> None:
         kind = column.type.compile(connection.dialect)
         connection.exec_driver_sql(f"ALTER TABLE {column.table} ADD COLUMN {column.name} {kind}")
     ACTS.create(connection)
-    for index in GROUPS.indexes:
+    for index in (*GROUPS.indexes, *COUNTS.indexes):
         index.create(connection, checkfirst=True)
 
 

@@ -16,7 +16,7 @@ import attrs
 from qtasks_hookspecs import Outcome, RunningApp, RunningTask, TaskFunc, TaskMessage, hookimpl, when
 from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.failures.errors import tell
-from qtasks_pluggy.failures.records import STATUSES, Record
+from qtasks_pluggy.failures.records import FAILED_ONCE, GOOD_REPLAY, Record
 from qtasks_pluggy.failures.values import Arguments, Encoder, cut, storable
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ class Failures:
             recorder.close()
 
     @hookimpl
-    @when(outcome=STATUSES)
+    @when(outcome=FAILED_ONCE)
+    @when(outcome=GOOD_REPLAY, replay=True)
     def task_executor_attempt_ended(
         self,
         task_executor: RunningTask,
@@ -122,19 +123,20 @@ class Failures:
         task_broker: TaskMessage,
         outcome: Outcome,
     ) -> None:
-        """Record an attempt that did not simply succeed.
+        """Record an attempt that did not simply succeed, and a replay that did.
 
         One that was cancelled is recorded where a plugin decided that, about an error.
         """
-        is_failure = outcome.status != "cancelled" or outcome.decided_by is not None
-        if self._recorder is not None and outcome.error is not None and is_failure:
+        is_wanted = outcome.status != "cancelled" or (
+            outcome.decided_by is not None and outcome.error is not None
+        )
+        if self._recorder is not None and is_wanted:
             self._recorder.add(self._record(task_executor, task_func, task_broker, outcome))
 
     def _record(
         self, run: RunningTask, func: TaskFunc, message: TaskMessage, outcome: Outcome
     ) -> Record:
         error = outcome.error
-        assert error is not None  # noqa: S101  # the hook has looked
         group = outcome.fingerprint or ""
         trail = tuple(one for one in run.trail if one.attempt == outcome.attempt)
         original = message.metadata.get("replay_of")  # as app.replay writes it
@@ -147,7 +149,7 @@ class Failures:
             queue=message.queue and storable(message.queue),
             status=str(outcome.status),
             group=group,
-            told=tell(error, self._settings.most_bytes),
+            told=None if error is None else tell(error, self._settings.most_bytes),
             at=time.time(),
             seconds=outcome.seconds,
             decided_by=outcome.decided_by and storable(outcome.decided_by),
@@ -177,9 +179,9 @@ class Failures:
             names = self._names[func] = _positional_names(func)
         return self._encoder.encode(message.args, message.kwargs, names)
 
-    def _error_arguments(self, error: BaseException) -> str | None:
+    def _error_arguments(self, error: BaseException | None) -> str | None:
         """Write what an error was made of, so that plugins can be asked about its like again."""
-        if self._encoder is None:
+        if self._encoder is None or error is None:
             return None
         kwargs = getattr(error, "kwargs", None) if isinstance(error, TaskPluginTriggerError) else {}
         if type(kwargs) is not dict:

@@ -31,6 +31,7 @@ LOOK_SECONDS: Final = 0.2
 _numbers: Final = count(1)
 MOST_REFUSED: Final = 3
 """Runs in a row that an engine does not take, before it is left alone."""
+_GOOD: Final = frozenset({"succeeded", "recovered"})
 
 
 @attrs.frozen(kw_only=True)
@@ -40,12 +41,14 @@ class Replayed:
     Attributes:
         uuid: The id of the new run; None where nothing was sent.
         replay_of: The id of the run that is repeated.
+        group: The fingerprint of the error that it failed with.
         status: How the new run ended; None where that is not known yet.
         why_not: Why nothing was sent; empty where it was.
     """
 
     uuid: str | None
     replay_of: str
+    group: str
     status: str | None = None
     why_not: str = ""
 
@@ -63,8 +66,8 @@ class Arguments:
         Args:
             run: The run.
         """
-        if run.not_replayable is None or (self.args is not None and self.kwargs is not None):
-            return None
+        if run.not_replayable is None or (self.args is None and self.kwargs is None):
+            return run.not_replayable
         try:
             self.message_of(run, None)
         except UnreadableError as error:
@@ -166,6 +169,7 @@ class Replay:
         app: The app, which is started.
         claims: The store's runs.
         arguments: Other arguments than the recorded ones.
+        again: Whether runs may be replayed that were replayed before.
         rate: Runs a second, at most; None for no limit.
         stop_after: So many new runs that fail as the old ones did end it; None for no such end.
         wait: Waits so many seconds.
@@ -177,6 +181,7 @@ class Replay:
         claims: Claims,
         *,
         arguments: Arguments | None = None,
+        again: bool = False,
         rate: float | None = None,
         stop_after: int | None = None,
         wait: Callable[[float], None] = time.sleep,
@@ -184,6 +189,7 @@ class Replay:
         self._app = app
         self._claims = claims
         self._arguments = arguments or Arguments()
+        self._again = again
         self._pause = 0.0 if rate is None else 1 / rate
         self._stop_after = stop_after
         self._wait = wait
@@ -238,7 +244,7 @@ class Replay:
             message = self._arguments.message_of(run, self._app)
         except UnreadableError as error:
             return self._not_sent(run, run.not_replayable or str(error)), False
-        if not self._claims.claim(run):
+        if not self._claims.claim(run, again=self._again):
             return self._not_sent(run, "another replay has taken it at this moment"), False
         try:
             uuid = str(self._app.replay(message))
@@ -246,7 +252,7 @@ class Replay:
             self._claims.release(run)
             is_engines = isinstance(error, EngineError) and not isinstance(error, CapabilityError)
             return self._not_sent(run, str(error)), is_engines
-        self.done.append(one := Replayed(uuid=uuid, replay_of=run.uuid))
+        self.done.append(one := Replayed(uuid=uuid, replay_of=run.uuid, group=run.group))
         try:
             self._claims.mark_sent(run, uuid)
         except BaseException:
@@ -257,7 +263,8 @@ class Replay:
         return one, False
 
     def _not_sent(self, run: Recorded, why_not: str) -> Replayed:
-        self.done.append(one := Replayed(uuid=None, replay_of=run.uuid, why_not=why_not))
+        one = Replayed(uuid=None, replay_of=run.uuid, group=run.group, why_not=why_not)
+        self.done.append(one)
         return one
 
     def _wait_for_end(self, uuid: str) -> tuple[str, str] | None:
@@ -268,6 +275,17 @@ class Replay:
 
     def _end_of(self, uuid: str) -> tuple[str, str] | None:
         return self._ends.known.get(uuid) or self._claims.ends([uuid]).get(uuid)
+
+    def mended(self) -> list[str]:
+        """Find the groups of which no failed run is left: all were replayed, these with success."""
+        groups: dict[str, bool] = {}
+        for one in self.results():
+            groups[one.group] = groups.get(one.group, True) and one.status in _GOOD
+        return [
+            group
+            for group, is_good in groups.items()
+            if is_good and not self._claims.is_left(group)
+        ]
 
     def results(self) -> list[Replayed]:
         """Tell what became of each run, with the status of those of which it is known now."""

@@ -71,6 +71,7 @@ COUNTS: Final = Table(
     Column("status", String, primary_key=True),
     Column("plugin", String, primary_key=True),
     Column("runs", BigInteger, nullable=False),
+    Index("failures_counts_by_hour", "hour"),
 )
 
 RUNS: Final = Table(

@@ -77,12 +77,14 @@ class Encoder:
         positional: list[Any] = []
         for place, value in enumerate(args):
             if writing.is_full("args", place):
+                positional.append(_AND_SO_ON)
                 break
             name = names[place] if place < len(names) else ""
             positional.append(writing.argument(("args", place), name, value))
         keywords: dict[str, Any] = {}
         for name, value in kwargs.items():
             if writing.is_full("kwargs", name):
+                keywords["..."] = _AND_SO_ON
                 break
             keywords[str(name)] = writing.argument(("kwargs", name), str(name), value)
         written = {"args": positional, "kwargs": keywords, **self._marks}
@@ -314,6 +316,7 @@ _TAGGED: Final[Mapping[type, tuple[str, Callable[[Any], Any], Callable[[Any], An
     bytes: ("$bytes", _bytes, lambda written: base64.b64decode(written, validate=True)),
 }
 
+_AND_SO_ON: Final = {"$repr": "..."}
 _NOT_KEPT: Final = {"$hidden": "redacted", "$repr": "kept only as people read it"}
 _INNER: Final[Mapping[str, Callable[[Iterable[Any]], Any]]] = {
     f"${kind.__name__}": kind for kind in _SEQUENCES

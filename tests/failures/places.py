@@ -41,7 +41,8 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "state" / "failures.db"
-        self.url = read_url(f"sqlite:///{self.path}")
+        self.text = f"sqlite:///{self.path}"
+        self.url = read_url(self.text)
         self.told: list[dict[str, Any]] = []
         self._numbers = count(1)
 

@@ -42,7 +42,7 @@ def test_a_new_group_is_told_once(any_place):
     here, there = any_place.store(), any_place.store()
 
     told = [
-        len(store.write(Batch([any_place.record(), any_place.record()])))
+        len(store.write(Batch([any_place.record(), any_place.record()])).new)
         for store in (here, there, here)
     ]
 

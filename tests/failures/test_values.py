@@ -175,6 +175,16 @@ def test_arguments_beyond_the_bound_are_left_out_and_named():
     assert "args[655] is more than fits into 65,536 bytes" == kept.not_replayable
 
 
+def test_a_half_that_was_cut_is_not_read_as_if_it_were_whole():
+    """Where arguments are missing each half says so itself, whatever the first reason was."""
+    kept = ENCODER.encode([Path("x"), *["x" * 1000] * 100], {"a": 1, "b": 2})
+
+    assert "args[0] is a PosixPath" == kept.not_replayable
+    for read in (read_args, read_kwargs):
+        with pytest.raises(UnreadableError):
+            read(kept.text)
+
+
 def test_secrets_are_hidden_by_name_at_any_depth():
     """Names in mappings, keywords and positional parameters hide what they stand for."""
     kept = ENCODER.encode(

@@ -81,18 +81,19 @@ def _change(
     with using_store("read"):
         found = _groups(reader, selection)
     wanted = {one.id: one for one in found if one.state in change.of}
-    what = f"{act} {counted(len(wanted), 'group')} ({selection.scope})"
     changed = []
     if wanted:
-        ask(what, yes=yes)
+        ask(f"{act} {counted(len(wanted), 'group')} ({selection.scope})", yes=yes)
         with using_store("written"):
             ids = change_groups(where, act, wanted, who=who(), scope=selection.scope)
         changed = [attrs.evolve(wanted[one], state=change.to) for one in ids]
     if as_json:
         say_json([attrs.asdict(one) for one in changed])
+    elif changed:
+        say(f"{counted(len(changed), 'group')} ({selection.scope}): {change.to} now")
     else:
-        done = f"{counted(len(changed), 'group')} of {len(found):,} ({selection.scope})"
-        say(f"{change.to}: {done}")
+        none = f"none of {counted(len(found), 'group')} ({selection.scope})"
+        say(f"Nothing was to be done: {none} is {' or '.join(change.of)}.")
 
 
 def _groups(reader: Reader, selection: Selection) -> list[Group]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections import Counter
@@ -36,6 +37,8 @@ from qtasks_pluggy.failures.command.options import (
 from qtasks_pluggy.failures.records import FINAL
 
 if TYPE_CHECKING:
+    from sqlalchemy import URL
+
     from qtasks_pluggy.failures.ask import Answered
     from qtasks_pluggy.failures.claims import Claims, Recorded
     from qtasks_pluggy.failures.queries import Reader
@@ -131,14 +134,17 @@ def replay(
         copies = f"; {found.copies:,} of them are replays that failed" if found.copies else ""
         runs = counted(len(chosen), "run")
         ask(f"replay {runs} of app {app.name!r} ({selection.scope}{copies})", yes=yes)
-    act = Replay(app, claims, arguments=arguments, rate=rate, stop_after=stop_after)
+    act = Replay(app, claims, arguments=arguments, again=again, rate=rate, stop_after=stop_after)
     code = 0 if not chosen else _send(app, act, claims, chosen, selection.scope, as_json=as_json)
     results = act.results()
+    resolved = _resolve(act, where, selection.scope) if results else []
     if as_json:
         fields = ("uuid", "replay_of", "status")
         say_json([{name: getattr(one, name) for name in fields} for one in results])
     else:
         _show(results)
+        if resolved:
+            say(f"{counted(len(resolved), 'group')} resolved: no failure of theirs is left.")
     if act.stopped:
         say(f"Stopped before the end: {act.stopped}.", err=True)
     good = all(one.uuid is not None and one.status not in FINAL for one in results)
@@ -210,7 +216,11 @@ def _send(
     begun: int | None = None
     try:
         # What tasks print in place is not what --json promises.
-        with redirect_stdout(sys.stderr) if as_json else nullcontext(), started(app):
+        with (
+            redirect_stdout(sys.stderr) if as_json else nullcontext(),
+            _without_events_of_each(),
+            started(app),
+        ):
             with using_store("written"):
                 begun = claims.begin_act(len(chosen), who=who(), scope=scope)
             for _ in _watched(act.run(claims.find(chosen)), len(chosen)):
@@ -226,6 +236,20 @@ def _send(
             with suppress(SQLAlchemyError, OSError):  # it said so already, if it is out of reach
                 claims.end_act(begun, sent)
     return 130 if interrupted else 0
+
+
+def _resolve(act: Replay, where: URL, scope: str) -> list[str]:
+    """Resolve the groups of which no failure is left; what fails again later is a regression."""
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  # an extra
+
+    from qtasks_pluggy.failures.acts import change_groups  # noqa: PLC0415  # an extra
+    from qtasks_pluggy.failures.connection import StoreError  # noqa: PLC0415  # an extra
+
+    try:
+        groups = act.mended()
+        return change_groups(where, "resolve", groups, who=who(), scope=f"replay of {scope}")
+    except (StoreError, SQLAlchemyError, OSError):
+        return []  # what went wrong with the store was said, or is said by the next command
 
 
 def _ask_plugins(
@@ -296,6 +320,21 @@ def started(app: QueueTasks, by: Callable[[Any], Any] = lambda app: app) -> Gene
             say(f"Error: app {app.name!r} did not stop well: {error}", err=True)
             return
         raise cannot_start(app, error) from None
+
+
+@contextmanager
+def _without_events_of_each() -> Generator[None]:
+    """Leave out the log event for each failed replay: what they came to is said at the end."""
+    logger = logging.getLogger("qtasks_pluggy")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("replay_failed ")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _watched(steps: Iterable[Step], number: int) -> Iterator[Step]:
