@@ -16,13 +16,13 @@ from sqlalchemy import BigInteger, Connection, Select, and_, case, cast, func, o
 from sqlalchemy.sql.elements import ColumnElement
 
 from qtasks_pluggy.failures.queries import Reader
-from qtasks_pluggy.failures.records import STATUSES, hour_of
+from qtasks_pluggy.failures.records import FAILED_ONCE, hour_of
 from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, RUNS
 from qtasks_pluggy.failures.web.show import HOURS
 
 PAGE: Final = 50
 """The rows of a page."""
-LOOK: Final = 10_000
+LOOK: Final = 2_000
 """The runs that one search looks at; a link looks further back."""
 MOST_LINE: Final = 400
 """Characters of a text in a list."""
@@ -257,6 +257,15 @@ class Browser(Reader):
                 return _bounded(connection, window, rows)
         return listed
 
+    def newest_failed(self, group: str) -> Found | None:
+        """Find the newest run of a group that failed at least once; its replays may not have."""
+        with self._engine.connect() as connection:
+            newest = [
+                connection.execute(_window(RunsWanted(group=group, status=status)).limit(1)).first()
+                for status in FAILED_ONCE
+            ]
+        return max((one for one in newest if one is not None), key=lambda one: one.at, default=None)
+
     def one_run(self, uuid: str) -> Found | None:
         """Find one run without its attempts; of two with one id, the newer one."""
         wanted = select(RUNS).where(RUNS.c.uuid == uuid).order_by(RUNS.c.at.desc()).limit(1)
@@ -300,7 +309,7 @@ class Browser(Reader):
         """Count the runs of a group that wait for a replay, by how they ended; up to a bound."""
         found = {}
         with self._engine.connect() as connection:
-            for status in STATUSES:
+            for status in FAILED_ONCE:
                 waiting = _waiting(group, app, status).limit(most).subquery()
                 found[status] = connection.scalar(select(func.count()).select_from(waiting)) or 0
         return {status: number for status, number in found.items() if number}

@@ -22,7 +22,7 @@ from starlette.responses import RedirectResponse, Response
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.failures.acts import CHANGES, change_groups
 from qtasks_pluggy.failures.claims import Claims, Recorded
-from qtasks_pluggy.failures.records import STATUSES
+from qtasks_pluggy.failures.records import FAILED_ONCE
 from qtasks_pluggy.failures.replay import Arguments, left_out
 from qtasks_pluggy.failures.values import UnreadableError, read_args, read_kwargs
 from qtasks_pluggy.failures.web import show
@@ -100,7 +100,7 @@ def _replay_group(request: Request, form: Form) -> Response:
         stop_after = _number(form, "stop_after", int, MOST_RUNS)
     except ValueError as error:
         return _show_choice(request, form, str(error))
-    if status not in STATUSES:
+    if status not in FAILED_ONCE:
         return _show_choice(request, form, "Choose which runs.")
     uuids = site.browser().waiting(group, app.name, status, limit)
     claims = Claims(site.url)
@@ -172,7 +172,7 @@ def _review(request: Request, form: Form) -> Response:
     _app(request)
     found = run_of(site_of(request).browser(), request)
     _, given, wrong = _checked(request, found, form)
-    if wrong:
+    if wrong or "edit" in form:
         return _show_editor(request, found, form, wrong)
     old = arguments_of(found) or ([], {})
     args = json.loads(form["args"]) if given.args is not None else old[0]

@@ -31,7 +31,7 @@ from starlette.types import ASGIApp
 from qtasks_pluggy.failures.connection import StoreError, default_url, read_url, why
 from qtasks_pluggy.failures.web import forms, views
 from qtasks_pluggy.failures.web.guard import TOKEN, Authorize, Guard, names
-from qtasks_pluggy.failures.web.site import Site, render
+from qtasks_pluggy.failures.web.site import Site, render, site_of
 
 if TYPE_CHECKING:
     from qtasks_pluggy import QueueTasks
@@ -91,6 +91,7 @@ def _file(name: str) -> Route:
 
 def _unavailable(request: Request, error: Exception) -> Response:
     """Say that the store cannot be read now; the next request asks it again."""
+    site_of(request).forget()
     text = str(error) if isinstance(error, StoreError) else why(error)
     return render(request, "fault.html", status=503, title="The store cannot be read", text=text)
 

@@ -13,7 +13,7 @@ from sqlalchemy import URL
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from qtasks_pluggy.failures.connection import shown
+from qtasks_pluggy.failures.connection import must_be_there, shown
 from qtasks_pluggy.failures.web import show
 from qtasks_pluggy.failures.web.browse import Browser
 from qtasks_pluggy.failures.web.guard import VISITOR, Visitor
@@ -38,10 +38,37 @@ class Site:
     app: QueueTasks | None
     is_read_only: bool
     jobs: Jobs = attrs.field(factory=Jobs)
+    _known: dict[object, Browser] = attrs.field(factory=dict, init=False)
 
     def browser(self) -> Browser:
-        """Open the store: it may have been made, moved or upgraded since the last request."""
-        return Browser(self.url)
+        """Open the store, unless it is the same as for the last request.
+
+        Raises:
+            StoreError: There is none, or it is not of this version.
+            sqlalchemy.exc.SQLAlchemyError: It cannot be read.
+        """
+        must_be_there(self.url)
+        which = _identity(self.url)
+        known = self._known.get(which)
+        if known is None:
+            self.forget()
+            known = self._known[which] = Browser(self.url)
+        return known
+
+    def forget(self) -> None:
+        """Open the store anew for the next request."""
+        self._known.clear()
+
+
+def _identity(url: URL) -> object:
+    """Tell a store from one that takes its place."""
+    if url.drivername != "sqlite":
+        return url
+    path = Path(url.database or "")
+    found = path.stat()
+    # Where nobody writes it is read as it was when it was opened.
+    is_still = not Path(f"{path}-wal").exists()
+    return found.st_dev, found.st_ino, found.st_mtime_ns if is_still else None
 
 
 def site_of(request: Request) -> Site:

@@ -95,8 +95,8 @@ def group(request: Request) -> Response:
         after=_key(request),
     )
     listed = browser.list_runs(wanted)
-    newest = browser.list_runs(RunsWanted(group=name)).rows[:1]
-    attempts = browser.attempts(newest[0]).rows if newest else ()
+    newest = browser.newest_failed(name)
+    attempts = () if newest is None else browser.attempts(newest).rows
     return render(
         request,
         "group.html",
@@ -106,7 +106,7 @@ def group(request: Request) -> Response:
         counts=browser.counts([name]).get(name, {}),
         deciders=browser.deciders(name),
         chart=show.chart(browser.hours([name], now).get(name, {}), now),
-        newest=newest[0] if newest else None,
+        newest=newest,
         links=show.links(attempts[-1].traceback) if attempts else [],
         done=_DONE.get(_asked(request, "done"), ""),
         job=site_of(request).jobs.of(name),

@@ -29,7 +29,8 @@ pytestmark = pytest.mark.page
 WIDTHS = {"phone": 380, "wide": 1600}
 SCHEMES = ("light", "dark")
 STICKS_OUT = """
-    document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll("main *")]
+    document.documentElement.scrollWidth <= innerWidth ? [] :
+        [...document.querySelectorAll("main *")]
         .filter(one => one.getBoundingClientRect().right > innerWidth)
         .map(one => one.outerHTML.slice(0, 100))
 """
@@ -158,6 +159,13 @@ def test_a_failure_is_found_understood_mended_and_resolved(chromium, served, pic
     assert ("USD", 5) == shop.asked[-1]
     picture("run-replayed")
 
+    _resolve_and_regress(page, picture, served)
+    context.close()
+
+
+def _resolve_and_regress(page, picture, served):
+    """Go on from the replayed run."""
+    shop, address = served
     page.get_by_role("navigation", name="Where you are").locator("a.id").click()
     page.get_by_role("button", name="Resolve").click()
     assert "is resolved" in page.get_by_role("status").inner_text()
@@ -171,7 +179,6 @@ def test_a_failure_is_found_understood_mended_and_resolved(chromium, served, pic
     assert "resolve" in page.locator("table").inner_text()
     page.goto(f"{address}groups/{_group(shop, 'KeyError').id}/replay")
     picture("replay-group")
-    context.close()
 
 
 def _paths(shop):

@@ -1,0 +1,118 @@
+"""How long each page of failures takes, with few runs and with many.
+
+    python benchmarks/page.py [--runs 1000000] [--rounds 9] [--json]
+
+Pages are asked for as a client does, rendered and all. The runs are in 300 groups, and spread over
+thirty days.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+from failures import BATCH, GROUPS, Row, records
+from starlette.testclient import TestClient
+
+from qtasks_pluggy import TrailRecord
+from qtasks_pluggy.failures.connection import read_url
+from qtasks_pluggy.failures.queries import Reader
+from qtasks_pluggy.failures.records import Filters, Record
+from qtasks_pluggy.failures.store import Batch, Keep, Store
+from qtasks_pluggy.failures.web import failures_page
+
+DAYS = 30
+HOOK = "task_executor_run_task_trigger_error"
+
+
+def spread(number: int) -> Iterator[Record]:
+    """Make records that end in different ways, at times of thirty days, with a trail."""
+    begin = time.time() - DAYS * 86_400 + 60
+    asked = TrailRecord("last-rate", "qtasks-last-rate", "1.0", HOOK, 1, "no_opinion")
+    won = attrs.evolve(asked, status="answered", kind="Replace", won=True)
+    for place, record in enumerate(records(number)):
+        at = begin + place * DAYS * 86_400 / number
+        if place // GROUPS % 5:
+            yield attrs.evolve(record, at=at, trail=(asked,))
+        else:
+            saved = {"status": "dead_lettered", "decided_by": "last-rate", "trail": (won,)}
+            yield attrs.evolve(record, at=at, **saved)
+
+
+def fill(url: str, number: int) -> None:
+    """Write so many records."""
+    store, waiting = Store(read_url(url), Keep()), spread(number)
+    while batch := [one for _, one in zip(range(BATCH), waiting, strict=False)]:
+        store.write(Batch(batch))
+    store.close()
+
+
+def asked(url: str, rounds: int) -> dict[str, float]:
+    """Return the median seconds of each page."""
+    reader = Reader(read_url(url))
+    group = reader.groups(Filters(limit=1))[0].id
+    uuid = reader.runs(Filters(limit=1))[0].uuid
+    pages = {
+        "groups": "/",
+        "groups by runs": "/?sort=runs",
+        "groups, searched": "/?q=task-1&status=failed",
+        "a group": f"/groups/{group}",
+        "a group's failed runs": f"/groups/{group}?status=failed",
+        "runs": "/runs",
+        "runs, searched": "/runs?q=no-such-text",
+        "a run": f"/runs/{uuid}?arguments=shown",
+        "plugins": "/plugins",
+        "acts": "/acts",
+    }
+    found = {}
+    with TestClient(failures_page(url), base_url="http://localhost") as client:
+        for name, path in pages.items():
+            took = []
+            for _ in range(rounds):
+                begin = time.perf_counter()
+                answer = client.get(path)
+                took.append(time.perf_counter() - begin)
+                answer.raise_for_status()
+            found[name] = statistics.median(took)
+    return found
+
+
+def measure(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
+    """Yield each row: what, the figure, and its bound if it has one."""
+    small, large = (f"sqlite:///{folder / name}.db" for name in ("small", "large"))
+    fill(small, 1_000)
+    fill(large, options.runs)
+    few, many = asked(small, options.rounds), asked(large, options.rounds)
+    for name in few:
+        yield f"{name}: {options.runs:,} runs / 1,000 runs", many[name] / few[name], 2.0
+        yield f"{name}: {options.runs:,} runs, milliseconds", 1000 * many[name], 200
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(description="Measure how long each page takes.")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--runs", type=int, default=1_000_000)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for what, figure, bound in measure(Path(folder), options):
+            found.append({"what": what, "figure": figure, "at_most": bound})
+            if not options.json:
+                met = "" if bound is None or figure <= bound else "  NOT MET"
+                print(f"{what:60}{figure:10.3f}  at most {bound:g}{met}", flush=True)
+    if options.json:
+        print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
