@@ -1,6 +1,6 @@
 """How long each page of failures takes, with few runs and with many.
 
-    python benchmarks/page.py [--runs 1000000] [--rounds 9] [--json]
+    python benchmarks/page.py [--runs 1000000] [--rounds 15] [--json]
 
 Pages are asked for as a client does, rendered and all. The runs are in 300 groups, and spread over
 thirty days.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -55,7 +54,7 @@ def fill(url: str, number: int) -> None:
 
 
 def asked(url: str, rounds: int) -> dict[str, float]:
-    """Return the median seconds of each page."""
+    """Return the seconds of each page: the fewest of some rounds."""
     reader = Reader(read_url(url))
     group = reader.groups(Filters(limit=1))[0].id
     uuid = reader.runs(Filters(limit=1))[0].uuid
@@ -80,7 +79,8 @@ def asked(url: str, rounds: int) -> dict[str, float]:
                 answer = client.get(path)
                 took.append(time.perf_counter() - begin)
                 answer.raise_for_status()
-            found[name] = statistics.median(took)
+            # What others do on the machine at the same time is not the page's.
+            found[name] = min(took)
     return found
 
 
@@ -98,7 +98,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
 def main() -> None:
     """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description="Measure how long each page takes.")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -13,6 +13,7 @@
 ``queries.py``      groups, runs, and one run with all that is kept of it
 ``acts.py``         what people do with groups and runs
 ``command/``        the command ``qtasks-pluggy failures``
+``web/``            the page, with the extra ``web``
 ==================  ==========================================================================
 
 The plugin uses what every plugin may use, and nothing else; its command prints as others do.
