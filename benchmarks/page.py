@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import attrs
@@ -45,12 +47,36 @@ def spread(number: int) -> Iterator[Record]:
             yield attrs.evolve(record, at=at, **saved)
 
 
-def fill(url: str, number: int) -> None:
-    """Write so many records."""
-    store, waiting = Store(read_url(url), Keep()), spread(number)
+def fill(path: Path, number: int) -> None:
+    """Write 3,000 records, as the recorder does, and copies of them up to so many."""
+    store, waiting = Store(read_url(f"sqlite:///{path}"), Keep()), spread(min(number, WRITTEN))
     while batch := [one for _, one in zip(range(BATCH), waiting, strict=False)]:
         store.write(Batch(batch))
     store.close()
+    copies = number // WRITTEN
+    if copies > 1:
+        with closing(sqlite3.connect(path)) as link, link:
+            for table in ("failures_runs", "failures_attempts"):
+                names = [row[1] for row in link.execute(f"PRAGMA table_info({table})")]
+                asked = [CHANGED.get(name, name) for name in names]
+                link.execute(COPY.format(table, ", ".join(names), ", ".join(asked)), [copies - 1])
+            link.execute("DELETE FROM failures_counts")
+            for hour in ("CAST(at / 3600 AS INTEGER)", "0"):
+                link.execute(COUNT.format(hour))
+
+
+WRITTEN = 3_000
+# A copy is a few seconds older than what it is of.
+CHANGED = {"uuid": "uuid || '-' || i", "at": "at - i * 2.5"}
+COPY = """
+WITH RECURSIVE numbers(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < ?)
+INSERT INTO {0} ({1}) SELECT {2} FROM {0}, numbers
+"""
+COUNT = """
+INSERT INTO failures_counts (group_id, hour, status, plugin, runs)
+SELECT group_id, {0}, status, coalesce(decided_by, ''), count(*) FROM failures_runs
+GROUP BY 1, 2, 3, 4
+"""
 
 
 def asked(url: str, rounds: int) -> dict[str, float]:
@@ -86,10 +112,10 @@ def asked(url: str, rounds: int) -> dict[str, float]:
 
 def measure(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
     """Yield each row: what, the figure, and its bound if it has one."""
-    small, large = (f"sqlite:///{folder / name}.db" for name in ("small", "large"))
+    small, large = folder / "small.db", folder / "large.db"
     fill(small, 1_000)
     fill(large, options.runs)
-    few, many = asked(small, options.rounds), asked(large, options.rounds)
+    few, many = (asked(f"sqlite:///{path}", options.rounds) for path in (small, large))
     for name in few:
         yield f"{name}: {options.runs:,} runs / 1,000 runs", many[name] / few[name], 2.0
         yield f"{name}: {options.runs:,} runs, milliseconds", 1000 * many[name], 200

@@ -5,6 +5,8 @@
 ``guard.py``        who may come in: hosts, tokens, cross-site forms; headers of every answer
 ``views.py``        what is looked at: groups, runs, plugins, acts
 ``forms.py``        what is done: states, and replays, which are looked at before they are sent
+``jobs.py``         replays that are at work
+``site.py``         what all pages have in common, and how a template becomes an answer
 ``browse.py``       the pages' questions to the store; each goes by a key
 ``show.py``         times, tracebacks, charts, trails and arguments, as people read them
 ``serve.py``        the server of the command
