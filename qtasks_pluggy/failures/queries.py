@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -187,11 +186,22 @@ class Reader:
             limit: How many at most.
             before: Only what they did before the act of this id.
         """
-        older = ACTS.c.id < (sys.maxsize if before is None else before)
+        # A condition in any case, so that the key is searched.
+        older = ACTS.c.id > 0 if before is None else ACTS.c.id < before
         wanted = select(ACTS).where(older).order_by(ACTS.c.id.desc()).limit(limit)
         with self._engine.connect() as connection:
-            rows = connection.execute(wanted).mappings().all()
-        return [Act(**{**row, "at": _time(row["at"])}) for row in rows]
+            rows = connection.execute(wanted).all()
+        return [
+            Act(
+                id=row.id,
+                at=_time(row.at),
+                who=row.who,
+                act=row.act,
+                scope=row.scope,
+                number=row.number,
+            )
+            for row in rows
+        ]
 
     def dropped(self) -> int:
         """Return how many final failures were only counted, for want of room."""

@@ -61,7 +61,9 @@ GROUPS: Final = Table(
 
 IS_IGNORED: Final = GROUPS.c.state == literal_column("'ignored'")
 """A condition in the very words of the index below, which only those find."""
-Index("failures_groups_ignored", GROUPS.c.id, sqlite_where=IS_IGNORED, postgresql_where=IS_IGNORED)
+Index(
+    "failures_groups_ignored", GROUPS.c.state, sqlite_where=IS_IGNORED, postgresql_where=IS_IGNORED
+)
 
 COUNTS: Final = Table(
     "failures_counts",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
@@ -28,39 +29,6 @@ from qtasks_pluggy.failures.records import Filters, Group
 
 if TYPE_CHECKING:
     from qtasks_pluggy.failures.queries import Reader
-
-
-@click.command(name="resolve")
-@takes(*SELECTION, *STORE)
-def resolve(**given: Any) -> None:
-    """Say that failures are mended; one that comes again is told as regressed.
-
-    Give the ids of runs, for their groups, or filters. It asks first; without a terminal it needs
-    --yes.
-    """
-    _change("resolve", **given)
-
-
-@click.command(name="ignore")
-@takes(*SELECTION, *STORE)
-def ignore(**given: Any) -> None:
-    """Say that failures are of no interest; they are counted, and neither listed nor told.
-
-    Give the ids of runs, for their groups, or filters. It asks first; without a terminal it needs
-    --yes.
-    """
-    _change("ignore", **given)
-
-
-@click.command(name="reopen")
-@takes(*SELECTION, *STORE)
-def reopen(**given: Any) -> None:
-    """Take it back that failures are resolved or ignored.
-
-    Give the ids of runs, for their groups, or filters. It asks first; without a terminal it needs
-    --yes.
-    """
-    _change("reopen", **given)
 
 
 def _change(
@@ -106,6 +74,28 @@ def _groups(reader: Reader, selection: Selection) -> list[Group]:
     if not found and selection.filters.group is not None:
         refuse_missing("group", [selection.filters.group])
     return found
+
+
+_HOW: Final = (
+    "Give the ids of runs, for their groups, or filters. It asks first; without a terminal it needs"
+    " --yes."
+)
+
+
+def _command(act: str, does: str, then: str) -> click.Command:
+    help_text = f"{does}\n\n{then} {_HOW}"
+    return click.command(name=act, help=help_text)(takes(*SELECTION, *STORE)(partial(_change, act)))
+
+
+resolve: Final = _command(
+    "resolve", "Say that failures are mended.", "One that comes again is told as regressed."
+)
+ignore: Final = _command(
+    "ignore", "Say that failures are of no interest.", "They are counted, not listed, and not told."
+)
+reopen: Final = _command(
+    "reopen", "Say that failures are open again.", "They were resolved, or ignored."
+)
 
 
 @click.command(name="upgrade")

@@ -17,10 +17,10 @@ import click
 
 from qtasks_pluggy._console.load import Trouble
 from qtasks_pluggy._console.say import one_line, say
-from qtasks_pluggy.failures.command.options import NotThereError, filters, read_filters
+from qtasks_pluggy.failures.command.options import NotThereError, Option, filters, read_filters
 from qtasks_pluggy.failures.records import Filters
 
-SELECTION: Final = [
+SELECTION: Final[list[Option]] = [
     click.argument("uuids", metavar="[UUID]...", nargs=-1),
     *filters(limit=None),
     click.option("--yes", is_flag=True, help="Do not ask."),

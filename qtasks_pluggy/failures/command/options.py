@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import click
 
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
     from qtasks_pluggy.failures.queries import Reader
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = TypeVar("Command")
+Option: TypeAlias = Callable[[Any], Any]
+"""What ``click.option`` returns: a decorator."""
 
-STORE: Final = [
+STORE: Final[list[Option]] = [
     click.option("--url", metavar="URL", help="The store; else that of the settings."),
     click.option("--app", "app_spec", metavar="APP", help="The app whose settings name the store."),
     click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a table."),
 ]
-_FILTERS: Final = [
+_FILTERS: Final[list[Option]] = [
     click.option("--group", metavar="ID", help="Of this group."),
     click.option("--task", metavar="GLOB", help="Of tasks with such names."),
     click.option("--error", metavar="NAME", help="With this class of error."),
@@ -49,7 +51,7 @@ class NotThereError(click.ClickException):
     exit_code = 1
 
 
-def filters(limit: int | None) -> list[Callable[[Command], Command]]:
+def filters(limit: int | None) -> list[Option]:
     """Make the options that say which groups or runs are wanted.
 
     Args:
@@ -62,12 +64,12 @@ def filters(limit: int | None) -> list[Callable[[Command], Command]]:
     return [*_FILTERS, how_many]
 
 
-def takes(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def takes(*options: Option) -> Callable[[Command], Command]:
     """Give a command its options, which its help shows in this order."""
 
     def add(command: Command) -> Command:
         for option in reversed(options):
-            command = option(command)
+            option(command)
         return command
 
     return add
