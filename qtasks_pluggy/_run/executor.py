@@ -284,9 +284,9 @@ class TaskExecutor(RunView, Generic[R]):
         asked = None if hook.chain is None else self._shown_error(error, hook)
         answer = None
         if asked is not None:
-            values = {"e": asked, "task_executor": self, "task_func": self._task_func}
-            values["task_broker"] = self.task_broker
-            answer = await hook.call_apart(backend, values)
+            run: Values = {"task_executor": self, "task_func": self._task_func}
+            run |= {"task_broker": self.task_broker, "e": asked}
+            answer = await hook.call_apart(backend, run)
         decider = None if answer is None else decided_by(self._entries)
         outcome = self._conclude(attempt_from(answer, error), error, decider).outcome
         assert outcome is not None  # noqa: S101  # _conclude has added it

@@ -190,9 +190,10 @@ def _of(key: RunKey) -> Any:
 
 def _recorded(row: Row[Any]) -> Recorded:
     names = [one.name for one in attrs.fields(Recorded) if one.name != "group"]
-    values = {name: getattr(row, name) for name in names}
-    texts = {name: values[name] or "" for name in ("error", "message")}
-    return Recorded(**values | texts, group=row.group_id)
+    values: dict[str, Any] = {name: getattr(row, name) for name in names}
+    for name in ("error", "message"):
+        values[name] = values[name] or ""
+    return Recorded(**values, group=row.group_id)
 
 
 _RECORDED: Final = select(

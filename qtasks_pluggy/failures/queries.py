@@ -154,7 +154,7 @@ class Reader:
             is_claimed: Whether a replay has claimed them.
         """
         claimed = RUNS.c.claimed_at
-        wanted: Select[Any] = (
+        wanted: Any = (
             _runs(filters)
             .where(claimed.is_not(None) if is_claimed else claimed.is_(None))
             .with_only_columns(RUNS.c.uuid, RUNS.c.at)

@@ -252,6 +252,10 @@ class Replay:
             self._claims.release(run)
             is_engines = isinstance(error, EngineError) and not isinstance(error, CapabilityError)
             return self._not_sent(run, str(error)), is_engines
+        except Exception as error:  # noqa: BLE001  # an engine's own, of which nobody knows more
+            # It stays claimed: who wants it a second time says so.
+            why_not = f"{type(error).__name__}: {error}; it may have been sent all the same"
+            return self._not_sent(run, why_not), True
         self.done.append(one := Replayed(uuid=uuid, replay_of=run.uuid, group=run.group))
         try:
             self._claims.mark_sent(run, uuid)

@@ -200,6 +200,21 @@ def test_a_run_that_the_app_refuses_is_free_again(place, shop, monkeypatch):
     assert ("not today", None) == (one.why_not, run.claimed_at)
 
 
+def test_a_run_of_which_nobody_knows_whether_it_was_sent_stays_claimed(place, shop, monkeypatch):
+    """An engine's own error is told, with no traceback, and --again is needed for a second try."""
+    (uuid,) = recorded(place)
+
+    def fail(message):
+        raise RuntimeError("closed")
+
+    monkeypatch.setattr(shop.app, "replay", fail)
+    _, (one,) = replayed(place, shop.app, [uuid])
+    (run,) = Claims(place.url).find([uuid])
+
+    assert "RuntimeError: closed; it may have been sent all the same" == one.why_not
+    assert "and not sent" in left_out(run, shop.app, Arguments()).why
+
+
 def test_an_engine_that_takes_nothing_is_left_alone(place, shop, monkeypatch):
     """After three runs in a row the replay stops; all are free, and none after them was tried."""
     uuids = recorded(place, 10)
