@@ -2,8 +2,8 @@
 
     python benchmarks/page.py [--runs 1000000] [--rounds 15] [--json]
 
-Pages are asked for as a client does, rendered and all. The runs are in 300 groups, and spread over
-thirty days.
+Pages are asked for as a client does, rendered and all. The runs are in 300 groups, half of them in
+one, and spread over thirty days.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def spread(number: int) -> Iterator[Record]:
     won = attrs.evolve(asked, status="answered", kind="Replace", won=True)
     for place, record in enumerate(records(number)):
         at = begin + place * DAYS * 86_400 / number
+        if place % 2:
+            record = attrs.evolve(record, group=f"{0:016x}", task="task-0")  # noqa: PLW2901  # a storm
         if place // GROUPS % 5:
             yield attrs.evolve(record, at=at, trail=(asked,))
         else:
@@ -82,7 +84,7 @@ GROUP BY 1, 2, 3, 4
 def asked(url: str, rounds: int) -> dict[str, float]:
     """Return the seconds of each page: the fewest of some rounds."""
     reader = Reader(read_url(url))
-    group = reader.groups(Filters(limit=1))[0].id
+    group = f"{0:016x}"
     uuid = reader.runs(Filters(limit=1))[0].uuid
     pages = {
         "groups": "/",
@@ -117,7 +119,9 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
     fill(large, options.runs)
     few, many = (asked(f"sqlite:///{path}", options.rounds) for path in (small, large))
     for name in few:
-        yield f"{name}: {options.runs:,} runs / 1,000 runs", many[name] / few[name], 2.0
+        # A search looks at up to 2,000 runs, of which the small store has half.
+        bound = None if name == "runs, searched" else 2.0
+        yield f"{name}: {options.runs:,} runs / 1,000 runs", many[name] / few[name], bound
         yield f"{name}: {options.runs:,} runs, milliseconds", 1000 * many[name], 200
 
 
@@ -135,7 +139,8 @@ def main() -> None:
             found.append({"what": what, "figure": figure, "at_most": bound})
             if not options.json:
                 met = "" if bound is None or figure <= bound else "  NOT MET"
-                print(f"{what:60}{figure:10.3f}  at most {bound:g}{met}", flush=True)
+                told = "reported" if bound is None else f"at most {bound:g}"
+                print(f"{what:60}{figure:10.3f}  {told}{met}", flush=True)
     if options.json:
         print(json.dumps(found, indent=2))
 

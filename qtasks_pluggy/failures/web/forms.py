@@ -108,11 +108,12 @@ def _replay_group(request: Request, form: Form) -> Response:
     runs = (one for one in claims.find(uuids) if left_out(one, app, nothing) is None)
     job = Job(
         app,
-        claims,
+        site.url,
         runs,
         len(uuids),
         who=request.scope[VISITOR].name,
         scope=f"--group {group} --status {status} --limit {limit}",
+        arguments=nothing,
         rate=rate,
         stop_after=stop_after,
     )
@@ -231,12 +232,13 @@ def _send(request: Request, form: Form) -> Response:
     is_edited = given.args is not None or given.kwargs is not None
     job = Job(
         app,
-        Claims(site.url),
+        site.url,
         [run],
         1,
         who=request.scope[VISITOR].name,
         scope=f"run {run.uuid}{', arguments edited' if is_edited else ''}",
         arguments=given,
+        again=True,
     )
     job.start()
     job.join(WAIT_SECONDS)

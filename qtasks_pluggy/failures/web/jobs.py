@@ -7,11 +7,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from qtasks_pluggy import QueueTasks
+from qtasks_pluggy.failures.acts import change_groups
 from qtasks_pluggy.failures.claims import Claims, Recorded
-from qtasks_pluggy.failures.replay import Replay, Replayed
+from qtasks_pluggy.failures.connection import StoreError
+from qtasks_pluggy.failures.replay import Arguments, Replay, Replayed
 
 
 class _StoppedError(Exception):
@@ -23,28 +26,32 @@ class Job(threading.Thread):
 
     Args:
         app: The app, which is started.
-        claims: The store's runs.
+        url: The store.
         runs: The runs.
         total: How many there are.
         who: Whoever wants it.
         scope: What was asked for, for people.
+        arguments: Other arguments than the recorded ones.
         how: What ``Replay`` takes besides.
     """
 
     def __init__(
         self,
         app: QueueTasks,
-        claims: Claims,
+        url: URL,
         runs: Iterable[Recorded],
         total: int,
         *,
         who: str,
         scope: str,
+        arguments: Arguments,
         **how: Any,
     ) -> None:
         super().__init__(name="qtasks-failures-replay", daemon=True)
-        self._claims = claims
-        self._replay = Replay(app, claims, wait=self._wait, **how)
+        self._url = url
+        self._claims = Claims(url)
+        self._replay = Replay(app, self._claims, arguments=arguments, wait=self._wait, **how)
+        self._is_edited = arguments != Arguments()
         self._runs = runs
         self.total: Final = total
         self._who = who
@@ -72,8 +79,15 @@ class Job(threading.Thread):
         except Exception as error:  # noqa: BLE001  # whoever looks at the page is told
             self._fault = f"{type(error).__name__}: {error}"
         if act is not None:
-            with suppress(SQLAlchemyError, OSError):
+            with suppress(StoreError, SQLAlchemyError, OSError):
                 self._claims.end_act(act, self.sent)
+                if not self._is_edited:
+                    self._resolve()
+
+    def _resolve(self) -> None:
+        """Resolve groups of which no failure is left, as the command does."""
+        mended = self._replay.mended()
+        change_groups(self._url, "resolve", mended, who=self._who, scope=f"replay of {self._scope}")
 
     @property
     def sent(self) -> int:

@@ -63,7 +63,7 @@ _STEPS: Final = (
 
 def visible(value: Any) -> Any:
     """Spell out what cannot be seen, or would turn what follows it; for all that is written."""
-    if type(value) is not str:
+    if type(value) is not str or value.isprintable():
         return value
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), value)
 

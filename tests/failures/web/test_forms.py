@@ -118,6 +118,8 @@ def test_a_replay_is_edited_compared_and_sent(shop):
     assert f"/runs/{uuid}?done=succeeded" == answer.headers["location"]
     assert "The replay was sent, and succeeded." in shop.get(answer.headers["location"])
     assert [("EUR", 5), ("USD", 7)] == shop.asked
+    # With other arguments the cause is not known to be mended.
+    assert "open" == _state(shop.place)
     (act,) = shop.place.reader().acts(5)
     assert ("replay", 1, f"run {uuid}, arguments edited") == (act.act, act.number, act.scope)
 
@@ -147,7 +149,8 @@ def test_a_replay_that_is_sent_twice_runs_once(shop):
 
     action, fields = _form(shop, uuid)
     assert "once more" in shop.post(f"/runs/{uuid}/replay").text
-    shop.post(action, **fields)
+    once_more = shop.post(action, **fields)
+    assert f"/runs/{uuid}?done=failed" == once_more.headers.get("location"), once_more.text
     assert 3 == len(shop.asked)
 
 
@@ -239,7 +242,9 @@ def test_all_that_match_are_replayed(shop):
     _wait(shop, group, "The last replay sent 1 of 1 runs")
 
     assert sorted(range(5)) == sorted(amount for _, amount in shop.asked[5:])
-    assert [("replay", 4), ("replay", 1)] == _acts(shop.place)
+    # No failure of the group is left then.
+    assert [("replay", 4), ("replay", 1), ("resolve", 1)] == _acts(shop.place)
+    assert "resolved" == _state(shop.place)
     nothing = shop.post(f"/groups/{group}/replay", status="failed")
     assert nothing.headers["location"].endswith("done=none")
     assert "None of its runs is left" in shop.get(f"/groups/{group}/replay")
