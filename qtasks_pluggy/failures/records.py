@@ -80,6 +80,12 @@ class Record:
         return self.uuid, self.app, self.engine
 
     @property
+    def size(self) -> int:
+        """About how many bytes of memory its values take, besides what every record takes."""
+        error = 0 if self.told is None else self.told.size
+        return error + self.arguments.size + len(self.error_arguments or "")
+
+    @property
     def count(self) -> Count:
         """Where its run is counted, until a later attempt ends otherwise."""
         return self.group, hour_of(self.at), self.status, self.decided_by or ""
