@@ -1,0 +1,115 @@
+"""A plugin as tests name it: a module, an object, a class, an entry point."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import sys
+from collections.abc import Callable
+from pkgutil import resolve_name
+from types import ModuleType
+from typing import Any, Final
+
+import attrs
+
+from qtasks_pluggy import BasePlugin, PluginManager
+from qtasks_pluggy.exc import PluginRegistrationError
+
+GROUP: Final = "qtasks_pluggy"
+
+
+@attrs.frozen
+class Given:
+    """A plugin that is to be tested.
+
+    Attributes:
+        name: Its name.
+        make: Makes the plugin for one app: a new object where it is a class or a factory, as an
+            app does for an entry point that names one.
+        module: The name of the module that it comes from; None where that is not known.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    module: str | None
+
+
+def find_plugin(plugin: Any) -> Given:
+    """Find out what a test means by a plugin.
+
+    Args:
+        plugin: The name of an entry point; where to import it from (``"module"``,
+            ``"module:attribute"``); or a module, an object, a class or a factory.
+
+    Raises:
+        PluginRegistrationError: It is a text that names nothing, or importing it failed.
+    """
+    name = None
+    if isinstance(plugin, str):
+        name, plugin = _load(plugin)
+    is_factory = isinstance(plugin, type) or (
+        inspect.isroutine(plugin) and not hasattr(plugin, "qtasks_pluggy_impl")
+    )
+    make: Callable[[], Any] = plugin if is_factory else lambda: plugin
+    module = plugin.__name__ if isinstance(plugin, ModuleType) else _module_of(plugin)
+    return Given(name or PluginManager().get_canonical_name(_sample(plugin)), make, module)
+
+
+def _sample(plugin: Any) -> Any:
+    """Return what has the plugin's name; a class has that of its objects."""
+    own = getattr(plugin, "name", None)
+    if isinstance(plugin, type) and not isinstance(own, str) and not issubclass(plugin, BasePlugin):
+        return plugin.__name__
+    return plugin
+
+
+def _module_of(plugin: Any) -> str | None:
+    owner = plugin if isinstance(plugin, type) or inspect.isroutine(plugin) else type(plugin)
+    name: str | None = getattr(owner, "__module__", None)
+    return name
+
+
+def _load(text: str) -> tuple[str | None, Any]:
+    """Load an entry point by its name, which is the plugin's, or import what the text names."""
+    found = [*importlib.metadata.entry_points(group=GROUP, name=text)]
+    try:
+        if found:
+            return text, found[0].load()
+        return None, resolve_name(text)
+    except Exception as error:
+        known = ", ".join(sorted(importlib.metadata.entry_points(group=GROUP).names)) or "none"
+        where = f"entry point {found[0].value!r}" if found else "no entry point, and no module,"
+        msg = (
+            f"plugin {text!r}: {where} can be imported ({type(error).__name__}: {error});"
+            f" installed plugins are {known}; is its distribution installed in {sys.prefix}?"
+        )
+        if found:
+            msg = (
+                f"plugin {text!r}: {where} failed to import with {type(error).__name__}: {error};"
+                " mend it"
+            )
+        raise PluginRegistrationError(msg) from error
+
+
+def names_of(distribution: str) -> list[str]:
+    """Return the names of the plugins of one installed distribution.
+
+    Raises:
+        PluginRegistrationError: It is not installed, or has no plugin.
+    """
+    try:
+        points = importlib.metadata.distribution(distribution).entry_points
+    except importlib.metadata.PackageNotFoundError:
+        msg = (
+            f"distribution {distribution!r} is not installed in {sys.prefix}; install the plugin"
+            " before its tests run, in its folder: python -m pip install --editable ."
+        )
+        raise PluginRegistrationError(msg) from None
+    names = sorted(point.name for point in points if point.group == GROUP)
+    if not names:
+        msg = (
+            f"distribution {distribution!r} has no entry point in the group {GROUP!r}; add one to"
+            f" its pyproject.toml, [project.entry-points.{GROUP}], and install it anew"
+        )
+        raise PluginRegistrationError(msg)
+    return names
