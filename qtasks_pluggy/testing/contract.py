@@ -66,6 +66,7 @@ class PluginContract:
     args: ClassVar[Sequence[Any]] = ()
     kwargs: ClassVar[Mapping[str, Any]] = {}
     seconds: ClassVar[float] = 10.0
+    _found: ClassVar[Given | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class of tests without a plugin, before any of them runs."""
@@ -85,7 +86,7 @@ class PluginContract:
         # What a module of tests does when it is imported is no concern of the plugin's.
         if module is not None and file is not None and module != type(self).__module__:
             is_old = isinstance(self._make(), BasePlugin)
-            _check(import_findings(module, file, may_import_app=is_old))
+            _check(_import_findings(module, file, may_import_app=is_old))
 
     def test_its_names_and_parameters_are_known(self) -> None:
         """Each hookimpl has the name of a hook, and parameters that the hook has."""
@@ -108,7 +109,8 @@ class PluginContract:
         """An unknown key, or a value of a wrong type, is refused, and no value is shown."""
         __tracebackhide__ = True
         app = self._app()
-        starts = app.plugins.hook.qtasks_start.chain
+        hooks: Any = app.plugins.hook
+        starts = hooks.qtasks_start.chain
         given = () if starts is None else starts.links
         if not any("settings" in inspect.signature(one.impl.function).parameters for one in given):
             return
@@ -188,16 +190,15 @@ class PluginContract:
         for question in self._questions():
             app = self._app()
             task = question.task_of(app, _failing(partial(plain_error, question.errors[0])))
-            self._within(lambda one=task: try_run(self._executor(one)), "before its start")
+            early = partial(_made_and_run, self._executor, task)
+            self._within(early, "before its start")
             self._within(partial(_in_started, app, _nothing), "while it starts and stops")
             late = partial(
-                TaskExecutor,
+                _made_and_run,
+                partial(TaskExecutor, args=self.args, kwargs=self.kwargs, plugins=app.plugins),
                 task.task_func,
-                args=self.args,
-                kwargs=self.kwargs,
-                plugins=app.plugins,
             )
-            self._within(lambda one=late: try_run(one()), "after its stop, by a run without an app")
+            self._within(late, "after its stop, by a run without an app")
 
     def test_its_answers_are_json(self) -> None:
         """A result that it gives can be stored as JSON, as most engines do."""
@@ -212,11 +213,15 @@ class PluginContract:
     @classmethod
     def _given(cls) -> Given:
         # Not by an attribute of the object, which would bind a function.
-        given: Any = inspect.getattr_static(cls, "plugin")
-        try:
-            return find_plugin(given)
-        except PluginRegistrationError as error:
-            raise ContractError([_registration(str(error))]) from None
+        plugin: Any = inspect.getattr_static(cls, "plugin")
+        # Once for a class: looking for an entry point reads the metadata of all that is installed.
+        found: Given | None = vars(cls).get("_found")
+        if found is None:
+            try:
+                found = cls._found = find_plugin(plugin)
+            except PluginRegistrationError as error:
+                raise ContractError([_registration(str(error))]) from None
+        return found
 
     def _make(self) -> Any:
         try:
@@ -336,14 +341,32 @@ CHECKS: Final = tuple(name for name in vars(PluginContract) if name.startswith("
 """The contract's tests, in order."""
 
 
-def import_findings(module: str, file: str, *, may_import_app: bool) -> Iterator[Finding]:
-    """Import a module in a Python of its own, and yield what it should not do.
+def import_fault(module: str, file: str | None) -> Finding | None:
+    """Return why a module cannot be imported, tried in a Python of its own; None if it can."""
+    found, _ = _probed(module, file)
+    for kind, (text, remedy) in _FAULTS.items():
+        if kind in found:
+            return Finding(f"importing {module!r} {text.format(found[kind])}", remedy)
+    return None
 
-    Args:
-        module: The module's name.
-        file: Its file.
-        may_import_app: Whether it may import ``qtasks_pluggy``.
-    """
+
+def _import_findings(module: str, file: str, *, may_import_app: bool) -> Iterator[Finding]:
+    """Yield what importing a module should not do."""
+    found, output = _probed(module, file)
+    if output:
+        text = f"importing {module!r} prints {_cut(output)}"
+        yield Finding(text, "log it when the app starts, in qtasks_start")
+    for what in found.get("changes", ()):
+        text = f"importing {module!r} changes {what}"
+        yield Finding(text, "do it in qtasks_start, and take it back in qtasks_stop")
+    ours = module.partition(".")[0] == "qtasks_pluggy"
+    if found.get("imports_app") and not (ours or may_import_app):
+        text = f"importing {module!r} imports qtasks_pluggy, which is for apps"
+        yield Finding(text, "import qtasks_hookspecs, which has all that a plugin needs")
+
+
+def _probed(module: str, file: str | None) -> tuple[dict[str, Any], bytes]:
+    """Import a module in a Python of its own; return what it did, and what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         order = {"name": module, "file": file, "path": sys.path, "report": str(report)}
@@ -356,29 +379,21 @@ def import_findings(module: str, file: str, *, may_import_app: bool) -> Iterator
                 timeout=_IMPORT_SECONDS,
             )
         except subprocess.TimeoutExpired:
-            text = f"importing {module!r} hangs: it did not end within {_IMPORT_SECONDS:g} seconds"
-            yield Finding(text, "do what waits in qtasks_start, with a timeout")
-            return
+            return {"hangs": f"{_IMPORT_SECONDS:g}"}, b""
         found: dict[str, Any] = {"exits": str(ended.returncode)}
         with suppress(FileNotFoundError):
             found = json.loads(report.read_text("utf-8"))
-    if "raises" in found:
-        yield Finding(f"importing {module!r} raised {found['raises']}", "mend the module")
-    if "exits" in found:
-        text = f"importing {module!r} ends the program ({found['exits']})"
-        yield Finding(text, "raise an error in qtasks_start instead")
-    if ended.stdout or ended.stderr:
-        text = f"importing {module!r} prints {_cut(ended.stdout or ended.stderr)}"
-        yield Finding(text, "log it when the app starts, in qtasks_start")
-    for what in found.get("changes", ()):
-        text = f"importing {module!r} changes {what}"
-        yield Finding(text, "do it in qtasks_start, and take it back in qtasks_stop")
-    ours = module.partition(".")[0] == "qtasks_pluggy"
-    if found.get("imports_app") and not (ours or may_import_app):
-        text = f"importing {module!r} imports qtasks_pluggy, which is for apps"
-        yield Finding(text, "import qtasks_hookspecs, which has all that a plugin needs")
+    return found, ended.stdout or ended.stderr
 
 
+_FAULTS: Final = {
+    "hangs": (
+        "hangs: it did not end within {} seconds",
+        "do what waits in qtasks_start, with a timeout",
+    ),
+    "raises": ("raised {}", "mend the module, or install what it needs"),
+    "exits": ("ends the program, with {}", "raise an error in qtasks_start instead"),
+}
 _IMPORT_SECONDS: Final = 20.0
 
 
@@ -441,6 +456,11 @@ def _failing(error: Callable[[], BaseException]) -> Callable[..., Any]:
         raise error()
 
     return fails
+
+
+def _made_and_run(make: Callable[[Any], TaskExecutor], task: Any) -> None:
+    """Make an executor and run it, in the thread that has the time limit."""
+    try_run(make(task))
 
 
 def _nothing() -> None:

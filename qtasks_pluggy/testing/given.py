@@ -71,24 +71,22 @@ def _module_of(plugin: Any) -> str | None:
 
 def _load(text: str) -> tuple[str | None, Any]:
     """Load an entry point by its name, which is the plugin's, or import what the text names."""
-    found = [*importlib.metadata.entry_points(group=GROUP, name=text)]
+    point = entry_point_named(text)
     try:
-        if found:
-            return text, found[0].load()
-        return None, resolve_name(text)
+        return (None, resolve_name(text)) if point is None else (text, point.load())
     except Exception as error:
         known = ", ".join(sorted(importlib.metadata.entry_points(group=GROUP).names)) or "none"
-        where = f"entry point {found[0].value!r}" if found else "no entry point, and no module,"
+        hint = f"mend the module of its entry point, {point.value!r}" if point else ""
         msg = (
-            f"plugin {text!r}: {where} can be imported ({type(error).__name__}: {error});"
-            f" installed plugins are {known}; is its distribution installed in {sys.prefix}?"
+            f"plugin {text!r} cannot be imported ({type(error).__name__}: {error}); "
+            f"{hint or f'plugins that are installed in {sys.prefix}: {known}'}"
         )
-        if found:
-            msg = (
-                f"plugin {text!r}: {where} failed to import with {type(error).__name__}: {error};"
-                " mend it"
-            )
         raise PluginRegistrationError(msg) from error
+
+
+def entry_point_named(name: str) -> importlib.metadata.EntryPoint | None:
+    """Return the entry point of an installed plugin; None if none has that name."""
+    return next(iter(importlib.metadata.entry_points(group=GROUP, name=name)), None)
 
 
 def names_of(distribution: str) -> list[str]:

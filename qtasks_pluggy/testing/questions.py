@@ -36,7 +36,8 @@ class Question:
 
 def questions(manager: PluginManager) -> list[Question]:
     """Return a question for each handler of errors, and one that no filter is made for."""
-    chain = manager.hook.task_executor_run_task_trigger_error.chain
+    hooks: Any = manager.hook
+    chain = hooks.task_executor_run_task_trigger_error.chain
     links: tuple[Any, ...] = () if chain is None else (*chain.links, *chain.wrappers)
     found = [Question()]
     for link in links:
@@ -87,8 +88,9 @@ def plain_error(cls: type[Exception]) -> Exception:
 
 def _bare(cls: type[Exception], **members: Any) -> Exception:
     """Make an error of a subclass without calling a constructor of the class's own."""
-    kind = type(f"Odd{cls.__name__}", (cls,), {"__init__": lambda *_: None, **members})
-    return kind.__new__(kind)
+    kind: Any = type(f"Odd{cls.__name__}", (cls,), {"__init__": lambda *_: None, **members})
+    error: Exception = kind.__new__(kind)
+    return error
 
 
 def _with_args(cls: type[Exception], *args: Any) -> Exception:
@@ -97,9 +99,20 @@ def _with_args(cls: type[Exception], *args: Any) -> Exception:
     return error
 
 
+def _called(cls: Any, **kwargs: Any) -> Exception:
+    error: Exception = cls(**kwargs)
+    return error
+
+
 def _raise(*_: Any, **__: Any) -> Any:
     msg = "an odd error's own"
     raise RuntimeError(msg)
+
+
+def _group(cls: type[Exception]) -> Exception:
+    if not issubclass(ExceptionGroup, cls):
+        raise TypeError  # there is no such error
+    return ExceptionGroup("a group", [ValueError("odd"), KeyError("odd")])
 
 
 def _in_a_circle(cls: type[Exception]) -> Exception:
@@ -136,6 +149,6 @@ _ODD: Final[dict[str, Callable[[type[Exception]], Exception]]] = {
     "that is its own cause's cause": _in_a_circle,
     "at the end of 500 causes": _in_a_long_chain,
     "that cannot be pickled or copied": _unpicklable,
-    "in a group": lambda cls: cls("a group", [plain_error(ValueError)]),
-    "with keywords": lambda cls: cls(kind="odd", value=object()),
+    "that is a group": _group,
+    "with keywords": lambda cls: _called(cls, kind="odd", value=object()),
 }
