@@ -8,7 +8,7 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +20,10 @@ from qtasks_pluggy._console.load import Trouble
 from qtasks_pluggy._console.say import say, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._plugins.manager import BUILTINS
-from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.exc import PluginRegistrationError
 from qtasks_pluggy.testing.contract import CHECKS, PluginContract, import_fault
 from qtasks_pluggy.testing.given import GROUP, entry_point_named, find_plugin
-from qtasks_pluggy.testing.trial import ContractError, Finding
+from qtasks_pluggy.testing.trial import ContractError, Finding, HangError
 
 _RESULTS: Final = [Column("check", style="bold"), Column("")]
 
@@ -79,7 +78,7 @@ def _read(option: str, text: str | None, kind: type) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep standard output for the results, and leave out the log of failures made on purpose."""
     logger = logging.getLogger("qtasks_pluggy")
     before = logger.level
@@ -92,7 +91,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _examine(plugin: str, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run every check; of a plugin that cannot be imported only the first."""
+    """Run the checks, up to one that hangs; of what cannot be imported only the first."""
     where, file = _where(plugin)
     fault = import_fault(where.partition(":")[0], file)
     if fault is not None:
@@ -102,15 +101,21 @@ def _examine(plugin: str, options: dict[str, Any]) -> list[dict[str, Any]]:
     except PluginRegistrationError as error:
         raise Trouble(str(error)) from None
     contract = type("Checked", (PluginContract,), {"plugin": where, **options})()
-    return [_result(name, _findings(getattr(contract, name))) for name in CHECKS]
+    results: list[dict[str, Any]] = []
+    for name in CHECKS:
+        broken = _broken(getattr(contract, name))
+        results.append(_result(name, () if broken is None else broken.findings))
+        if isinstance(broken, HangError):
+            break
+    return results
 
 
-def _findings(call: Callable[[], None]) -> tuple[Finding, ...]:
+def _broken(call: Callable[[], None]) -> ContractError | None:
     try:
         call()
     except ContractError as broken:
-        return broken.findings
-    return ()
+        return broken
+    return None
 
 
 def _result(name: str, findings: Iterable[Finding]) -> dict[str, Any]:
@@ -147,8 +152,8 @@ def _where(plugin: str) -> tuple[str, str | None]:
     elif not _is_module(where):
         known = sorted({*BUILTINS, *importlib.metadata.entry_points(group=GROUP).names})
         msg = (
-            f"there is no plugin and no module {where!r}; did you mean"
-            f" {closest_match(where, known)!r}? Or give its file, as in path/to/file.py"
+            f"there is no plugin and no module {where!r}; plugins here are {', '.join(known)}; or"
+            " give its file, as in path/to/file.py"
         )
         raise Trouble(msg)
     return f"{where}{colon}{attribute}", file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ class _Shown:
 
 
 @contextmanager
-def no_delays(attempts: int = 10) -> Iterator[None]:
+def no_delays(attempts: int = 10) -> Generator[None]:
     """Make every ``Retry`` immediate, and bound the attempts of a run.
 
     It holds for all plugins, apps and threads of this process, also for a ``Retry`` that was made

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import attrs
 
-from qtasks_pluggy import BasePlugin, PluginManager
+from qtasks_pluggy import PluginManager
 from qtasks_pluggy.exc import PluginRegistrationError
 
 GROUP: Final = "qtasks_pluggy"
@@ -23,15 +23,19 @@ class Given:
     """A plugin that is to be tested.
 
     Attributes:
-        name: Its name.
         make: Makes the plugin for one app: a new object where it is a class or a factory, as an
             app does for an entry point that names one.
         module: The name of the module that it comes from; None where that is not known.
+        entry_point: The name of the entry point that it was found by, if it was.
     """
 
-    name: str
     make: Callable[[], Any]
     module: str | None
+    entry_point: str | None = None
+
+    def name_of(self, plugin: Any) -> str:
+        """Return the name of a plugin that was made, as an app names it."""
+        return self.entry_point or PluginManager().get_canonical_name(plugin)
 
 
 def find_plugin(plugin: Any) -> Given:
@@ -52,15 +56,7 @@ def find_plugin(plugin: Any) -> Given:
     )
     make: Callable[[], Any] = plugin if is_factory else lambda: plugin
     module = plugin.__name__ if isinstance(plugin, ModuleType) else _module_of(plugin)
-    return Given(name or PluginManager().get_canonical_name(_sample(plugin)), make, module)
-
-
-def _sample(plugin: Any) -> Any:
-    """Return what has the plugin's name; a class has that of its objects."""
-    own = getattr(plugin, "name", None)
-    if isinstance(plugin, type) and not isinstance(own, str) and not issubclass(plugin, BasePlugin):
-        return plugin.__name__
-    return plugin
+    return Given(make, module, name)
 
 
 def _module_of(plugin: Any) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ _kept: Final[list[dict[str, str]]] = []
 
 
 @contextmanager
-def isolated_settings() -> Iterator[None]:
+def isolated_settings() -> Generator[None]:
     """Read no settings from the environment or from a file.
 
     For apps that a test does not make itself: what they start in this ``with`` has the settings
@@ -93,11 +93,13 @@ def isolated_app(
         SettingsError: Faults of the settings.
     """
     keys = {"strict": True, **(settings or {})}
-    app = QueueTasks(name, discover=discover, **{"intercept": Exception, **options})
+    options.setdefault("intercept", Exception)
+    app = QueueTasks(name, discover=discover, **options)
     app.plugins = _IsolatedManager(settings=keys, clock=clock)
     for plugin in plugins:
         given = find_plugin(plugin)
-        app.plugins.register(given.make(), given.name)
+        made = given.make()
+        app.plugins.register(made, given.name_of(made))
     return app
 
 

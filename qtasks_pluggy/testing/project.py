@@ -15,8 +15,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from qtasks_pluggy.testing.given import GROUP
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
-# What a name in a template stands between, so that the templates are Python and TOML themselves.
-BEGIN, END = "PUT_", "_HERE"
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _MOST: Final = 50
 _OWN: Final = frozenset({"pluggy", "hookspecs"})
@@ -66,13 +64,15 @@ def new_project(name: str, parent: Path, builtins: frozenset[str]) -> list[Path]
 
 
 def rendered(name: str) -> dict[Path, str]:
-    """Render the templates for a plugin, by the files' paths in its folder."""
+    """Render the templates for a plugin, by the files' paths in its folder.
+
+    Names stand in strings and texts only, so the templates are Python and TOML, and are read by the
+    same tools as all other files of the project.
+    """
     environment = Environment(  # noqa: S701  # the files are Python, TOML and Markdown
         loader=FileSystemLoader(TEMPLATES),
         keep_trailing_newline=True,
         undefined=StrictUndefined,
-        variable_start_string=BEGIN,
-        variable_end_string=END,
     )
     words = name.replace("-", " ")
     own = version("qtasks-pluggy").split(".")
@@ -84,13 +84,14 @@ def rendered(name: str) -> dict[Path, str]:
         "requirement": f"qtasks-pluggy>={own[0]}.{own[1]},<{int(own[0]) + 1}",
         "testing": f"qtasks-pluggy[testing]>={own[0]}.{own[1]},<{int(own[0]) + 1}",
     }
-    files = sorted(one.relative_to(TEMPLATES) for one in TEMPLATES.rglob("*.*") if _is_ours(one))
-    return {
-        Path(str(path).replace("plugin.py", f"{values['module']}.py"))
-        if path.parent == Path()
-        else path: environment.get_template(path.as_posix()).render(values)
-        for path in files
-    }
+    found: dict[Path, str] = {}
+    for path in sorted(filter(_is_ours, TEMPLATES.rglob("*.*"))):
+        template = path.relative_to(TEMPLATES).as_posix()
+        target = template.replace("plugin.py", f"{values['module']}.py", 1)
+        if template.startswith("tests/"):
+            target = f"tests/test_{values['module'].removeprefix('qtasks_')}.py"
+        found[Path(target)] = environment.get_template(template).render(values)
+    return dict(sorted(found.items()))
 
 
 def _is_ours(path: Path) -> bool:

@@ -115,13 +115,14 @@ def run_with(
     """
     __tracebackhide__ = True
     given = find_plugin(plugin)
-    keys: dict[str, Any] = {**(app_settings or {})}
-    if settings is not None:
-        keys["plugin"] = {**keys.get("plugin", {}), given.name: settings}
     runs: list[Run] = []
     for one in ("def", "async def") if style is None else (style,):
+        made, keys = given.make(), {**(app_settings or {})}
+        name = given.name_of(made)
+        if settings is not None:
+            keys["plugin"] = {**keys.get("plugin", {}), name: settings}
         app, recorder = isolated_app(settings=keys), _Recorder()
-        app.plugins.register(given.make(), given.name)
+        app.plugins.register(made, name)
         app.plugins.register(recorder, _RECORDER)
         shown = as_async(function) if one == "async def" else function
         call = partial(TaskExecutor, app.task(**task)(shown), args=args, kwargs=kwargs)

@@ -47,11 +47,15 @@ class ContractError(AssertionError):
         super().__init__("\n".join(map(str, self.findings)))
 
 
+class HangError(ContractError):
+    """A plugin does not end, so whatever else it is asked would not either."""
+
+
 def within(seconds: float, call: Callable[[], T], when: str) -> T:
     """Call something in a thread of its own, and wait for it.
 
     Raises:
-        ContractError: It does not end in that time; its thread is left behind.
+        HangError: It does not end in that time; its thread is left behind.
     """
     ended: list[Callable[[], T]] = []
 
@@ -73,8 +77,11 @@ def within(seconds: float, call: Callable[[], T], when: str) -> T:
     thread.join(seconds)
     if not ended:
         text = f"the plugin hangs {when}: it did not end within {seconds:g} seconds"
-        remedy = "give what it waits for a timeout of its own; mark what blocks with @blocking"
-        raise ContractError([Finding(text, remedy)])
+        remedy = (
+            "give what it waits for a timeout of its own, mark what blocks with @blocking, and let"
+            " asyncio.CancelledError pass"
+        )
+        raise HangError([Finding(text, remedy)])
     return ended[0]()
 
 

@@ -1,4 +1,4 @@
-"""PUT_title_HERE: tries a task again when its connection is lost.
+"""{{ title }}: tries a task again when its connection is lost.
 
 Change the handler to what your plugin is for. It imports ``qtasks_hookspecs`` and nothing else of
 qtasks-pluggy, so it works in every app and on every engine.

@@ -7,7 +7,7 @@ import pytest
 from qtasks_pluggy.exc import PluginRegistrationError
 from qtasks_pluggy.testing import PluginContract, assert_outcome, no_delays
 
-NAME = "PUT_name_HERE"
+NAME = "{{ name }}"
 
 
 class TestContract(PluginContract):
@@ -60,6 +60,6 @@ def test_a_wrong_setting_stops_the_start(qtasks_app):
 
 def test_apps_find_it(qtasks_installed):
     """Its entry point makes it a plugin of every app that it is installed for."""
-    app = qtasks_installed("PUT_distribution_HERE")
+    app = qtasks_installed("{{ distribution }}")
 
     assert [one.name for one in app.plugins.list_plugin_info() if one.enabled] == [NAME]
