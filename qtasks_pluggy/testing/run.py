@@ -22,7 +22,6 @@ T = TypeVar("T")
 Style: TypeAlias = Literal["def", "async def"]
 _RECORDER: Final = "qtasks_pluggy.testing"
 _TRIGGER: Final = "task_executor_run_task_trigger_error"
-_ANYTHING: Final[Any] = object()
 
 
 @attrs.frozen(kw_only=True)
@@ -214,9 +213,9 @@ def assert_outcome(
     run: Run,
     status: OutcomeStatus | str,
     *,
-    result: Any = _ANYTHING,
+    result: Any = ...,
     error: type[BaseException] | None = None,
-    decided_by: str | None = _ANYTHING,
+    decided_by: Any = ...,
     attempts: int | None = None,
     delays: Sequence[float | None] | None = None,
 ) -> None:
@@ -227,7 +226,7 @@ def assert_outcome(
         status: The way in which it ended, ``"recovered"`` for example.
         result: Its result; whatever it is without this.
         error: A class of what the caller got.
-        decided_by: The plugin whose decision it was; None for nobody.
+        decided_by: The name of the plugin whose decision it was; None for nobody.
         attempts: How many there were.
         delays: Seconds before each further attempt.
 
@@ -238,9 +237,9 @@ def assert_outcome(
     __tracebackhide__ = True
     end = run.outcome
     expected: dict[str, tuple[Any, Any]] = {"status": (OutcomeStatus(status), end.status)}
-    if result is not _ANYTHING:
+    if result is not ...:
         expected["result"] = (result, run.result)
-    if decided_by is not _ANYTHING:
+    if decided_by is not ...:
         expected["decided_by"] = (decided_by, end.decided_by)
     if attempts is not None:
         expected["attempts"] = (attempts, len(run.outcomes))

@@ -169,7 +169,7 @@ async def swallows(e):
     for _ in range(500):
         try:
             await asyncio.sleep(0.01)
-        except asyncio.CancelledError:  # noqa: PERF203  # it is what is wrong
+        except asyncio.CancelledError:  # it is what is wrong
             continue
 
 
@@ -183,7 +183,11 @@ BROKEN = {
         "its_names_and_parameters_are_known",
         "did you mean",
     ),
-    "no hookimpl": (SimpleNamespace(name="mine"), "its_names_and_parameters_are_known", "@hookimpl"),
+    "no hookimpl": (
+        SimpleNamespace(name="mine"),
+        "its_names_and_parameters_are_known",
+        "@hookimpl",
+    ),
     "a name that is none": ("no.such.module", "its_names_and_parameters_are_known", "no.such"),
     "a start that fails": (
         starting(lambda: 1 / 0),
@@ -222,7 +226,11 @@ BROKEN = {
         "odd_exceptions_do_no_harm",
         "IndexError when asked about Exception without arguments",
     ),
-    "an error that is changed": (trigger(changes), "odd_exceptions_do_no_harm", "changed the error"),
+    "an error that is changed": (
+        trigger(changes),
+        "odd_exceptions_do_no_harm",
+        "changed the error",
+    ),
     "an error that is taken once": (Seen, "asked_twice_it_does_no_harm", "that comes twice"),
     "a hook for an end that fails": (
         plugin("mine", task_executor_task_failed=lambda e: e.no_such),
@@ -282,7 +290,10 @@ IMPORTS = {
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)",
         "the handlers of signals",
     ),
-    "configures logging": ("import logging; logging.basicConfig(filename='/dev/null')", "root logger"),
+    "configures logging": (
+        "import logging; logging.basicConfig(filename='/dev/null')",
+        "root logger",
+    ),
     "imports what is for apps": ("import qtasks_pluggy", "import qtasks_hookspecs"),
 }
 

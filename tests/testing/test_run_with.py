@@ -48,9 +48,7 @@ def test_each_kind_of_function_and_each_end_is_told(kind, end):
 
     decided = None if end in {"left", "retried"} else "answering"
     attempts = 3 if end == "retried" else 1
-    assert_outcome(
-        run, STATUSES.get(end, end), error=error, decided_by=decided, attempts=attempts
-    )
+    assert_outcome(run, STATUSES.get(end, end), error=error, decided_by=decided, attempts=attempts)
     assert run.result == (7 if end == "recovered" else None)
 
 
