@@ -88,6 +88,7 @@ class Shown:
 
 
 def shows(settings: Shown):
+    """Refuse a value, and show it."""
     if settings.url:
         raise ValueError(f"cannot use {settings.url!r}")
 
@@ -166,6 +167,7 @@ class Seen:
 
 
 async def swallows(e):
+    """Go on whatever comes."""
     for _ in range(500):
         try:
             await asyncio.sleep(0.01)
@@ -174,6 +176,7 @@ async def swallows(e):
 
 
 def changes(e):
+    """Write to somebody else's error."""
     e.cause.args = ("changed",)
 
 
