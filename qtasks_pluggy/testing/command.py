@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import attrs
@@ -36,8 +37,8 @@ _RESULTS: Final = [Column("check", style="bold"), Column("")]
 def check(plugin: str, settings: str | None, args: str | None, *, as_json: bool) -> None:
     """Try a plugin against what every plugin has to keep.
 
-    NAME is that of an installed plugin, or a module; PATH is file.py. For a class or an object
-    in it write module:attribute or file.py:attribute.
+    NAME is that of an installed plugin, or a module; PATH is file.py. Where that has several
+    plugins write module:attribute or file.py:attribute.
 
     The plugin is run for real, with whatever it connects to and writes; no setting of this machine
     and no other plugin takes part. Its own tests do the same by qtasks_pluggy.testing's
@@ -97,6 +98,7 @@ def _examine(plugin: str, options: dict[str, Any]) -> list[dict[str, Any]]:
     if fault is not None:
         return [_result(CHECKS[0], [fault])]
     try:
+        where = _or_its_class(where)
         find_plugin(where)
     except PluginRegistrationError as error:
         raise Trouble(str(error)) from None
@@ -108,6 +110,28 @@ def _examine(plugin: str, options: dict[str, Any]) -> list[dict[str, Any]]:
         if isinstance(broken, HangError):
             break
     return results
+
+
+def _or_its_class(where: str) -> str:
+    """Return the class of a module that has its handlers in one; else what was given.
+
+    Raises:
+        PluginRegistrationError: It cannot be imported.
+        Trouble: The module has several such classes.
+    """
+    module = find_plugin(where).make() if ":" not in where else None
+    if not isinstance(module, ModuleType) or _has_handlers(module):
+        return where
+    own = [one for one in vars(module).values() if getattr(one, "__module__", "") == where]
+    classes = [one.__name__ for one in own if isinstance(one, type) and _has_handlers(one)]
+    if len(classes) > 1:
+        msg = f"{where!r} has several plugins; name one: {', '.join(classes)}, as in {where}:Name"
+        raise Trouble(msg)
+    return f"{where}:{classes[0]}" if classes else where
+
+
+def _has_handlers(owner: object) -> bool:
+    return any(hasattr(one, "qtasks_pluggy_impl") for one in vars(owner).values())
 
 
 def _broken(call: Callable[[], None]) -> ContractError | None:

@@ -47,6 +47,20 @@ def test_a_plugin_that_is_fine_passes_by_name_and_by_path(distributions):  # noq
         assert f"{name}: keeps the contract" in ended.stdout
 
 
+def test_a_file_may_hold_the_plugin_in_a_class(workplace):  # noqa: F811  # the fixture
+    """One is found by itself, one of several is named."""
+    handler = "class {}:\n    @on_error(KeyError)\n    def answer(self): ...\n"
+    begin = "from qtasks_hookspecs import on_error\n"
+    workplace.write("single.py", f"{begin}{handler.format('Mine')}")
+    workplace.write("several.py", f"{begin}{handler.format('Mine')}{handler.format('Other')}")
+
+    assert workplace.run("check", "single.py").exit_code == 0
+    assert workplace.run("check", "several.py:Other").exit_code == 0
+    ended = workplace.run("check", "several.py")
+    assert ended.exit_code == 2
+    assert "name one: Mine, Other, as in several:Name" in ended.stderr
+
+
 def test_both_doors_have_the_same_checks(distributions):  # noqa: F811  # the fixture
     """What the command lists are the tests of the class, with their claims."""
     distributions.add("qtasks-mine", {"mine": "mine_plugin"}, mine_plugin=HANDLER)
