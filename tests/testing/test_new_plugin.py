@@ -52,15 +52,28 @@ def install(folder):
     (info / "entry_points.txt").write_text("\n".join(lines), "utf-8")
 
 
-@pytest.mark.parametrize("name", ["last-good", "x", "a1-b2-c3"])
-def test_a_new_project_passes_its_own_tests_and_the_check(workplace, name):  # noqa: F811  # the fixture
-    """As it is written, beside whatever else is installed, and each name is the plugin's."""
+@pytest.mark.parametrize("name", ["x", "a1-b2-c3"])
+def test_every_name_stands_where_it_belongs(name, tmp_path):
+    """The folder, the entry point, the distribution, the module, and the tests."""
+    project.new_project(name, tmp_path, frozenset())
+
+    folder, under = tmp_path / name, name.replace("-", "_")
+    told = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+    assert told["name"] == f"qtasks-{name}"
+    assert told["entry-points"]["qtasks_pluggy"] == {name: f"qtasks_{under}:Plugin"}
+    assert {f"qtasks_{under}.py", f"tests/test_{under}.py"} < {*files(folder)}
+    for path in folder.rglob("*.py"):
+        compile(path.read_text("utf-8"), path, "exec")
+
+
+def test_a_new_project_passes_its_own_tests_and_the_check(workplace):  # noqa: F811  # the fixture
+    """As it is written, beside whatever else is installed."""
+    name = "last-good"
     ended = workplace.run("new-plugin", name)
 
     assert ended.exit_code == 0, ended.output
     folder = workplace.folder / name
-    if name == "last-good":
-        assert files(folder) == FILES
+    assert files(folder) == FILES
     install(folder)
     tests = python("-m", "pytest", "-p", "no:cacheprovider", folder=folder, path=[folder])
     assert re.search(r"\b19 passed", tests.stdout), tests.stdout + tests.stderr
