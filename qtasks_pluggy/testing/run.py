@@ -190,6 +190,7 @@ def as_async(function: Callable[..., Any]) -> Callable[..., Any]:
 
         @wraps(function)
         async def items(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            """Yield its items."""
             for item in function(*args, **kwargs):
                 await asyncio.sleep(0)
                 yield item
@@ -198,6 +199,7 @@ def as_async(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     async def value(*args: Any, **kwargs: Any) -> Any:
+        """Return its result."""
         await asyncio.sleep(0)
         return function(*args, **kwargs)
 
