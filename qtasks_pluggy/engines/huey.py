@@ -68,6 +68,10 @@ _SLICE: Final = 0.2
 __all__ = ["HueyEngine", "at_least_once", "install"]
 
 
+class _Found(Result):  # type: ignore[misc]  # Huey has no types
+    """The result of a run that was found by its id: reading it leaves it for others."""
+
+
 class HueyEngine:
     """Huey behind an app.
 
@@ -217,7 +221,7 @@ class HueyEngine:
 
     def ticket_for(self, uuid: str) -> Result:
         """Make the ticket of a run that was enqueued from anywhere."""
-        return Result(self.native, Task(id=uuid))
+        return _Found(self.native, Task(id=uuid))
 
     def result(self, ticket: Result, timeout: float | None) -> Ended | None:
         """Wait for the stored end."""
@@ -231,7 +235,9 @@ class HueyEngine:
             if timeout == 0 and not ticket.is_ready():
                 raise ResultTimeout
             left = _SLICE if end is None else max(_POLL, min(_SLICE, end - time.monotonic()))
-            return ticket.get_raw_result(blocking=True, timeout=left, max_delay=_POLL)
+            return ticket.get_raw_result(
+                blocking=True, timeout=left, max_delay=_POLL, preserve=isinstance(ticket, _Found)
+            )
 
         try:
             while True:
