@@ -33,8 +33,18 @@ _RESULTS: Final = [Column("check", style="bold"), Column("")]
 @click.argument("plugin", metavar="NAME|PATH")
 @click.option("--settings", metavar="JSON", help="The plugin's own section, as a JSON object.")
 @click.option("--args", metavar="JSON", help="Arguments of the failing tasks, as a JSON array.")
+@click.option(
+    "--seconds",
+    metavar="N",
+    type=click.FloatRange(0, min_open=True),
+    default=PluginContract.seconds,
+    show_default=True,
+    help="How long one step may take.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text.")
-def check(plugin: str, settings: str | None, args: str | None, *, as_json: bool) -> None:
+def check(
+    plugin: str, settings: str | None, args: str | None, seconds: float, *, as_json: bool
+) -> None:
     """Try a plugin against what every plugin has to keep.
 
     NAME is that of an installed plugin, or a module; PATH is file.py. Where that has several
@@ -50,7 +60,8 @@ def check(plugin: str, settings: str | None, args: str | None, *, as_json: bool)
       1  something is wrong; each finding says what to do
       2  usage, or there is no such plugin
     """  # noqa: D301  # \b is click's own mark, not an escape
-    options = {
+    options: dict[str, Any] = {
+        "seconds": seconds,
         "settings": _read("--settings", settings, dict),
         "args": _read("--args", args, list),
     }

@@ -66,7 +66,7 @@ class PluginContract:
     settings: ClassVar[Mapping[str, Any]] = {}
     args: ClassVar[Sequence[Any]] = ()
     kwargs: ClassVar[Mapping[str, Any]] = {}
-    seconds: ClassVar[float] = 10.0
+    seconds: ClassVar[float] = 30.0
     _found: ClassVar[Given | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -235,7 +235,9 @@ class PluginContract:
         plugin = self._make()
         name = self._given().name_of(plugin)
         section = self.settings if section is None else section
-        keys = {"plugin": {name: section}} if section else {}
+        keys: dict[str, Any] = {"timeout": self.seconds}
+        if section:
+            keys["plugin"] = {name: section}
         app = isolated_app(*others, name="contract", settings=keys)
         try:
             app.plugins.register(plugin, name)
@@ -395,7 +397,7 @@ _FAULTS: Final = {
     "raises": ("raised {}", "mend the module, or install what it needs"),
     "exits": ("ends the program, with {}", "raise an error in qtasks_start instead"),
 }
-_IMPORT_SECONDS: Final = 20.0
+_IMPORT_SECONDS: Final = 30.0
 
 
 def _cut(output: bytes) -> str:
