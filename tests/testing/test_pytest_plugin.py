@@ -124,8 +124,8 @@ def test_a_contract_without_a_plugin_is_one_clear_error(tmp_path):
     assert ended.returncode == 2
 
 
-def test_a_contract_that_is_broken_shows_the_remedy_and_not_the_kit(tmp_path):
-    """The report has the finding, and no frame of ours."""
+def test_a_contract_that_is_broken_shows_the_remedy(tmp_path):
+    """The report has the finding, and what to do."""
     source = """
         from types import SimpleNamespace
         from qtasks_pluggy.testing import PluginContract
