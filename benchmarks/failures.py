@@ -27,8 +27,8 @@ from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.failures import store as store_module
 from qtasks_pluggy.failures.connection import read_url
 from qtasks_pluggy.failures.errors import tell
-from qtasks_pluggy.failures.queries import Filters, Reader
-from qtasks_pluggy.failures.records import Record
+from qtasks_pluggy.failures.queries import Reader
+from qtasks_pluggy.failures.records import Filters, Record
 from qtasks_pluggy.failures.store import Batch, Keep, Store
 from qtasks_pluggy.failures.values import Encoder
 

@@ -141,21 +141,17 @@ class Writer(threading.Thread):
     def _write(self, batch: Batch) -> None:
         try:
             with self.at_work:
-                new = self.store.write(batch)
+                news = self.store.write(batch)
         except Exception as error:  # noqa: BLE001  # no run is to hear of it
             self._go_on(batch, error)
             return
         self._pause = FIRST_PAUSE
         self._buffer.settle(batch)
         log = self.log.new()
-        for one in new:
-            log.error(
-                "failure_group_new",
-                group=one.group,
-                task=one.task,
-                uuid=one.uuid,
-                error=one.told.error,
-            )
+        for one in news.new:
+            log.error("failure_group_new", **_told(one))
+        for one in news.regressed:
+            log.error("failure_group_regressed", **_told(one))
 
     def _go_on(self, batch: Batch, error: Exception) -> None:
         """Keep a batch for later, unless there is no later, or it is itself what is wrong."""
@@ -196,6 +192,11 @@ class Writer(threading.Thread):
             has_more = False
         if not has_more:
             self._retained_at = time.monotonic()
+
+
+def _told(record: Record) -> dict[str, str]:
+    told = {"group": record.group, "task": record.task, "uuid": record.uuid}
+    return {**told, "error": record.told.error}
 
 
 _recorders: Final[weakref.WeakSet[Recorder]] = weakref.WeakSet()
