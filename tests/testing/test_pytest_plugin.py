@@ -16,6 +16,8 @@ from tests.runs import answering, failing
 
 def run_pytest(folder, source, *args, path=()):
     """Run pytest in a folder that has no settings of ours, with one file of tests."""
+    # Without a file of its own pytest would look for one in the folders above.
+    (folder / "pytest.ini").write_text("[pytest]\n", "utf-8")
     (folder / "test_it.py").write_text(dedent(source), "utf-8")
     environment = {
         name: value
