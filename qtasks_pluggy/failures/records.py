@@ -76,6 +76,11 @@ class Record:
         return self.uuid, self.app, self.engine
 
     @property
+    def size(self) -> int:
+        """About how many bytes of memory its values take, besides what every record takes."""
+        return self.told.size + self.arguments.size
+
+    @property
     def count(self) -> Count:
         """Where its run is counted, until a later attempt ends otherwise."""
         return self.group, hour_of(self.at), self.status, self.decided_by or ""

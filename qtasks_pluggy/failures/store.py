@@ -12,7 +12,7 @@ import attrs
 from sqlalchemy import URL, Connection, Select, Table, bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from qtasks_pluggy.failures.connection import engine_for, prepare
+from qtasks_pluggy.failures.connection import engine_for, file_of, prepare, set_durable
 from qtasks_pluggy.failures.records import FINAL, SOFT, Count, Record, RunKey, hour_of
 from qtasks_pluggy.failures.schema import ACTS, ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
 
@@ -48,12 +48,14 @@ class Batch:
         counts: What else happened, to be counted alone.
         seen: Of each group in those counts the newest record.
         dropped: How many final failures are only counted, for want of room.
+        is_durable: Whether it is to outlive a power cut that follows at once.
     """
 
     records: Sequence[Record]
     counts: Mapping[Count, int] = attrs.field(factory=dict)
     seen: Sequence[Record] = ()
     dropped: int = 0
+    is_durable: bool = False
 
 
 @attrs.frozen
@@ -81,6 +83,7 @@ class Store:
         self._keep = keep
         self._engine = engine_for(url, seconds=LOCK_SECONDS, writes=True)
         self._connection: Connection | None = None
+        self._file: object = None
 
     def close(self) -> None:
         """Close the connection; the next batch opens another one."""
@@ -90,7 +93,7 @@ class Store:
 
     def write(self, batch: Batch) -> News:
         """Write a batch, all of it or nothing; return what is to be told."""
-        with self._transaction() as transaction:
+        with self._transaction(is_durable=batch.is_durable) as transaction:
             return transaction.write(batch)
 
     def retain(self, now: float) -> bool:
@@ -99,11 +102,15 @@ class Store:
             return transaction.retain(now)
 
     @contextmanager
-    def _transaction(self) -> Generator[_Transaction]:
+    def _transaction(self, *, is_durable: bool = False) -> Generator[_Transaction]:
+        if self._connection is not None and self._file != file_of(self._engine):
+            # Whoever removed the file took with it what would be written to it now.
+            self.close()
         if self._connection is None:
             prepare(self._engine)
-            self._connection = self._engine.connect()
+            self._connection, self._file = self._engine.connect(), file_of(self._engine)
         try:
+            set_durable(self._connection, is_durable=is_durable)
             with self._connection.begin():
                 yield _Transaction(self._connection, self._keep)
         except BaseException:
