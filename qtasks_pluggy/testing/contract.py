@@ -411,7 +411,7 @@ class _Deciding:
     name = "another"
 
     def __init__(self, decision: Any) -> None:
-        self.decision = decision
+        self.decision: Any = decision
 
     @on_error()
     def decide(self) -> Any:

@@ -41,7 +41,7 @@ class RecordingPlugin:
     """
 
     def __init__(self, name: str = "recording") -> None:
-        self.name = name
+        self.name: str = name
         self.heard: list[Heard] = []
 
     @property

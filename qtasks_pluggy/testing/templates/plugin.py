@@ -25,7 +25,7 @@ class Plugin:
     """The plugin; each app makes one for itself."""
 
     def __init__(self) -> None:
-        self.settings = Settings()
+        self.settings: Settings = Settings()
 
     @hookimpl
     def qtasks_start(self, settings: Settings) -> None:
