@@ -48,6 +48,11 @@ class HueySender:
         """The classes of the app's own tasks by name."""
         return {kind.__name__: kind for kind in own_tasks(self.native)}
 
+    def function_of(self, name: str) -> Callable[..., Any]:
+        """Return the function of one of them, for plugins to read."""
+        kind = self.tasks[name]
+        return lambda *args, **kwargs: kind(args, kwargs).execute()
+
     def submit(self, message: TaskMessage, delay: float | None) -> None:
         """Enqueue a run of the task that has this name.
 
