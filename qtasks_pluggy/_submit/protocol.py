@@ -83,7 +83,7 @@ class Host(Protocol):
         """Its own exceptions, about which no plugin is asked."""
         ...
 
-    def goes_on(self, error: BaseException) -> bool:
+    def will_retry(self, error: BaseException) -> bool:
         """Return whether it runs the task again by itself after an attempt that ended in this."""
         ...
 
@@ -126,7 +126,7 @@ class Engine(Protocol):
     blocking: bool
     loop: asyncio.AbstractEventLoop | None
 
-    def goes_on(self, error: BaseException) -> bool:
+    def will_retry(self, error: BaseException) -> bool:
         """Return whether it runs the task again by itself after an attempt that ended in this.
 
         If so, the run has not ended, and the plugins' hooks for its end are not called.
@@ -175,8 +175,8 @@ class Engine(Protocol):
         """Register a task with the engine, under the task's own name.
 
         Its body, in a worker, makes a message of what the engine delivered, calls
-        ``attempt_on`` or ``attempt_on_sync`` of ``executor_for(app, message)`` with the engine, and
-        carries out the outcome.
+        ``execute_attempt`` or ``execute_attempt_sync`` of ``executor_for(app, message)`` with the
+        engine, and settles the attempt.
 
         Args:
             app: The app that runs it.
@@ -229,7 +229,7 @@ class Engine(Protocol):
             timeout: The most seconds to wait; None for no limit.
 
         Returns:
-            An ``Ended``; None when the time is over.
+            A ``RunResult``; None when the time is over.
 
         Raises:
             CapabilityError: The engine keeps no results.
@@ -259,7 +259,7 @@ class Engine(Protocol):
         """Make a message of what the engine delivers to a worker; unknown values are None."""
         ...
 
-    def carry_out(self, outcome: Attempt, native: Any) -> Any:
+    def settle(self, outcome: Attempt, native: Any) -> Any:
         """Carry out an attempt's outcome in a worker: return the result, or raise.
 
         Args:

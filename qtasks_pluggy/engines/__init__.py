@@ -26,7 +26,7 @@ from qtasks_pluggy._lifecycle import WorkerLifespan
 from qtasks_pluggy._log import event as log_event
 from qtasks_pluggy._run.executor import TaskExecutor
 from qtasks_pluggy._submit.lookup import url_options
-from qtasks_pluggy._submit.outcome import Attempt, Ended, status_of
+from qtasks_pluggy._submit.outcome import Attempt, RunResult, status_from
 from qtasks_pluggy._submit.protocol import (
     Capabilities,
     Engine,
@@ -41,12 +41,12 @@ from qtasks_pluggy.engines._installed import installed_in
 __all__ = [
     "Attempt",
     "Capabilities",
-    "Ended",
     "Engine",
     "EngineApp",
     "FindsRuns",
     "Host",
     "NoRoomError",
+    "RunResult",
     "background",
     "executor_for",
     "installed_in",
@@ -56,7 +56,7 @@ __all__ = [
     "log_event",
     "prepare",
     "run_in_place",
-    "status_of",
+    "status_from",
     "url_options",
     "worker_lifespan",
 ]

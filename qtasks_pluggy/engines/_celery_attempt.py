@@ -51,7 +51,7 @@ class CeleryHost:
     def __init__(self, task: Any) -> None:
         self._task = task
 
-    def goes_on(self, error: BaseException) -> bool:
+    def will_retry(self, error: BaseException) -> bool:
         """Say whether the task has asked Celery for another attempt."""
         return isinstance(error, Retry)
 
@@ -122,7 +122,7 @@ def message_of(task: Any, args: Any, kwargs: Any) -> TaskMessage:
     )
 
 
-def carry_out(outcome: Attempt, task: Any, **options: Any) -> Any:
+def settle(outcome: Attempt, task: Any, **options: Any) -> Any:
     """Return what Celery is to store, or raise what makes it do what the plugins decided.
 
     Args:

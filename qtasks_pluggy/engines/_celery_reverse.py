@@ -17,13 +17,13 @@ from billiard import get_start_method
 from celery import Celery, Task
 from celery.utils.functional import lazy
 
-from qtasks_pluggy.engines._celery_attempt import OURS, CeleryHost, carry_out, message_of
+from qtasks_pluggy.engines._celery_attempt import OURS, CeleryHost, message_of, settle
 from qtasks_pluggy.engines._celery_names import name_of, resolved
 from qtasks_pluggy.engines._celery_send import CelerySender, own_tasks
 from qtasks_pluggy.engines._celery_settings import broker_of, itself
 from qtasks_pluggy.engines._celery_worker import SPAWNED, WorkerLife, has_children
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
-from qtasks_pluggy.engines.servers import HANDS_OVER, carried_out
+from qtasks_pluggy.engines.servers import HANDS_OVER, settled
 from qtasks_pluggy.exc import EngineError
 
 # What ``task_annotations`` names: importable, because spawned children get the setting alone.
@@ -195,8 +195,8 @@ class _Native:
             priority = -priority
         message = attrs.evolve(message, attempt=max(request.retries, 0) + 1, priority=priority)
         executor = self._plugged.executor_for(message, call)
-        outcome = executor.attempt_on_sync(CeleryHost(task))
-        return carried_out(executor, outcome, lambda end: carry_out(end, task))
+        outcome = executor.execute_attempt_sync(CeleryHost(task))
+        return settled(executor, outcome, lambda end: settle(end, task))
 
     def _check(self, worker: Any) -> None:
         """Refuse a worker that would do without plugins."""

@@ -12,7 +12,7 @@ from huey.api import Result
 from huey.utils import Error
 
 from qtasks_pluggy import TaskStatus, Trail
-from qtasks_pluggy.engines import Ended
+from qtasks_pluggy.engines import RunResult
 from qtasks_pluggy.engines._huey_ledger import HEADER
 from qtasks_pluggy.engines.servers import text_of, unstorable
 from qtasks_pluggy.exc import EngineError
@@ -50,7 +50,7 @@ def check_storable(huey: Huey, what: str, value: Any) -> None:
         raise unstorable(what, value, error, engine="huey") from error
 
 
-def portable(ended: Ended, task: str, serializer: Any) -> Ended:
+def portable(ended: RunResult, task: str, serializer: Any) -> RunResult:
     """Replace an error that Huey's serializer cannot carry by one that says so."""
     try:
         serializer.deserialize(serializer.serialize(ended))
@@ -59,31 +59,33 @@ def portable(ended: Ended, task: str, serializer: Any) -> Ended:
             f"engine 'huey', task {task!r}: its error, {text_of(ended.error)}, does not pickle"
             f" ({text_of(error)}); raise something that does"
         )
-        return Ended(ended.status, error=EngineError(msg), trail=ended.trail)
+        return RunResult(ended.status, error=EngineError(msg), trail=ended.trail)
     return ended
 
 
-def ended_of(stored: Any) -> Ended | None:
+def ended_of(stored: Any) -> RunResult | None:
     """Make an end of what Huey has stored; None of an error that is to be retried.
 
     Huey before 3.5 stores those too.
     """
-    if isinstance(stored, Ended):
+    if isinstance(stored, RunResult):
         return stored
     if isinstance(stored, Error):
         ended = stored.metadata.get(HEADER)
-        if isinstance(ended, Ended):
+        if isinstance(ended, RunResult):
             return ended
         if stored.metadata.get("retries"):
             return None
-        return Ended(TaskStatus.failed, error=EngineError(f"Huey: {stored.metadata.get('error')}"))
-    return Ended(TaskStatus.succeeded, stored, trail=Trail())
+        return RunResult(
+            TaskStatus.failed, error=EngineError(f"Huey: {stored.metadata.get('error')}")
+        )
+    return RunResult(TaskStatus.succeeded, stored, trail=Trail())
 
 
-def unreadable(ticket: Result, error: Exception) -> Ended:
+def unreadable(ticket: Result, error: Exception) -> RunResult:
     """Make an end of one that cannot be read in this process."""
     msg = (
         f"engine 'huey', task {ticket.task.name!r}: its end cannot be read here:"
         f" {text_of(error)}; import what the worker's result is made of"
     )
-    return Ended(TaskStatus.failed, error=EngineError(msg))
+    return RunResult(TaskStatus.failed, error=EngineError(msg))

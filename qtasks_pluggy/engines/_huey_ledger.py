@@ -24,7 +24,7 @@ from huey.constants import EmptyData
 from huey.utils import Error
 
 from qtasks_pluggy import TaskStatus
-from qtasks_pluggy.engines import Ended, lock_of, log_event
+from qtasks_pluggy.engines import RunResult, lock_of, log_event
 from qtasks_pluggy.engines._huey_presence import presence_on
 from qtasks_pluggy.engines._huey_storage import let_fork
 from qtasks_pluggy.exc import EngineError
@@ -272,7 +272,7 @@ class Ledger:
             f"engine 'huey', task {task.name!r}: its end cannot be stored, the last of {_MOST}"
             " times; if it is too large for the disk, return a path instead"
         )
-        self._huey.put_result(task.id, Ended(TaskStatus.failed, error=EngineError(msg)))
+        self._huey.put_result(task.id, RunResult(TaskStatus.failed, error=EngineError(msg)))
         self.delete(task.id)
 
     def _enqueue(self, uuid: str, entry: Entry) -> None:

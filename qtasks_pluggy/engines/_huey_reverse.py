@@ -120,9 +120,9 @@ class _Native:
     def check_result(self, run: RunningTask) -> None:
         """Do nothing: what the task itself returns is Huey's affair."""
 
-    def goes_on(self, error: BaseException) -> bool:
+    def will_retry(self, error: BaseException) -> bool:
         """Say whether Huey runs the task at work again."""
-        return goes_on(error, _current.get().retries)
+        return will_retry(error, _current.get().retries)
 
     @property
     def covered(self) -> int:
@@ -172,11 +172,11 @@ class _Native:
         token = _current.set(task)
         try:
             executor = self._plugged.executor_for(message, function)
-            outcome = executor.attempt_on_sync(self)
+            outcome = executor.execute_attempt_sync(self)
             counts_on = outcome.action == "retry" or (
                 outcome.error is not None
                 and outcome.action in {"fail", "pass"}
-                and self.goes_on(outcome.error)
+                and self.will_retry(outcome.error)
             )
         finally:
             _current.reset(token)
@@ -206,7 +206,7 @@ class _Native:
         raise CancelExecution(retry=False) if outcome.error is None else outcome.error
 
 
-def goes_on(error: BaseException, retries: int) -> bool:
+def will_retry(error: BaseException, retries: int) -> bool:
     """Say whether Huey runs a task again, by the rules of its own, after this error."""
     if isinstance(error, CancelExecution):
         return bool(retries if error.retry is None else error.retry)

@@ -15,7 +15,7 @@ from huey.api import Task
 from huey.exceptions import HueyException
 
 from qtasks_pluggy import TaskStatus
-from qtasks_pluggy.engines import Ended, log_event
+from qtasks_pluggy.engines import RunResult, log_event
 from qtasks_pluggy.engines._huey_ledger import Ledger
 from qtasks_pluggy.engines._huey_send import MODULE
 from qtasks_pluggy.engines.servers import text_of
@@ -81,6 +81,6 @@ class Unread:
         )
         log_event("error", "task_unreadable", task=task, uuid=uuid, why=msg)
         if uuid is not None:
-            self._huey.put_result(uuid, Ended(TaskStatus.failed, error=EngineError(msg)))
+            self._huey.put_result(uuid, RunResult(TaskStatus.failed, error=EngineError(msg)))
             if self._ledger is not None:
                 self._ledger.delete(uuid)

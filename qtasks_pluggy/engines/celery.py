@@ -25,16 +25,16 @@ from celery.result import EagerResult
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Attempt, Capabilities, Ended, executor_for, status_of
+from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, executor_for, status_from
 from qtasks_pluggy.engines._celery_attempt import (
     CONTROL,
     HEADER,
     OURS,
     STOPS_WORKER,
-    carry_out,
     check_storable,
     error_of,
     message_of,
+    settle,
 )
 from qtasks_pluggy.engines._celery_losses import survive_losses
 from qtasks_pluggy.engines._celery_reverse import Plugins, install
@@ -56,10 +56,10 @@ from qtasks_pluggy.engines._celery_worker import WorkerLife
 from qtasks_pluggy.engines.servers import (
     HANDS_OVER,
     attempt_of,
-    carried_out,
     cut_by,
     named,
     refuse_url,
+    settled,
     wait_by_looking,
 )
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError, TaskPluginTriggerError
@@ -113,7 +113,7 @@ class CeleryEngine:
         )
         return self._capabilities
 
-    def goes_on(self, error: BaseException) -> bool:
+    def will_retry(self, error: BaseException) -> bool:
         """Say whether the task has asked Celery for another attempt."""
         return isinstance(error, Retry)
 
@@ -214,7 +214,7 @@ class CeleryEngine:
         vars(ticket)["our_task"] = "unknown"
         return ticket
 
-    def result(self, ticket: Any, timeout: float | None) -> Ended | None:
+    def result(self, ticket: Any, timeout: float | None) -> RunResult | None:
         """Wait for the stored end."""
         if not self.capabilities.results and not isinstance(ticket, EagerResult):
             msg = (
@@ -230,7 +230,7 @@ class CeleryEngine:
             return None
         state, error = self._state(ticket)
         if state == states.FAILURE:
-            return status_of(error)
+            return status_from(error)
         return _STATUS.get(state)
 
     def trail(self, ticket: Any) -> Trail | None:  # noqa: ARG002  # the seam's name
@@ -268,29 +268,29 @@ class CeleryEngine:
             redelivered=message.redelivered or lost,
         )
 
-    def carry_out(self, outcome: Attempt, native: Any) -> Any:
+    def settle(self, outcome: Attempt, native: Any) -> Any:
         """Return what Celery is to store, or raise what makes it do what the plugins decided."""
         if outcome.action != "retry":
             error = outcome.error
             if isinstance(error, TaskPluginTriggerError) and error.kwargs and not error.args:
                 # Celery keeps arguments alone, and the text would be lost.
                 error.args = (str(error),)
-            return carry_out(outcome, native)
+            return settle(outcome, native)
         if too_long := self._too_long(native.name, outcome.delay):
             raise too_long from outcome.error
         headers = dict(native.request.headers or {})
         header = headers.get(HEADER) or {}
         headers[HEADER] = {**header, "attempt": attempt_of(header) + 1}
-        return carry_out(outcome, native, headers=headers)
+        return settle(outcome, native, headers=headers)
 
     def _work(self, app: QueueTasks, task: Any) -> Any:
         self._life.begin()
         executor = executor_for(app, self.message(task))
         try:
-            outcome = executor.attempt_on_sync(self)
+            outcome = executor.execute_attempt_sync(self)
         except BaseException as error:  # noqa: BLE001  # what ends the worker is raised again
             outcome = cut_by(error, self)
-        return carried_out(executor, outcome, lambda end: self.carry_out(end, task))
+        return settled(executor, outcome, lambda end: self.settle(end, task))
 
     def _check(self, _: Any = None) -> None:
         """Refuse, in clients and workers, what would be done twice as a matter of course."""
@@ -345,7 +345,7 @@ class CeleryEngine:
         meta = told(name, self.native.backend.get_task_meta, ticket.id)
         return meta["status"], meta["result"]
 
-    def _ended(self, ticket: Any) -> Ended | None:
+    def _ended(self, ticket: Any) -> RunResult | None:
         try:
             state, result = self._state(ticket)
         except EngineError:
@@ -355,16 +355,16 @@ class CeleryEngine:
                 f"engine 'celery', task {ticket.our_task!r}: its end cannot be read here:"
                 f" {type(error).__name__}: {error}; import what the worker's result is made of"
             )
-            return Ended(TaskStatus.failed, error=EngineError(msg))
+            return RunResult(TaskStatus.failed, error=EngineError(msg))
         if state == states.SUCCESS:
-            return Ended(TaskStatus.succeeded, result)
+            return RunResult(TaskStatus.succeeded, result)
         if state == states.REVOKED:
             if not isinstance(result, TaskCancelError):
                 result = TaskCancelError(vars(ticket).get("our_reason") or str(result))
-            return Ended(TaskStatus.cancelled, error=result)
+            return RunResult(TaskStatus.cancelled, error=result)
         if state != states.FAILURE:
             return None
-        return Ended(status_of(result), error=error_of(ticket, result))
+        return RunResult(status_from(result), error=error_of(ticket, result))
 
 
 def _say_nothing(*_: Any, **__: Any) -> None:

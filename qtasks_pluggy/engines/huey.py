@@ -29,7 +29,7 @@ from huey.storage import MemoryStorage, SqliteStorage
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Attempt, Capabilities, Ended, executor_for
+from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, executor_for
 from qtasks_pluggy.engines._huey_ends import (
     PLAIN,
     cancel_execution,
@@ -42,8 +42,8 @@ from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
 from qtasks_pluggy.engines._huey_reverse import (
     CONTROL,
     at_least_once,
-    goes_on,
     install,
+    will_retry,
 )
 from qtasks_pluggy.engines._huey_send import MODULE, new_task, serialized
 from qtasks_pluggy.engines._huey_storage import reach, sqlite_huey, told
@@ -115,9 +115,9 @@ class HueyEngine:
         huey.signal("retrying")(self._goes_on)
         WorkerLife(huey, lambda: self._app)
 
-    def goes_on(self, error: BaseException) -> bool:
+    def will_retry(self, error: BaseException) -> bool:
         """Say whether the task has asked Huey for another attempt."""
-        return goes_on(error, 0)
+        return will_retry(error, 0)
 
     def failure(self, error: BaseException) -> BaseException | None:
         """Name what ends the task's own run: a task that calls sys.exit() ends itself alone."""
@@ -219,7 +219,7 @@ class HueyEngine:
         """Make the ticket of a run that was enqueued from anywhere."""
         return Result(self.native, Task(id=uuid))
 
-    def result(self, ticket: Result, timeout: float | None) -> Ended | None:
+    def result(self, ticket: Result, timeout: float | None) -> RunResult | None:
         """Wait for the stored end."""
         if not self.native.results:
             msg = "engine 'huey': this Huey keeps no results; make it with results=True"
@@ -286,7 +286,7 @@ class HueyEngine:
         if status is not TaskStatus.queued:
             return False
         huey.revoke_by_id(ticket.id, revoke_once=True)
-        ended = Ended(TaskStatus.cancelled, error=TaskCancelError(reason))
+        ended = RunResult(TaskStatus.cancelled, error=TaskCancelError(reason))
         # Unless it came to its end meanwhile, which then stands; but not as what Huey dropped.
         if not huey.put_if_empty(ticket.id, ended):
             if self._status(ticket) is not TaskStatus.cancelled:
@@ -314,7 +314,7 @@ class HueyEngine:
             metadata=header.get("metadata", {}),
         )
 
-    def carry_out(self, outcome: Attempt, native: Task) -> Any:
+    def settle(self, outcome: Attempt, native: Task) -> Any:
         """Return what Huey is to store, an end or a bare result, or raise what makes Huey do it."""
         if outcome.action == "pass":
             if isinstance(outcome.error, CancelExecution):
@@ -322,7 +322,7 @@ class HueyEngine:
                 if outcome.error.retry:
                     raise RetryTask from outcome.error
                 error = TaskCancelError(str(outcome.error))
-                native.our_end = Ended(TaskStatus.cancelled, error=error)
+                native.our_end = RunResult(TaskStatus.cancelled, error=error)
             raise RetryTask if outcome.error is None else outcome.error
         header = native.kwargs.get(HEADER, {})
         trail = [*header.get("trail", ()), *native.our_trail]
@@ -332,7 +332,7 @@ class HueyEngine:
             header = {**header, "attempt": attempt_of(header) + 1, "trail": trail}
             native.kwargs = {**native.kwargs, HEADER: header}
             raise RetryTask(delay=outcome.delay or None)
-        ended = Ended(outcome.status, outcome.result, outcome.error, Trail(trail))
+        ended = RunResult(outcome.status, outcome.result, outcome.error, Trail(trail))
         if ended.error is None:
             return ended
         ended = portable(ended, native.name, self.native.serializer)
@@ -351,11 +351,11 @@ class HueyEngine:
         task.kwargs = {name: value for name, value in task.kwargs.items() if value is not task}
         executor = executor_for(app, self.message(task))
         try:
-            outcome = executor.attempt_on_sync(self)
+            outcome = executor.execute_attempt_sync(self)
         except BaseException as error:  # noqa: BLE001  # what ends the worker is raised again
             outcome = cut_by(error, self)
         task.our_trail = executor.trail
-        return self.carry_out(outcome, task)
+        return self.settle(outcome, task)
 
     def _with_our_end(self, native: Callable[[Task, Any], Any]) -> Callable[[Task, Any], Any]:
         def build_error_result(task: Task, exception: Any) -> Any:
@@ -382,5 +382,5 @@ class HueyEngine:
             return
         if self._ledger is not None and self._ledger.is_cancelled(task.id):
             return
-        ended = Ended(TaskStatus.cancelled, error=TaskCancelError(f"Huey: {signal}"))
+        ended = RunResult(TaskStatus.cancelled, error=TaskCancelError(f"Huey: {signal}"))
         self.native.put_if_empty(task.id, ended)

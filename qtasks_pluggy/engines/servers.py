@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskExecutor, TaskMessage
-from qtasks_pluggy.engines import Attempt, Ended, Host
+from qtasks_pluggy.engines import Attempt, Host, RunResult
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 # Results of these types travel as they are, whatever serializes them; a whole number can have too
@@ -24,7 +24,9 @@ POLL: Final = (0.001, 0.02)
 _OURS: Final = frozenset({"asyncio", "concurrent", "contextlib", "qtasks_pluggy", "threading"})
 
 
-def wait_by_looking(look: Callable[[], Ended | None], timeout: float | None) -> Ended | None:
+def wait_by_looking(
+    look: Callable[[], RunResult | None], timeout: float | None
+) -> RunResult | None:
     """Wait, blocking, for a run's stored end, which nobody announces.
 
     Args:
@@ -199,19 +201,17 @@ def refuse_url(given: Any, engine: str, wanted: str) -> None:
         raise EngineError(msg)
 
 
-def carried_out(
-    executor: TaskExecutor, outcome: Attempt, carry_out: Callable[[Attempt], Any]
-) -> Any:
+def settled(executor: TaskExecutor, outcome: Attempt, settle: Callable[[Attempt], Any]) -> Any:
     """Carry out an outcome; a retry that cannot be sent is the end of its run.
 
     Args:
         executor: It made the attempt.
         outcome: The attempt's outcome.
-        carry_out: Raises an ``EngineError`` for a retry that cannot be sent.
+        settle: Raises an ``EngineError`` for a retry that cannot be sent.
     """
     try:
-        return carry_out(outcome)
+        return settle(outcome)
     except EngineError as unsent:
         if outcome.action != "retry":
             raise
-        return carry_out(executor.give_up_sync(unsent))
+        return settle(executor.give_up_sync(unsent))

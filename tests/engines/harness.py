@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines import Ended
+from qtasks_pluggy.engines import RunResult
 from qtasks_pluggy.engines.memory import MemoryEngine
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ class Coroutines(Memory):
 
             async def result(self, ticket: Any, timeout: float | None) -> Any:  # noqa: ASYNC109  # the seam's
                 ended = MemoryEngine.result(self, ticket, timeout)
-                if isinstance(ended, Ended):
+                if isinstance(ended, RunResult):
                     return ended
                 waiting = asyncio.shield(asyncio.wrap_future(ended))
                 try:
@@ -85,7 +85,7 @@ class Blocking(Memory):
 
             def result(self, ticket: Any, timeout: float | None) -> Any:
                 ended = super().result(ticket, timeout)
-                if isinstance(ended, Ended):
+                if isinstance(ended, RunResult):
                     return ended
                 with contextlib.suppress(TimeoutError):
                     return ended.result(timeout)

@@ -251,7 +251,7 @@ def test_a_delay_beyond_what_redis_keeps_is_refused():
     with pytest.raises(EngineError, match="visibility_timeout"):
         engine.submit(TaskMessage("slow"), 4000)
     with pytest.raises(EngineError, match="delay=4000") as caught:
-        engine.carry_out(Attempt("retry", OSError("broken"), delay=4000), native.tasks["slow"])
+        engine.settle(Attempt("retry", OSError("broken"), delay=4000), native.tasks["slow"])
     assert "broken" == str(caught.value.__cause__)
 
 
