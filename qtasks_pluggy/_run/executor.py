@@ -213,11 +213,14 @@ class TaskExecutor(RunView, Generic[R]):
             raise result.error
         return result  # type: ignore[no-any-return]  # the function's, or a plugin's answer
 
-    def execute_attempt(self, engine: Host) -> Coroutine[Any, Any, Attempt]:
-        """Make one attempt for an engine, from async code; again after a retry.
+    def execute_attempt(
+        self, engine: Host, backend: Backend = ASYNCIO_WORKER
+    ) -> Coroutine[Any, Any, Attempt]:
+        """Make one attempt for an engine; again after a retry.
 
         Args:
-            engine: Its ``capabilities`` and ``control`` apply; it carries out the attempt.
+            engine: Its ``capabilities`` and ``control`` apply; it settles the attempt.
+            backend: How the attempt waits; by default on the event loop of its caller.
 
         Returns:
             What the engine is to do, to be awaited. The hooks for the end were called, unless the
@@ -226,7 +229,7 @@ class TaskExecutor(RunView, Generic[R]):
         Raises:
             RuntimeError: This executor has run already.
         """
-        return self._attempt_for(engine, ASYNCIO_WORKER)
+        return self._attempt_for(engine, backend)
 
     def execute_attempt_sync(self, engine: Host) -> Attempt:
         """Make one attempt for an engine, from plain code, as ``execute_attempt`` does.
@@ -236,17 +239,20 @@ class TaskExecutor(RunView, Generic[R]):
         """
         return copy_context().run(run_to_completion, self._attempt_for(engine, SYNC))
 
-    def give_up(self, error: BaseException) -> Coroutine[Any, Any, Attempt]:
-        """End a run, from async code, that can have no further attempt.
+    def give_up(
+        self, error: BaseException, backend: Backend = ASYNCIO_WORKER
+    ) -> Coroutine[Any, Any, Attempt]:
+        """End a run that can have no further attempt.
 
         Args:
             error: What the caller gets: why the engine could not arrange the attempt, or a
                 ``TaskCancelError`` if the run was cancelled before it.
+            backend: How the hooks wait; by default on the event loop of their caller.
 
         Returns:
             What the engine is to do, to be awaited. The hooks for the end were called.
         """
-        return self._give_up(error, ASYNCIO_WORKER)
+        return self._give_up(error, backend)
 
     def give_up_sync(self, error: BaseException) -> Attempt:
         """End a run from plain code, as ``give_up`` does."""

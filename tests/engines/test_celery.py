@@ -118,7 +118,7 @@ def test_results_that_celery_keeps_from_others_are_refused():
 @pytest.mark.parametrize(("broker", "most"), [("redis", 9), ("amqp", 10), ("amqp", 5)])
 def test_priorities_are_translated(broker, most):
     """Higher first: on Redis Celery's lower ones run first; what is out of range is refused."""
-    from qtasks_pluggy.engines._celery_settings import native_priority
+    from qtasks_pluggy.engines.celery.settings import native_priority
 
     native = Celery("shop", broker=f"{broker}://h", set_as_current=False)
     if broker == "amqp":

@@ -10,7 +10,7 @@ from celery.app import trace
 from kombu import Exchange, Queue
 
 from qtasks_hookspecs import Retry, hookimpl
-from qtasks_pluggy.engines._celery_settings import has_dead_letters
+from qtasks_pluggy.engines.celery.settings import has_dead_letters
 from qtasks_pluggy.engines.celery import install
 from tests.engines.celery_apps import celery_app, working
 from tests.engines.huey_apps import LONG, Keeps

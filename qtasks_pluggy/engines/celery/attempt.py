@@ -26,7 +26,7 @@ from kombu.exceptions import EncodeError
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
-from qtasks_pluggy.engines._celery_settings import has_dead_letters
+from qtasks_pluggy.engines.celery.settings import has_dead_letters
 from qtasks_pluggy.engines.servers import PLAIN, unstorable
 from qtasks_pluggy.exc import EngineError
 

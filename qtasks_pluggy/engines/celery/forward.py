@@ -1,8 +1,4 @@
-"""Celery: an app's runs on an app that is Celery's own, or plugins for that one's own tasks.
-
-The worker is Celery's own command, ``celery -A module worker``. Runs survive a killed worker on
-RabbitMQ and on Redis.
-"""
+"""An app's runs on Celery."""
 
 # Celery has no types.
 # pyright: reportMissingTypeStubs=false
@@ -14,10 +10,6 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
-from qtasks_pluggy.engines._versions import require
-
-require("celery", "5.3")
-
 import attrs
 from celery import Celery, states
 from celery.exceptions import Retry
@@ -26,7 +18,7 @@ from celery.result import EagerResult
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, executor_for, status_from
-from qtasks_pluggy.engines._celery_attempt import (
+from qtasks_pluggy.engines.celery.attempt import (
     CONTROL,
     HEADER,
     OURS,
@@ -36,12 +28,10 @@ from qtasks_pluggy.engines._celery_attempt import (
     message_of,
     settle,
 )
-from qtasks_pluggy.engines._celery_losses import survive_losses
-from qtasks_pluggy.engines._celery_reverse import Plugins, install
-from qtasks_pluggy.engines._celery_send import send
-from qtasks_pluggy.engines._celery_settings import (
+from qtasks_pluggy.engines.celery.losses import survive_losses
+from qtasks_pluggy.engines.celery.send import send
+from qtasks_pluggy.engines.celery.settings import (
     VISIBILITY,
-    at_least_once,
     broker_of,
     complete,
     has_results,
@@ -52,7 +42,7 @@ from qtasks_pluggy.engines._celery_settings import (
     reach,
     told,
 )
-from qtasks_pluggy.engines._celery_worker import WorkerLife
+from qtasks_pluggy.engines.celery.worker import WorkerLife
 from qtasks_pluggy.engines.servers import (
     HANDS_OVER,
     attempt_of,
@@ -63,8 +53,6 @@ from qtasks_pluggy.engines.servers import (
     wait_by_looking,
 )
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError, TaskPluginTriggerError
-
-__all__ = ["CeleryEngine", "Plugins", "at_least_once", "install"]
 
 _STATUS: Final = {
     states.STARTED: TaskStatus.running,
