@@ -28,7 +28,7 @@ def installed_in(native: Any) -> RunningApp | None:
         # An RQ queue, whose class of jobs has the plugins.
         plugged = getattr(native.job_class, INSTALLED, None)
         if plugged is not None:
-            plugged.send_by(native)
+            plugged.queue = native
     return None if plugged is None else plugged.app
 
 

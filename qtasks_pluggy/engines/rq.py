@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from inspect import iscoroutinefunction
@@ -28,11 +29,11 @@ from rq.job import Job, get_current_job
 from rq.results import Result
 from rq.timeouts import BaseTimeoutException
 from rq.utils import import_attribute
+from rq.worker import BaseWorker
 
 from qtasks_pluggy import TaskMessage
-from qtasks_pluggy.engines import Attempt, Capabilities, log_event
+from qtasks_pluggy.engines import Attempt, Capabilities, load_plugins
 from qtasks_pluggy.engines.native import Native
-from qtasks_pluggy.engines.servers import text_of, unserializable
 from qtasks_pluggy.exc import EngineError
 
 __all__ = ["PluggyJob", "install"]
@@ -41,154 +42,6 @@ __all__ = ["PluggyJob", "install"]
 _ATTEMPT: Final = "qtasks_pluggy_attempt"
 # An older RQ stores a returned Retry as any other result.
 _OBEYS_RETURNED_RETRY: Final = hasattr(Result.Type, "RETRIED")
-
-
-class _ReturnedRetry(Exception):  # noqa: N818  # a control exception
-    """The job returned RQ's ``Retry``, so RQ runs it again."""
-
-    def __init__(self, retry: Retry) -> None:
-        super().__init__(f"the job returned Retry(max={retry.max})")
-        self.retry = retry
-
-
-class RQNative(Native):
-    """RQ as the plugins of its jobs see it; a run is a job."""
-
-    name = "rq"
-    control = (BaseTimeoutException, _ReturnedRetry)
-
-    def __init__(self, native: type[Job]) -> None:
-        super().__init__(native)
-        self._sender = RQSender()
-        self._functions: dict[tuple[str | None, bool], Callable[..., Any]] = {}
-
-    def around(self, job: _PluggedJob) -> Callable[..., Any]:
-        """Return what RQ calls for a job: its function, with plugins around it."""
-        key = job.func_name, iscoroutinefunction(job.own_func)
-        # One for each name: of an object's method each job has another.
-        function = self._functions.setdefault(key, _reporting(job.own_func))
-
-        # RQ runs a coroutine itself, in the main thread, where its time limit can end it.
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
-            with self._alive(job):
-                try:
-                    return await self.work_async(job, function, args, kwargs)
-                except _ReturnedRetry as returned:
-                    return returned.retry
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self._alive(job):
-                try:
-                    return self.work(job, function, args, kwargs)
-                except _ReturnedRetry as returned:
-                    return returned.retry
-
-        return call_async if iscoroutinefunction(function) else call
-
-    @contextmanager
-    def _alive(self, job: Job) -> Iterator[None]:
-        """Keep the plugins started around a job; a forked work horse ends with its only one."""
-        _log_as_rq_does()
-        try:
-            self.begin()
-        except Exception as error:
-            log_event("error", "worker_cannot_start", app=self.name, exc_info=error)
-            if not _is_sync(job):
-                # The next worker is to do it, and this one would fail them all.
-                _add_retry(job, 0)
-                send_shutdown_command(job.connection, job.worker_name or "")
-            raise
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            atexit.register(self.end)
-            yield
-            return
-        try:
-            yield
-        finally:
-            self.end()
-
-    def message(self, run: Job, args: Any, kwargs: Any) -> TaskMessage:
-        """Make a message of a job."""
-        made = run.created_at
-        return TaskMessage(
-            str(run.func_name),
-            args,
-            kwargs,
-            uuid=run.id,
-            priority=None,
-            created_at=made and made.replace(tzinfo=made.tzinfo or UTC).timestamp(),
-            attempt=run.meta.get(_ATTEMPT, 1),
-            queue=run.origin,
-            engine=self.name,
-            metadata={name: value for name, value in run.meta.items() if name != _ATTEMPT},
-        )
-
-    def can(self, run: Job) -> Capabilities:
-        """Say what RQ can do for a job; what has failed is in its ``FailedJobRegistry``."""
-        return Capabilities(delay=not _is_sync(run), dead_letter=True, results=True, metadata=True)
-
-    def will_retry(self, run: Job, error: BaseException) -> bool:
-        """Say whether RQ runs a job again by itself."""
-        if _is_sync(run):
-            return False
-        return isinstance(error, _ReturnedRetry) or bool(run.retries_left and run.retries_left > 0)
-
-    def retry(self, run: Job, attempt: Attempt, number: int) -> Exception:
-        """Give a job one more retry, which its worker arranges when it fails."""
-        if _is_sync(run):
-            msg = f"engine 'rq', {run.func_name}: a queue with is_async=False runs a job once"
-            raise EngineError(msg)
-        run.meta[_ATTEMPT] = number
-        _add_retry(run, ceil(attempt.delay or 0))
-        return attempt.error
-
-    def cancel(self, run: Job, attempt: Attempt) -> BaseException:
-        """Let a job fail without the retries that it has left."""
-        run.retries_left = 0
-        return attempt.error
-
-    dead_letter = cancel
-
-    def settle(self, run: Job, attempt: Attempt) -> Any:
-        """Count the attempts of a job: RQ itself does not."""
-        if attempt.will_retry:
-            run.meta[_ATTEMPT] = run.meta.get(_ATTEMPT, 1) + 1
-        elif run.meta.pop(_ATTEMPT, None):
-            # Whoever requeues a failed job begins anew.
-            run.save_meta()
-        return super().settle(run, attempt)
-
-    def encode(self, value: Any) -> object:
-        """Serialize an answer as RQ will, and read it as its caller will."""
-        job: Any = get_current_job()
-        return job.serializer.loads(job.serializer.dumps(value))
-
-    def sender(self) -> RQSender:
-        """Give what sends jobs again."""
-        return self._sender
-
-    def send_by(self, queue: Queue) -> None:
-        """Send jobs again by this queue, where no job is at work."""
-        self._sender.native = queue
-
-
-class _PluggedJob(Job):
-    """A job about whose errors plugins decide."""
-
-    qtasks_pluggy_app: RQNative
-
-    @property
-    def func(self) -> Any:
-        """The job's function; for the worker that performs the job, with plugins around it."""
-        plugged, own = self.qtasks_pluggy_app, self.own_func
-        if own is None or get_current_job() is not self or not plugged.is_attempt(self):
-            return own
-        return plugged.around(self)
-
-    @property
-    def own_func(self) -> Any:
-        """The job's function, as RQ finds it."""
-        return super().func
 
 
 def install(
@@ -201,85 +54,231 @@ def install(
     """Make a class of jobs about whose errors plugins decide.
 
     Args:
-        plugins: As for ``QueueTasks``.
+        plugins: As for ``QueueTasks``, or names, ``"module"`` or ``"module:attribute"``.
         job_class: The class of jobs that the project has, if it is not RQ's own.
         discover: As for ``QueueTasks``.
         intercept: The exception classes that plugins are asked about, at every attempt.
 
     Returns:
-        The class, for ``rq worker --job-class``, or the ``job_class`` of a worker.
+        The class, for ``rq worker --job-class``, or the ``job_class`` of a worker. For RQ's
+        ``SpawnWorker``, which pickles it, write ``class ShopJob(install(...)): ...``.
 
     Raises:
         PluginRegistrationError: Faults of ``plugins``.
         TypeError: ``job_class`` is no class of jobs.
     """
     if not (isinstance(job_class, type) and issubclass(job_class, Job)):
-        msg = (
-            f"engine 'rq': install(job_class=...) expected a class of rq.job.Job, got {job_class!r}"
-        )
+        msg = f"engine 'rq': install(job_class=) expected a class of rq.job.Job, got {job_class!r}"
         raise TypeError(msg)
     made = type("PluggyJob", (_PluggedJob, job_class), {"__module__": __name__})
-    RQNative.install(made, plugins, discover=discover, intercept=intercept)
+    JobPlugins.install(made, plugins, discover=discover, intercept=intercept)
     return made
 
 
-class RQSender:
-    """Sends jobs again: by the connection of the job at work, or of a queue that is given.
+class _ReturnedRetry(Exception):  # noqa: N818  # a control exception
+    """The job returned RQ's ``Retry``, so RQ runs it again."""
 
-    Attributes:
-        native: The queue, outside of workers.
-    """
+    def __init__(self, retry: Retry) -> None:
+        super().__init__(f"the job returned Retry(max={retry.max})")
+        self.retry = retry
+
+
+class JobPlugins(Native[type[Job]]):
+    """The plugins of a class of jobs; a run is a job."""
 
     name = "rq"
-    blocking = True
-    loop = None
-    capabilities = Capabilities(delay=True, results=True, metadata=True)
+    kind = type
+    control = (BaseTimeoutException, _ReturnedRetry)
+    ends_worker = ()
 
-    def __init__(self) -> None:
-        self.native: Queue | None = None
+    def __init__(self, native: type[Job]) -> None:
+        super().__init__(native)
+        self.queue: Queue | None = None
+        self._functions: dict[tuple[str | None, bool], Callable[..., Any]] = {}
+        self._preloaded_in = self._stopped_at_exit_of = 0
+
+    def cover(self) -> None:
+        """Do nothing: a worker is given the class."""
 
     @property
     def tasks(self) -> Mapping[str, Any]:
         """Every function that can be imported, by its dotted name."""
         return _Functions()
 
-    def submit(self, message: TaskMessage, delay: float | None) -> None:
-        """Enqueue a job.
+    def count(self) -> int:
+        """Say that there is something to do: nobody knows how much."""
+        return 1
+
+    def around(self, job: _PluggedJob) -> Callable[..., Any]:
+        """Return what RQ calls for a job: its function, with plugins around it."""
+        key = job.func_name, iscoroutinefunction(job.own_func)
+        # One for each name: of an object's method each job has another.
+        function = self._functions.setdefault(key, _reporting(job.own_func))
+
+        # RQ runs a coroutine itself, in the main thread, where its time limit can end it.
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            try:
+                with self._alive(job), self._counted(job):
+                    return await self.work_async(job, function, args, kwargs, key=job.id)
+            except _ReturnedRetry as returned:
+                return returned.retry
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                with self._alive(job), self._counted(job):
+                    return self.work(job, function, args, kwargs, key=job.id)
+            except _ReturnedRetry as returned:
+                return returned.retry
+
+        return call_async if iscoroutinefunction(function) else call
+
+    @contextmanager
+    def _alive(self, job: Job) -> Generator[None]:
+        """Keep the plugins started around a job, and in a worker that does not fork, to its end."""
+        _log_as_rq_does()
+        try:
+            self.begin_for_run()
+        except Exception as error:
+            if not _is_sync(job):
+                # Another worker is to do it; this one would take all that there are, and fail them.
+                _add_retry(job, 0)
+                send_shutdown_command(job.connection, job.worker_name or "")
+            raise self.refusal(error) from error
+        try:
+            yield
+        finally:
+            if not _is_worker():
+                self.end()
+            elif self._stopped_at_exit_of != os.getpid():
+                self._stopped_at_exit_of = os.getpid()
+                atexit.register(self.end)
+
+    @contextmanager
+    def _counted(self, job: Job) -> Generator[None]:
+        """Count the attempts of a job that RQ runs again, which stores its ``meta`` then."""
+        is_retried = False
+        try:
+            yield
+        except BaseException as error:
+            is_retried = self.will_retry(job, error)
+            raise
+        finally:
+            if is_retried:
+                job.meta[_ATTEMPT] = job.meta.get(_ATTEMPT, 1) + 1
+            elif job.meta.pop(_ATTEMPT, None):
+                # Whoever requeues a failed job begins anew.
+                job.save_meta()  # type: ignore[no-untyped-call]  # RQ's
+
+    def preload(self) -> None:
+        """Import the plugins before a worker forks, or each work horse would do it anew."""
+        if self._preloaded_in != os.getpid() and _is_worker():
+            self._preloaded_in = os.getpid()
+            with suppress(Exception):  # the work horse says so
+                load_plugins(self.app)
+
+    def message(self, run: Job, args: Any, kwargs: Any) -> TaskMessage:
+        """Make a message of a job."""
+        made = run.created_at
+        return TaskMessage(
+            str(run.func_name),
+            args,
+            kwargs,
+            uuid=run.id,
+            priority=None,
+            # Before RQ 2 it has no time zone.
+            created_at=made.replace(tzinfo=made.tzinfo or UTC).timestamp(),
+            attempt=run.meta.get(_ATTEMPT, 1),
+            queue=run.origin,
+            engine=self.name,
+            metadata={name: value for name, value in run.meta.items() if name != _ATTEMPT},
+        )
+
+    def can(self, run: Job | None) -> Capabilities:
+        """Say what RQ can do; jobs that failed are kept in its ``FailedJobRegistry``."""
+        is_delayed = run is None or not _is_sync(run)
+        return Capabilities(delay=is_delayed, dead_letter=True, results=True, metadata=True)
+
+    def will_retry(self, run: Job, error: BaseException) -> bool:
+        """Say whether RQ runs a job again by itself."""
+        is_left = isinstance(error, _ReturnedRetry) or (run.retries_left or 0) > 0
+        return is_left and not _is_sync(run)
+
+    def retry(self, run: Job, attempt: Attempt, number: int) -> Any:  # noqa: ARG002  # ``_counted``
+        """Give a job one more retry, which its worker arranges when it fails."""
+        if _is_sync(run):
+            msg = f"engine 'rq', {run.func_name}: a queue with is_async=False runs a job once"
+            raise EngineError(msg)
+        _add_retry(run, ceil(attempt.delay or 0))
+        return attempt.error
+
+    def cancel(self, run: Job, attempt: Attempt) -> Any:
+        """Let a job fail without the retries that it has left."""
+        run.retries_left = 0
+        return attempt.error
+
+    dead_letter = cancel
+
+    def encode(self, run: Job | None, value: Any) -> object:
+        """Serialize what RQ would, and read it as RQ will."""
+        serializer = (self._queue if run is None else run).serializer
+        return serializer.loads(serializer.dumps(value))
+
+    def send(self, message: TaskMessage, delay: float | None) -> None:
+        """Enqueue a job, on the queue of the message where a job is at work."""
+        queue = self._queue
+        if message.queue:
+            queue = Queue(message.queue, connection=queue.connection, serializer=queue.serializer)
+        job = queue.create_job(
+            message.name,
+            args=message.args,
+            kwargs=message.kwargs,
+            job_id=str(message.uuid),
+            meta=message.metadata,
+        )
+        if delay:
+            queue.schedule_job(job, datetime.now(UTC) + timedelta(seconds=delay))
+        else:
+            queue.enqueue_job(job)
+
+    @property
+    def _queue(self) -> Queue:
+        """The queue of the job at work, or one that was asked for its plugins.
 
         Raises:
-            EngineError: There is no connection, it fails, or an argument does not travel.
+            EngineError: There is none, so no connection is known.
         """
-        queue = self._queue(message)
-        try:
-            job = queue.create_job(
-                message.name,
-                args=message.args,
-                kwargs=message.kwargs,
-                job_id=str(message.uuid),
-                meta=message.metadata,
-            )
-            if delay:
-                queue.schedule_job(job, datetime.now(UTC) + timedelta(seconds=delay))
-            else:
-                queue.enqueue_job(job)
-        except Exception as error:
-            what = unserializable(message, queue.serializer.dumps)
-            trouble = f"{what} does not travel" if what else "the job was not sent"
-            msg = f"engine 'rq', {message.name}: {trouble} ({text_of(error)})"
-            raise EngineError(msg) from error
-
-    def _queue(self, message: TaskMessage) -> Queue:
         job = get_current_job()
         if job is not None:
-            name = message.queue or job.origin
-            return Queue(name, connection=job.connection, serializer=job.serializer)
-        if self.native is None:
-            msg = (
-                f"engine 'rq', {message.name}: no connection to send the job by; name a Queue"
-                " instead of its class of jobs"
-            )
+            return Queue(job.origin, connection=job.connection, serializer=job.serializer)
+        if self.queue is None:
+            msg = "engine 'rq': no connection to send a job by; name a Queue, not its class of jobs"
             raise EngineError(msg)
-        return self.native
+        return self.queue
+
+
+class _PluggedJob(Job):
+    """A job about whose errors plugins decide."""
+
+    qtasks_pluggy_app: JobPlugins
+
+    @classmethod
+    def fetch(cls, *args: Any, **kwargs: Any) -> Any:
+        """Fetch a job, as a worker does before it forks."""
+        cls.qtasks_pluggy_app.preload()
+        return super().fetch(*args, **kwargs)
+
+    @property
+    def func(self) -> Any:
+        """The job's function; for the worker that performs the job, with plugins around it."""
+        plugged, own = self.qtasks_pluggy_app, self.own_func
+        if own is None or get_current_job() is not self or plugged.is_at_work(self.id):
+            return own
+        return plugged.around(self)
+
+    @property
+    def own_func(self) -> Any:
+        """The job's function, as RQ finds it."""
+        return super().func
 
 
 class _Functions(Mapping[str, Any]):
@@ -322,6 +321,12 @@ def _checked(job: Job, result: Any) -> Any:
     return result
 
 
+def _is_worker() -> bool:
+    """Say whether this is a worker's own process, whose signals it handles; no work horse's."""
+    handler = signal.getsignal(signal.SIGTERM)
+    return isinstance(getattr(handler, "__self__", None), BaseWorker)
+
+
 def _is_sync(job: Job) -> bool:
     """Say whether a job is done where it was enqueued, by ``is_async=False``."""
     return job.worker_name in {None, "", "sync"}
@@ -343,5 +348,5 @@ def _log_as_rq_does() -> None:
         ours.setLevel(theirs.level)
 
 
-PluggyJob: Final = install()
-"""The class of jobs about whose errors the installed plugins decide."""
+class PluggyJob(install()):  # type: ignore[misc]  # a class that is made
+    """The class of jobs about whose errors the installed plugins decide."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from contextvars import ContextVar
 from uuid import uuid4
 
@@ -18,46 +17,42 @@ seen = []
 
 
 def fail(text="broken"):
+    """Fail, and take it down."""
     seen.append(text)
     raise OSError(text)
 
 
 async def fail_async(text="broken"):
+    """Fail, and take it down."""
     seen.append(text)
     raise OSError(text)
 
 
-def fail_twice(text="broken"):
-    seen.append(text)
-    if len(seen) < 3:
-        raise OSError(text)
-    return text
-
-
 def again_twice():
+    """Ask RQ for another attempt, twice."""
     seen.append("again")
     return Retry(max=2) if len(seen) < 3 else "done"
 
 
 def late():
+    """Fail as RQ's time limit does."""
     raise JobTimeoutException("late")
 
 
 def fine(*args, **kwargs):
+    """Return what is given."""
     return [*args, kwargs]
 
 
-def lock():
-    return threading.Lock()
-
-
 def binds():
+    """Bind a context variable; return what was bound."""
     was = bound.get()
     bound.set("something")
     return was
 
 
 def calls_itself(*, inner=False):
+    """Call the function of the job at work."""
     if inner:
         raise OSError("inner")
     try:
