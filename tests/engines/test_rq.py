@@ -19,7 +19,13 @@ from tests.engines.huey_apps import Keeps
 from tests.engines.rq_apps import fail, fail_async, run, seen
 from tests.engines.versions import since
 
-pytestmark = pytest.mark.engines
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.usefixtures("forget"),
+    # RQ before 2 warns of itself.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:rq.connections"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:rq.worker"),
+]
 
 
 @pytest.fixture
