@@ -268,14 +268,14 @@ class CeleryNative(Native[Celery]):
     def encode(self, run: Any, value: Any) -> object:
         """Encode an answer as Celery's backend does, or an argument as its serializer."""
         if run is None:
-            return serialization.dumps(value, self.native.conf.task_serializer)
+            return serialization.dumps(value, self.native.conf.task_serializer)  # type: ignore[no-untyped-call]  # kombu's
         backend = self.native.backend
         if ignores_result(run) or isinstance(backend, DisabledBackend):
             return None
         encoded: object = backend.encode(value)
         return encoded
 
-    def retry(self, run: Any, attempt: Attempt, number: int) -> Exception:
+    def retry(self, run: Any, attempt: Attempt, number: int) -> Any:
         """Store ``RETRY``, and then send the next attempt, which may have ended before this one.
 
         Whatever Celery's own limit is: it would end the run in another error.
@@ -287,7 +287,7 @@ class CeleryNative(Native[Celery]):
             with suppress(Exception):
                 run.backend.mark_as_retry(request.id, attempt.error, told, request=request)
         try:
-            again: Exception = run.retry(
+            again = run.retry(
                 exc=attempt.error,
                 countdown=attempt.delay or 0,
                 max_retries=number - 1,
@@ -306,7 +306,7 @@ class CeleryNative(Native[Celery]):
         request.ignore_result = True
         return again
 
-    def cancel(self, run: Any, attempt: Attempt) -> BaseException | None:
+    def cancel(self, run: Any, attempt: Attempt) -> Any:
         """Store ``REVOKED``, and tell monitors and receivers what Celery tells of a revoked run."""
         request = run.request
         if request.is_eager:
@@ -318,7 +318,7 @@ class CeleryNative(Native[Celery]):
         signals.task_revoked.send(sender=run, request=request, **told)
         return Ignore()
 
-    def dead_letter(self, run: Any, attempt: Attempt) -> BaseException | None:
+    def dead_letter(self, run: Any, attempt: Attempt) -> Any:
         """Reject the message into its queue's dead-letter exchange, unless a plugin has it."""
         if attempt.kept or run.request.is_eager or not has_dead_letters(run):
             return attempt.error
