@@ -6,16 +6,17 @@ those of plugins are made where the task runs. A run is one of a backend's if Dj
 ``task_started`` announced it; any other ``task.call()`` is a function's.
 """
 
+# Django has no types, and before 6 no tasks.
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false
+
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar, copy_context
 from datetime import timedelta
-from functools import lru_cache, wraps
+from functools import lru_cache
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final
@@ -30,8 +31,9 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from qtasks_pluggy import TaskMessage
-from qtasks_pluggy.engines import Attempt, Capabilities, load_plugins
-from qtasks_pluggy.engines.native import Native
+from qtasks_pluggy.engines import Capabilities, load_plugins
+from qtasks_pluggy.engines.in_place import InPlace, Run, calling
+from qtasks_pluggy.engines.native import HANDS_OVER
 from qtasks_pluggy.exc import QTasksError
 
 if find_spec("django.tasks"):
@@ -40,9 +42,9 @@ if find_spec("django.tasks"):
     from django.tasks.signals import task_started
     from django.utils.json import normalize_json
 else:
-    require("django-tasks", "0.9")
-    from django_tasks.base import Task
+    require("django-tasks", "0.11")
     from django_tasks.backends.base import BaseTaskBackend
+    from django_tasks.base import Task
     from django_tasks.signals import task_started
     from django_tasks.utils import normalize_json
 
@@ -81,28 +83,20 @@ def install(
     return made
 
 
-# What Django has announced in this context, and not called yet; and the run at work.
+# What Django has announced in this context, and not called yet.
 _announced: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_announced", default=None)
-_current: Final[ContextVar[_Run]] = ContextVar("qtasks_pluggy_django_run")
 
 
 def _announce(task_result: Any, **_: Any) -> None:
     _announced.set(task_result)
 
 
+_calling: Final = lru_cache(maxsize=1024)(calling)
 task_started.connect(_announce, dispatch_uid="qtasks_pluggy")
 
 
-class _RetryInPlaceError(Exception):
-    """An attempt ended, and the next one begins after some seconds."""
-
-    def __init__(self, delay: float) -> None:
-        super().__init__(f"again in {delay:g} s")
-        self.delay = delay
-
-
-class _Run:
-    """A run of a task, in all of its attempts.
+class _Run(Run):
+    """A run of a task.
 
     Args:
         result: Django's record of it.
@@ -110,10 +104,14 @@ class _Run:
     """
 
     def __init__(self, result: Any, context: tuple[Any, ...]) -> None:
-        self.result, self.context, self.attempt = result, context, 1
+        self.result, self.context = result, context
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the task's function."""
+        return self.result.task.func(*self.context, *args, **kwargs)
 
 
-class BackendPlugins(Native[type[Any]]):
+class BackendPlugins(InPlace[type[Any]]):
     """The plugins of a backend's class."""
 
     name = "django"
@@ -147,27 +145,11 @@ class BackendPlugins(Native[type[Any]]):
     def carry_out(self, run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the attempts of a run, plain or async, in a copy of the worker's context (R19)."""
         self._begin()
-        make = self._attempts_async if iscoroutinefunction(run.result.task.func) else self._attempts
-        return copy_context().run(make, run, args, kwargs)
-
-    def _attempts(self, run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        _current.set(run)
-        function = _function_of(run.result.task)
-        while True:
-            try:
-                return self.work(run, function, args, kwargs)
-            except _RetryInPlaceError as again:
-                time.sleep(again.delay)
-
-    @async_to_sync
-    async def _attempts_async(self, run: _Run, args: tuple[Any, ...], kwargs: Any) -> Any:
-        _current.set(run)
-        function = _function_of(run.result.task)
-        while True:
-            try:
-                return await self.work_async(run, function, args, kwargs)
-            except _RetryInPlaceError as again:
-                await asyncio.sleep(again.delay)
+        function = run.result.task.func
+        make = self.make_attempts
+        if iscoroutinefunction(function):
+            make = async_to_sync(self.make_attempts_async)
+        return copy_context().run(make, run, _calling(function), args, kwargs)
 
     def _begin(self) -> None:
         """Start the plugins before this process's first run, until it exits."""
@@ -200,11 +182,6 @@ class BackendPlugins(Native[type[Any]]):
         keeps = self.native.supports_get_result
         is_delayed = run is not None or self.native.supports_defer
         return Capabilities(delay=is_delayed, dead_letter=keeps, results=keeps)
-
-    def retry(self, run: _Run, attempt: Attempt, number: int) -> Any:
-        """Give what has the next attempt made here."""
-        run.attempt = number
-        return _RetryInPlaceError(attempt.delay or 0)
 
     def encode(self, run: _Run | None, value: Any) -> object:  # noqa: ARG002  # the same for all
         """Make JSON of a value, as Django does."""
@@ -243,7 +220,8 @@ class _PluggedTask:
         run = self.plugged.run_of(self, args)
         if run is None:
             return super().call(*args, **kwargs)  # type: ignore[misc]  # a task's
-        return self.plugged.carry_out(run, args[len(run.context) :], kwargs)
+        with HANDS_OVER:
+            return self.plugged.carry_out(run, args[len(run.context) :], kwargs)
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function from async code, likewise."""
@@ -270,20 +248,3 @@ class _Tasks(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return 0
-
-
-@lru_cache(maxsize=1024)
-def _function_of(task: Any) -> Callable[..., Any]:
-    """Return a task's function; of one that takes a context, what gives it that of the run."""
-    if not task.takes_context:
-        return task.func  # type: ignore[no-any-return]  # Django's
-
-    @wraps(task.func)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return task.func(*_current.get().context, *args, **kwargs)
-
-    @wraps(task.func)
-    async def call_async(*args: Any, **kwargs: Any) -> Any:
-        return await task.func(*_current.get().context, *args, **kwargs)
-
-    return call_async if iscoroutinefunction(task.func) else call

@@ -100,6 +100,7 @@ class Native(Generic[N]):
         ends_worker: The exceptions, of those that are no ``Exception``, that end the worker and
             not only the run.
         hint: What to do when ``install`` covers no task.
+        gives_ids: Whether runs get ids of the engine's own, which ``send`` returns.
         blocking: Whether ``send`` waits for something outside of this process.
         loop: The event loop that its ``async def`` methods need; None if any will do.
         native: The engine's own app.
@@ -111,6 +112,7 @@ class Native(Generic[N]):
     control: ClassVar[tuple[type[Exception], ...]] = ()
     ends_worker: ClassVar[tuple[type[BaseException], ...]] = (KeyboardInterrupt,)
     hint: ClassVar[str] = "import the modules that declare them before the worker starts"
+    gives_ids: ClassVar[bool] = False
     blocking: bool = True
     loop: asyncio.AbstractEventLoop | None = None
 

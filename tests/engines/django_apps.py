@@ -5,7 +5,6 @@ Django is set up once in a process: what a test's plugins are to be is given by 
 
 from __future__ import annotations
 
-import sys
 from contextvars import ContextVar
 from importlib.util import find_spec
 
@@ -31,9 +30,9 @@ settings.configure(
 django.setup()
 
 if HAS_OWN:
-    from django.tasks import task, task_backends
+    from django.tasks import task
 else:
-    from django_tasks import task, task_backends
+    from django_tasks import task
 
 bound = ContextVar("bound", default="nothing")
 seen = []

@@ -1,0 +1,274 @@
+"""QTasks: plugins for the tasks of an app of the library that the idea came from.
+
+``install(app)`` makes QTasks' executor call each task through ours, for plain and for async apps.
+QTasks' own plugins go on as they are: what ours leave to them, and its middlewares, dependencies
+and models, which it applies to the arguments beforehand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from json import dumps
+from typing import Any, Final
+
+from qtasks_pluggy.engines._versions import require
+
+require("qtasks", "1.6")
+
+from qtasks.base.qtasks import BaseQueueTasks
+from qtasks.exc import TaskCancelError as NativeCancelError
+from qtasks.exc import TaskPluginTriggerError as NativeTriggerError
+from qtasks.executors.async_task_executor import AsyncTaskExecutor
+from qtasks.plugins.base import BasePlugin
+
+from qtasks_pluggy import TaskMessage
+from qtasks_pluggy.engines import Attempt, Capabilities
+from qtasks_pluggy.engines.in_place import InPlace, Run, calling
+from qtasks_pluggy.exc import TaskPluginTriggerError
+
+__all__ = ["install"]
+
+
+def install(
+    app: Any,
+    plugins: Iterable[Any] = (),
+    *,
+    discover: bool = True,
+    intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
+) -> int:
+    """Let plugins decide about the errors of a QTasks app's own tasks, those declared later too.
+
+    Args:
+        app: The app, plain or async.
+        plugins: As for ``QueueTasks``, or names, ``"module"`` or ``"module:attribute"``.
+        discover: As for ``QueueTasks``.
+        intercept: The exception classes that plugins are asked about, at every attempt.
+
+    Returns:
+        How many tasks are covered now.
+
+    Raises:
+        PluginRegistrationError: Faults of ``plugins``.
+        TypeError: It is no QTasks app.
+    """
+    return AppPlugins.install(app, plugins, discover=discover, intercept=intercept)
+
+
+class AppPlugins(InPlace[Any]):
+    """The plugins of a QTasks app; a run is an executor of QTasks that calls a task."""
+
+    name = "qtasks"
+    kind = BaseQueueTasks
+    control = (NativeCancelError,)
+    ends_worker = ()
+    gives_ids = True
+
+    def cover(self) -> None:
+        """Replace the executor of the app's worker, and hear when the worker begins and ends."""
+        worker = self.native.worker
+        self.is_async = issubclass(worker.task_executor, AsyncTaskExecutor)
+        worker.task_executor = self._around(worker.task_executor)
+        kind = _AsyncLife if self.is_async else _Life
+        self.native.add_plugin(kind(self), ["worker_start", "worker_stop"], component="worker")
+
+    def cover_own_executors(self) -> None:
+        """Replace the executors of tasks that have one of their own."""
+        for task in self.native.worker._tasks.values():  # noqa: SLF001  # more than the app's
+            if task.executor is not None:
+                task.executor = self._around(task.executor)
+
+    def _around(self, kind: type[Any]) -> type[Any]:
+        if issubclass(kind, _Plugged):
+            return kind
+        mixin = _AsyncPlugged if self.is_async else _Plugged
+        return type(kind.__name__, (mixin, kind), {"plugged": self, "__module__": __name__})
+
+    @property
+    def app_name(self) -> str:
+        """The app's name."""
+        return str(self.native.name)
+
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        """The app's tasks by name."""
+        return dict(self.native.tasks)
+
+    def message(self, run: _Run, args: Any, kwargs: Any) -> TaskMessage:
+        """Make a message of QTasks' own."""
+        sent = run.executor.task_broker
+        return TaskMessage(
+            sent.name,
+            args,
+            kwargs,
+            uuid=str(sent.uuid),
+            priority=sent.priority,
+            created_at=sent.created_at,
+            attempt=run.attempt,
+            engine=self.name,
+        )
+
+    def options(self, run: _Run) -> Mapping[str, Any]:
+        """Give a task's tags, and what else it was declared with that QTasks does not know."""
+        task = run.executor.task_func
+        return {**(task.extra or {}), "tags": tuple(task.tags or ())}
+
+    def can(self, run: _Run | None) -> Capabilities:
+        """Say what QTasks can do: it has no delays of its own, and no place for dead letters."""
+        return Capabilities(delay=run is not None, results=True)
+
+    def cancel(self, run: _Run, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
+        """Give the run the status that QTasks has for that."""
+        return NativeCancelError(attempt.reason)
+
+    def encode(self, run: _Run | None, value: Any) -> object:
+        """Make JSON of a value, as QTasks does, unless the task says how."""
+        if run is not None and run.executor.task_func.decode is not None:
+            return None
+        # A model of pydantic is stored as what it holds.
+        return dumps(value.model_dump() if hasattr(value, "model_dump") else value)
+
+    def send(self, message: TaskMessage, delay: float | None) -> Any:  # noqa: ARG002  # none
+        """Add a task to the app's broker, which gives it an id."""
+        sent = self.native.broker.add(
+            task_name=message.name,
+            priority=message.priority or 0,
+            args=tuple(message.args),
+            kwargs=dict(message.kwargs),
+        )
+        return self._id_of(sent) if self.is_async else str(sent.uuid)
+
+    async def _id_of(self, sent: Any) -> str:
+        return str((await sent).uuid)
+
+
+class _Run(Run):
+    """A run of a task.
+
+    Args:
+        executor: QTasks' executor of it, which has prepared the arguments.
+        run_task: Its own step that calls the function.
+    """
+
+    def __init__(self, executor: Any, run_task: Callable[[], Any]) -> None:
+        self.executor = executor
+        self._run_task = run_task
+        self._prepared = [*executor._args], {**executor._kwargs}  # noqa: SLF001  # no other way
+
+    @property
+    def sent(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as they were sent."""
+        message = self.executor.task_broker
+        return tuple(message.args), dict(message.kwargs)
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the task's function, with what QTasks has prepared unless a plugin has replaced it."""
+        executor, (own, named) = self.executor, self._prepared
+        if (args, kwargs) != self.sent:
+            echo = own[:1] if executor.task_func.echo else []
+            injected = {name: value for name, value in named.items() if name not in self.sent[1]}
+            own, named = [*echo, *args], injected | kwargs
+        executor._args, executor._kwargs = [*own], {**named}  # noqa: SLF001  # no other way
+        if isinstance(executor, _AsyncPlugged):
+            return self._call_async()
+        try:
+            return self._run_task()
+        except NativeTriggerError as error:
+            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
+
+    async def _call_async(self) -> Any:
+        try:
+            return await self._run_task()
+        except NativeTriggerError as error:
+            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
+
+
+class _Plugged:
+    """An executor of QTasks that calls its task through ours."""
+
+    plugged: AppPlugins
+    task_func: Any
+
+    def run_task(self) -> Any:
+        """Call the task."""
+        run = _Run(self, super().run_task)  # type: ignore[misc]  # an executor's
+        func = _calling(self.task_func.func, is_async=False)
+        try:
+            return self.plugged.make_attempts(run, func, *run.sent)
+        except TaskPluginTriggerError as error:
+            unanswered = _native(error)
+        # QTasks' own plugins may have an answer.
+        raise unanswered
+
+
+class _AsyncPlugged(_Plugged):
+    """The same, on an event loop."""
+
+    async def run_task(self) -> Any:
+        """Call the task."""
+        run = _Run(self, super(_Plugged, self).run_task)  # type: ignore[misc]  # an executor's
+        func = _calling(self.task_func.func, is_async=True)
+        try:
+            return await self.plugged.make_attempts_async(run, func, *run.sent)
+        except TaskPluginTriggerError as error:
+            unanswered = _native(error)
+        raise unanswered
+
+
+def _native(error: TaskPluginTriggerError) -> BaseException:
+    """Return QTasks' own error that a trigger error stands for, with what was noted."""
+    native = error.__cause__
+    if not isinstance(native, NativeTriggerError):
+        return error
+    for note in getattr(error, "__notes__", ()):
+        native.add_note(note)
+    return native
+
+
+_calling: Final = lru_cache(maxsize=1024)(calling)
+
+
+class _Life(BasePlugin[Any]):
+    """Starts and stops the plugins with QTasks' worker."""
+
+    def __init__(self, plugged: AppPlugins) -> None:
+        super().__init__(None)
+        self._plugged = plugged
+
+    def start(self, *_: Any, **__: Any) -> Any:
+        """Do nothing: QTasks calls this for some plugins only."""
+
+    stop = start
+
+    def trigger(self, name: str, *_: Any, **__: Any) -> Any:
+        """Hear that the worker begins, or ends."""
+        if name == "worker_stop":
+            self._plugged.end()
+            return
+        try:
+            self._plugged.cover_own_executors()
+            self._plugged.begin()
+        except Exception as error:
+            raise self._plugged.refusal(error) from error
+
+
+class _AsyncLife(_Life):
+    """The same, on an event loop."""
+
+    async def start(self, *_: Any, **__: Any) -> Any:
+        """Do nothing."""
+
+    stop = start
+
+    async def trigger(self, name: str, *_: Any, **__: Any) -> Any:
+        """Hear that the worker begins, or ends."""
+        if name == "worker_stop":
+            await self._plugged.end_async()
+            return
+        try:
+            self._plugged.loop = asyncio.get_running_loop()
+            self._plugged.cover_own_executors()
+            await self._plugged.begin_async()
+        except Exception as error:
+            raise self._plugged.refusal(error) from error
