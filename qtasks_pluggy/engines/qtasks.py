@@ -5,10 +5,14 @@ QTasks' own plugins go on as they are: what ours leave to them, and its middlewa
 and models, which it applies to the arguments beforehand.
 """
 
+# QTasks' types are for its own plugins.
+# pyright: reportMissingTypeStubs=false, reportMissingTypeArgument=false, reportAssignmentType=false
+
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from json import dumps
 from typing import Any, Final
@@ -23,6 +27,7 @@ from qtasks.exc import TaskPluginTriggerError as NativeTriggerError
 from qtasks.executors.async_task_executor import AsyncTaskExecutor
 from qtasks.plugins.base import BasePlugin
 
+from qtasks_pluggy import BasePlugin as PluginOfItsShape
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.in_place import InPlace, Run, calling
@@ -65,13 +70,17 @@ class AppPlugins(InPlace[Any]):
     ends_worker = ()
     gives_ids = True
 
+    def take(self, plugins: Iterable[Any], **options: Any) -> None:
+        """Have these plugins; those of QTasks' shape are asked as ours of that shape are."""
+        given = [_Adapted(one) if isinstance(one, BasePlugin) else one for one in plugins]
+        super().take(given, **options)
+
     def cover(self) -> None:
         """Replace the executor of the app's worker, and hear when the worker begins and ends."""
         worker = self.native.worker
         self.is_async = issubclass(worker.task_executor, AsyncTaskExecutor)
         worker.task_executor = self._around(worker.task_executor)
-        kind = _AsyncLife if self.is_async else _Life
-        self.native.add_plugin(kind(self), ["worker_start", "worker_stop"], component="worker")
+        self.native.add_plugin(_Life(self), ["worker_start", "worker_stop"], component="worker")
 
     def cover_own_executors(self) -> None:
         """Replace the executors of tasks that have one of their own."""
@@ -82,8 +91,7 @@ class AppPlugins(InPlace[Any]):
     def _around(self, kind: type[Any]) -> type[Any]:
         if issubclass(kind, _Plugged):
             return kind
-        mixin = _AsyncPlugged if self.is_async else _Plugged
-        return type(kind.__name__, (mixin, kind), {"plugged": self, "__module__": __name__})
+        return type(kind.__name__, (_Plugged, kind), {"plugged": self, "__module__": __name__})
 
     @property
     def app_name(self) -> str:
@@ -163,14 +171,14 @@ class _Run(Run):
         return tuple(message.args), dict(message.kwargs)
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the task's function, with what QTasks has prepared unless a plugin has replaced it."""
+        """Call the task's function, with what QTasks has prepared of arguments that are as sent."""
         executor, (own, named) = self.executor, self._prepared
         if (args, kwargs) != self.sent:
             echo = own[:1] if executor.task_func.echo else []
             injected = {name: value for name, value in named.items() if name not in self.sent[1]}
             own, named = [*echo, *args], injected | kwargs
         executor._args, executor._kwargs = [*own], {**named}  # noqa: SLF001  # no other way
-        if isinstance(executor, _AsyncPlugged):
+        if executor.plugged.is_async:
             return self._call_async()
         try:
             return self._run_task()
@@ -191,9 +199,12 @@ class _Plugged:
     task_func: Any
 
     def run_task(self) -> Any:
-        """Call the task."""
+        """Call the task; in an async app this is awaited."""
         run = _Run(self, super().run_task)  # type: ignore[misc]  # an executor's
-        func = _calling(self.task_func.func, is_async=False)
+        func = _calling(self.task_func.func, is_async=self.plugged.is_async)
+        return self._run_async(run, func) if self.plugged.is_async else self._run(run, func)
+
+    def _run(self, run: _Run, func: Callable[..., Any]) -> Any:
         try:
             return self.plugged.make_attempts(run, func, *run.sent)
         except TaskPluginTriggerError as error:
@@ -201,14 +212,7 @@ class _Plugged:
         # QTasks' own plugins may have an answer.
         raise unanswered
 
-
-class _AsyncPlugged(_Plugged):
-    """The same, on an event loop."""
-
-    async def run_task(self) -> Any:
-        """Call the task."""
-        run = _Run(self, super(_Plugged, self).run_task)  # type: ignore[misc]  # an executor's
-        func = _calling(self.task_func.func, is_async=True)
+    async def _run_async(self, run: _Run, func: Callable[..., Any]) -> Any:
         try:
             return await self.plugged.make_attempts_async(run, func, *run.sent)
         except TaskPluginTriggerError as error:
@@ -218,8 +222,8 @@ class _AsyncPlugged(_Plugged):
 
 def _native(error: TaskPluginTriggerError) -> BaseException:
     """Return QTasks' own error that a trigger error stands for, with what was noted."""
-    native = error.__cause__
-    if not isinstance(native, NativeTriggerError):
+    native: BaseException | None = error.__cause__
+    if native is None or not isinstance(native, NativeTriggerError):
         return error
     for note in getattr(error, "__notes__", ()):
         native.add_note(note)
@@ -229,8 +233,18 @@ def _native(error: TaskPluginTriggerError) -> BaseException:
 _calling: Final = lru_cache(maxsize=1024)(calling)
 
 
-class _Life(BasePlugin[Any]):
-    """Starts and stops the plugins with QTasks' worker."""
+class _Adapted(PluginOfItsShape):
+    """A plugin that was written for QTasks."""
+
+    def __init__(self, native: Any) -> None:
+        super().__init__(native.name or type(native).__name__)
+        self.start, self.stop, self.trigger = native.start, native.stop, native.trigger
+        if isinstance(getattr(native, "handlers", None), dict):
+            self.handlers = native.handlers
+
+
+class _Life(BasePlugin):  # type: ignore[misc]  # without types
+    """Starts and stops the plugins with QTasks' worker; an async one awaits what it is given."""
 
     def __init__(self, plugged: AppPlugins) -> None:
         super().__init__(None)
@@ -238,37 +252,36 @@ class _Life(BasePlugin[Any]):
 
     def start(self, *_: Any, **__: Any) -> Any:
         """Do nothing: QTasks calls this for some plugins only."""
+        return self.trigger("")
 
     stop = start
 
     def trigger(self, name: str, *_: Any, **__: Any) -> Any:
         """Hear that the worker begins, or ends."""
-        if name == "worker_stop":
-            self._plugged.end()
-            return
+        plugged = self._plugged
+        if plugged.is_async:
+            return self._trigger_async(name)
+        if name == "worker_start":
+            with self._refused():
+                plugged.begin()
+        elif name == "worker_stop":
+            plugged.end()
+        return None
+
+    async def _trigger_async(self, name: str) -> None:
+        plugged = self._plugged
+        if name == "worker_start":
+            plugged.loop = asyncio.get_running_loop()
+            with self._refused():
+                await plugged.begin_async()
+        elif name == "worker_stop":
+            await plugged.end_async()
+
+    @contextmanager
+    def _refused(self) -> Generator[None]:
+        """End the worker that cannot start."""
         try:
             self._plugged.cover_own_executors()
-            self._plugged.begin()
-        except Exception as error:
-            raise self._plugged.refusal(error) from error
-
-
-class _AsyncLife(_Life):
-    """The same, on an event loop."""
-
-    async def start(self, *_: Any, **__: Any) -> Any:
-        """Do nothing."""
-
-    stop = start
-
-    async def trigger(self, name: str, *_: Any, **__: Any) -> Any:
-        """Hear that the worker begins, or ends."""
-        if name == "worker_stop":
-            await self._plugged.end_async()
-            return
-        try:
-            self._plugged.loop = asyncio.get_running_loop()
-            self._plugged.cover_own_executors()
-            await self._plugged.begin_async()
+            yield
         except Exception as error:
             raise self._plugged.refusal(error) from error

@@ -30,10 +30,11 @@ settings.configure(
 django.setup()
 
 if HAS_OWN:
-    from django.tasks import task
+    from django.tasks import task, task_backends
 else:
-    from django_tasks import task
+    from django_tasks import task, task_backends
 
+backends = task_backends
 bound = ContextVar("bound", default="nothing")
 seen = []
 

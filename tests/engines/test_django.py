@@ -226,9 +226,9 @@ def test_a_plugin_sends_a_run_again(plugged):
 def test_a_client_finds_the_app_of_a_backend(plugged):
     """``installed_in`` knows the class, and the backend that Django made of it."""
     plugged(Keeps())
-    for native in (Immediate, django_apps.task_backends["default"]):
+    for native in (Immediate, django_apps.backends["default"]):
         assert ["keeps"] == [one.name for one in installed_in(native).plugins.list_plugin_info()]
-    assert installed_in(django_apps.task_backends["bare"]) is None
+    assert installed_in(django_apps.backends["bare"]) is None
 
 
 def test_faults_of_plugins_are_faults_of_the_project(monkeypatch):
