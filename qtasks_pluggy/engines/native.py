@@ -317,14 +317,17 @@ class Native(Generic[N]):
             raise EngineError(msg)
         load_plugins(self.app)
 
-    def begin(self) -> None:
+    def begin(self, *, is_checked: bool = False) -> None:
         """Start the plugins in this process, for one of its workers.
+
+        Args:
+            is_checked: Whether ``check`` was called, as in this one's parent process.
 
         Raises:
             Exception: As of ``check``, or a plugin does not start; ``refusal`` says so.
         """
         with self._lock:
-            self._life.begin(self._first)
+            self._life.begin(self._given if is_checked else self._first)
             self._life.workers += 1
 
     async def begin_async(self) -> None:
@@ -336,7 +339,7 @@ class Native(Generic[N]):
         """Start the plugins where no worker said that it begins, before a run."""
         if not self._life.is_begun:
             with self._lock:
-                self._life.begin(self._first)
+                self._life.begin(self._given)
 
     def end(self) -> None:
         """Stop the plugins after the last of this process's workers."""
@@ -358,6 +361,9 @@ class Native(Generic[N]):
 
     def _first(self) -> QueueTasks:
         self.check()
+        return self.app
+
+    def _given(self) -> QueueTasks:
         return self.app
 
     # --- one attempt
