@@ -156,6 +156,7 @@ def test_cancel_ends_a_run_for_monitors_too(place):
     assert "REVOKED" == result.state
     assert wait_until(lambda: "task-revoked" in place.heard(result), LONG)
     assert "task-failed" not in place.heard(result)
+    assert wait_until(place.told, LONG)
     assert [["revoked", result.id]] == place.told()
     assert not isinstance(caught.value, TaskRevokedError)
 
