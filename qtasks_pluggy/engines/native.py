@@ -18,10 +18,10 @@ answers of an engine:
 ==================  ============================================================================
 
 It may say more, where what is here does not suit it: ``can`` (what it can do), ``cancel`` and
-``dead_letter`` (how such a run ends), ``options`` (what a task was declared with), ``send`` (for
-replays), ``app_name``; and the constants ``control``, ``ends_worker`` and ``hint``. Each of
-``retry``, ``cancel``, ``dead_letter`` and ``send`` may be ``async def``: in a plain function's run
-it is awaited on ``loop``.
+``dead_letter`` (how such a run ends), ``answered``, ``options`` (what a task was declared with),
+``send`` (for replays), ``app_name``, and the constants ``control``, ``ends_worker`` and ``hint``.
+Each of ``retry``, ``cancel``, ``dead_letter`` and ``send`` may be ``async def``: in a plain
+function's run it is awaited on ``loop``.
 
 The object lives on the engine's own app and nowhere else, so it goes with it.
 """
@@ -169,6 +169,10 @@ class Native(Generic[N]):
             value: The answer, or the argument.
         """
 
+    def answered(self, run: Any, value: Any) -> Any:  # noqa: ARG002  # an engine's
+        """Give what the engine is to store where a plugin had a say in the result."""
+        return value
+
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # an engine's
         """Say what the engine can do for a run; of None, for the replay of one."""
         return Capabilities(delay=True, results=True)
@@ -269,6 +273,7 @@ class Native(Generic[N]):
         self._made_in = 0
         self._life = _Life()
         self._lock = lock_of(self)
+        self._hears_of_answers = type(self).answered is not Native.answered
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
         """Have these plugins; where others have been started here, they are stopped for these.
@@ -449,6 +454,8 @@ class Native(Generic[N]):
                 return _Raise(unsent)
             attempt = await executor.give_up(unsent, backend)
         if attempt.action == "succeed":
+            if self._hears_of_answers and any(record.won for record in executor.trail):
+                return self.answered(run, attempt.result)
             return attempt.result
         if attempt.action in {"cancel", "dead_letter"}:
             end = self.cancel if attempt.action == "cancel" else self.dead_letter
