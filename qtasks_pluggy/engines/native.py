@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from pkgutil import resolve_name
 from types import TracebackType
@@ -763,6 +763,20 @@ def resolved(plugin: Any) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         msg = f"install(): plugin {plugin!r} cannot be imported: {error}; name 'module:attribute'"
         raise PluginRegistrationError(msg) from error
+
+
+def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:
+    """Find what a class that an engine made of a task has of the task's own declaration.
+
+    Args:
+        kind: The class.
+        known: The names that are the engine's own.
+    """
+    return {
+        name: value
+        for name, value in vars(kind).items()
+        if not (name.startswith("_") or name in known or hasattr(value, "__get__"))
+    }
 
 
 def attempt_of(header: Mapping[str, Any]) -> int:

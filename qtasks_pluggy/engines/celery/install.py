@@ -42,7 +42,7 @@ from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines._installed import INSTALLED
 from qtasks_pluggy.engines.celery.settings import has_dead_letters, has_results, itself
-from qtasks_pluggy.engines.native import Native, text_of
+from qtasks_pluggy.engines.native import Native, declared, text_of
 from qtasks_pluggy.exc import EngineError, TaskDeadLetteredError
 
 # What ``task_annotations`` names: importable, because spawned children get the setting alone.
@@ -199,12 +199,7 @@ class CeleryNative(Native[Celery]):
 
     def options(self, run: Any) -> Mapping[str, Any]:
         """Give what a task was declared with that Celery knows nothing of."""
-        given = {
-            name: value
-            for name, value in vars(type(run)).items()
-            if not (name.startswith("_") or name in _TASK or hasattr(value, "__get__"))
-        }
-        return {"tags": getattr(run, "tags", ()), **given}
+        return {"tags": getattr(run, "tags", ()), **declared(type(run), _TASK)}
 
     # --- one attempt; a run is the task, which has its request
 

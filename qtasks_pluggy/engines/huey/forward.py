@@ -175,12 +175,18 @@ class HueyEngine:
         serialized(task, message, huey, huey.serialize_task)
         try:
             told(huey, message.name, huey.enqueue, task)
-        except OverflowError as error:
-            msg = (
-                f"engine 'huey', task {message.name!r}: the storage does not take its priority,"
-                f" {message.priority}, or its delay, {delay}: {error}; give it smaller ones"
-            )
-            raise EngineError(msg) from error
+        except BaseException as error:
+            if self._ledger is not None:
+                # Whoever is told that it is not submitted may submit it again.
+                with suppress(Exception):
+                    self._ledger.delete(task.id)
+            if isinstance(error, OverflowError):
+                msg = (
+                    f"engine 'huey', task {message.name!r}: the storage does not take its priority,"
+                    f" {message.priority}, or its delay, {delay}: {error}; give it smaller ones"
+                )
+                raise EngineError(msg) from error
+            raise
         return Result(huey, task)
 
     def ticket_for(self, uuid: str) -> Result:

@@ -29,7 +29,7 @@ from huey.utils import normalize_time
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.huey.ledger import Ledger, ledger_of
-from qtasks_pluggy.engines.native import Native, attempt_of
+from qtasks_pluggy.engines.native import Native, attempt_of, declared
 from qtasks_pluggy.exc import CapabilityError, TaskNameError
 
 # The keyword of a message that has what is ours: Huey has no other place.
@@ -37,6 +37,8 @@ HEADER: Final = "_qtasks_pluggy"
 # The module of the native tasks of an app of ours, under which Huey knows them.
 MODULE: Final = "qtasks_pluggy"
 CONTROL: Final = (RetryTask, CancelExecution, TaskLockedException, RateLimitExceeded, TaskTimeout)
+# What every task has, and nobody gave it.
+_TASK: Final = {*dir(Task), "context"}
 _current: Final[ContextVar[Task]] = ContextVar("qtasks_pluggy_huey_task")
 
 
@@ -160,6 +162,10 @@ class HueyNative(Native[Huey]):
             redelivered=getattr(run, "redelivered", None),
             metadata=run.our_header.get("metadata", {}),
         )
+
+    def options(self, run: Any) -> Mapping[str, Any]:
+        """Give what a task was declared with that Huey knows nothing of."""
+        return declared(type(run), _TASK)
 
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
         """Say what Huey can do; in immediate mode nobody reads its schedule."""

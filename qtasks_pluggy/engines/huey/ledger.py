@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from typing import Any, Final
 from urllib.parse import quote
 from uuid import uuid4
@@ -31,6 +32,8 @@ from qtasks_pluggy.exc import EngineError
 
 _PREFIX: Final = "qtasks-ledger:"
 _VERSION: Final = 1
+# Seconds that may be between an entry and the message, of those who live.
+_BETWEEN: Final = 1.0
 _SHOWN: Final = 20
 
 
@@ -106,47 +109,56 @@ class Ledger:
         """
         with self._lock:
             self._consumer.acquire()
-            lost = self._recover()
+            with self._storage.db() as cursor:
+                lost = self._lost(cursor)
+            if any(entry.owner is None for entry in lost.values()):
+                # A client may be about to enqueue it, or a worker to note that it has it.
+                time.sleep(_BETWEEN)
+            # In one transaction: other workers of this consumer may be about to do the same.
+            with self._storage.db(commit=True) as cursor:
+                lost = {uuid: entry for uuid, entry in self._lost(cursor).items() if uuid in lost}
+                for uuid, entry in lost.items():
+                    self._enqueue(cursor, uuid, entry)
+                self._consumer.sign()
         if lost:
-            log_event("warning", "huey_runs_recovered", count=len(lost), first=lost[:_SHOWN])
+            known = list(lost)[:_SHOWN]
+            log_event("warning", "huey_runs_recovered", count=len(lost), first=known)
 
-    def _recover(self) -> list[str]:
-        """Enqueue what was lost, in one transaction: other workers may be about to do so."""
-        name, consumer = self._storage.name, self._consumer
-        lost = []
-        with self._storage.db(commit=True) as cursor:
+    def _lost(self, cursor: Any) -> dict[str, Entry]:
+        """Find the runs that are neither waiting nor being done, oldest first."""
 
-            def rows(query: str, *more: Any) -> list[Any]:
-                cursor.execute(query, (name, *more))
-                found: list[Any] = cursor.fetchall()
-                return found
+        def rows(query: str, *more: Any) -> list[Any]:
+            cursor.execute(query, (self._storage.name, *more))
+            found: list[Any] = cursor.fetchall()
+            return found
 
-            waiting = {
-                *(data for (data,) in rows("select data from task where queue = ?")),
-                *(data for (data,) in rows("select data from schedule where queue = ?")),
-            }
-            ids, is_new = self._ids(waiting), consumer.is_new()
-            for key, raw in rows(
-                "select key, value from kv where queue = ? and key glob ?", f"{_PREFIX}*"
-            ):
-                uuid = key.removeprefix(_PREFIX)
-                entry = _read(uuid, raw)
-                if entry is None or uuid in ids or entry.data in waiting:
-                    continue
-                # What nobody has begun another worker of this consumer may be about to begin.
-                if is_new if entry.owner is None else not consumer.has(entry.owner):
-                    lost.append(uuid)
-                    again = attrs.evolve(entry, owner=None, again=entry.owner is not None)
-                    cursor.execute(
-                        "update kv set value = ? where queue = ? and key = ?",
-                        (again.pack(), name, key),
-                    )
-                    cursor.execute(
-                        "insert into task (queue, data, priority) values (?, ?, ?)",
-                        (name, entry.data, entry.priority or 0),
-                    )
-            consumer.sign()
+        stored = rows("select key, value from kv where queue = ? and key glob ?", f"{_PREFIX}*")
+        waiting = {
+            *(data for (data,) in rows("select data from task where queue = ?")),
+            *(data for (data,) in rows("select data from schedule where queue = ?")),
+        }
+        ids, is_new, lost = self._ids(waiting), self._consumer.is_new(), dict[str, Entry]()
+        for key, raw in stored:
+            uuid = key.removeprefix(_PREFIX)
+            entry = _read(uuid, raw)
+            if entry is None or uuid in ids or entry.data in waiting:
+                continue
+            # What nobody has begun another worker of this consumer may be about to begin.
+            if is_new if entry.owner is None else not self._consumer.has(entry.owner):
+                lost[uuid] = entry
         return lost
+
+    def _enqueue(self, cursor: Any, uuid: str, entry: Entry) -> None:
+        name = self._storage.name
+        again = attrs.evolve(entry, owner=None, again=entry.owner is not None)
+        cursor.execute(
+            "update kv set value = ? where queue = ? and key = ?",
+            (again.pack(), name, _PREFIX + uuid),
+        )
+        cursor.execute(
+            "insert into task (queue, data, priority) values (?, ?, ?)",
+            (name, entry.data, float(entry.priority or 0)),
+        )
 
     def _ids(self, waiting: set[Any]) -> set[str]:
         """Read the ids of messages; of those that cannot be read there is the message itself."""
