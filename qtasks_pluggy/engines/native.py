@@ -18,10 +18,10 @@ answers of an engine:
 ==================  ============================================================================
 
 It may say more, where what is here does not suit it: ``can`` (what it can do), ``cancel`` and
-``dead_letter`` (how such a run ends), ``options`` (what a task was declared with), ``send`` (for
-replays), ``app_name``; and the constants ``control``, ``ends_worker`` and ``hint``. Each of
-``retry``, ``cancel``, ``dead_letter`` and ``send`` may be ``async def``: in a plain function's run
-it is awaited on ``loop``.
+``dead_letter`` (how such a run ends), ``answered``, ``options`` (what a task was declared with),
+``send`` (for replays), ``app_name``, and the constants ``control``, ``ends_worker`` and ``hint``.
+Each of ``retry``, ``cancel``, ``dead_letter`` and ``send`` may be ``async def``: in a plain
+function's run it is awaited on ``loop``.
 
 The object lives on the engine's own app and nowhere else, so it goes with it.
 """
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from pkgutil import resolve_name
 from types import TracebackType
@@ -171,6 +171,10 @@ class Native(Generic[N]):
             value: The answer, or the argument.
         """
 
+    def answered(self, run: Any, value: Any) -> Any:  # noqa: ARG002  # an engine's
+        """Give what the engine is to store where a plugin had a say in the result."""
+        return value
+
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # an engine's
         """Say what the engine can do for a run; of None, for the replay of one."""
         return Capabilities(delay=True, results=True)
@@ -271,6 +275,7 @@ class Native(Generic[N]):
         self._made_in = 0
         self._life = _Life()
         self._lock = lock_of(self)
+        self._hears_of_answers = type(self).answered is not Native.answered
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
         """Have these plugins; where others have been started here, they are stopped for these.
@@ -319,14 +324,17 @@ class Native(Generic[N]):
             raise EngineError(msg)
         load_plugins(self.app)
 
-    def begin(self) -> None:
+    def begin(self, *, is_checked: bool = False) -> None:
         """Start the plugins in this process, for one of its workers.
+
+        Args:
+            is_checked: Whether ``check`` was called, as in this one's parent process.
 
         Raises:
             Exception: As of ``check``, or a plugin does not start; ``refusal`` says so.
         """
         with self._lock:
-            self._life.begin(self._first)
+            self._life.begin(self._given if is_checked else self._first)
             self._life.workers += 1
 
     async def begin_async(self) -> None:
@@ -338,7 +346,7 @@ class Native(Generic[N]):
         """Start the plugins where no worker said that it begins, before a run."""
         if not self._life.is_begun:
             with self._lock:
-                self._life.begin(self._first)
+                self._life.begin(self._given)
 
     def end(self) -> None:
         """Stop the plugins after the last of this process's workers."""
@@ -360,6 +368,9 @@ class Native(Generic[N]):
 
     def _first(self) -> QueueTasks:
         self.check()
+        return self.app
+
+    def _given(self) -> QueueTasks:
         return self.app
 
     # --- one attempt
@@ -445,6 +456,8 @@ class Native(Generic[N]):
                 return _Raise(unsent)
             attempt = await executor.give_up(unsent, backend)
         if attempt.action == "succeed":
+            if self._hears_of_answers and any(record.won for record in executor.trail):
+                return self.answered(run, attempt.result)
             return attempt.result
         if attempt.action in {"cancel", "dead_letter"}:
             end = self.cancel if attempt.action == "cancel" else self.dead_letter
@@ -752,6 +765,20 @@ def resolved(plugin: Any) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         msg = f"install(): plugin {plugin!r} cannot be imported: {error}; name 'module:attribute'"
         raise PluginRegistrationError(msg) from error
+
+
+def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:
+    """Find what a class that an engine made of a task has of the task's own declaration.
+
+    Args:
+        kind: The class.
+        known: The names that are the engine's own.
+    """
+    return {
+        name: value
+        for name, value in vars(kind).items()
+        if not (name.startswith("_") or name in known or hasattr(value, "__get__"))
+    }
 
 
 def attempt_of(header: Mapping[str, Any]) -> int:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from qtasks_pluggy.engines._versions import require
 
-require("procrastinate", "3.0")
+require("procrastinate", "3.0.2")
 
 from procrastinate import App, JobContext, RetryDecision
 from procrastinate.exceptions import AppNotOpen, JobAborted, JobRetry

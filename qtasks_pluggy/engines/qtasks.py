@@ -162,7 +162,7 @@ class _Run(Run):
     def __init__(self, executor: Any, run_task: Callable[[], Any]) -> None:
         self.executor = executor
         self._run_task = run_task
-        self._prepared = [*executor._args], {**executor._kwargs}  # noqa: SLF001  # no other way
+        self._prepared = [*(executor._args or ())], {**(executor._kwargs or {})}  # noqa: SLF001  # no other way
 
     @property
     def sent(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -13,6 +13,10 @@ MADE = {
     "celery": "from celery import Celery\napp = Celery('own', set_as_current=False)\n",
     "dramatiq": "from dramatiq.brokers.stub import StubBroker\napp = StubBroker()\n",
     "huey": "from huey import MemoryHuey\napp = MemoryHuey('own')\n",
+    "procrastinate": (
+        "from procrastinate import App, testing\napp = App(connector=testing.InMemoryConnector())\n"
+    ),
+    "qtasks": "from qtasks import QueueTasks\napp = QueueTasks(name='own')\n",
     "taskiq": "from taskiq import InMemoryBroker\napp = InMemoryBroker()\n",
 }
 PLUGINS = """

@@ -55,9 +55,9 @@ OURS = """
     from celery import Celery
     import fallback
     from qtasks_pluggy import QueueTasks
-    from qtasks_pluggy.engines import _celery_losses
+    from qtasks_pluggy.engines.celery import losses
 
-    _celery_losses.LOSSES = 1
+    losses.LOSSES = 1
     HERE = Path(__file__).parent
     celery = Celery("shop", broker=os.environ["BROKER"], backend=os.environ["RESULTS"])
     celery.conf.task_default_queue = celery.conf.control_exchange = os.environ["QUEUE"]

@@ -13,6 +13,7 @@ from qtasks_pluggy.failures.connection import StoreError, read_url
 from qtasks_pluggy.failures.queries import Filters, Reader
 from tests.engines.huey_apps import LONG
 from tests.engines.processes import wait_until
+from tests.engines.versions import is_older
 
 pytestmark = pytest.mark.engines
 
@@ -246,9 +247,11 @@ def test_what_plugins_decide(shop):
 def test_what_is_qtasks_own_stays_so(shop):
     """Results, echo, its errors with keywords, generators, cancellation, and arguments of ours."""
     shop.work()
-    assert ("success", 3) == shop.run("fine", 1, extra=2)
-    assert ("success", 12) == shop.run("fine", 9, extra=2)
-    assert ("success", [shop.kind, 1, 3]) == shop.run("gives", 1, second=3)
+    if shop.kind == "AsyncTask" or not is_older("qtasks", "1.7"):
+        # There a plain one drops positional arguments that are sent with keywords.
+        assert ("success", 3) == shop.run("fine", 1, extra=2)
+        assert ("success", 12) == shop.run("fine", 9, extra=2)
+        assert ("success", [shop.kind, 1, 3]) == shop.run("gives", 1, second=3)
     assert ("success", 0) == shop.run("asks", code="zero")
     assert ("success", "nobody knows") == shop.run("asks", code="kind")
     assert ("success", 0) == shop.run("yields", 1)

@@ -15,6 +15,7 @@ What is private in Celery, and used here, because there is no public way:
 
 from __future__ import annotations
 
+import copyreg
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
@@ -41,7 +42,7 @@ from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines._installed import INSTALLED
 from qtasks_pluggy.engines.celery.settings import has_dead_letters, has_results, itself
-from qtasks_pluggy.engines.native import Native
+from qtasks_pluggy.engines.native import Native, declared, text_of
 from qtasks_pluggy.exc import EngineError, TaskDeadLetteredError
 
 # What ``task_annotations`` names: importable, because spawned children get the setting alone.
@@ -56,7 +57,7 @@ SPAWNED: Final = "FORKED_BY_MULTIPROCESSING"
 # How Celery names its own headers, which no other can be called.
 _HEADERS: Final = {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"}
 # What every task has, and nobody gave it. Looking at these values would bind Celery's own class.
-_TASK: Final = frozenset(dir(Task))
+_TASK: Final = {*dir(Task), *dict(vars(Task)["from_config"])}
 # Whether a worker asks the message, besides the task, if it is to store an attempt's end.
 _HEEDS_REQUEST: Final = hasattr(trace, "get_actual_ignore_result")
 # Whether a worker itself stores the end of a run that is rejected for good.
@@ -109,8 +110,9 @@ class CeleryNative(Native[Celery]):
     def install(cls, native: Celery, plugins: Iterable[Any] = (), **options: Any) -> int:
         """Install, and have Celery apply it to tasks of every kind."""
         super().install(native, plugins, **options)
+        native = itself(native)
         one = cls.found_in(native)
-        one.annotate()
+        one.annotate(native)
         return one.count()
 
     @classmethod
@@ -142,9 +144,10 @@ class CeleryNative(Native[Celery]):
         names = [name for name in self._names if name is not None]
         self.native.conf[OURS] = {"plugins": names, **options}
 
-    def annotate(self) -> None:
+    def annotate(self, native: Celery) -> None:
         """Name ``Plugins`` first in the settings, and cover the tasks that are made already."""
-        native, conf = self.native, self.native.conf
+        setattr(native, INSTALLED, self)
+        conf = native.conf
         given = conf.task_annotations or ()
         given = list(given) if isinstance(given, (list, tuple)) else [given]
         if _NAME in given[:1]:
@@ -152,7 +155,7 @@ class CeleryNative(Native[Celery]):
         conf.task_annotations = (_NAME, *(other for other in given if other != _NAME))
         vars(native).pop("annotations", None)
         # What else the setting says was applied to these when they were made.
-        for kind in {type(task) for task in self._made() if task.app is native}:
+        for kind in {type(task) for task in own_tasks(native) if task.app is native}:
             if not hasattr(kind.__call__, OURS):
                 kind.__call__ = self.around(kind.__call__)
 
@@ -180,14 +183,11 @@ class CeleryNative(Native[Celery]):
         """The app's own name."""
         return self.native.main or self.name
 
-    def _made(self) -> list[Any]:
-        return [task for task in list(vars(self.native)["_tasks"].values()) if is_covered(task)]
-
     def count(self) -> int:
         """Count the app's own tasks, those that nobody has looked at too."""
         native: Any = self.native
         waiting = 0 if native.finalized else len(native._pending)  # noqa: SLF001  # no public way
-        return waiting + len(self._made())
+        return waiting + len(own_tasks(native))
 
     @property
     def tasks(self) -> Mapping[str, Any]:
@@ -195,16 +195,11 @@ class CeleryNative(Native[Celery]):
         # It imports them once.
         self.native.loader.import_default_modules()
         self.native.finalize(auto=True)
-        return {task.name: task for task in self._made()}
+        return {task.name: task for task in own_tasks(self.native)}
 
     def options(self, run: Any) -> Mapping[str, Any]:
         """Give what a task was declared with that Celery knows nothing of."""
-        given = {
-            name: value
-            for name, value in vars(type(run)).items()
-            if not (name.startswith("_") or name in _TASK or hasattr(value, "__get__"))
-        }
-        return {"tags": getattr(run, "tags", ()), **given}
+        return {"tags": getattr(run, "tags", ()), **declared(type(run), _TASK)}
 
     # --- one attempt; a run is the task, which has its request
 
@@ -280,9 +275,8 @@ class CeleryNative(Native[Celery]):
 
         Whatever Celery's own limit is: it would end the run in another error.
         """
-        request = run.request
+        request, told = run.request, "".join(format_exception(attempt.error))
         if not (request.is_eager or ignores_result(run)):
-            told = "".join(format_exception(attempt.error))
             # It tells how far the run is, and nothing depends on it.
             with suppress(Exception):
                 run.backend.mark_as_retry(request.id, attempt.error, told, request=request)
@@ -301,6 +295,7 @@ class CeleryNative(Native[Celery]):
         if request.is_eager:
             return again
         if not _HEEDS_REQUEST:
+            _tell(run, "task-retried", exception=text_of(attempt.error), traceback=told)
             return Ignore()
         # Celery would store the retry now, again.
         request.ignore_result = True
@@ -313,8 +308,7 @@ class CeleryNative(Native[Celery]):
             return attempt.error
         self._store(run, attempt.error, states.REVOKED)
         told = {"terminated": False, "signum": None, "expired": False}
-        with suppress(Exception):
-            run.send_event("task-revoked", retry=False, **told)
+        _tell(run, "task-revoked", **told)
         signals.task_revoked.send(sender=run, request=request, **told)
         return Ignore()
 
@@ -365,7 +359,9 @@ class CeleryNative(Native[Celery]):
             )
             raise EngineError(msg)
         super().check()
-        bare = [task.name for task in self._made() if not hasattr(type(task).__call__, OURS)]
+        bare = [
+            task.name for task in own_tasks(self.native) if not hasattr(type(task).__call__, OURS)
+        ]
         if bare:
             msg = (
                 f"{who}: task {bare[0]!r} asks no plugin, because another of the setting"
@@ -413,7 +409,7 @@ class CeleryNative(Native[Celery]):
         if current_app != self.native and not spawned:
             return
         try:
-            self.begin()
+            self.begin(is_checked=True)
         except Exception as error:
             if current_process().name != "MainProcess":
                 # The pool would replace this child for ever.
@@ -424,8 +420,12 @@ class CeleryNative(Native[Celery]):
         self.end()
 
 
-class _DeadLettered(Reject):  # type: ignore[misc]  # it has no types
-    """A rejection that Celery, which goes by the names of classes, stores as what it means."""
+class _Alias(type):
+    """The class of a class that goes by another one's name: by names Celery stores errors."""
+
+
+class _DeadLettered(Reject, metaclass=_Alias):  # type: ignore[misc]  # it has no types
+    """A rejection that is stored as a ``TaskDeadLetteredError``."""
 
     __module__ = TaskDeadLetteredError.__module__
     __qualname__ = TaskDeadLetteredError.__qualname__
@@ -435,17 +435,33 @@ class _DeadLettered(Reject):  # type: ignore[misc]  # it has no types
         self.args = (reason,)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it by its reason."""
+        """Pickle it by its reason, for the worker's main process."""
         return _rejected, (self.reason,)
 
 
-def _rejected(reason: str) -> _DeadLettered:
-    return _DeadLettered(reason)
+def _rejected(*reason: str) -> Any:
+    """Make the rejection; or give its class, which cannot be pickled by its name."""
+    return _DeadLettered(*reason) if reason else _DeadLettered
+
+
+_DeadLettered.__name__ = TaskDeadLetteredError.__name__
+copyreg.pickle(_Alias, lambda _: (_rejected, ()))
 
 
 def is_covered(task: Any) -> bool:
     """Say whether a task is neither Celery's own nor one of an app of ours."""
     return not (task.name.startswith("celery.") or getattr(task, FORWARD, False))
+
+
+def _tell(task: Any, event: str, **fields: Any) -> None:
+    """Tell monitors what Celery would; whether they can be told is no affair of the run's."""
+    with suppress(Exception):
+        task.send_event(event, retry=False, **fields)
+
+
+def own_tasks(native: Celery) -> list[Any]:
+    """Find an app's own tasks, of those that somebody has looked at."""
+    return [task for task in list(vars(native)["_tasks"].values()) if is_covered(task)]
 
 
 def has_children(worker: Any) -> bool:

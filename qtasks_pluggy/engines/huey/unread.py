@@ -16,8 +16,8 @@ from huey.exceptions import HueyException
 
 from qtasks_pluggy import TaskStatus
 from qtasks_pluggy.engines import RunResult, log_event
-from qtasks_pluggy.engines._huey_ledger import Ledger
-from qtasks_pluggy.engines._huey_send import MODULE
+from qtasks_pluggy.engines.huey.install import MODULE
+from qtasks_pluggy.engines.huey.ledger import Ledger
 from qtasks_pluggy.engines.servers import text_of
 from qtasks_pluggy.exc import EngineError
 
@@ -69,8 +69,6 @@ class Unread:
         with suppress(Exception):
             sent = self._huey.serializer.deserialize(data)
             uuid, task = sent.id, sent.name.removeprefix(f"{MODULE}.")
-        if uuid is None and self._ledger is not None:
-            uuid = self._ledger.find(data)
         why = text_of(error)
         if isinstance(error, HueyException):
             known = ", ".join(self._tasks) or "none"

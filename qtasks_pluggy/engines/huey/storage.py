@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -61,7 +59,6 @@ def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
         huey = SqliteHuey(name, filename=path, store_none=True)
     except sqlite3.Error as error:
         raise unusable(path, error, "the app") from error
-    let_fork(huey.storage)
     return huey, options["ledger"]
 
 
@@ -117,40 +114,3 @@ def reach(huey: Huey, who: str) -> None:
         kind = type(huey.storage).__name__
         msg = f"engine 'huey', {who}: its {kind} says nothing for {_PATIENCE:g} s; is it up?"
         raise EngineError(msg) from None
-
-
-def let_fork(storage: Any) -> None:
-    """Let this process fork while its threads use a database.
-
-    In the child nobody would release a lock that another thread holds at that moment, and SQLite
-    must not carry a connection over; so there is none at that moment, as in Huey's own consumer.
-
-    Args:
-        storage: One on SQLite.
-    """
-    _storages.add(storage)
-
-
-_storages: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
-_held: Final[list[Any]] = []
-
-
-def _before_fork() -> None:
-    for storage in list(_storages):
-        storage.lock.acquire()
-        _held.append(storage)
-        if storage._conn is not None:  # noqa: SLF001  # its close() takes the lock, too late
-            storage._conn.close()  # noqa: SLF001  # likewise
-            storage._conn = None  # noqa: SLF001  # likewise
-
-
-def _after_fork() -> None:
-    # No more than those: another thread may be about to fork too.
-    for storage in [_held.pop() for _ in range(len(_held))]:
-        storage.lock.release()
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
-    )

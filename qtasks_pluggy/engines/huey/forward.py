@@ -1,8 +1,4 @@
-"""Huey: ``huey+sqlite:///file.db``, the durable engine with no server, or a Huey object.
-
-The worker is Huey's own command, ``huey_consumer module.huey``, where ``huey`` is the app's
-``app.engine.native``. A ledger in Huey's storage keeps what a killed worker was doing.
-"""
+"""An app's runs on Huey: on a file, the durable engine with no server, or on a Huey object."""
 
 # Huey has no types, and its tasks carry what is ours.
 # pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false
@@ -14,12 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-
-from qtasks_pluggy.engines._versions import require
-
-require("huey", "3.0")
 
 from huey import CancelExecution, Huey
 from huey.api import Result, Task
@@ -30,31 +21,21 @@ from huey.storage import MemoryStorage, SqliteStorage
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, executor_for
-from qtasks_pluggy.engines._huey_ends import (
-    PLAIN,
-    cancel_execution,
-    check_storable,
-    ended_of,
-    portable,
-    unreadable,
-)
-from qtasks_pluggy.engines._huey_ledger import HEADER, ledger_of
-from qtasks_pluggy.engines._huey_reverse import (
+from qtasks_pluggy.engines.huey.ends import PLAIN, check_storable, ended_of, portable, unreadable
+from qtasks_pluggy.engines.huey.install import (
     CONTROL,
-    at_least_once,
-    install,
+    HEADER,
+    MODULE,
+    cancel_execution,
+    open_in_workers,
     will_retry,
 )
-from qtasks_pluggy.engines._huey_send import MODULE, new_task, serialized
-from qtasks_pluggy.engines._huey_storage import reach, sqlite_huey, told
-from qtasks_pluggy.engines._huey_unread import Unread
-from qtasks_pluggy.engines._huey_worker import WorkerLife
-from qtasks_pluggy.engines.servers import (
-    HANDS_OVER,
-    attempt_of,
-    cut_by,
-    named,
-)
+from qtasks_pluggy.engines.huey.ledger import ledger_of
+from qtasks_pluggy.engines.huey.send import new_task, serialized
+from qtasks_pluggy.engines.huey.storage import reach, sqlite_huey, told
+from qtasks_pluggy.engines.huey.unread import Unread
+from qtasks_pluggy.engines.huey.worker import WorkerLife
+from qtasks_pluggy.engines.servers import HANDS_OVER, attempt_of, cut_by, named
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 if TYPE_CHECKING:
@@ -64,8 +45,6 @@ if TYPE_CHECKING:
 _POLL: Final = 0.02
 # Seconds between two looks whether somebody else has read its end by this handle.
 _SLICE: Final = 0.2
-
-__all__ = ["HueyEngine", "at_least_once", "install"]
 
 
 class HueyEngine:
@@ -107,8 +86,8 @@ class HueyEngine:
         self._wrappers: dict[str, Any] = {}
         self._app: QueueTasks | None = None
         self._consumer: Consumer | None = None
-        self._serialize = huey.serialize_task
-        huey.serialize_task = lambda task: getattr(task, "our_data", None) or self._serialize(task)
+        if self._ledger is not None:
+            open_in_workers(huey, self._ledger)
         Unread(huey, self._ledger, self._wrappers)
         huey.build_error_result = self._with_our_end(huey.build_error_result)
         huey.signal("revoked", "expired", "canceled")(self._ended_without_us)
@@ -171,8 +150,6 @@ class HueyEngine:
         reach(self.native, app.name)
         if not workers:
             return
-        if self._ledger is not None:
-            told(self.native, app.name, partial(self._ledger.recover_once, anew=True))
         consumer = self.native.create_consumer(
             workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
         )
@@ -188,18 +165,15 @@ class HueyEngine:
             self._consumer = None
 
     def submit(self, message: TaskMessage, delay: float | None) -> Result:
-        """Enqueue a native task; in the ledger first, so that no crash can lose it."""
+        """Enqueue a native task, which the ledger has before, so that no crash can lose it."""
         header: dict[str, Any] = {"created_at": message.created_at, "attempt": 1}
         if message.metadata:
             header["metadata"] = message.metadata
         huey = self.native
         kind = self._wrappers[message.name].task_class
         task = new_task(huey, kind, message, header, delay, retries=0)
-        # Serialized once: what is enqueued is what the ledger has.
-        task.our_data = serialized(task, message, huey, self._serialize)
+        serialized(task, message, huey, huey.serialize_task)
         try:
-            if self._ledger is not None:
-                told(huey, message.name, self._ledger.put, task, task.our_data)
             told(huey, message.name, huey.enqueue, task)
         except BaseException as error:
             if self._ledger is not None:
@@ -264,8 +238,6 @@ class HueyEngine:
         entry = None if self._ledger is None else self._ledger.get(ticket.id)
         if entry is None:
             return None
-        if entry.is_cancelled:
-            return TaskStatus.cancelled
         return TaskStatus.queued if entry.owner is None else TaskStatus.running
 
     def trail(self, ticket: Result) -> Trail | None:  # noqa: ARG002  # the seam's name
@@ -293,7 +265,7 @@ class HueyEngine:
                 return False
             huey.put_result(ticket.id, ended)
         if self._ledger is not None:
-            self._ledger.cancel(ticket.id)
+            self._ledger.delete(ticket.id)
         return True
 
     def message(self, native: Task) -> TaskMessage:
@@ -379,8 +351,6 @@ class HueyEngine:
     def _ended_without_us(self, signal: str, task: Task, *_: Any) -> None:
         """Give an end to a run that Huey did not begin."""
         if task.name not in self._wrappers or getattr(task, "our_end", None) is not None:
-            return
-        if self._ledger is not None and self._ledger.is_cancelled(task.id):
             return
         ended = RunResult(TaskStatus.cancelled, error=TaskCancelError(f"Huey: {signal}"))
         self.native.put_if_empty(task.id, ended)

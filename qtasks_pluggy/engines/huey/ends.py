@@ -7,28 +7,18 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from huey import CancelExecution, Huey
+from huey import Huey
 from huey.api import Result
 from huey.utils import Error
 
 from qtasks_pluggy import TaskStatus, Trail
 from qtasks_pluggy.engines import RunResult
-from qtasks_pluggy.engines._huey_ledger import HEADER
+from qtasks_pluggy.engines.huey.install import HEADER
 from qtasks_pluggy.engines.servers import text_of, unstorable
 from qtasks_pluggy.exc import EngineError
 
 # Results of these types travel as they are: without being tried first, and bare if that is all.
 PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes})
-
-
-def cancel_execution(text: str) -> CancelExecution:
-    """Make what ends a Huey task for good.
-
-    Huey 3.5 changed the order of its arguments.
-    """
-    error = CancelExecution(retry=False)
-    error.args = (text,)
-    return error
 
 
 def check_storable(huey: Huey, what: str, value: Any) -> None:
