@@ -16,6 +16,7 @@ from qtasks_pluggy.failures.queries import Filters, Reader
 from tests.engines import django_apps
 from tests.engines.django_apps import Immediate, fail, fail_async, seen
 from tests.engines.huey_apps import LONG, Keeps
+from tests.engines.pages import files_of
 
 pytestmark = pytest.mark.engines
 
@@ -367,3 +368,21 @@ def test_a_worker_whose_plugins_have_faults_does_not_begin(shop):
     assert "QTASKS_PLUGGY_ENABEL" in log
     shop(*WORK)
     assert "1" == shop("results.py", ids[0]).strip()
+
+
+@pytest.mark.skipif(find_spec("django_tasks_db") is None, reason="the page has this backend")
+def test_the_page_s_project_works_as_it_says(shop, project):
+    """How-to: a task that fails is successful, with the plugin's value."""
+    files = files_of("use-django.md")
+    assert {"settings.py", "shop/backend.py", "shop/plugin.py", "shop/tasks.py"} == set(files)
+    if not django_apps.HAS_OWN:
+        files["shop/tasks.py"] = files["shop/tasks.py"].replace(
+            "from django.tasks", "from django_tasks"
+        )
+        files["settings.py"] += 'INSTALLED_APPS += ["django_tasks"]\n'
+    enqueue = "from shop.tasks import parse; print(parse.enqueue('many').id)"
+    project(files | {"enqueue.py": FILES["enqueue.py"].partition("from shop")[0] + enqueue})
+    shop("manage.py", "migrate", "-v", "0")
+    (one,) = shop("enqueue.py").split()
+    shop(*WORK)
+    assert "0" == shop("results.py", one).strip()

@@ -25,6 +25,7 @@ from qtasks_pluggy.exc import EngineError, TaskNameError
 from qtasks_pluggy.failures.connection import read_url
 from qtasks_pluggy.failures.queries import Filters, Reader
 from tests.engines.huey_apps import LONG, Keeps
+from tests.engines.pages import module_of
 from tests.engines.processes import Guard, wait_until
 from tests.engines.servers import NotInstalledError
 
@@ -481,6 +482,13 @@ def test_the_worker_command_asks_plugins(stall, tmp_path):
     found = {run.uuid: run.status for run in Reader(read_url(url)).runs(Filters())}
     assert ["recovered", "recovered", "failed"] == [found[str(one)] for one in ids[1:]]
     assert 3 == len(found)
+
+
+def test_the_page_s_project_works_as_it_says(stall, project, database):
+    """How-to: a job that would have failed has succeeded."""
+    project({"shop.py": module_of("use-procrastinate.md", {"dbname=shop": database})})
+    stall.work()
+    assert "succeeded" == stall.ended(stall.send("shop.parse", text="many"))
 
 
 def test_the_worker_command_ends_where_a_plugin_cannot_start(stall):

@@ -12,6 +12,7 @@ from redis import Redis
 from qtasks_pluggy.failures.connection import StoreError, read_url
 from qtasks_pluggy.failures.queries import Filters, Reader
 from tests.engines.huey_apps import LONG
+from tests.engines.pages import module_of
 from tests.engines.processes import wait_until
 from tests.engines.versions import is_older
 
@@ -210,6 +211,16 @@ def test_the_page_s_example(shop):
         assert ("success", 123) == shop.run(name)
 
 
+def test_the_page_s_project_works_as_it_says(shop, project, redis_url):
+    """How-to: two lines, and both kinds of error have the plugin's result."""
+    servers = {'"shop"': repr(shop.name), "redis://localhost:6379/0": redis_url}
+    project({"shop.py": module_of("use-qtasks.md", servers)})
+    shop.kind = "AsyncTask"
+    shop.work()
+    assert ("success", "call us (no price for tea)") == shop.run("price", "tea")
+    assert ("success", 0) == shop.run("parse", "many")
+
+
 def test_what_plugins_decide(shop):
     """Each decision, in the words of QTasks' own storage; a worker's log says who asked."""
     ends = {
@@ -252,8 +263,8 @@ def test_what_is_qtasks_own_stays_so(shop):
         assert ("success", 3) == shop.run("fine", 1, extra=2)
         assert ("success", 12) == shop.run("fine", 9, extra=2)
         assert ("success", [shop.kind, 1, 3]) == shop.run("gives", 1, second=3)
-    assert ("success", 0) == shop.run("asks", code="zero")
-    assert ("success", "nobody knows") == shop.run("asks", code="kind")
+        assert ("success", 0) == shop.run("asks", code="zero")
+        assert ("success", "nobody knows") == shop.run("asks", code="kind")
     assert ("success", 0) == shop.run("yields", 1)
     status, said = shop.run("asks")
     assert "error" == status

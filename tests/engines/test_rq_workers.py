@@ -15,6 +15,7 @@ from rq import worker as rq_worker
 from qtasks_pluggy.failures.connection import read_url
 from qtasks_pluggy.failures.queries import Filters, Reader
 from tests.engines.huey_apps import LONG
+from tests.engines.pages import module_of
 from tests.engines.processes import wait_until
 
 pytestmark = pytest.mark.engines
@@ -153,6 +154,14 @@ def test_an_installed_plugin_needs_no_line_of_code(shop, project, kind):
     job_class = "qtasks_pluggy.engines.rq.PluggyJob"
     worker = shop.work("--burst", kind=kind, job_class=job_class)
     assert 0 == worker.wait(LONG)
+    assert 0 == shop.ended(job).latest_result().return_value
+
+
+def test_the_page_s_project_works_as_it_says(shop, project):
+    """How-to: a failing job has the plugin's result."""
+    project({"shop.py": module_of("use-rq.md", {})})
+    job = shop.queue.enqueue("shop.parse", "many")
+    assert 0 == shop.work("--burst").wait(LONG)
     assert 0 == shop.ended(job).latest_result().return_value
 
 
