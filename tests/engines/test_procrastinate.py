@@ -503,7 +503,7 @@ def test_the_worker_command_ends_where_a_plugin_cannot_start(stall):
 
 
 def test_a_killed_worker_loses_nothing_that_is_retried(stall):
-    """What was running stays ``doing`` until somebody retries it, and nothing else is done twice."""
+    """What was running stays ``doing`` until somebody retries it; nothing else is done twice."""
     ids = [stall.send("slow", number=number) for number in range(8)]
     worker = stall.work()
     assert wait_until(lambda: "slow 3" in stall.notes(), LONG)
