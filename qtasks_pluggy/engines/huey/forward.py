@@ -244,7 +244,7 @@ class HueyEngine:
         """Say nothing: the trail comes with the end."""
         return None
 
-    def cancel(self, ticket: Result, reason: str) -> bool:
+    def revoke(self, ticket: Result, reason: str) -> bool:
         """Revoke a run that waits; it ends at once for those who wait for it."""
         return told(self.native, ticket.task.name, self._cancel, ticket, reason)  # type: ignore[no-any-return]  # _cancel's
 
