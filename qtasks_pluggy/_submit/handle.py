@@ -120,7 +120,7 @@ class TaskHandle(Generic[R_co]):
                 f" {type(reason).__name__}; leave it out if there is none"
             )
             raise TypeError(msg)
-        return self._ended is None and self._engine.cancel(self._ticket, reason)
+        return self._ended is None and self._engine.revoke(self._ticket, reason)
 
     async def _wait(self, backend: Backend, limit: float | None) -> Any:
         ended = self._ended

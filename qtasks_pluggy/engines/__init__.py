@@ -6,6 +6,11 @@
 ``dramatiq.py``      Dramatiq, on RabbitMQ or Redis
 ``huey.py``          Huey; on SQLite, ``huey+sqlite:///file.db``, the durable one with no server
 ``taskiq.py``        Taskiq, on RabbitMQ or Redis
+``rq.py``            RQ, on Redis: ``install`` alone, as of the next three
+``procrastinate.py`` Procrastinate, on PostgreSQL
+``django.py``        Django's tasks, on any backend
+``qtasks.py``        QTasks
+``in_place.py``      retries of those two, which have none of their own
 ``reverse.py``       what every ``install`` shares: plugins for an engine's own tasks
 ``servers.py``       what adapters over message servers share
 ===================  ===========================================================================

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from datetime import timedelta
 from functools import lru_cache
@@ -33,7 +33,7 @@ from django.utils.module_loading import import_string
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Capabilities, load_plugins
 from qtasks_pluggy.engines.in_place import InPlace, Run, calling
-from qtasks_pluggy.engines.native import HANDS_OVER
+from qtasks_pluggy.engines.native import HANDS_OVER, Importable
 from qtasks_pluggy.exc import QTasksError
 
 if find_spec("django.tasks"):
@@ -128,7 +128,7 @@ class BackendPlugins(InPlace[type[Any]]):
     @property
     def tasks(self) -> Mapping[str, Any]:
         """Every task that can be imported, by its dotted name."""
-        return _Tasks()
+        return Importable(lambda found: isinstance(found, Task))
 
     def count(self) -> int:
         """Say that there is something to do: which tasks a backend has it does not know."""
@@ -228,23 +228,3 @@ class _PluggedTask:
         if _announced.get() is None:
             return await super().acall(*args, **kwargs)  # type: ignore[misc]  # a task's
         return await sync_to_async(self.call)(*args, **kwargs)
-
-
-class _Tasks(Mapping[str, Any]):
-    """The tasks that can be imported, by name."""
-
-    def __getitem__(self, name: str) -> Any:
-        try:
-            task = import_string(name)
-        except ImportError as error:
-            raise KeyError(name) from error
-        if isinstance(task, Task):
-            return task
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        """List nothing: Django has no list of them."""
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0

@@ -240,7 +240,7 @@ class DramatiqEngine:
         """Say nothing: Dramatiq keeps results, and no more."""
         return None
 
-    def cancel(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # the seam's name
+    def revoke(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # the seam's name
         """Refuse: Dramatiq takes no message back."""
         msg = f"engine 'dramatiq' cannot cancel a run, so {ticket.message_id} goes on"
         raise CapabilityError(msg)

@@ -195,7 +195,7 @@ class MemoryEngine:
         """Tell who was asked so far."""
         return Trail() if ticket.executor is None else ticket.executor.trail
 
-    def cancel(self, ticket: MemoryRun, reason: str) -> bool:
+    def revoke(self, ticket: MemoryRun, reason: str) -> bool:
         """Cancel a run that waits for its turn, or whose function runs on the event loop."""
         refuse_in_a_fork(self._pid)
         is_async = self._app.tasks[ticket.message.name].task_func.is_async

@@ -29,6 +29,7 @@ The object lives on the engine's own app and nowhere else, so it goes with it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
 from contextvars import ContextVar, copy_context
@@ -194,6 +195,29 @@ class Native(Generic[N]):
             The exception to raise.
         """
         return attempt.error
+
+    def fail(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # an engine's
+        """End a run that failed.
+
+        Returns:
+            The exception to raise.
+        """
+        return attempt.error
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Say what a run fails in whose task raised an error that is no ``Exception``.
+
+        Returns:
+            The error for plugins and callers; None where it ends the worker.
+        """
+        return None if isinstance(error, self.ends_worker) else error
+
+    def check_result(self, task: str, value: Any) -> None:
+        """Refuse a result of the task itself; by default that is the engine's own affair.
+
+        Raises:
+            EngineError: It cannot be stored.
+        """
 
     def options(self, run: Any) -> Mapping[str, Any]:  # noqa: ARG002  # an engine's
         """Give what a run's task was declared with that is not the engine's own.
@@ -446,7 +470,7 @@ class Native(Generic[N]):
             The result, or a ``_Raise``.
         """
         executor = self._executor_for(run, func, self.message(run, args, kwargs))
-        attempt = await executor.execute_attempt(_Host(self, run), backend)
+        attempt = await self.execute(executor, Host(self, run), backend)
         if attempt.action == "retry":
             try:
                 return _Raise(await self._answer(backend, self.retry, run, attempt, executor))
@@ -459,12 +483,19 @@ class Native(Generic[N]):
             if self._hears_of_answers and any(record.won for record in executor.trail):
                 return self.answered(run, attempt.result)
             return attempt.result
-        if attempt.action in {"cancel", "dead_letter"}:
-            end = self.cancel if attempt.action == "cancel" else self.dead_letter
-            return _Raise(await self._answer(backend, end, run, attempt))
-        # No error's truth is asked for.
+        ends = {"cancel": self.cancel, "dead_letter": self.dead_letter, "fail": self.fail}
+        end = ends.get(attempt.action)
         error = attempt.error
+        if end is not None:
+            error = await self._answer(backend, end, run, attempt)
+        # No error's truth is asked for.
         return _Raise(EngineError(attempt.reason) if error is None else error)
+
+    def execute(
+        self, executor: TaskExecutor, host: Host, backend: Backend
+    ) -> Coroutine[Any, Any, Attempt]:
+        """Have the executor make the attempt."""
+        return executor.execute_attempt(host, backend)
 
     async def _answer(
         self,
@@ -473,13 +504,13 @@ class Native(Generic[N]):
         run: Any,
         attempt: Attempt,
         executor: TaskExecutor | None = None,
-    ) -> BaseException:
+    ) -> Any:
         """Call a method of the engine's, plain or async."""
         more = () if executor is None else (executor.attempt + 1,)
         answer = method(run, attempt, *more)
         if is_pending(answer):
             answer = await wait_for(answer, self, backend, method.__name__)  # type: ignore[arg-type]  # of the engine it reads name and loop
-        return answer  # type: ignore[no-any-return]  # an exception
+        return answer
 
     def _unsent(self, executor: TaskExecutor, attempt: Attempt, failure: Exception) -> EngineError:
         """Say that a retry could not be sent; its cause is the task's own error."""
@@ -687,7 +718,7 @@ class _Life:
         return lifespan
 
 
-class _Host:
+class Host:
     """An engine as the executor of one attempt sees it."""
 
     __slots__ = ("_native", "_run", "control", "name")
@@ -706,8 +737,8 @@ class _Host:
         return self._native.will_retry(self._run, error)
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Say that it ends the run, if not the worker."""
-        return None if isinstance(error, self._native.ends_worker) else error
+        """Say what the run fails in, if it does not end the worker."""
+        return self._native.failure(error)
 
     def check_answer(self, value: Any) -> None:
         """Refuse an answer that cannot be stored.
@@ -723,7 +754,12 @@ class _Host:
                 raise unstorable(what, value, error, engine=self.name) from error
 
     def check_result(self, run: RunningTask) -> None:
-        """Do nothing: what the task itself returns is the engine's affair."""
+        """Refuse a result that cannot be stored.
+
+        Raises:
+            EngineError: It cannot be encoded.
+        """
+        self._native.check_result(run.task_func.name, run.result)
 
 
 class HandsOver:
@@ -750,6 +786,48 @@ def _theirs(traceback: TracebackType | None) -> TracebackType | None:
             break
         traceback = traceback.tb_next
     return traceback
+
+
+class Importable(Mapping[str, Any]):
+    """The tasks of an engine that has no list of them: what can be imported, by dotted names.
+
+    Args:
+        is_task: Says whether what was imported is a task.
+    """
+
+    def __init__(self, is_task: Callable[[Any], bool]) -> None:
+        self._is_task = is_task
+
+    def __getitem__(self, name: str) -> Any:
+        """Import a task."""
+        try:
+            task = resolve_name(name)
+        except (AttributeError, ImportError, ValueError) as error:
+            raise KeyError(name) from error
+        if not self._is_task(task):
+            raise KeyError(name)
+        return task
+
+    def __iter__(self) -> Iterator[str]:
+        """List nothing."""
+        return iter(())
+
+    def __len__(self) -> int:
+        """Count nothing."""
+        return 0
+
+
+def log_as(name: str) -> None:
+    """Let a worker's log have our events too, where its command sets up the engine's logger alone.
+
+    Args:
+        name: The engine's logger.
+    """
+    ours, theirs = logging.getLogger("qtasks_pluggy"), logging.getLogger(name)
+    if not ours.hasHandlers():
+        for handler in theirs.handlers:
+            ours.addHandler(handler)
+        ours.setLevel(theirs.level)
 
 
 def resolved(plugin: Any) -> Any:

@@ -8,10 +8,9 @@ list of tasks: every function that can be imported is a job.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -28,12 +27,11 @@ from rq.command import send_shutdown_command
 from rq.job import Job, get_current_job
 from rq.results import Result
 from rq.timeouts import BaseTimeoutException
-from rq.utils import import_attribute
 from rq.worker import BaseWorker
 
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities, load_plugins
-from qtasks_pluggy.engines.native import Native
+from qtasks_pluggy.engines.native import Importable, Native, log_as
 from qtasks_pluggy.exc import EngineError
 
 __all__ = ["PluggyJob", "install"]
@@ -103,7 +101,7 @@ class JobPlugins(Native[type[Job]]):
     @property
     def tasks(self) -> Mapping[str, Any]:
         """Every function that can be imported, by its dotted name."""
-        return _Functions()
+        return Importable(callable)
 
     def count(self) -> int:
         """Say that there is something to do: nobody knows how much."""
@@ -135,7 +133,7 @@ class JobPlugins(Native[type[Job]]):
     @contextmanager
     def _alive(self, job: Job) -> Generator[None]:
         """Keep the plugins started around a job, and in a worker that does not fork, to its end."""
-        _log_as_rq_does()
+        log_as("rq.worker")
         try:
             self.begin_for_run()
         except Exception as error:
@@ -281,23 +279,6 @@ class _PluggedJob(Job):
         return super().func
 
 
-class _Functions(Mapping[str, Any]):
-    """What RQ can import, by name."""
-
-    def __getitem__(self, name: str) -> Any:
-        try:
-            return import_attribute(name)
-        except (AttributeError, ImportError, ValueError) as error:
-            raise KeyError(name) from error
-
-    def __iter__(self) -> Iterator[str]:
-        """List nothing: nobody has declared them."""
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
 def _reporting(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make what calls the function of the job at work, and raises a ``Retry`` that it returns."""
 
@@ -337,15 +318,6 @@ def _add_retry(job: Job, delay: int) -> None:
     left, own = job.retries_left or 0, job.retry_intervals or [0]
     intervals = [own[max(len(own) - number, 0)] for number in range(left, 0, -1)]
     job.retries_left, job.retry_intervals = left + 1, [delay, *intervals]
-
-
-def _log_as_rq_does() -> None:
-    """Let the worker's log have our events, too: its command sets up RQ's logger alone."""
-    ours, theirs = logging.getLogger("qtasks_pluggy"), logging.getLogger("rq.worker")
-    if not ours.hasHandlers():
-        for handler in theirs.handlers:
-            ours.addHandler(handler)
-        ours.setLevel(theirs.level)
 
 
 class PluggyJob(install()):  # type: ignore[misc]  # a class that is made

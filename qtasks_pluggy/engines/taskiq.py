@@ -280,7 +280,7 @@ class TaskiqEngine:
         """Say nothing: the trail comes with the end."""
         return None
 
-    def cancel(self, ticket: Ticket, reason: str) -> bool:  # noqa: ARG002  # the seam's names
+    def revoke(self, ticket: Ticket, reason: str) -> bool:  # noqa: ARG002  # the seam's names
         """Refuse: brokers take nothing back.
 
         Raises:

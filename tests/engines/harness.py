@@ -45,7 +45,9 @@ class Pool(Memory):
     def engine(self) -> Any:
         """Make the adapter of the page."""
         page = ROOT / "docs/how-to/write-an-engine.md"
-        code = re.search(r"```python\n(.+?)```", page.read_text("utf-8"), re.DOTALL)
+        code = re.search(
+            r"```python\n((?:(?!```).)*class PoolEngine.+?)```", page.read_text("utf-8"), re.DOTALL
+        )
         names: dict[str, Any] = {}
         exec(code[1], names)  # noqa: S102  # the project's own page
         return names["PoolEngine"]()

@@ -254,6 +254,8 @@ def test_a_handle_from_a_run_s_id(shop):
         second = shop.app.handle(str(first.uuid))
         assert 3 == second.result(timeout=LONG)
         assert TaskStatus.succeeded is second.status
+        # Another process, or the same client again: what is found by its id stays.
+        assert 3 == shop.app.handle(first.uuid).result(timeout=LONG)
         with pytest.raises(TimeoutError):
             shop.app.handle("00000000-0000-0000-0000-000000000000").result(timeout=0.2)
 

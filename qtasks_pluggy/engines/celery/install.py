@@ -286,6 +286,7 @@ class CeleryNative(Native[Celery]):
                 countdown=attempt.delay or 0,
                 max_retries=number - 1,
                 throw=False,
+                **self.resend(run, number),
             )
         except Reject as unsent:
             raise unsent.reason from attempt.error
@@ -300,6 +301,10 @@ class CeleryNative(Native[Celery]):
         # Celery would store the retry now, again.
         request.ignore_result = True
         return again
+
+    def resend(self, run: Any, number: int) -> dict[str, Any]:  # noqa: ARG002  # a subclass's
+        """Give Celery's own options for another attempt."""
+        return {}
 
     def cancel(self, run: Any, attempt: Attempt) -> Any:
         """Store ``REVOKED``, and tell monitors and receivers what Celery tells of a revoked run."""

@@ -47,6 +47,10 @@ _POLL: Final = 0.02
 _SLICE: Final = 0.2
 
 
+class _Found(Result):  # type: ignore[misc]  # Huey has no types
+    """The result of a run that was found by its id: reading it leaves it for others."""
+
+
 class HueyEngine:
     """Huey behind an app.
 
@@ -191,7 +195,7 @@ class HueyEngine:
 
     def ticket_for(self, uuid: str) -> Result:
         """Make the ticket of a run that was enqueued from anywhere."""
-        return Result(self.native, Task(id=uuid))
+        return _Found(self.native, Task(id=uuid))
 
     def result(self, ticket: Result, timeout: float | None) -> RunResult | None:
         """Wait for the stored end."""
@@ -205,7 +209,9 @@ class HueyEngine:
             if timeout == 0 and not ticket.is_ready():
                 raise ResultTimeout
             left = _SLICE if end is None else max(_POLL, min(_SLICE, end - time.monotonic()))
-            return ticket.get_raw_result(blocking=True, timeout=left, max_delay=_POLL)
+            return ticket.get_raw_result(
+                blocking=True, timeout=left, max_delay=_POLL, preserve=isinstance(ticket, _Found)
+            )
 
         try:
             while True:
@@ -244,7 +250,7 @@ class HueyEngine:
         """Say nothing: the trail comes with the end."""
         return None
 
-    def cancel(self, ticket: Result, reason: str) -> bool:
+    def revoke(self, ticket: Result, reason: str) -> bool:
         """Revoke a run that waits; it ends at once for those who wait for it."""
         return told(self.native, ticket.task.name, self._cancel, ticket, reason)  # type: ignore[no-any-return]  # _cancel's
 

@@ -15,7 +15,8 @@ from huey import Huey
 
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import is_started, lock_of, log_event, worker_lifespan
-from qtasks_pluggy.engines.huey.install import log_as_huey_does, stop_consumer
+from qtasks_pluggy.engines.huey.install import stop_consumer
+from qtasks_pluggy.engines.native import log_as
 
 
 class WorkerLife:
@@ -42,7 +43,7 @@ class WorkerLife:
     def _begin(self) -> None:
         with self._lock:
             try:
-                log_as_huey_does()
+                log_as("huey")
                 app = self._app()
                 # In the process that submits it is started already, and is not ours to stop.
                 if app is not None and self._pid != os.getpid() and not is_started(app):

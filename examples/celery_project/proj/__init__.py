@@ -1,0 +1,1 @@
+"""A small Celery project: invoices in other currencies, added up in euros."""
