@@ -238,7 +238,7 @@ class _Adapted(PluginOfItsShape):
 
     def __init__(self, native: Any) -> None:
         super().__init__(native.name or type(native).__name__)
-        self.start, self.stop, self.trigger = native.start, native.stop, native.trigger
+        vars(self).update(start=native.start, stop=native.stop, trigger=native.trigger)
         if isinstance(getattr(native, "handlers", None), dict):
             self.handlers = native.handlers
 

@@ -268,7 +268,7 @@ def test_a_method_of_an_object_is_a_job(queue):
 
 
 def test_plugins_are_asked_where_rq_runs_jobs_at_once(redis_url):
-    """With ``is_async=False`` an answer is the result, and a retry, which RQ has none of, refused."""
+    """With ``is_async=False`` an answer is the result, and a retry is refused."""
     seen.clear()
     plugin = Keeps("answer", Retry(delay=5), Retry())
     job_class = install([plugin], discover=False)
