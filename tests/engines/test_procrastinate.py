@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import sys
 import time
 import traceback
+import weakref
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -366,6 +368,20 @@ async def test_a_client_sends_a_job_again(shop):
     assert [new] == [message.uuid for message in plugin.messages]
     with pytest.raises(TaskNameError, match=r"nowhere\.price"):
         app.replay(TaskMessage("nowhere.price"))
+
+
+def test_install_keeps_no_app_alive(database):
+    """What nobody has any more goes, plugins and all."""
+
+    def dropped():
+        shop = Shop(database)
+        shop.failing("async")
+        install(shop.app, [Keeps()], discover=False)
+        return weakref.ref(shop.app)
+
+    gone = [dropped() for _ in range(3)]
+    gc.collect()
+    assert [None] * 3 == [one() for one in gone]
 
 
 @pytest.mark.parametrize("given", [None, "shop", pytest])

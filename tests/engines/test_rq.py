@@ -11,9 +11,10 @@ from rq import Retry as NativeRetry
 from rq.job import Job
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
+from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import installed_in
 from qtasks_pluggy.engines.rq import PluggyJob, install
-from qtasks_pluggy.exc import CapabilityError, TaskNameError
+from qtasks_pluggy.exc import CapabilityError, EngineError, TaskNameError
 from tests.engines import rq_apps
 from tests.engines.huey_apps import Keeps
 from tests.engines.rq_apps import fail, fail_async, run, seen
@@ -340,6 +341,12 @@ def attrs_named(message, name):
     import attrs
 
     return attrs.evolve(message, name=name, uuid=message.uuid)
+
+
+def test_rq_is_no_engine_of_ours(queue):
+    """``QueueTasks(engine=queue)`` is told what to do instead."""
+    with pytest.raises(EngineError, match=r"call install\(\) of qtasks_pluggy\.engines\.rq"):
+        QueueTasks("shop", engine=queue)
 
 
 @pytest.mark.parametrize("given", [None, "shop.Job", object])
