@@ -79,7 +79,7 @@ class HueyNative(Native[Huey]):
     kind = Huey
     control = CONTROL
     # It ends the worker's thread, and Huey stores no end.
-    ends_worker: ClassVar = (BaseException,)
+    ends_worker: ClassVar[tuple[type[BaseException], ...]] = (BaseException,)
 
     def cover(self) -> None:
         """Hear of every run, and of workers, which are threads or processes."""
@@ -117,12 +117,9 @@ class HueyNative(Native[Huey]):
 
     def _wrap(self, task: Task) -> None:
         """Have the executor run a task that is about to be run."""
-        kind = type(task)
-        if kind.__module__ == MODULE:
-            return
-        function = self._functions.get(kind)
+        function = self.function_of(type(task))
         if function is None:
-            function = self._functions[kind] = _function_of(kind)
+            return
         storable = getattr(task, "storable", None)
 
         def execute() -> Any:
@@ -130,6 +127,15 @@ class HueyNative(Native[Huey]):
             return value if storable is None else storable(value)
 
         task.execute = execute
+
+    def function_of(self, kind: type[Task]) -> Callable[..., Any] | None:
+        """Give the function of a task of the Huey's own."""
+        if kind.__module__ == MODULE:
+            return None
+        function = self._functions.get(kind)
+        if function is None:
+            function = self._functions[kind] = _function_of(kind)
+        return function
 
     def _execute(self, task: Task, function: Callable[..., Any]) -> Any:
         args, kwargs = task.args, dict(task.kwargs)

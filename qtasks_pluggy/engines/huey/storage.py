@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -16,11 +14,10 @@ from urllib.parse import unquote
 from huey import Huey, SqliteHuey
 
 from qtasks_pluggy.engines import url_options
+from qtasks_pluggy.engines.forward import PATIENCE, trouble_within
 from qtasks_pluggy.exc import EngineError
 
 SCHEME: Final = "huey+sqlite://"
-# Seconds in which a server has to answer when the app starts.
-_PATIENCE: Final = 8.0
 _REMEDIES: Final = {
     "unable to open": "make its folder, and let this user write there",
     "locked": "another process holds it; end that one, or wait",
@@ -71,14 +68,14 @@ def unusable(path: str, error: Exception, who: str) -> EngineError:
     )
 
 
-def told(huey: Huey, who: str, call: Callable[..., Any], *args: Any) -> Any:
+def told(huey: Huey, who: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call what uses the storage; say what is wrong, if it is the storage.
 
     Raises:
         EngineError: The storage cannot be used.
     """
     try:
-        return call(*args)
+        return call(*args, **kwargs)
     except Exception as error:
         storage: Any = huey.storage
         if isinstance(error, sqlite3.Error):
@@ -99,18 +96,10 @@ def reach(huey: Huey, who: str) -> None:
     Raises:
         EngineError: It cannot, or says nothing for some seconds.
     """
-    answer: Future[int] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(huey.pending_count())
-        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
-            answer.set_exception(error)
-
-    threading.Thread(target=ask, name="qtasks-pluggy-huey-reach", daemon=True).start()
-    try:
-        told(huey, who, answer.result, _PATIENCE)
-    except TimeoutError:
+    trouble = trouble_within(PATIENCE, lambda: told(huey, who, huey.pending_count))
+    if isinstance(trouble, EngineError):
+        raise trouble
+    if trouble is not None:
         kind = type(huey.storage).__name__
-        msg = f"engine 'huey', {who}: its {kind} says nothing for {_PATIENCE:g} s; is it up?"
-        raise EngineError(msg) from None
+        msg = f"engine 'huey', {who}: its {kind} cannot be used: {trouble}; is its server up?"
+        raise EngineError(msg) from trouble
