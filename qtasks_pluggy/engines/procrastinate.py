@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -33,31 +33,6 @@ from qtasks_pluggy.engines.native import Native
 from qtasks_pluggy.exc import EngineError
 
 __all__ = ["install"]
-
-
-def install(
-    app: App,
-    plugins: Iterable[Any] = (),
-    *,
-    discover: bool = True,
-    intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
-) -> int:
-    """Let plugins decide about the errors of a Procrastinate app's tasks, plain and async.
-
-    Args:
-        app: The app.
-        plugins: As for ``QueueTasks``, or names, ``"module"`` or ``"module:attribute"``.
-        discover: As for ``QueueTasks``.
-        intercept: The exception classes that plugins are asked about, at every attempt.
-
-    Returns:
-        How many tasks the app has now; those that it has when a worker begins are covered.
-
-    Raises:
-        PluginRegistrationError: Faults of ``plugins``.
-        TypeError: It is no Procrastinate app.
-    """
-    return AppPlugins.install(app, plugins, discover=discover, intercept=intercept)
 
 
 _context: Final[ContextVar[JobContext]] = ContextVar("qtasks_pluggy_job_context")
@@ -235,3 +210,6 @@ class _Strategy(BaseRetryStrategy):
             decision = self.decisions.pop(job.id)
             return None if decision is None else JobRetry(decision)
         return None if self._own is None else self._own.get_retry_exception(exception, job)
+
+
+install: Final = AppPlugins.install

@@ -21,10 +21,10 @@ from qtasks_pluggy.engines._versions import require
 
 require("qtasks", "1.6")
 
+from qtasks.asyncio import QueueTasks as AsyncApp
 from qtasks.base.qtasks import BaseQueueTasks
 from qtasks.exc import TaskCancelError as NativeCancelError
 from qtasks.exc import TaskPluginTriggerError as NativeTriggerError
-from qtasks.executors.async_task_executor import AsyncTaskExecutor
 from qtasks.plugins.base import BasePlugin
 
 from qtasks_pluggy import BasePlugin as PluginOfItsShape
@@ -34,31 +34,6 @@ from qtasks_pluggy.engines.in_place import InPlace, Run, calling
 from qtasks_pluggy.exc import TaskPluginTriggerError
 
 __all__ = ["install"]
-
-
-def install(
-    app: Any,
-    plugins: Iterable[Any] = (),
-    *,
-    discover: bool = True,
-    intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
-) -> int:
-    """Let plugins decide about the errors of a QTasks app's own tasks, those declared later too.
-
-    Args:
-        app: The app, plain or async.
-        plugins: As for ``QueueTasks``, or names, ``"module"`` or ``"module:attribute"``.
-        discover: As for ``QueueTasks``.
-        intercept: The exception classes that plugins are asked about, at every attempt.
-
-    Returns:
-        How many tasks are covered now.
-
-    Raises:
-        PluginRegistrationError: Faults of ``plugins``.
-        TypeError: It is no QTasks app.
-    """
-    return AppPlugins.install(app, plugins, discover=discover, intercept=intercept)
 
 
 class AppPlugins(InPlace[Any]):
@@ -78,7 +53,7 @@ class AppPlugins(InPlace[Any]):
     def cover(self) -> None:
         """Replace the executor of the app's worker, and hear when the worker begins and ends."""
         worker = self.native.worker
-        self.is_async = issubclass(worker.task_executor, AsyncTaskExecutor)
+        self.is_async = isinstance(self.native, AsyncApp)
         worker.task_executor = self._around(worker.task_executor)
         self.native.add_plugin(_Life(self), ["worker_start", "worker_stop"], component="worker")
 
@@ -128,7 +103,9 @@ class AppPlugins(InPlace[Any]):
 
     def cancel(self, run: _Run, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
         """Give the run the status that QTasks has for that."""
-        return NativeCancelError(attempt.reason)
+        cancelled = NativeCancelError(attempt.reason)
+        cancelled.__cause__ = attempt.error
+        return cancelled
 
     def encode(self, run: _Run | None, value: Any) -> object:
         """Make JSON of a value, as QTasks does, unless the task says how."""
@@ -285,3 +262,6 @@ class _Life(BasePlugin):  # type: ignore[misc]  # without types
             yield
         except Exception as error:
             raise self._plugged.refusal(error) from error
+
+
+install: Final = AppPlugins.install

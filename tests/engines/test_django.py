@@ -17,6 +17,7 @@ from tests.engines import django_apps
 from tests.engines.django_apps import Immediate, fail, fail_async, seen
 from tests.engines.huey_apps import LONG, Keeps
 from tests.engines.pages import files_of
+from tests.engines.plugins import Ends
 
 pytestmark = pytest.mark.engines
 
@@ -32,23 +33,6 @@ def plugged():
     seen.clear()
     yield take
     take()
-
-
-class Ends:
-    """Notes how attempts and runs end."""
-
-    name = "ends"
-
-    def __init__(self):
-        self.attempts, self.runs = [], []
-
-    @hookimpl
-    def task_executor_attempt_ended(self, outcome):
-        self.attempts.append((str(outcome.status), outcome.attempt, outcome.decided_by))
-
-    @hookimpl
-    def task_executor_task_close(self, outcome):
-        self.runs.append(str(outcome.status))
 
 
 def ended(result):

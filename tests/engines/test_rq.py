@@ -17,6 +17,7 @@ from qtasks_pluggy.engines.rq import PluggyJob, install
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskNameError
 from tests.engines import rq_apps
 from tests.engines.huey_apps import Keeps
+from tests.engines.plugins import Ends
 from tests.engines.rq_apps import fail, fail_async, run, seen
 from tests.engines.versions import since
 
@@ -46,23 +47,6 @@ def last_line(job):
 def is_set_aside(job, queue):
     """Say whether a job failed, and lies where RQ keeps those."""
     return job.is_failed and queue.failed_job_registry.get_job_ids() == [job.id]
-
-
-class Ends:
-    """Notes how attempts and runs end."""
-
-    name = "ends"
-
-    def __init__(self):
-        self.attempts, self.runs = [], []
-
-    @hookimpl
-    def task_executor_attempt_ended(self, outcome):
-        self.attempts.append((str(outcome.status), outcome.attempt, outcome.decided_by))
-
-    @hookimpl
-    def task_executor_task_close(self, outcome):
-        self.runs.append(str(outcome.status))
 
 
 @pytest.mark.parametrize("function", [fail, fail_async])
