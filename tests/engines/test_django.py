@@ -148,13 +148,13 @@ def test_a_context_is_the_task_s_alone(plugged):
 
 def test_calls_are_a_function_s(plugged):
     """``task.call()`` and ``task.func()`` ask no plugin, within a run too; another run does."""
-    plugin = Keeps("answer")
+    plugin = Keeps("answer", "answer")
     plugged(plugin)
-    good = str(django_apps.fine.enqueue().status)
-    assert ["inner", "inner", good] == ended(django_apps.calls_others.enqueue())
+    good = str(fail.enqueue("first").status)
     with pytest.raises(OSError, match="outside"):
         fail.call("outside")
-    assert [("own run",)] == [message.args for message in plugin.messages]
+    assert ["inner", "inner", good] == ended(django_apps.calls_others.enqueue())
+    assert [("first",), ("own run",)] == [message.args for message in plugin.messages]
 
 
 @pytest.mark.parametrize("task", [django_apps.binds, django_apps.binds_async])

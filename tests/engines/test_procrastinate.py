@@ -237,11 +237,11 @@ async def test_a_direct_call_is_a_function_s(shop):
     """Before a worker, and within a job of its own, ``task()`` asks no plugin."""
     plugin, caught = Keeps("never"), []
 
-    def nested(*, inner=False):
+    def nested(inner=None):
         if inner:
-            raise OSError("inner")
+            raise OSError(inner)
         try:
-            task(inner=True)
+            task("inner")
         except OSError as error:
             caught.append(str(error))
 
@@ -249,7 +249,7 @@ async def test_a_direct_call_is_a_function_s(shop):
     install(shop.app, [plugin], discover=False)
     await shop.run(task)
     with pytest.raises(OSError, match="inner"):
-        task(inner=True)
+        task("inner")
     assert ["inner"] == caught
     assert [] == plugin.messages
 
