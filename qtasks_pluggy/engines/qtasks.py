@@ -3,6 +3,14 @@
 ``install(app)`` makes QTasks' executor call each task through ours, for plain and for async apps.
 QTasks' own plugins go on as they are: what ours leave to them, and its middlewares, dependencies
 and models, which it applies to the arguments beforehand.
+
+Private names of QTasks that are used here, for want of public ones; tests pin them at both ends of
+the range of versions:
+
+===========================  ===================================================================
+``executor._args, _kwargs``  the arguments that its plugins and middlewares have prepared
+``worker._tasks``            the tasks, routers' and shared ones too, with their own executors
+===========================  ===================================================================
 """
 
 # QTasks' types are for its own plugins.
