@@ -422,7 +422,7 @@ class TaskExecutor(RunView, Generic[R]):
         if decider is not None and attempt.action != "retry":
             note_decision(error, entries)
         if attempt.action == "dead_letter":
-            attempt, decider = await self._keep_dead_letter(attempt, error, decider)
+            return await self._keep_dead_letter(attempt, error, decider)
         return self._conclude(attempt, error, decider)
 
     def _shown_error(self, error: Exception, hook: Any) -> TaskPluginTriggerError | None:
@@ -451,17 +451,22 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _keep_dead_letter(
         self, attempt: Attempt, error: Exception, decider: str | None
-    ) -> tuple[Attempt, str | None]:
+    ) -> Attempt:
         """Let the plugins keep a dead letter.
 
         Returns:
-            The attempt, ``kept`` if a plugin keeps it, and who decided it. If neither plugins nor
-            the engine can keep it, the task's own error goes on, and nobody has decided.
+            The attempt's end, ``kept`` if a plugin keeps it. If neither plugins nor the engine can
+            keep it, the task's own error goes on, and nobody has decided.
         """
         engine, reason = self._engine, attempt.reason
         hook = self._plugins.hook.task_executor_dead_letter
-        if hook.chain is not None and await self._call(hook, {"e": error, "reason": reason}):
-            return attrs.evolve(attempt, kept=True), decider
+        if hook.chain is not None:
+            # Made before: a keeper that raises the error again makes its traceback longer.
+            kept = self._conclude(attrs.evolve(attempt, kept=True), error, decider)
+            assert kept.outcome is not None  # noqa: S101  # it was just made
+            self._fingerprint = kept.outcome.fingerprint
+            if await self._call(hook, {"e": error, "reason": reason}):
+                return kept
         known = {
             "task": self._task_func.name,
             "uuid": str(self.task_broker.uuid),
@@ -470,9 +475,9 @@ class TaskExecutor(RunView, Generic[R]):
         }
         if engine is not None and not engine.capabilities.dead_letter:
             _log.event("error", "dead_letter_refused", plugin=decider, engine=engine.name, **known)
-            return Attempt("fail", error), None
+            return self._conclude(Attempt("fail", error), error)
         _log.event("warning", "task_dead_lettered", **known)
-        return attempt, decider
+        return self._conclude(attempt, error, decider)
 
     def _without_decision(self, cut: BaseException, own: BaseException | None = None) -> Attempt:
         """Return the attempt's end for an error that plugins are not asked about.

@@ -11,7 +11,8 @@
 ``schema.py``       the tables
 ``connection.py``   how a store is reached: its URL, its file, its version
 ``queries.py``      groups, runs, and one run with all that is kept of it
-``command.py``      the command ``qtasks-pluggy failures``
+``acts.py``         what people do with groups and runs
+``command/``        the command ``qtasks-pluggy failures``
 ==================  ==========================================================================
 
 The plugin uses what every plugin may use, and nothing else; its command prints as others do.

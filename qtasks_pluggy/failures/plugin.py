@@ -13,7 +13,16 @@ from weakref import WeakKeyDictionary
 
 import attrs
 
-from qtasks_hookspecs import Outcome, RunningApp, RunningTask, TaskFunc, TaskMessage, hookimpl, when
+from qtasks_hookspecs import (
+    Outcome,
+    OutcomeStatus,
+    RunningApp,
+    RunningTask,
+    TaskFunc,
+    TaskMessage,
+    hookimpl,
+    when,
+)
 from qtasks_hookspecs.exc import SettingsError
 from qtasks_pluggy.failures.errors import tell
 from qtasks_pluggy.failures.records import STATUSES, Record
@@ -61,6 +70,8 @@ class FailuresSettings:
             them.
         redact: Globs of names whose values are never stored.
         most_bytes: The most bytes of a run's arguments, of an error's text and of a traceback.
+        dead_letters: Whether this store is where dead letters are kept; false leaves them to the
+            other plugins and to the engine, and records them as any other end.
     """
 
     url: str | None = None
@@ -70,6 +81,7 @@ class FailuresSettings:
     arguments: str = attrs.field(default="keep", validator=_one_of("keep", "hide", "drop"))
     redact: tuple[str, ...] = ("password", "*token*", "*secret*", "authorization", "api_key")
     most_bytes: int = attrs.field(default=65_536, validator=_at_least(1_024))
+    dead_letters: bool = True
 
 
 class Failures:
@@ -111,6 +123,38 @@ class Failures:
             recorder.close()
 
     @hookimpl
+    def task_executor_dead_letter(
+        self,
+        task_executor: RunningTask,
+        task_func: TaskFunc,
+        task_broker: TaskMessage,
+        e: Exception,
+        reason: str,
+    ) -> bool | None:
+        """Keep a dead letter: it is on the disk before the run ends.
+
+        The record of the attempt's end follows, and takes its place: it is of the same run, the
+        same attempt and the same group.
+
+        Raises:
+            StoreError: It is not kept.
+        """
+        if self._recorder is None or not self._settings.dead_letters:
+            return None
+        decided = (one.plugin for one in task_executor.trail if one.won and one.hook == _ASKED)
+        outcome = Outcome(
+            status=OutcomeStatus.dead_lettered,
+            error=e,
+            decided_by=next(decided, None),
+            reason=reason,
+            attempt=task_executor.attempt,
+        )
+        group = task_executor.fingerprint or ""
+        record = self._record(task_executor, task_func, task_broker, outcome, group)
+        self._recorder.keep(record)
+        return True
+
+    @hookimpl
     @when(outcome=STATUSES)
     def task_executor_attempt_ended(
         self,
@@ -125,14 +169,15 @@ class Failures:
         """
         is_failure = outcome.status != "cancelled" or outcome.decided_by is not None
         if self._recorder is not None and outcome.error is not None and is_failure:
-            self._recorder.add(self._record(task_executor, task_func, task_broker, outcome))
+            group = outcome.fingerprint or ""
+            record = self._record(task_executor, task_func, task_broker, outcome, group)
+            self._recorder.add(record)
 
     def _record(
-        self, run: RunningTask, func: TaskFunc, message: TaskMessage, outcome: Outcome
+        self, run: RunningTask, func: TaskFunc, message: TaskMessage, outcome: Outcome, group: str
     ) -> Record:
         error = outcome.error
-        assert error is not None  # noqa: S101  # the hook has looked
-        group = outcome.fingerprint or ""
+        assert error is not None  # noqa: S101  # both hooks have looked
         trail = tuple(one for one in run.trail if one.attempt == outcome.attempt)
         original = message.metadata.get("replay_of")  # as app.replay writes it
         return Record(

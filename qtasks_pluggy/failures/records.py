@@ -5,6 +5,7 @@ What is read has the fields that ``--json`` promises, in their order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -15,7 +16,8 @@ from qtasks_pluggy.failures.values import Arguments
 STATUSES: Final = ("failed", "dead_lettered", "cancelled", "recovered", "retried")
 FINAL: Final = frozenset({"failed", "dead_lettered"})
 SOFT: Final = frozenset({"recovered", "retried"})
-STATES: Final = ("open", "regressed", "resolved", "ignored")
+IGNORED: Final = "ignored"
+STATES: Final = ("open", "regressed", "resolved", IGNORED)
 
 RunKey: TypeAlias = tuple[str, str, str]
 """A run's id, app and engine."""
@@ -74,6 +76,11 @@ class Record:
         return self.uuid, self.app, self.engine
 
     @property
+    def size(self) -> int:
+        """About how many bytes of memory its values take, besides what every record takes."""
+        return self.told.size + self.arguments.size
+
+    @property
     def count(self) -> Count:
         """Where its run is counted, until a later attempt ends otherwise."""
         return self.group, hour_of(self.at), self.status, self.decided_by or ""
@@ -96,6 +103,33 @@ class Record:
 def hour_of(seconds: float) -> int:
     """Return the hour of a time, counted from the epoch."""
     return int(seconds // 3600)
+
+
+@attrs.frozen(kw_only=True)
+class Filters:
+    """Which groups or runs are wanted; None, or nothing, for any.
+
+    Attributes:
+        group: A group's id.
+        task: A glob for the task's name.
+        error: The error's class, with its module or without.
+        plugin: The plugin that decided.
+        status: How runs ended.
+        states: The states of groups.
+        since: Seconds since the epoch.
+        text: A part of the error's text; the case of letters is ignored.
+        limit: The most groups or runs; None for all.
+    """
+
+    group: str | None = None
+    task: str | None = None
+    error: str | None = None
+    plugin: str | None = None
+    status: str | None = None
+    states: Sequence[str] = STATES
+    since: float = 0.0
+    text: str | None = None
+    limit: int | None = 100
 
 
 @attrs.frozen(kw_only=True)
@@ -156,3 +190,15 @@ class WholeRun:
     kwargs: dict[str, Any] | None
     replays: list[str]
     attempts: list[Attempt]
+
+
+@attrs.frozen(kw_only=True)
+class Act:
+    """What somebody did to how many groups or runs, and when."""
+
+    id: int
+    at: str
+    who: str
+    act: str
+    scope: str
+    number: int

@@ -37,10 +37,12 @@ class Arguments:
     Attributes:
         written: What JSON holds: a dict with ``args`` and ``kwargs``; None where none are kept.
         not_replayable: Why a task cannot be given them again; None where it can.
+        size: About how many bytes they are.
     """
 
     written: dict[str, Any] | None
     not_replayable: str | None
+    size: int = 0
 
     @property
     def text(self) -> str | None:
@@ -84,7 +86,7 @@ class Encoder:
                 break
             keywords[str(name)] = writing.argument(("kwargs", name), str(name), value)
         written = {"args": positional, "kwargs": keywords, **self._marks}
-        return Arguments(written, writing.why)
+        return Arguments(written, writing.why, self.most - writing.left)
 
     def shown(self, value: Any) -> str:
         """Return a value's ``repr`` for people: short, without the secrets that it names."""
@@ -96,16 +98,16 @@ class Encoder:
 
 
 class _Writing:
-    """The writing of one run's arguments: what room is left, and the first thing not kept."""
+    """The writing of one run's arguments: the bytes that are left, and the first thing not kept."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._left = encoder.most
+        self.left = encoder.most
         self.why: str | None = None
 
     def is_full(self, of: str, key: object) -> bool:
         """Say whether there is no room for one more argument."""
-        if self._left > 0:
+        if self.left > 0:
             return False
         self.why = self.why or f"{_path((of, key))} and what follows have no room"
         return True
@@ -114,12 +116,12 @@ class _Writing:
         """Write one argument; where it is too much, as its ``repr``."""
         if name and self._encoder.is_secret(name):
             return self._hidden(where)
-        room = self._left
+        room = self.left
         try:
             return self._write(value, where, 0)
         except _TooMuchError as error:
             # What was written of it is not kept, so its room is free again.
-            self._left = room - MOST_SHOWN
+            self.left = room - MOST_SHOWN
             return self._shown(value, where, str(error))
 
     def _write(self, value: Any, where: Where, depth: int) -> Any:
@@ -140,8 +142,8 @@ class _Writing:
         return self._tagged(value, where) if kind in _TAGGED else self._shown(value, where)
 
     def _take(self, room: int) -> None:
-        self._left -= room
-        if self._left < 0:
+        self.left -= room
+        if self.left < 0:
             msg = f"is more than fits into {self._encoder.most:,} bytes"
             raise _TooMuchError(msg)
 
@@ -190,7 +192,7 @@ class _Writing:
         article = "an" if kind[:1].lower() in "aeiou" else "a"
         self.why = self.why or f"{_path(where)} {why or f'is {article} {kind}'}"
         shown = self._encoder.shown(value)
-        self._left -= len(shown)
+        self.left -= len(shown)
         return {"$repr": shown}
 
 
