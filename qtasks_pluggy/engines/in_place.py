@@ -99,6 +99,7 @@ def calling(func: Callable[..., Any], *, is_async: bool | None = None) -> Callab
 
     @wraps(func)
     async def call_async(*args: Any, **kwargs: Any) -> Any:
+        """Call it on an event loop."""
         return await _current.get().call(args, kwargs)
 
     is_async = iscoroutinefunction(func) if is_async is None else is_async

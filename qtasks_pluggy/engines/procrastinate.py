@@ -52,6 +52,7 @@ class AppPlugins(Native[App]):
         run_worker_async = self.native.run_worker_async
 
         async def run_worker(**options: Any) -> None:
+            """Run a worker, with the plugins started."""
             self.native.perform_import_paths()  # type: ignore[no-untyped-call]  # its cache
             for task in self.tasks.values():
                 if not isinstance(task.retry_strategy, _Strategy):
@@ -67,7 +68,7 @@ class AppPlugins(Native[App]):
                 await self.end_async()
                 self.loop = None
 
-        self.native.run_worker_async = run_worker  # type: ignore[method-assign]
+        self.native.run_worker_async = run_worker  # type: ignore[method-assign]  # of this one app
 
     def _cover(self, task: Task[Any, Any, Any]) -> None:
         """Have a worker's call of a task made with plugins around it."""

@@ -113,8 +113,8 @@ class JobPlugins(Native[type[Job]]):
         # One for each name: of an object's method each job has another.
         function = self._functions.setdefault(key, _reporting(job.own_func))
 
-        # RQ runs a coroutine itself, in the main thread, where its time limit can end it.
         async def call_async(*args: Any, **kwargs: Any) -> Any:
+            """Run by RQ itself, in the main thread, where its time limit can end it."""
             try:
                 with self._alive(job), self._counted(job):
                     return await self.work_async(job, function, args, kwargs, key=job.id)
