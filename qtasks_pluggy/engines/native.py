@@ -20,8 +20,8 @@ answers of an engine:
 It may say more, where what is here does not suit it: ``can`` (what it can do), ``cancel`` and
 ``dead_letter`` (how such a run ends), ``answered``, ``options`` (what a task was declared with),
 ``send`` (for replays), ``app_name``, and the constants ``control``, ``ends_worker``, ``gives_ids``
-and ``hint``. Each of ``retry``, ``cancel``, ``dead_letter`` and ``send`` may be ``async def``: in a plain
-function's run it is awaited on ``loop``.
+and ``hint``. Each of ``retry``, ``cancel``, ``dead_letter`` and ``send`` may be ``async def``: in a
+plain function's run it is awaited on ``loop``.
 
 The object lives on the engine's own app and nowhere else, so it goes with it.
 """
