@@ -23,6 +23,7 @@ pytestmark = pytest.mark.engines
 KINDS = [kind for kind in ("Worker", "SimpleWorker", "SpawnWorker") if hasattr(rq_worker, kind)]
 SHOP = """
     import os, signal, sys, time
+    import sqlalchemy  # as our page says: before the worker forks
     from pathlib import Path
     from qtasks_hookspecs import Retry, hookimpl, on_error
     from qtasks_pluggy.engines.rq import install
@@ -198,7 +199,7 @@ def test_what_fails_is_recorded(shop, kind, tmp_path):
     url = f"sqlite:///{tmp_path / 'failures.db'}"
     env = {"QTASKS_PLUGGY_ENABLE": "failures", "QTASKS_PLUGGY_PLUGIN_FAILURES_URL": url}
     worker = shop.work("--burst", kind=kind, env=env)
-    assert 0 == worker.wait(LONG)
+    assert 0 == worker.wait(2 * LONG)
     for job in (*jobs, failing):
         shop.ended(job)
     reader = Reader(read_url(url))
