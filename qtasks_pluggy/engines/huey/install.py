@@ -4,7 +4,7 @@ What is private in Huey, and used here, because there is no public way:
 
 =========================================  =====================================================
 ``huey._registry``                         lists its tasks
-``self`` in the frame of ``Worker``        is the worker that calls what ``on_startup`` was given
+``self`` in the frame of a worker          is the consumer that calls what ``on_startup`` was given
 =========================================  =====================================================
 """
 
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final
 
 from huey import CancelExecution, Huey
 from huey.api import PeriodicTask, Task
-from huey.consumer import Worker
+from huey.consumer import Consumer
 from huey.exceptions import RateLimitExceeded, RetryTask, TaskLockedException, TaskTimeout
 from huey.storage import SqliteStorage
 from huey.utils import normalize_time
@@ -266,10 +266,10 @@ def stop_consumer() -> None:
     """End the consumer whose worker cannot begin: it would replace that one for ever."""
     frame = inspect.currentframe()
     while frame is not None:
-        # Huey calls what is to be done when a worker begins, and does not say which worker.
-        worker = frame.f_locals.get("self")
-        if isinstance(worker, Worker):
-            worker.stop_flag.set()
+        # Huey calls what is to be done when a worker begins, and does not say whose worker it is.
+        consumer = frame.f_locals.get("self")
+        if isinstance(consumer, Consumer):
+            consumer.stop_flag.set()
         frame = frame.f_back
 
 
