@@ -11,7 +11,11 @@
 ``schema.py``       the tables
 ``connection.py``   how a store is reached: its URL, its file, its version
 ``queries.py``      groups, runs, and one run with all that is kept of it
-``command.py``      the command ``qtasks-pluggy failures``
+``acts.py``         what people do with groups and runs
+``claims.py``       which runs a replay takes, so that none is taken twice
+``replay.py``       runs that are sent again, one after another
+``ask.py``          what today's plugins would make of recorded errors
+``command/``        the command ``qtasks-pluggy failures``
 ==================  ==========================================================================
 
 The plugin uses what every plugin may use, and nothing else; its command prints as others do.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -17,11 +18,22 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError
 from sqlalchemy.pool import NullPool
 
 from qtasks_hookspecs.exc import SettingsError
-from qtasks_pluggy.failures.schema import META, TABLES, VERSION
+from qtasks_pluggy.failures.schema import (
+    ACTS,
+    ATTEMPTS,
+    COUNTS,
+    GROUPS,
+    META,
+    RUNS,
+    TABLES,
+    VERSION,
+)
 
 SCHEMES: Final = ("postgresql+psycopg", "sqlite")
 # Any number will do that nobody else locks.
 _CREATING: Final = 7_226_417_034
+UPGRADE_SECONDS: Final = 60.0
+"""How long an upgrade waits for those who write."""
 
 
 class StoreError(Exception):
@@ -87,13 +99,36 @@ def engine_for(url: URL, *, seconds: float, writes: bool) -> Engine:
     def configure(connection: Any, _: object) -> None:
         # The driver begins no transaction by itself: one that reads first could not wait to write.
         connection.isolation_level = None
-        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA synchronous=NORMAL")  # it finds out whether it is a database
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def file_of(engine: Engine) -> tuple[int, int] | None:
+    """Tell a store's file from every other one of that name; None where there is none."""
+    if engine.dialect.name != "sqlite":
+        return None
+    try:
+        found = os.stat(engine.url.database or "")  # noqa: PTH116  # for each batch: half the time
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def set_durable(connection: Connection, *, is_durable: bool) -> None:
+    """Say, between transactions, whether a commit is to be on the disk when it returns.
+
+    Without it SQLite may forget the last commits at a power cut, and nothing else. PostgreSQL's
+    server decides: its ``synchronous_commit`` is on unless somebody turned it off.
+    """
+    if connection.dialect.name == "sqlite":
+        link = connection.connection.driver_connection
+        assert link is not None  # noqa: S101  # it is open
+        link.execute(f"PRAGMA synchronous={'FULL' if is_durable else 'NORMAL'}")
 
 
 def connect(engine: Engine) -> Connection:
@@ -119,8 +154,7 @@ def prepare(engine: Engine) -> None:
             _refuse_strangers(connection)
         _write_ahead(engine)
     with engine.begin() as connection:
-        if engine.dialect.name != "sqlite":
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATING})")
+        _alone(connection)
         if not inspect(connection).has_table(META.name):
             TABLES.create_all(connection)
             rows = {"version": VERSION, "runs": 0, "dropped": 0}
@@ -131,18 +165,89 @@ def prepare(engine: Engine) -> None:
 
 def check(connection: Connection) -> None:
     """See that a store is ours and of this version."""
+    version = _version(connection)
+    if version < VERSION:
+        msg = (
+            f"{shown(connection.engine.url)} was made by an older qtasks-pluggy (its tables are of"
+            f" version {version}, this one needs {VERSION}); with the same settings, or --url, run:"
+            " qtasks-pluggy failures upgrade"
+        )
+        raise StoreError(msg)
+
+
+def upgrade(url: URL) -> int:
+    """Upgrade a store in place to this version; all of it or nothing.
+
+    Whoever comes second at the same moment waits, and finds it done.
+
+    Args:
+        url: Where it is.
+
+    Returns:
+        The version that it had.
+
+    Raises:
+        StoreError: There is none, it is another program's, or of a newer version.
+        sqlalchemy.exc.SQLAlchemyError: It cannot be written; it is as it was.
+    """
+    must_be_there(url)
+    engine = engine_for(url, seconds=UPGRADE_SECONDS, writes=True)
+    with connect(engine) as connection, connection.begin():
+        _alone(connection)
+        before = _version(connection)
+        for version in range(before, VERSION):
+            _UPGRADES[version](connection)
+        now = META.update().where(META.c.name == "version").values(value=VERSION)
+        connection.execute(now)
+    return before
+
+
+def _to_version_2(connection: Connection) -> None:
+    # Groups first, as writers do: then neither waits for what the other has.
+    columns = (
+        GROUPS.c.state_since,
+        *(RUNS.c[name] for name in ("claimed_at", "sent_at", "sent_as")),
+        ATTEMPTS.c.error_arguments,
+    )
+    for column in columns:
+        kind = column.type.compile(connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {column.table} ADD COLUMN {column.name} {kind}")
+    ACTS.create(connection)
+    for index in (*GROUPS.indexes, *COUNTS.indexes):
+        index.create(connection, checkfirst=True)
+
+
+_UPGRADES: Final[Mapping[int, Callable[[Connection], None]]] = {1: _to_version_2}
+
+
+def must_be_there(url: URL) -> None:
+    """See that there is a file, where the store is one: opening would make it."""
+    if url.drivername == "sqlite" and not Path(url.database or "").is_file():
+        msg = f"{shown(url)} is not there: no failure was recorded in it yet"
+        raise StoreError(msg)
+
+
+def _alone(connection: Connection) -> None:
+    """Wait until nobody else makes or upgrades the store; SQLite has one writer anyway."""
+    if connection.dialect.name != "sqlite":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATING})")
+
+
+def _version(connection: Connection) -> int:
+    """Return the version of a store that is ours, unless it is newer than what we know."""
     if connection.dialect.name == "sqlite":
         _refuse_strangers(connection)
     if not inspect(connection).has_table(META.name):
         msg = f"{shown(connection.engine.url)} holds no failures yet: nothing was recorded there"
         raise StoreError(msg)
-    version = connection.scalar(select(META.c.value).where(META.c.name == "version"))
+    version: int | None = connection.scalar(select(META.c.value).where(META.c.name == "version"))
     if version is None or version > VERSION:
         msg = (
             f"{shown(connection.engine.url)} was made by a newer qtasks-pluggy (its tables are of"
             f" version {version}, this one knows {VERSION}); upgrade qtasks-pluggy here"
         )
         raise StoreError(msg)
+    return version
 
 
 def _refuse_strangers(connection: Connection) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,42 +12,37 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-import attrs
 from sqlalchemy import URL, Connection, Row, Select, and_, bindparam, func, or_, select
 
-from qtasks_pluggy.failures.connection import StoreError, check, connect, engine_for, shown
-from qtasks_pluggy.failures.records import STATES, Attempt, Group, Run, WholeRun
-from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
+from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
+from qtasks_pluggy.failures.records import (
+    FINAL,
+    GOOD_REPLAY,
+    IGNORED,
+    STATES,
+    Act,
+    Attempt,
+    Filters,
+    Group,
+    Repetition,
+    Run,
+    WholeRun,
+)
+from qtasks_pluggy.failures.schema import (
+    ACTS,
+    ALTOGETHER,
+    ATTEMPTS,
+    COUNTS,
+    GROUPS,
+    IS_IGNORED,
+    META,
+    RUNS,
+)
 
+MOST_ORIGINALS: Final = 100
+"""How far back the lineage of a run is followed."""
 READ_SECONDS: Final = 5.0
 """How long to wait for somebody who has locked the store."""
-
-
-@attrs.frozen(kw_only=True)
-class Filters:
-    """Which groups or runs are wanted; None, or nothing, for any.
-
-    Attributes:
-        group: A group's id.
-        task: A glob for the task's name.
-        error: The error's class, with its module or without.
-        plugin: The plugin that decided.
-        status: How runs ended.
-        states: The states of groups.
-        since: Seconds since the epoch.
-        text: A part of the error's text; the case of letters is ignored.
-        limit: The most groups or runs.
-    """
-
-    group: str | None = None
-    task: str | None = None
-    error: str | None = None
-    plugin: str | None = None
-    status: str | None = None
-    states: Sequence[str] = STATES
-    since: float = 0.0
-    text: str | None = None
-    limit: int = 100
 
 
 class Reader:
@@ -63,11 +57,9 @@ class Reader:
     """
 
     def __init__(self, url: URL) -> None:
+        must_be_there(url)
         if url.drivername == "sqlite":
             path = Path(url.database or "")
-            if not path.is_file():
-                msg = f"{shown(url)} is not there: no failure was recorded in it yet"
-                raise StoreError(msg)
             if not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
                 # SQLite makes a file beside it even for reading, unless nobody writes.
                 immutable = {"immutable": "1", "uri": "true"}
@@ -96,10 +88,12 @@ class Reader:
         ]
 
     def runs(self, filters: Filters) -> list[Run]:
-        """Find runs, the newest first."""
+        """Find runs that failed at least once, the newest first; good replays if asked for."""
         wanted = _runs(filters).order_by(RUNS.c.at.desc()).limit(filters.limit)
+        if filters.status is None:
+            wanted = wanted.where(RUNS.c.status != GOOD_REPLAY)
         with self._engine.connect() as connection:
-            if _narrows_groups(filters):
+            if _narrows_groups(connection, filters):
                 rows = _newest_of_groups(connection, filters, wanted)
             else:
                 rows = connection.execute(wanted, {"the_time": filters.since}).all()
@@ -117,16 +111,14 @@ class Reader:
             attempts = connection.execute(
                 select(ATTEMPTS).where(*key).order_by(ATTEMPTS.c.attempt)
             ).all()
-            replays = connection.scalars(
-                select(RUNS.c.uuid).where(RUNS.c.replay_of == uuid).order_by(RUNS.c.at)
-            ).all()
+            replays = _replays(connection, row)
         given = json.loads(row.arguments or '{"hidden": true}')
         is_shown = not given.get("hidden")
         return WholeRun(
             run=_run(row),
             args=given["args"] if is_shown else None,
             kwargs=given["kwargs"] if is_shown else None,
-            replays=list(replays),
+            replays=replays,
             attempts=[
                 Attempt(
                     attempt=one.attempt,
@@ -139,6 +131,77 @@ class Reader:
                 for one in attempts
             ],
         )
+
+    def originals(self, replay_of: str | None) -> list[str]:
+        """Find what a run repeats, and what that repeats, and so on.
+
+        Args:
+            replay_of: The run that it repeats itself, if it repeats one.
+        """
+        found: list[str] = []
+        with self._engine.connect() as connection:
+            while replay_of is not None and replay_of not in found and len(found) < MOST_ORIGINALS:
+                found.append(replay_of)
+                before = select(RUNS.c.replay_of).where(RUNS.c.uuid == replay_of).limit(1)
+                replay_of = connection.scalar(before)
+        return found
+
+    def to_replay(self, filters: Filters, *, is_claimed: bool) -> list[str]:
+        """Find the ids of runs to replay, the newest first: of failed ones, or as filters say.
+
+        Args:
+            filters: Which runs.
+            is_claimed: Whether a replay has claimed them.
+        """
+        claimed = RUNS.c.claimed_at
+        wanted: Any = (
+            _runs(filters)
+            .where(claimed.is_not(None) if is_claimed else claimed.is_(None))
+            .with_only_columns(RUNS.c.uuid, RUNS.c.at)
+            .order_by(RUNS.c.at.desc())
+            .limit(filters.limit)
+        )
+        if filters.status is None:
+            wanted = wanted.where(RUNS.c.status.in_(FINAL))
+        with self._engine.connect() as connection:
+            if _narrows_groups(connection, filters):
+                rows = _newest_of_groups(connection, filters, wanted)
+            else:
+                rows = connection.execute(wanted, {"the_time": filters.since}).all()
+        return [row.uuid for row in rows]
+
+    def groups_of(self, uuids: Iterable[str]) -> dict[str, str]:
+        """Find the groups of runs, by the ids of those that are there."""
+        with self._engine.connect() as connection:
+            return {
+                uuid: group
+                for some in _parts(uuids)
+                for uuid, group in connection.execute(_GROUPS_OF, {"uuids": some})
+            }
+
+    def acts(self, limit: int, before: int | None = None) -> list[Act]:
+        """Find what people did, the last first.
+
+        Args:
+            limit: How many at most.
+            before: Only what they did before the act of this id.
+        """
+        # A condition in any case, so that the key is searched.
+        older = ACTS.c.id > 0 if before is None else ACTS.c.id < before
+        wanted = select(ACTS).where(older).order_by(ACTS.c.id.desc()).limit(limit)
+        with self._engine.connect() as connection:
+            rows = connection.execute(wanted).all()
+        return [
+            Act(
+                id=row.id,
+                at=_time(row.at),
+                who=row.who,
+                act=row.act,
+                scope=row.scope,
+                number=row.number,
+            )
+            for row in rows
+        ]
 
     def dropped(self) -> int:
         """Return how many final failures were only counted, for want of room."""
@@ -185,16 +248,38 @@ def _newest_of_groups(
         if group.last_seen < since:
             break  # they come newest first: no later one has a newer run
         rows = connection.execute(by_group, {"the_group": group.id, "the_time": since})
-        newest = heapq.nlargest(filters.limit, [*newest, *rows], key=lambda row: row.at)
+        newest = sorted([*newest, *rows], key=lambda row: row.at, reverse=True)[: filters.limit]
         if len(newest) == filters.limit:
             since = newest[-1].at
     return newest
 
 
-def _narrows_groups(filters: Filters) -> bool:
+def _narrows_groups(connection: Connection, filters: Filters) -> bool:
     """Say whether not every group can have one of the runs that are wanted."""
     by_group = (filters.group, filters.task, filters.error, filters.plugin, filters.status)
-    return any(one is not None for one in by_group)
+    if any(one is not None for one in by_group):
+        return True
+    left_out = set(STATES).difference(filters.states)
+    if left_out == {IGNORED}:
+        return connection.scalar(_AN_IGNORED) is not None
+    return bool(left_out)
+
+
+def _replays(connection: Connection, run: Row[Any]) -> list[Repetition]:
+    """Find the runs that repeat a run: those that are recorded, and the one that is not yet."""
+    rows = connection.execute(
+        select(RUNS.c.uuid, RUNS.c.status)
+        .where(RUNS.c.replay_of == run.uuid)
+        .order_by(RUNS.c.replay_of, RUNS.c.at)
+    )
+    # One that was retried may be retried still: that it succeeded would be recorded.
+    known = {row.uuid: None if row.status == "retried" else row.status for row in rows}
+    if run.sent_as is not None:
+        known.setdefault(run.sent_as, None)
+    found: list[tuple[str | None, str | None]] = [*known.items()]
+    if run.claimed_at is not None and run.sent_at is None:
+        found.append((None, None))
+    return [Repetition(uuid=uuid, replay_of=run.uuid, status=status) for uuid, status in found]
 
 
 def _runs(filters: Filters) -> Select[Any]:
@@ -249,5 +334,20 @@ def _counts(connection: Connection, groups: Iterable[str]) -> dict[str, dict[str
     return {group: dict(sorted(counts.items())) for group, counts in found.items()}
 
 
+def _parts(values: Iterable[str]) -> Iterator[list[str]]:
+    """Cut values in parts that fit into one statement."""
+    left = iter(values)
+    while some := list(islice(left, 500)):
+        yield some
+
+
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+_GROUPS_OF: Final = (
+    select(RUNS.c.uuid, RUNS.c.group_id)
+    .where(RUNS.c.uuid.in_(bindparam("uuids", expanding=True)))
+    .order_by(RUNS.c.at)
+)
+_AN_IGNORED: Final = select(GROUPS.c.id).where(IS_IGNORED).limit(1)

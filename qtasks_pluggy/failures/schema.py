@@ -6,6 +6,7 @@
 ``failures_counts``   how many runs of a group ended how, by whom: for each hour, and altogether
 ``failures_runs``     runs that failed at least once
 ``failures_attempts`` their attempts
+``failures_acts``     what people did with groups and runs
 ====================  ==========================================================================
 
 Times are seconds since the epoch. No column is a foreign key: retention deletes in small steps.
@@ -25,10 +26,11 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    literal_column,
 )
 
-VERSION: Final = 1
-"""The version of these tables; a store of a newer one is left alone."""
+VERSION: Final = 2
+"""The version of these tables; a store of another one is left alone."""
 
 ALTOGETHER: Final = 0
 """Stands for the hour in the counts of all time."""
@@ -52,7 +54,15 @@ GROUPS: Final = Table(
     Column("state", String, nullable=False),
     Column("first_seen", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
+    # When somebody gave it its state: what failed before then, and is written later, is no news.
+    Column("state_since", Double),
     Index("failures_groups_by_time", "last_seen"),
+)
+
+IS_IGNORED: Final = GROUPS.c.state == literal_column("'ignored'")
+"""A condition in the very words of the index below, which only those find."""
+Index(
+    "failures_groups_ignored", GROUPS.c.state, sqlite_where=IS_IGNORED, postgresql_where=IS_IGNORED
 )
 
 COUNTS: Final = Table(
@@ -63,6 +73,7 @@ COUNTS: Final = Table(
     Column("status", String, primary_key=True),
     Column("plugin", String, primary_key=True),
     Column("runs", BigInteger, nullable=False),
+    Index("failures_counts_by_hour", "hour"),
 )
 
 RUNS: Final = Table(
@@ -83,6 +94,10 @@ RUNS: Final = Table(
     Column("arguments", Text),
     Column("not_replayable", Text),
     Column("replay_of", String),
+    # A replay claims the run, sends it, and marks it as sent, with the id of the new run.
+    Column("claimed_at", Double),
+    Column("sent_at", Double),
+    Column("sent_as", String),
     Index("failures_runs_by_time", "at"),
     Index("failures_runs_by_group", "group_id", "at"),
     Index("failures_runs_by_status", "group_id", "status", "at"),
@@ -107,4 +122,19 @@ ATTEMPTS: Final = Table(
     Column("traceback", Text, nullable=False),
     Column("seconds", Double, nullable=False),
     Column("trail", Text, nullable=False),
+    # JSON with tags; nothing where the error's arguments cannot be read back.
+    Column("error_arguments", Text),
+)
+
+ACTS: Final = Table(
+    "failures_acts",
+    TABLES,
+    Column("id", Integer, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("act", String, nullable=False),
+    Column("scope", Text, nullable=False),
+    # Groups, or runs: the act says which.
+    Column("number", Integer, nullable=False),
+    Index("failures_acts_by_time", "at"),
 )

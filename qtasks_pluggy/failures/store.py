@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
@@ -12,9 +12,9 @@ import attrs
 from sqlalchemy import URL, Connection, Select, Table, bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from qtasks_pluggy.failures.connection import engine_for, prepare
-from qtasks_pluggy.failures.records import SOFT, Count, Record, RunKey, hour_of
-from qtasks_pluggy.failures.schema import ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
+from qtasks_pluggy.failures.connection import engine_for, file_of, prepare, set_durable
+from qtasks_pluggy.failures.records import FINAL, SOFT, Count, Record, RunKey, hour_of
+from qtasks_pluggy.failures.schema import ACTS, ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
 
 LOCK_SECONDS: Final = 1.0
 """How long a batch waits for another process that writes; then it is tried again later."""
@@ -48,12 +48,27 @@ class Batch:
         counts: What else happened, to be counted alone.
         seen: Of each group in those counts the newest record.
         dropped: How many final failures are only counted, for want of room.
+        is_durable: Whether it is to outlive a power cut that follows at once.
     """
 
     records: Sequence[Record]
     counts: Mapping[Count, int] = attrs.field(factory=dict)
     seen: Sequence[Record] = ()
     dropped: int = 0
+    is_durable: bool = False
+
+
+@attrs.frozen
+class News:
+    """What people are to be told of a batch: a record of each group.
+
+    Attributes:
+        new: Groups that are new.
+        regressed: Groups that were resolved, and failed again.
+    """
+
+    new: Sequence[Record]
+    regressed: Sequence[Record]
 
 
 class Store:
@@ -68,6 +83,7 @@ class Store:
         self._keep = keep
         self._engine = engine_for(url, seconds=LOCK_SECONDS, writes=True)
         self._connection: Connection | None = None
+        self._file: object = None
 
     def close(self) -> None:
         """Close the connection; the next batch opens another one."""
@@ -75,9 +91,9 @@ class Store:
         if connection is not None:
             connection.close()
 
-    def write(self, batch: Batch) -> list[Record]:
-        """Write a batch, all of it or nothing; return a record of each new group."""
-        with self._transaction() as transaction:
+    def write(self, batch: Batch) -> News:
+        """Write a batch, all of it or nothing; return what is to be told."""
+        with self._transaction(is_durable=batch.is_durable) as transaction:
             return transaction.write(batch)
 
     def retain(self, now: float) -> bool:
@@ -86,11 +102,15 @@ class Store:
             return transaction.retain(now)
 
     @contextmanager
-    def _transaction(self) -> Generator[_Transaction]:
+    def _transaction(self, *, is_durable: bool = False) -> Generator[_Transaction]:
+        if self._connection is not None and self._file != file_of(self._engine):
+            # Whoever removed the file took with it what would be written to it now.
+            self.close()
         if self._connection is None:
             prepare(self._engine)
-            self._connection = self._engine.connect()
+            self._connection, self._file = self._engine.connect(), file_of(self._engine)
         try:
+            set_durable(self._connection, is_durable=is_durable)
             with self._connection.begin():
                 yield _Transaction(self._connection, self._keep)
         except BaseException:
@@ -106,9 +126,10 @@ class _Transaction:
         self._connection = connection
         self._keep = keep
 
-    def write(self, batch: Batch) -> list[Record]:
+    def write(self, batch: Batch) -> News:
         """Write a batch: groups, counts, runs and attempts."""
-        new = self._write_groups([*batch.seen, *batch.records])
+        batch = attrs.evolve(batch, records=self._placed(batch.records))
+        news = self._write_groups(batch)
         known = self._known({one.uuid for one in batch.records})
         newest = {run: attempts for run, (attempts, _) in known.items()}
         places = {run: count for run, (_, count) in known.items()}
@@ -121,29 +142,60 @@ class _Transaction:
                 runs[record.run] = record
         self._write_counts(counts)
         self._upsert(RUNS, [_run_row(one) for one in runs.values()])
-        self._upsert(ATTEMPTS, [_attempt_row(one) for one in batch.records])
+        self._upsert(ATTEMPTS, [_attempt_row(one) for one in batch.records if one.told is not None])
         self._add_to("runs", len(runs.keys() - known.keys()))
         self._add_to("dropped", batch.dropped)
         for count in {one.count[:3] for one in runs.values() if one.status in SOFT}:
             self._trim(*count)
-        return new
+        return news
 
-    def _write_groups(self, records: Iterable[Record]) -> list[Record]:
+    def _placed(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Give replays that succeeded the group of what they repeat; without one none is kept."""
+        replays = [one for one in records if one.told is None]
+        if not replays:
+            return records
+        ids = {one.uuid for one in replays} | {one.replay_of for one in replays}
+        found = self._connection.execute(_GROUPS_OF, {"uuids": list(ids)})
+        groups: dict[str | None, str] = {row.uuid: row.group_id for row in found}
+        groups |= {one.uuid: one.group for one in records if one.told is not None}
+        placed = [
+            one if one.told else attrs.evolve(one, group=groups.get(one.replay_of, ""))
+            for one in records
+        ]
+        return [one for one in placed if one.group]
+
+    def _write_groups(self, batch: Batch) -> News:
         groups: dict[str, list[Record]] = {}
-        for record in records:
+        for record in (*batch.seen, *batch.records):
+            if record.told is None:
+                continue
             groups.setdefault(record.group, []).append(record)
         if not groups:
-            return []
+            return News((), ())
         last = {group: max(some, key=_time) for group, some in groups.items()}
         rows = [_group_row(min(map(_time, groups[group])), last[group]) for group in sorted(groups)]
-        there = set(self._connection.scalars(_THERE, {"ids": list(groups)}))
+        found = self._connection.execute(_THERE, {"ids": list(groups)})
+        there = {row.id: row.state for row in found}
         new = self._insert_groups([row for row in rows if row["id"] not in there])
         old = [row for row in rows if row["id"] not in new]
         if old:
             seen = ("id", "message", "last_seen")
             changes = [{f"the_{name}": row[name] for name in seen} for row in old]
             self._many(_SEEN_AGAIN, changes)
-        return [last[group] for group in sorted(new)]
+        resolved = {group for group, state in there.items() if state == "resolved"}
+        regressed = self._regress(_final_failures(batch, resolved)) if resolved else ()
+        return News([last[group] for group in sorted(new)], regressed)
+
+    def _regress(self, failures: Iterable[Record]) -> list[Record]:
+        """Give groups that failed after they were resolved their state; each is told once."""
+        last = {one.group: one for one in sorted(failures, key=_time)}
+        return [
+            last[group]
+            for group in sorted(last)
+            if self._connection.execute(
+                _REGRESSED, {"the_id": group, "the_time": last[group].at}
+            ).rowcount
+        ]
 
     def _insert_groups(self, rows: list[Row]) -> set[str]:
         """Add groups; return those that no other process has added at the same time."""
@@ -177,10 +229,15 @@ class _Transaction:
         self._many(added, [dict(zip(names, row, strict=True)) for row in rows])
 
     def _upsert(self, table: Table, rows: list[Row]) -> None:
-        """Write rows; one that is there already is replaced, unless it is of a later attempt."""
+        """Write rows; one that is there already is replaced, unless it is of a later attempt.
+
+        What a row does not name, such as who claimed the run, stays as it is.
+        """
+        if not rows:
+            return
         insert = _insert(self._connection)(table)
         key = _key(table)
-        values = {name: insert.excluded[name] for name in _names(table) if name not in key}
+        values = {name: insert.excluded[name] for name in rows[0] if name not in key}
         newer = insert.excluded.attempts >= RUNS.c.attempts if table is RUNS else None
         upsert = insert.on_conflict_do_update(index_elements=key, set_=values, where=newer)
         self._many(upsert, rows)
@@ -188,7 +245,8 @@ class _Transaction:
     def _many(self, statement: Any, rows: list[Row]) -> None:
         """Execute a statement for each row, past what SQLAlchemy does for each: half the time."""
         if rows:
-            compiled = statement.compile(dialect=self._connection.dialect)
+            names = list(rows[0])
+            compiled = statement.compile(dialect=self._connection.dialect, column_keys=names)
             self._connection.exec_driver_sql(str(compiled), rows)
 
     def _add_to(self, name: str, number: int) -> None:
@@ -221,6 +279,7 @@ class _Transaction:
             self._connection.execute(
                 delete(COUNTS).where(COUNTS.c.hour > ALTOGETHER, COUNTS.c.hour < hour_of(first))
             )
+            self._connection.execute(delete(ACTS).where(ACTS.c.at < first))
             unseen = select(GROUPS.c.id).where(GROUPS.c.last_seen < first)
             self._connection.execute(delete(COUNTS).where(COUNTS.c.group_id.in_(unseen)))
             self._connection.execute(delete(GROUPS).where(GROUPS.c.last_seen < first))
@@ -236,6 +295,14 @@ class _Transaction:
                 self._many(_BY_RUN[table.name], found)
             self._add_to("runs", -len(found))
         return len(found)
+
+
+def _final_failures(batch: Batch, groups: Container[str]) -> list[Record]:
+    """Find the failures that no plugin saved, also those that are only counted."""
+    counted = {count[0] for count, runs in batch.counts.items() if count[2] in FINAL and runs > 0}
+    found = [one for one in batch.records if one.status in FINAL]
+    found += [one for one in batch.seen if one.group in counted]
+    return [one for one in found if one.group in groups]
 
 
 def _insert(connection: Connection) -> Any:
@@ -255,7 +322,7 @@ def _time(record: Record) -> float:
 
 
 def _group_row(first: float, last: Record) -> Row:
-    told = {"error": last.told.error, "message": last.told.message}
+    told = _error_of(last)
     times = {"first_seen": first, "last_seen": last.at}
     return {"id": last.group, "task": last.task, "state": "open", **told, **times}
 
@@ -272,16 +339,20 @@ def _run_row(record: Record) -> Row:
 
 
 def _attempt_row(record: Record) -> Row:
-    told = record.told
     return {
         **dict(zip(("uuid", "app", "engine"), record.run, strict=True)),
         "attempt": record.attempt,
-        "error": told.error,
-        "message": told.message,
-        "traceback": told.traceback,
+        **_error_of(record),
+        "traceback": "" if record.told is None else record.told.traceback,
         "seconds": record.seconds,
+        "error_arguments": record.error_arguments,
         "trail": json.dumps([{n: getattr(one, n) for n in _TRAIL} for one in record.trail]),
     }
+
+
+def _error_of(record: Record) -> Row:
+    told = record.told
+    return {"error": told.error if told else "", "message": told.message if told else ""}
 
 
 _TRAIL: Final = (
@@ -292,11 +363,23 @@ _TRAIL: Final = (
 _OF_RECORD: Final = tuple(
     name for name in _names(RUNS) if name in attrs.fields_dict(Record) and name != "arguments"
 )
-_THERE: Final = select(GROUPS.c.id).where(GROUPS.c.id.in_(bindparam("ids", expanding=True)))
+_THERE: Final = select(GROUPS.c.id, GROUPS.c.state).where(
+    GROUPS.c.id.in_(bindparam("ids", expanding=True))
+)
 _SEEN_AGAIN: Final = (
     update(GROUPS)
     .where(GROUPS.c.id == bindparam("the_id"), GROUPS.c.last_seen <= bindparam("the_last_seen"))
     .values(message=bindparam("the_message"), last_seen=bindparam("the_last_seen"))
+)
+# What failed before somebody resolved it, and is written later, is no news.
+_REGRESSED: Final = (
+    update(GROUPS)
+    .where(GROUPS.c.id == bindparam("the_id"), GROUPS.c.state == "resolved")
+    .where(GROUPS.c.state_since < bindparam("the_time"))
+    .values(state="regressed", state_since=bindparam("the_time"))
+)
+_GROUPS_OF: Final = select(RUNS.c.uuid, RUNS.c.group_id).where(
+    RUNS.c.uuid.in_(bindparam("uuids", expanding=True))
 )
 _KNOWN: Final = select(
     *(RUNS.c[name] for name in ("uuid", "app", "engine")),

@@ -181,7 +181,7 @@ def test_the_command_prints_by_one_function():
     printing = {
         path.name
         for folder in ("cli", "_console", "failures")
-        for path in (Path(qtasks_pluggy.__file__).parent / folder).glob("*.py")
+        for path in (Path(qtasks_pluggy.__file__).parent / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in {"click.echo", "click.secho"}
     }

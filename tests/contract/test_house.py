@@ -98,7 +98,7 @@ def test_both_packages_come_from_one_place():
 
 def test_every_module_is_on_the_map():
     """The docstring of each package, and of each folder of the core, names every module of it."""
-    folders = ("_console", "_plugins", "_run", "_submit", "failures")
+    folders = ("_console", "_plugins", "_run", "_submit", "failures", "failures.command")
     maps = [qtasks_hookspecs, qtasks_pluggy]
     maps += [importlib.import_module(f"qtasks_pluggy.{folder}") for folder in folders]
     unnamed = [

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from qtasks_pluggy.cli._command import command
 from qtasks_pluggy.failures.connection import read_url
 from qtasks_pluggy.failures.schema import TABLES
+from qtasks_pluggy.failures.store import Batch
 from tests.engines.processes import Guard
 from tests.engines.servers import NotInstalledError
 from tests.failures.places import Place
@@ -46,4 +50,28 @@ def any_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "postgresql":
         place.url = read_url(request.getfixturevalue("postgresql_url"))
         TABLES.drop_all(place.store()._engine)
+    return place
+
+
+@pytest.fixture
+def run(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """Run the command on the place's store, which is that of the settings."""
+    monkeypatch.chdir(tmp_path)
+    section = {"failures": {"url": place.text}}
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN", json.dumps(section))
+    return lambda *args: CliRunner().invoke(command, ["failures", *args])
+
+
+@pytest.fixture
+def filled(place: Place) -> Place:
+    """Three runs of two groups."""
+    place.store().write(
+        Batch(
+            [
+                place.record(uuid="one", args=(1,), kwargs={"to": "EUR"}),
+                place.record(uuid="two", status="recovered", decided_by="last-rate"),
+                place.record(ValueError("\x1b[2Jgone"), uuid="three", group="other", task="mail"),
+            ]
+        )
+    )
     return place

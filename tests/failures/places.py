@@ -9,8 +9,8 @@ from typing import Any
 
 from qtasks_pluggy.failures.connection import read_url
 from qtasks_pluggy.failures.errors import tell
-from qtasks_pluggy.failures.queries import Filters, Reader
-from qtasks_pluggy.failures.records import Record
+from qtasks_pluggy.failures.queries import Reader
+from qtasks_pluggy.failures.records import Filters, Record
 from qtasks_pluggy.failures.store import Keep, Store
 from qtasks_pluggy.failures.values import Encoder
 
@@ -41,7 +41,8 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "state" / "failures.db"
-        self.url = read_url(f"sqlite:///{self.path}")
+        self.text = f"sqlite:///{self.path}"
+        self.url = read_url(self.text)
         self.told: list[dict[str, Any]] = []
         self._numbers = count(1)
 
@@ -65,6 +66,7 @@ class Place:
             "reason": "",
             "trail": (),
             "arguments": ENCODER.encode(args, kwargs),
+            "error_arguments": None,
             "replay_of": None,
             "log": Log(self.told),
         }

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from qtasks_pluggy.cli._command import command
+from qtasks_pluggy.failures.connection import read_url
 from qtasks_pluggy.failures.store import Batch
+from tests.failures.places import Place
 
 GROUP = ["id", "task", "error", "message", "state", "first_seen", "last_seen", "counts"]
 RUN = [
@@ -20,34 +21,8 @@ RUN = [
     *["attempts", "decided_by", "decision", "reason", "at"],
     *["replayable", "not_replayable", "replay_of"],
 ]
+NOW = 1_700_000_000.0
 ATTEMPT = ["attempt", "error", "message", "traceback", "seconds", "trail"]
-
-
-@pytest.fixture
-def run(place, monkeypatch, tmp_path):
-    """Run the command on the place's store, which is that of the settings."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN", json.dumps({"failures": {"url": _url(place)}}))
-    return lambda *args: CliRunner().invoke(command, ["failures", *args])
-
-
-def _url(place):
-    return f"sqlite:///{place.path}"
-
-
-@pytest.fixture
-def filled(place):
-    """Three runs of two groups."""
-    place.store().write(
-        Batch(
-            [
-                place.record(uuid="one", args=(1,), kwargs={"to": "EUR"}),
-                place.record(uuid="two", status="recovered", decided_by="last-rate"),
-                place.record(ValueError("\x1b[2Jgone"), uuid="three", group="other"),
-            ]
-        )
-    )
-    return place
 
 
 def test_json_has_the_promised_fields_and_nothing_else(filled, run):
@@ -62,6 +37,76 @@ def test_json_has_the_promised_fields_and_nothing_else(filled, run):
     assert {*RUN, "args", "kwargs", "replays"} == set(shown)
     assert [ATTEMPT] == [list(one) for one in shown["attempts"]]
     assert ([1], {"to": "EUR"}, []) == (shown["args"], shown["kwargs"], shown["replays"])
+
+
+class NoPriceError(Exception):
+    """An error of a module; built-in ones have none."""
+
+    __module__ = "shop.errors"
+
+
+def test_each_field_has_what_it_promises(place, run):
+    """Times are in UTC, what is not there is null, a class has its module, counts are by status."""
+    first = place.record(uuid="one", at=NOW, args=(Path(),), app="", replay_of="zero")
+    second = {"uuid": "two", "at": NOW + 1.5, "engine": "celery", "queue": "q", "attempt": 2}
+    decided = {"decided_by": "last-rate", "decision": "Replace", "reason": "as of noon"}
+    saved = place.record(NoPriceError("EUR"), status="recovered", **second, **decided)
+    place.store().write(Batch([first, saved]))
+
+    (group,) = json.loads(run("groups", "--json").stdout)
+    two, one = json.loads(run("list", "--json").stdout)
+    shown = json.loads(run("show", "two", "--json").stdout)
+
+    assert {
+        "id": "a-group",
+        "task": "price",
+        "error": "shop.errors.NoPriceError",
+        "message": "EUR",
+        "state": "open",
+        "first_seen": "2023-11-14T22:13:20+00:00",
+        "last_seen": "2023-11-14T22:13:21.500000+00:00",
+        "counts": {"failed": 1, "recovered": 1},
+    } == group
+    assert {
+        "uuid": "two",
+        "task": "price",
+        "app": "shop",
+        "engine": "celery",
+        "queue": "q",
+        "status": "recovered",
+        "error": "shop.errors.NoPriceError",
+        "message": "EUR",
+        "group": "a-group",
+        "attempts": 2,
+        "decided_by": "last-rate",
+        "decision": "Replace",
+        "reason": "as of noon",
+        "at": "2023-11-14T22:13:21.500000+00:00",
+        "replayable": True,
+        "not_replayable": None,
+        "replay_of": None,
+    } == two
+    assert {
+        "app": None,
+        "engine": None,
+        "queue": None,
+        "error": "KeyError",
+        "decided_by": None,
+        "decision": None,
+        "reason": "",
+        "replayable": False,
+        "replay_of": "zero",
+    }.items() <= one.items()
+    assert one["not_replayable"].startswith("args[0] is a ")
+    attempt = {
+        "attempt": 2,
+        "error": "shop.errors.NoPriceError",
+        "message": "EUR",
+        "traceback": "shop.errors.NoPriceError: EUR\n",
+        "seconds": 0.25,
+        "trail": [],
+    }
+    assert {**two, "args": [], "kwargs": {}, "replays": [], "attempts": [attempt]} == shown
 
 
 def test_tables_show_groups_runs_and_a_run(filled, run):
@@ -144,24 +189,37 @@ def test_the_url_of_the_command_line_is_stronger_than_the_settings(filled, run, 
     assert (2, True) == (ended.exit_code, "none.db is not there" in ended.output)
 
 
-def test_the_apps_settings_name_the_store(filled, monkeypatch, tmp_path):
-    """--app reads the URL that the app gives."""
+@pytest.mark.parametrize("strongest", ["option", "environment", "file", "app", "default"])
+def test_the_store_is_that_of_whoever_is_strongest(tmp_path, monkeypatch, strongest):
+    """--url, else environment, else file, else the app's settings, else the user's folder."""
+    names = ["option", "environment", "file", "app", "default"]
+    urls = {}
+    for name in names:
+        place = Place(tmp_path / name)
+        if name == "default":
+            place.path = tmp_path / "default" / "qtasks-pluggy" / "failures.db"
+            place.url = read_url(f"sqlite:///{place.path}")
+        place.store().write(Batch([place.record(group=name)]))
+        urls[name] = f"sqlite:///{place.path}"
+    there = names[names.index(strongest) :]
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "shop_with_store.py").write_text(
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "default"))
+    if "environment" in there:
+        monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_FAILURES_URL", urls["environment"])
+    if "file" in there:
+        section = f"[tool.qtasks_pluggy.plugin.failures]\nurl = '{urls['file']}'\n"
+        (tmp_path / "pyproject.toml").write_text(section)
+    own = {"plugin": {"failures": {"url": urls["app"]}}} if "app" in there else {}
+    (tmp_path / f"shop_{strongest}.py").write_text(
         "from qtasks_pluggy import QueueTasks\n"
-        f"settings = {{'plugin': {{'failures': {{'url': {_url(filled)!r}}}}}}}\n"
-        "app = QueueTasks('shop', settings=settings, discover=False)\n"
+        f"app = QueueTasks('shop', settings={own}, discover=False)\n"
     )
-    words = ["failures", "groups", "--app", "shop_with_store", "--json"]
+    words = ["groups", "--json", "--app", f"shop_{strongest}.py"]
+    words += ["--url", urls["option"]] if "option" in there else []
 
-    ended = subprocess.run(
-        [sys.executable, "-m", "qtasks_pluggy.cli", *words],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    ended = CliRunner().invoke(command, ["failures", *words])
 
-    assert 2 == len(json.loads(ended.stdout)), ended.stderr
+    assert [strongest] == [one["id"] for one in json.loads(ended.stdout)], ended.output
 
 
 def test_without_the_extra_the_command_says_what_to_install(run, monkeypatch):

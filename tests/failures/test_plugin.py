@@ -14,7 +14,8 @@ import pytest
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_hookspecs.exc import PluginError, PluginRegistrationError
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskMessage
-from qtasks_pluggy.failures.queries import Filters
+from qtasks_pluggy.failures.acts import change_groups
+from qtasks_pluggy.failures.records import Filters
 
 
 class NoPriceError(Exception):
@@ -302,6 +303,30 @@ def test_a_new_group_is_one_event_at_error_level(shop, caplog):
     assert "hunter2" not in told.getMessage()
 
 
+def test_a_regression_is_one_event_at_error_level(place, shop, caplog):
+    """A resolved group that fails again in two apps is told once; an ignored one never."""
+    here, there = shop(), shop()
+    with here:
+        _try(here.tasks["price"], "mended")
+        _try(here.tasks["sign_in"], "ann", "ignored")
+    ids = {group.task: group.id for group in place.reader().groups(Filters())}
+    change_groups(place.url, "resolve", [ids["price"]], who="ann", scope="")
+    change_groups(place.url, "ignore", [ids["sign_in"]], who="ann", scope="")
+
+    caplog.clear()
+    with caplog.at_level(logging.ERROR), here, there:
+        for app in (here, there, here):
+            _try(app.tasks["price"], "mended")
+            _try(app.tasks["sign_in"], "ann", "ignored")
+
+    (told,) = [one for one in caplog.records if "failure_group" in one.getMessage()]
+    assert "ERROR" == told.levelname
+    for part in ("failure_group_regressed", "task='price'", "error='ValueError'", ids["price"]):
+        assert part in told.getMessage()
+    states = {group.task: group.state for group in place.reader().groups(Filters())}
+    assert {"price": "regressed", "sign_in": "ignored"} == states
+
+
 def test_a_replayed_run_knows_its_original(place, shop):
     """A run that the app repeats, and that fails again, is linked with the first one."""
     app = shop()
@@ -317,7 +342,8 @@ def test_a_replayed_run_knows_its_original(place, shop):
         second = app.replay(message)
 
     assert str(message.uuid) == place.reader().run(str(second)).run.replay_of
-    assert [str(second)] == place.reader().run(str(message.uuid)).replays
+    (replay,) = place.reader().run(str(message.uuid)).replays
+    assert (str(second), "failed") == (replay.uuid, replay.status)
 
 
 def test_the_trail_says_who_was_asked_in_which_version(place, shop):

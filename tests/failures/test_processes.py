@@ -11,8 +11,8 @@ import time
 import pytest
 
 from qtasks_pluggy.failures import recorder as recorder_module
-from qtasks_pluggy.failures.queries import Filters
 from qtasks_pluggy.failures.recorder import Recorder
+from qtasks_pluggy.failures.records import Filters
 from qtasks_pluggy.failures.store import Batch
 from tests.failures.places import Place
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from sqlalchemy import event
+import contextlib
+import time
 
-from qtasks_pluggy.failures.queries import Filters
+import pytest
+from sqlalchemy import Engine, event
+
+from qtasks_pluggy.failures.acts import change_groups
+from qtasks_pluggy.failures.records import Filters
 from qtasks_pluggy.failures.store import Batch
 
 NOW = 1_700_000_000.0
@@ -91,7 +95,7 @@ def test_a_run_has_all_that_is_kept_of_it(any_place):
     whole = any_place.reader().run("u")
 
     assert ([1, {"$bytes": "eA=="}], {"to": "EUR"}) == (whole.args, whole.kwargs)
-    assert ["v"] == whole.replays
+    assert ["v"] == [one.uuid for one in whole.replays]
     assert ("shop", "celery", "q", True) == (
         whole.run.app,
         whole.run.engine,
@@ -101,17 +105,24 @@ def test_a_run_has_all_that_is_kept_of_it(any_place):
     assert any_place.reader().run("nobody") is None
 
 
-def _asked(reader, ask):
-    """Collect the statements of a question, with their parameters."""
+@contextlib.contextmanager
+def _asked():
+    """Collect what SQLite is asked, and how it goes about that."""
     found = []
 
-    def collect(_, __, statement, parameters, ___, ____):
-        found.append((statement, parameters))
+    def collect(_, cursor, statement, parameters, ___, many):
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")) and "sqlite_" not in statement:
+            given = parameters[0] if many else parameters
+            plan = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", given)
+            found.append((statement, [row[3] for row in plan]))
 
-    event.listen(reader._engine, "before_cursor_execute", collect)
-    ask(reader)
-    event.remove(reader._engine, "before_cursor_execute", collect)
-    return [one for one in found if one[0].startswith("SELECT")]
+    event.listen(Engine, "before_cursor_execute", collect)
+    yield found
+    event.remove(Engine, "before_cursor_execute", collect)
+
+
+def _scanning(found):
+    return [one for one in found if any(step.startswith("SCAN") for step in one[1])]
 
 
 @pytest.mark.parametrize(
@@ -125,22 +136,43 @@ def _asked(reader, ask):
         {"status": "failed"},
         {"status": "recovered", "plugin": "last-rate", "text": "x"},
         {"since": NOW, "text": "x"},
+        {"states": ("open", "regressed", "resolved")},
+        {"states": ("ignored",)},
+        {"limit": None},
     ],
 )
 def test_no_question_reads_a_whole_table(place, filters):
     """SQLite searches by an index for groups, runs and one run, and sorts no runs."""
     reader, wanted = _fill(place).reader(), Filters(**filters)
-    for ask in (
-        lambda one: one.groups(wanted),
-        lambda one: one.runs(wanted),
-        lambda one: one.run("a"),
-    ):
-        asked = _asked(reader, ask)
-        assert asked
-        with reader._engine.connect() as link:
-            for statement, parameters in asked:
-                plan = link.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
-                steps = [row[3] for row in plan]
-                assert [] == [step for step in steps if step.startswith("SCAN")], steps
-                if "failures_runs" in statement and "uuid" not in statement.partition("WHERE")[2]:
-                    assert not any("TEMP B-TREE" in step for step in steps), steps
+    change_groups(place.url, "ignore", ["price-net"], who="ann", scope="")
+    with _asked() as found:
+        reader.groups(wanted)
+        reader.runs(wanted)
+        reader.run("a")
+        reader.groups_of(["a", "b"])
+        reader.acts(10)
+        reader.acts(10, before=7)
+
+    assert len(found) >= 8
+    assert [] == _scanning(found)
+    for statement, steps in found:
+        if "failures_runs" in statement and "uuid" not in statement.partition("WHERE")[2]:
+            assert not any("TEMP B-TREE" in step for step in steps), steps
+
+
+def test_no_change_reads_a_whole_table(place):
+    """Batches, acts, regressions and retention go by a key as well."""
+    store = _fill(place).store(days=1, runs=3)
+    store.write(Batch([]))
+    with _asked() as found:
+        change_groups(place.url, "resolve", ["price-net", "price-key"], who="ann", scope="")
+        news = store.write(
+            Batch([place.record(group="price-net"), place.record(status="recovered")])
+        )
+        while store.retain(time.time()):
+            pass
+        store.retain(time.time())
+
+    assert 1 == len(news.regressed)
+    assert {"SELECT", "UPDATE", "DELETE"} == {one[0].split()[0] for one in found}
+    assert [] == _scanning(found)

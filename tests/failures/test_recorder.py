@@ -11,9 +11,9 @@ import pytest
 
 from qtasks_pluggy.failures import buffer, recorder
 from qtasks_pluggy.failures.connection import StoreError
-from qtasks_pluggy.failures.queries import Filters
 from qtasks_pluggy.failures.recorder import Recorder
-from qtasks_pluggy.failures.store import Batch
+from qtasks_pluggy.failures.records import Filters
+from qtasks_pluggy.failures.store import Batch, News
 
 
 class Sluggish:
@@ -32,7 +32,7 @@ class Sluggish:
         if self.error is not None:
             raise self.error
         self.batches.append(batch)
-        return []
+        return News((), ())
 
     def retain(self, _):
         """Have nothing to delete."""

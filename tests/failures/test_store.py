@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from qtasks_pluggy.failures import connection
-from qtasks_pluggy.failures.queries import Filters
+from qtasks_pluggy.failures.records import Filters
 from qtasks_pluggy.failures.store import Batch
 
 HOUR = 3600.0
@@ -42,7 +42,7 @@ def test_a_new_group_is_told_once(any_place):
     here, there = any_place.store(), any_place.store()
 
     told = [
-        len(store.write(Batch([any_place.record(), any_place.record()])))
+        len(store.write(Batch([any_place.record(), any_place.record()])).new)
         for store in (here, there, here)
     ]
 

@@ -13,7 +13,8 @@ from sqlalchemy import make_url, update
 
 from qtasks_hookspecs.exc import SettingsError
 from qtasks_pluggy.failures.connection import StoreError, read_url, shown
-from qtasks_pluggy.failures.queries import Filters, Reader
+from qtasks_pluggy.failures.queries import Reader
+from qtasks_pluggy.failures.records import Filters
 from qtasks_pluggy.failures.schema import META
 from qtasks_pluggy.failures.store import Batch, Keep, Store
 from tests.failures.places import Place
@@ -90,14 +91,15 @@ def test_a_newer_store_is_refused(place):
         link.execute(update(META).where(META.c.name == "version").values(value=99))
 
     for use in (lambda: place.store().write(Batch([place.record()])), place.reader):
-        with pytest.raises(StoreError, match=r"newer .* of version 99, this one knows 1"):
+        with pytest.raises(StoreError, match=r"newer .* of version 99, this one knows 2"):
             use()
 
 
 READ_ONLY = """
 import os, sys
 from qtasks_pluggy.failures.connection import read_url
-from qtasks_pluggy.failures.queries import Filters, Reader
+from qtasks_pluggy.failures.queries import Reader
+from qtasks_pluggy.failures.records import Filters
 from qtasks_pluggy.failures.store import Batch, Keep, Store
 url = read_url(f"sqlite:///{sys.argv[1]}")
 Reader(url).groups(Filters())  # whatever is imported late is, before this user may not any more

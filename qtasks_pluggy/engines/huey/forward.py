@@ -107,7 +107,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         self._functions_of_ours[kind] = task_func.func
         return kind
 
-    def function_of(self, kind: type[Task]) -> Callable[..., Any] | None:
+    def function_for(self, kind: type[Task]) -> Callable[..., Any] | None:
         """Give the function of a task of the app's."""
         return self._functions_of_ours.get(kind)
 

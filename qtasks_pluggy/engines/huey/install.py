@@ -67,8 +67,9 @@ def open_in_workers(huey: Huey, ledger: Ledger) -> None:
         try:
             ledger.open()
         except Exception as error:
+            refusal = HueyNative(huey).refusal(error)
             stop_consumer()
-            raise HueyNative(huey).refusal(error) from error
+            raise refusal from error
 
     huey.on_startup(name=f"{MODULE}-ledger")(begin)
 
@@ -108,17 +109,23 @@ class HueyNative(Native[Huey]):
         kinds = list(vars(registry)["_registry"].values())
         return [kind for kind in kinds if kind.__module__ != MODULE]
 
+    def function_of(self, name: str) -> Callable[..., Any]:
+        """Give the function of one of them."""
+        kind = self.tasks[name]
+        return lambda *args, **kwargs: kind(args, kwargs).execute()
+
     def _worker_begins(self) -> None:
         try:
             log_as_huey_does()
             self.begin()
         except Exception as error:
+            refusal = self.refusal(error)
             stop_consumer()
-            raise self.refusal(error) from error
+            raise refusal from error
 
     def _wrap(self, task: Task) -> None:
         """Have the executor run a task that is about to be run."""
-        function = self.function_of(type(task))
+        function = self.function_for(type(task))
         if function is None:
             return
         storable = getattr(task, "storable", None)
@@ -129,7 +136,7 @@ class HueyNative(Native[Huey]):
 
         task.execute = execute
 
-    def function_of(self, kind: type[Task]) -> Callable[..., Any] | None:
+    def function_for(self, kind: type[Task]) -> Callable[..., Any] | None:
         """Give the function of a task of the Huey's own."""
         if kind.__module__ == MODULE:
             return None

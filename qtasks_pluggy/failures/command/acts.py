@@ -1,0 +1,116 @@
+"""``resolve``, ``ignore``, ``reopen`` and ``upgrade``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import click
+
+from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy.failures.command.asking import (
+    SELECTION,
+    Selection,
+    ask,
+    counted,
+    read_selection,
+    refuse_missing,
+    who,
+)
+from qtasks_pluggy.failures.command.options import (
+    STORE,
+    open_reader,
+    store_url,
+    takes,
+    using_store,
+)
+from qtasks_pluggy.failures.records import Filters, Group
+
+if TYPE_CHECKING:
+    from qtasks_pluggy.failures.queries import Reader
+
+
+def _change(
+    act: str,
+    uuids: tuple[str, ...],
+    url: str | None,
+    app_spec: str | None,
+    *,
+    yes: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    from qtasks_pluggy.failures.acts import CHANGES, change_groups  # noqa: PLC0415  # an extra
+
+    selection = read_selection(uuids, given)
+    where, change = store_url(url, app_spec), CHANGES[act]
+    reader = open_reader(where)
+    with using_store("read"):
+        found = _groups(reader, selection)
+    wanted = {one.id: one for one in found if one.state in change.of}
+    changed = []
+    if wanted:
+        ask(f"{act} {counted(len(wanted), 'group')} ({selection.scope})", yes=yes)
+        with using_store("written"):
+            ids = change_groups(where, act, wanted, who=who(), scope=selection.scope)
+        changed = [attrs.evolve(wanted[one], state=change.to) for one in ids]
+    if as_json:
+        say_json([attrs.asdict(one) for one in changed])
+    elif changed:
+        say(f"{counted(len(changed), 'group')} ({selection.scope}): {change.to} now")
+    else:
+        none = f"none of {counted(len(found), 'group')} ({selection.scope})"
+        say(f"Nothing was to be done: {none} is {' or '.join(change.of)}.")
+
+
+def _groups(reader: Reader, selection: Selection) -> list[Group]:
+    if selection.uuids:
+        groups = reader.groups_of(selection.uuids)
+        refuse_missing("run", [one for one in selection.uuids if one not in groups])
+        ids = dict.fromkeys(groups.values())
+        return [one for group in ids for one in reader.groups(Filters(group=group))]
+    found = reader.groups(selection.filters)
+    if not found and selection.filters.group is not None:
+        refuse_missing("group", [selection.filters.group])
+    return found
+
+
+_HOW: Final = (
+    "Give the ids of runs, for their groups, or filters. It asks first; without a terminal it needs"
+    " --yes."
+)
+
+
+def _command(act: str, does: str, then: str) -> click.Command:
+    help_text = f"{does}\n\n{then} {_HOW}"
+    return click.command(name=act, help=help_text)(takes(*SELECTION, *STORE)(partial(_change, act)))
+
+
+resolve: Final = _command(
+    "resolve", "Say that failures are mended.", "One that comes again is told as regressed."
+)
+ignore: Final = _command(
+    "ignore", "Say that failures are of no interest.", "They are counted, not listed, and not told."
+)
+reopen: Final = _command(
+    "reopen", "Say that failures are open again.", "They were resolved, or ignored."
+)
+
+
+@click.command(name="upgrade")
+@takes(*STORE)
+def upgrade(url: str | None, app_spec: str | None, *, as_json: bool) -> None:
+    """Upgrade a store that an older qtasks-pluggy has made, in place."""
+    from qtasks_pluggy.failures import connection, schema  # noqa: PLC0415  # an extra
+
+    where = store_url(url, app_spec)
+    with using_store("written"):
+        before = connection.upgrade(where)
+    store = connection.shown(where)
+    if as_json:
+        say_json({"store": store, "from": before, "to": schema.VERSION})
+    elif before == schema.VERSION:
+        say(f"{store} is of version {before} already; nothing was to be done.")
+    else:
+        say(f"{store} was of version {before}, and is of version {schema.VERSION} now.")

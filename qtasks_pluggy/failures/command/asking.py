@@ -1,0 +1,126 @@
+"""Acts: what they are about, how many that are, and whether to go on.
+
+An act is about runs by their ids, or about all that match filters. It says how many that are
+before it does anything: it asks on a terminal, and needs ``--yes`` elsewhere.
+"""
+
+from __future__ import annotations
+
+import getpass
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import attrs
+import click
+
+from qtasks_pluggy._console.load import Trouble
+from qtasks_pluggy._console.say import one_line, say
+from qtasks_pluggy.failures.command.options import NotThereError, Option, filters, read_filters
+from qtasks_pluggy.failures.records import Filters
+
+SELECTION: Final[list[Option]] = [
+    click.argument("uuids", metavar="[UUID]...", nargs=-1),
+    *filters(limit=None),
+    click.option("--yes", is_flag=True, help="Do not ask."),
+]
+_MOST_NAMED: Final = 5
+
+
+@attrs.frozen
+class Selection:
+    """What an act is about.
+
+    Attributes:
+        uuids: The ids of runs; none where filters say it.
+        filters: The filters.
+        scope: The same for people, as it was written.
+    """
+
+    uuids: Sequence[str]
+    filters: Filters
+    scope: str
+
+
+def read_selection(uuids: Sequence[str], given: dict[str, Any], everything: str = "") -> Selection:
+    """Read what an act is about.
+
+    Args:
+        uuids: The ids that were given.
+        given: The options of ``filters``.
+        everything: What the act is about without ids and filters, for people; empty where it takes
+            one of them.
+
+    Raises:
+        Trouble: Neither ids nor filters were given, or both; or a filter is wrong.
+    """
+    wanted = read_filters(given)
+    narrowing = {name: value for name, value in given.items() if value is not None}
+    if uuids and narrowing:
+        msg = f"give ids of runs or filters, not both: {uuids[0]} and --{next(iter(narrowing))}"
+        raise Trouble(msg)
+    if not uuids and not narrowing.keys() - {"limit"} and not everything:
+        msg = "say of what: ids of runs, --group ID, or a filter; --state open is all that is open"
+        raise Trouble(msg)
+    uuids = tuple(dict.fromkeys(uuids))
+    if uuids:
+        more = len(uuids) - _MOST_NAMED
+        named = ", ".join(uuids[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+        scope = f"{'runs' if len(uuids) > 1 else 'run'} {named}"
+    elif not narrowing:
+        scope = everything
+    else:
+        scope = shlex.join(
+            word for name, value in narrowing.items() for word in (f"--{name}", str(value))
+        )
+    return Selection(uuids, wanted, scope)
+
+
+def refuse_missing(what: str, missing: Sequence[str]) -> None:
+    """Name what is not there, if anything is.
+
+    Args:
+        what: What it would be: ``run``, ``group``.
+        missing: The ids.
+
+    Raises:
+        NotThereError: Something is missing.
+    """
+    if missing:
+        msg = f"no {what} {', '.join(missing)} is recorded; nothing was done"
+        raise NotThereError(msg)
+
+
+def ask(what: str, *, yes: bool) -> None:
+    """Ask whether to go on; without a terminal refuse, unless ``--yes`` was given.
+
+    Args:
+        what: What is to be done, with how many and of which: ``resolve 3 groups (--since 2h)``.
+        yes: Whether ``--yes`` was given.
+
+    Raises:
+        Trouble: Nobody can be asked.
+        click.exceptions.Exit: The answer is no; code 1.
+    """
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        msg = f"this would {what}; there is no terminal to ask on, so say --yes if you mean it"
+        raise Trouble(msg)
+    if not click.confirm(one_line(f"{what[:1].upper()}{what[1:]}?", sys.stderr), err=True):
+        say("Nothing was done.", err=True)
+        raise click.exceptions.Exit(1)
+
+
+def counted(number: int, thing: str) -> str:
+    """Count things: ``1 group``, ``1,203 runs``."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def who() -> str:
+    """Return the name of whoever gives the command; empty where the system has none."""
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        return ""

@@ -1,0 +1,180 @@
+"""What the commands take, which store they open, and what may be wrong with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import click
+
+from qtasks_pluggy import QueueTasks, _settings
+from qtasks_pluggy._console.load import Trouble, load_plugins
+from qtasks_pluggy._text import closest_match
+from qtasks_pluggy.engines import load_plugins as load_plugins_of
+from qtasks_pluggy.exc import SettingsError
+from qtasks_pluggy.failures.records import IGNORED, STATES, STATUSES, Filters
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+    from qtasks_pluggy.failures.queries import Reader
+
+Command = TypeVar("Command")
+Option: TypeAlias = Callable[[Any], Any]
+"""What ``click.option`` returns: a decorator."""
+
+STORE: Final[list[Option]] = [
+    click.option("--url", metavar="URL", help="The store; else that of the settings."),
+    click.option("--app", "app_spec", metavar="APP", help="The app whose settings name the store."),
+    click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a table."),
+]
+_FILTERS: Final[list[Option]] = [
+    click.option("--group", metavar="ID", help="Of this group."),
+    click.option("--task", metavar="GLOB", help="Of tasks with such names."),
+    click.option("--error", metavar="NAME", help="With this class of error."),
+    click.option("--plugin", metavar="NAME", help="About which this plugin decided."),
+    click.option("--status", metavar="S", help="Ended so: failed, recovered, retried, ..."),
+    click.option("--state", metavar="S", help="Of groups that are so; else of all but ignored."),
+    click.option("--since", metavar="WHEN", help="30m, 2h, 7d, or a time as 2026-11-28T12:00."),
+    click.option("--text", metavar="T", help="With this in the error's text."),
+]
+_AS_GIVEN: Final = ("group", "task", "error", "plugin", "status", "text", "limit")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class NotThereError(click.ClickException):
+    """A run or a group is not there: exit code 1, and it is named."""
+
+    exit_code = 1
+
+
+def filters(limit: int | None) -> list[Option]:
+    """Make the options that say which groups or runs are wanted.
+
+    Args:
+        limit: How many at most, unless ``--limit`` says it; None for all.
+    """
+    number, told = click.IntRange(1), "The newest N."
+    how_many = click.option(
+        "--limit", metavar="N", type=number, default=limit, show_default=True, help=told
+    )
+    return [*_FILTERS, how_many]
+
+
+def takes(*options: Option) -> Callable[[Command], Command]:
+    """Give a command its options, which its help shows in this order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            option(command)
+        return command
+
+    return add
+
+
+def read_filters(given: dict[str, Any]) -> Filters:
+    """Read the options of ``filters``.
+
+    Raises:
+        Trouble: A state, a status or a time is wrong.
+    """
+    state, since = given["state"], given["since"]
+    _known("--state", state, STATES)
+    _known("--status", given["status"], STATUSES)
+    states: Sequence[str]
+    if state is not None:
+        states = [state]
+    elif given["group"] is not None:
+        states = STATES  # whoever names a group means it
+    else:
+        states = [one for one in STATES if one != IGNORED]
+    others: dict[str, Any] = {name: given[name] for name in _AS_GIVEN}
+    return Filters(states=states, since=0.0 if since is None else _since(since), **others)
+
+
+def _known(option: str, word: str | None, words: Iterable[str]) -> None:
+    if word is not None and word not in set(words):
+        msg = f"{option}: there is no {word!r}; did you mean {closest_match(word, words)!r}?"
+        raise Trouble(msg)
+
+
+def _since(text: str) -> float:
+    short = re.fullmatch(r"(\d{1,6})([smhdw])", text)
+    try:
+        if short is not None:
+            ago = timedelta(**{_UNITS[short[2]]: int(short[1])})
+            return (datetime.now(UTC) - ago).timestamp()
+        when = datetime.fromisoformat(text)
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        msg = f"--since: {text!r} is no time; write 30m, 2h, 7d, or 2026-11-28T12:00 (in UTC)"
+        raise Trouble(msg) from None
+
+
+def store_url(url: str | None, app: str | QueueTasks | None) -> URL:
+    """Find the store: that of ``--url``, else of the settings, else the default one.
+
+    Args:
+        url: What ``--url`` says.
+        app: The app whose settings count, or what ``--app`` says; None for settings of no app.
+
+    Raises:
+        Trouble: Its URL is wrong, or there is no such app.
+    """
+    from qtasks_pluggy.failures.connection import default_url, read_url  # noqa: PLC0415  # an extra
+
+    try:
+        return read_url(url or _url_of_settings(app) or default_url())
+    except SettingsError as error:
+        raise Trouble(str(error)) from None
+
+
+def _url_of_settings(app: str | QueueTasks | None) -> str | None:
+    if app is None:
+        loaded = _settings.load(read_environment=True)
+    elif isinstance(app, str):
+        loaded = load_plugins(app)[0].loaded
+    else:
+        load_plugins_of(app, skip_faulty=True)
+        loaded = app.plugins.loaded
+    settings = loaded.for_plugins(["failures"]).settings
+    url: str | None = settings.plugin.get("failures", {}).get("url")
+    return url
+
+
+def open_reader(url: URL) -> Reader:
+    """Open a store for reading.
+
+    Raises:
+        Trouble: It cannot be read.
+    """
+    from qtasks_pluggy.failures.queries import Reader  # noqa: PLC0415  # an extra
+
+    with using_store("read"):
+        return Reader(url)
+
+
+@contextmanager
+def using_store(done: str) -> Generator[None]:
+    """Say what is wrong with a store, with code 2.
+
+    Args:
+        done: What is done with it: ``read`` or ``written``.
+
+    Raises:
+        Trouble: It cannot be used.
+    """
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  # an extra
+
+    from qtasks_pluggy.failures.connection import StoreError, why  # noqa: PLC0415  # an extra
+
+    try:
+        yield
+    except StoreError as error:
+        raise Trouble(str(error)) from None
+    except (SQLAlchemyError, OSError) as error:
+        msg = f"the failures store cannot be {done}: {why(error)}"
+        raise Trouble(msg) from None

@@ -1,0 +1,189 @@
+"""``groups``, ``list`` and ``show``: what failed, why, who decided, and how often."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import attrs
+import click
+
+from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy._console.table import Column, show_table
+from qtasks_pluggy.failures.command.options import (
+    STORE,
+    NotThereError,
+    filters,
+    open_reader,
+    read_filters,
+    store_url,
+    takes,
+    using_store,
+)
+
+_GROUPS: Final = [
+    Column("group", style="bold"),
+    Column("task"),
+    Column("error"),
+    Column("runs"),
+    Column("last seen"),
+    Column("state"),
+    Column("message", below=True),
+]
+_RUNS: Final = [
+    Column("run", style="bold"),
+    Column("task"),
+    Column("status"),
+    Column("attempts", right=True),
+    Column("decided by"),
+    Column("at"),
+    Column("error", below=True),
+]
+_TRAIL: Final = [
+    Column("plugin", style="bold"),
+    Column("version"),
+    Column("hook"),
+    Column("did"),
+    Column("ms", right=True),
+    Column(""),
+]
+
+
+@click.command(name="groups")
+@takes(*filters(limit=100), *STORE)
+def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any) -> None:
+    """List failures by cause, the last one first."""
+    wanted = read_filters(given)
+    reader = open_reader(store_url(url, app_spec))
+    with using_store("read"):
+        found = [attrs.asdict(one) for one in reader.groups(wanted)]
+        dropped = reader.dropped()
+    if as_json:
+        say_json(found)
+    elif found:
+        rows = [
+            [
+                one["id"],
+                one["task"],
+                one["error"],
+                ", ".join(f"{n:,} {status}" for status, n in one["counts"].items()),
+                _short_time(one["last_seen"]),
+                one["state"],
+                one["message"],
+            ]
+            for one in found
+        ]
+        show_table(_GROUPS, rows)
+    else:
+        say("There are no such failures.")
+    if dropped:
+        text = f"{dropped:,} failures came too fast to be kept; they are counted, and not listed."
+        say(text, err=True)
+
+
+@click.command(name="list")
+@takes(*filters(limit=100), *STORE)
+def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any) -> None:
+    """List runs that failed at least once, the last one first."""
+    wanted = read_filters(given)
+    reader = open_reader(store_url(url, app_spec))
+    with using_store("read"):
+        found = [attrs.asdict(one) for one in reader.runs(wanted)]
+    if as_json:
+        say_json(found)
+    elif found:
+        rows = [
+            [
+                one["uuid"],
+                one["task"],
+                one["status"],
+                str(one["attempts"]),
+                _decided(one),
+                _short_time(one["at"]),
+                f"{one['error']}: {one['message']}",
+            ]
+            for one in found
+        ]
+        show_table(_RUNS, rows)
+    else:
+        say("There are no such runs.")
+
+
+@click.command(name="show")
+@click.argument("uuid")
+@takes(*STORE)
+def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> None:
+    """Show one run: arguments, attempts, who decided what."""
+    reader = open_reader(store_url(url, app_spec))
+    with using_store("read"):
+        whole = reader.run(uuid)
+        originals = reader.originals(whole.run.replay_of) if whole else []
+    if whole is None:
+        msg = f"no run {uuid} is recorded"
+        raise NotThereError(msg)
+    found = attrs.asdict(whole)
+    found = {**found.pop("run"), **found}
+    if as_json:
+        say_json(found)
+    else:
+        _show(found, originals)
+
+
+def _show(run: dict[str, Any], originals: list[str]) -> None:
+    attempts = run["attempts"]
+    say(f"{run['task']} {run['status']}, run {run['uuid']}", bold=True)
+    for label, value in (
+        ("at", run["at"]),
+        ("app", run["app"]),
+        ("engine", run["engine"]),
+        ("queue", run["queue"]),
+        ("group", run["group"]),
+        ("decided by", _decided(run)),
+        ("reason", run["reason"]),
+        ("replay of", ", a replay of ".join(originals)),
+        ("replays", ", ".join(map(_replay, run["replays"]))),
+        ("arguments", _arguments(run)),
+        ("no replay", run["not_replayable"]),
+    ):
+        if value:
+            say(f"{label + ':':12}{value}")
+    for one in attempts:
+        say(f"\nattempt {one['attempt']}, {one['seconds']:.3f} s", bold=True)
+        say(one["traceback"].rstrip())
+        if one["trail"]:
+            say()
+            show_table(_TRAIL, [_asked(line) for line in one["trail"]])
+
+
+def _replay(replay: dict[str, Any]) -> str:
+    if replay["uuid"] is None:
+        return "claimed by a replay, and not sent"
+    return f"{replay['uuid']} {(replay['status'] or 'not known yet').replace('_', '-')}"
+
+
+def _arguments(run: dict[str, Any]) -> str:
+    if run["args"] is None:
+        return "not shown"
+    given = [json.dumps(one) for one in run["args"]]
+    given += [f"{name}={json.dumps(one)}" for name, one in run["kwargs"].items()]
+    return f"({', '.join(given)})"
+
+
+def _asked(line: dict[str, Any]) -> list[str]:
+    did = f"{line['status'].replace('_', ' ')} {line['kind'] or ''}".strip()
+    return [
+        line["plugin"],
+        f"{line['distribution']} {line['version']}" if line["distribution"] else "",
+        line["hook"],
+        f"{did}, observed only" if line["observed"] else did,
+        f"{line['seconds'] * 1000:.2f}",
+        "won" if line["won"] else "",
+    ]
+
+
+def _decided(run: dict[str, Any]) -> str:
+    return " ".join(one for one in (run["decided_by"], run["decision"]) if one)
+
+
+def _short_time(iso: str) -> str:
+    return iso[:19].replace("T", " ")
