@@ -51,6 +51,23 @@ def load_app(spec: str) -> QueueTasks:
     return _find(spec, _own_app, "a QueueTasks", hint)
 
 
+def load_any_app(spec: str) -> QueueTasks:
+    """Import the app that APP names, or the one behind an engine's own.
+
+    Args:
+        spec: As for ``load_app``, or an engine's own app that ``install()`` was called on.
+
+    Returns:
+        The app.
+
+    Raises:
+        Trouble: There is no such thing, or importing it failed.
+    """
+    wanted = "a QueueTasks, or an app that install() was called on"
+    hint = "install() was not called on it: call {module}.install() where the app is made"
+    return _find(spec, _app_behind, wanted, hint)
+
+
 def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
     """Load the plugins of the app that APP names, as its start does.
 
@@ -64,11 +81,7 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
     Raises:
         Trouble: There is no such app, importing it failed, or a setting has a wrong value.
     """
-    app = None
-    if spec is not None:
-        wanted = "a QueueTasks, or an app that install() was called on"
-        hint = "install() was not called on it: call {module}.install() where the app is made"
-        app = _find(spec, _app_behind, wanted, hint)
+    app = None if spec is None else load_any_app(spec)
     manager = PluginManager() if app is None else app.plugins
     load = manager.discover if app is None else partial(load_plugins_of, app)
     try:
