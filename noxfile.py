@@ -54,6 +54,7 @@ QUICK = (
     "tests/engines/test_contract.py",
     "tests/engines/test_native_promises.py",
     "tests/engines/test_replay.py",
+    "tests/engines/test_django.py",
     *(f"tests/engines/test_{name}_install.py" for name in ("celery", "dramatiq", "huey", "taskiq")),
     *("-m", "engines and not full", "-k", "not redis and not rabbitmq"),
 )
@@ -64,13 +65,17 @@ TEXT = {".cfg", ".md", ".py", ".sh", ".toml", ".txt", ".yml", ""}
 KNOWN_HOSTS = {
     "127.0.0.1",
     "docs.celeryq.dev",
+    "docs.djangoproject.com",
     "docs.python.org",
     "dramatiq.io",
     "example.com",
+    "github.com",
     "huey.readthedocs.io",
     "keepachangelog.com",
     "localhost",
     "pluggy.readthedocs.io",
+    "procrastinate.readthedocs.io",
+    "python-rq.org",
     "semver.org",
     "taskiq-python.github.io",
 }
@@ -215,6 +220,14 @@ def engine_ends(session: nox.Session, end: str) -> None:
     install(session, "-e", CORE, *group("engines"), *which)
     suite = QUICK if end == "quick" else ("tests/engines",)
     session.run("pytest", *PARALLEL, *suite, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("python", [nox.param(path, id=version) for version, path in pythons()])
+def django_newest(session: nox.Session, python: str) -> None:  # noqa: ARG001  # nox reads it
+    """The tests of Django's tasks on the other CPythons: its newest release is not for 3.11."""
+    install(session, "-e", CORE, *group("tests"), "--upgrade", "django>=5.2,<7", "django-tasks-db")
+    session.run("pytest", *PARALLEL, "tests/engines/test_django.py", *session.posargs)
 
 
 @nox.session(reuse_venv=False)
