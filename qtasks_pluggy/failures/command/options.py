@@ -12,6 +12,7 @@ import click
 
 from qtasks_pluggy import QueueTasks, _settings
 from qtasks_pluggy._console.load import Trouble, load_plugins
+from qtasks_pluggy._console.say import json_option
 from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.engines import load_plugins as load_plugins_of
 from qtasks_pluggy.exc import SettingsError
@@ -29,7 +30,7 @@ Option: TypeAlias = Callable[[Any], Any]
 STORE: Final[list[Option]] = [
     click.option("--url", metavar="URL", help="The store; else that of the settings."),
     click.option("--app", "app_spec", metavar="APP", help="The app whose settings name the store."),
-    click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a table."),
+    json_option,
 ]
 _FILTERS: Final[list[Option]] = [
     click.option("--group", metavar="ID", help="Of this group."),
