@@ -56,6 +56,7 @@ QUICK = (
     "tests/engines/test_contract.py",
     "tests/engines/test_native_promises.py",
     "tests/engines/test_replay.py",
+    "tests/engines/test_django.py",
     *(f"tests/engines/test_{name}_install.py" for name in ("celery", "dramatiq", "huey", "taskiq")),
     *("-m", "engines and not full", "-k", "not redis and not rabbitmq"),
 )
@@ -66,13 +67,17 @@ TEXT = {".cfg", ".md", ".py", ".sh", ".toml", ".txt", ".yml", ""}
 KNOWN_HOSTS = {
     "127.0.0.1",
     "docs.celeryq.dev",
+    "docs.djangoproject.com",
     "docs.python.org",
     "dramatiq.io",
     "example.com",
+    "github.com",
     "huey.readthedocs.io",
     "keepachangelog.com",
     "localhost",
     "pluggy.readthedocs.io",
+    "procrastinate.readthedocs.io",
+    "python-rq.org",
     "semver.org",
     "taskiq-python.github.io",
 }
@@ -225,6 +230,14 @@ def page(session: nox.Session) -> None:
     install(session, "-e", ".[web]", *group("page"))
     session.env["PAGE_PICTURES"] = str(ROOT / "pictures")
     session.run("pytest", *PARALLEL, "tests/failures/web", "-m", "page", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("python", [nox.param(path, id=version) for version, path in pythons()])
+def django_newest(session: nox.Session, python: str) -> None:  # noqa: ARG001  # nox reads it
+    """The tests of Django's tasks on the other CPythons: its newest release is not for 3.11."""
+    install(session, "-e", CORE, *group("tests"), "--upgrade", "django>=5.2,<7", "django-tasks-db")
+    session.run("pytest", *PARALLEL, "tests/engines/test_django.py", *session.posargs)
 
 
 @nox.session(reuse_venv=False)
