@@ -68,7 +68,7 @@ def _open(address, **headers):
 def test_it_prints_its_address_and_ends_when_told(filled, tmp_path, number):
     """--port 0 takes a free port; Ctrl-C and SIGTERM end it with code 0, and without a word."""
     with _served(filled, cwd=tmp_path) as (process, line):
-        address = re.fullmatch(r"(http://127\.0\.0\.1:\d+/)\n", line)[1]
+        address = re.fullmatch(r"(http:/{2}127[.]0[.]0[.]1:\d+/)\n", line)[1]
         assert "a-group" in _open(address)
         begin = time.monotonic()
         process.send_signal(number)
