@@ -28,6 +28,7 @@ nox.options.sessions = [
     "tests_other",
     "pluggy_ends(lowest)",  # the newest is what every other session has
     "engine_ends(quick)",
+    "page",
     "wheel",
 ]
 
@@ -37,18 +38,19 @@ PACKAGES = ("qtasks_pluggy", "hookspecs/qtasks_hookspecs")
 PYTEST_PLUGIN = "hookspecs/pytest_qtasks_pluggy.py"
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 # Without the engines, which the core suite does without.
-CORE_EXTRAS = ("cli", "failures", "retry", "testing")
+CORE_EXTRAS = ("cli", "failures", "retry", "testing", "web")
 CORE = f".[{','.join(CORE_EXTRAS)}]"
 EVERYTHING = f".[{','.join(EXTRAS)}]"
 RUNTIME = PROJECT["project"]["dependencies"] + [
     requirement
     for extra in CORE_EXTRAS
     for requirement in EXTRAS[extra]
-    if not requirement.startswith("pytest")  # our own suite needs a newer one than plugins do
+    # Our own suite needs a newer pytest than plugins do, and an extra may bring other extras.
+    if not requirement.startswith(("pytest", PROJECT["project"]["name"]))
 ]
 
 PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)))
-CORE_SUITE = ("-m", "not engines and not full and not installed")
+CORE_SUITE = ("-m", "not engines and not full and not installed and not page")
 # What the tests of engines say with no server, and in a few minutes.
 QUICK = (
     "tests/engines/test_contract.py",
@@ -220,6 +222,14 @@ def engine_ends(session: nox.Session, end: str) -> None:
     install(session, "-e", CORE, *group("engines"), *which)
     suite = QUICK if end == "quick" else ("tests/engines",)
     session.run("pytest", *PARALLEL, *suite, *session.posargs)
+
+
+@nox.session
+def page(session: nox.Session) -> None:
+    """The page of failures in Debian's chromium; pictures of what it shows stay in pictures/."""
+    install(session, "-e", ".[web]", *group("page"))
+    session.env["PAGE_PICTURES"] = str(ROOT / "pictures")
+    session.run("pytest", *PARALLEL, "tests/failures/web", "-m", "page", *session.posargs)
 
 
 @nox.session
