@@ -15,6 +15,7 @@ from qtasks_pluggy.cli.hooks import hooks
 from qtasks_pluggy.cli.plugins import plugins
 from qtasks_pluggy.cli.run import run
 from qtasks_pluggy.failures.command import failures
+from qtasks_pluggy.testing.command import check, new_plugin
 
 
 class _Group(click.Group):
@@ -46,7 +47,7 @@ def _printable_errors() -> Generator[None]:
 
 @click.group(
     cls=_Group,
-    commands=[run, plugins, doctor, hooks, failures],
+    commands=[run, plugins, doctor, hooks, failures, check, new_plugin],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="qtasks-pluggy", message="%(package)s %(version)s")

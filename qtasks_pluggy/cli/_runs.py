@@ -14,7 +14,7 @@ from qtasks_pluggy import QueueTasks, TaskExecutor, Trail, TrailRecord
 from qtasks_pluggy._console.load import Task
 from qtasks_pluggy._text import safe_str
 from qtasks_pluggy.cli._records import Record
-from qtasks_pluggy.engines import status_of
+from qtasks_pluggy.engines import status_from
 from qtasks_pluggy.exc import QTasksError
 
 _TRIGGER: Final = "task_executor_run_task_trigger_error"
@@ -67,7 +67,7 @@ class Run:
                 TimeoutError(f"it took longer than {seconds:g} s") if self.is_cut else error
             )
             is_cancelled = isinstance(error, asyncio.CancelledError)
-            self.status = "cancelled" if is_cancelled else status_of(error).value
+            self.status = "cancelled" if is_cancelled else status_from(error).value
 
     async def _in_place(self, app: QueueTasks, task: Task) -> None:
         args, kwargs = self.record.args, self.record.kwargs
