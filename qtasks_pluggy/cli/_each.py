@@ -46,7 +46,7 @@ class Batch:
         records: What to call it with, read as there is room for more.
         take_down: Called with each run that has ended, on the event loop.
         give_up: Called, from a thread, before a program that hangs after a signal is ended.
-        may_wait: Whether records come from somebody, who may take a while for the next one.
+        may_wait: Says whether reading the next record may take a while.
         seconds: The most that one run may take; None for no limit.
         grace: Seconds for the runs in flight after a signal.
         ended_by: The first signal that asked for the end.
@@ -61,7 +61,7 @@ class Batch:
     take_down: Callable[[Run], None]
     give_up: Callable[[], None]
     size: int = 1
-    may_wait: bool = False
+    may_wait: Callable[[], bool] = lambda: False
     by_engine: bool = False
     seconds: float | None = None
     grace: float = attrs.field(factory=lambda: GRACE_SECONDS)
@@ -137,7 +137,7 @@ class Batch:
             runs.create_task(self._one(record)).add_done_callback(lambda _: room.release())
 
     async def _next(self, records: Iterator[Record]) -> Record | None:
-        if not self.may_wait:
+        if not self.may_wait():
             return next(records, None)
         try:
             return await asyncio.get_running_loop().run_in_executor(None, next, records, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -70,6 +71,17 @@ def from_arguments(words: Sequence[str]) -> Record:
     return Record(None, tuple(args), kwargs)
 
 
+class _File(io.FileIO):
+    """A file that counts what has been read from it."""
+
+    taken = 0
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        count = super().readinto(buffer)
+        self.taken += count or 0
+        return count
+
+
 def open_input(name: str) -> BinaryIO:
     """Open a file of records; ``-`` is standard input.
 
@@ -78,7 +90,7 @@ def open_input(name: str) -> BinaryIO:
     """
     try:
         # Not sys.stdin, whose lock a thread that waits for input would hold at exit.
-        return open(0, "rb", closefd=False) if name == "-" else open(name, "rb")  # noqa: PTH123  # the caller closes it
+        return io.BufferedReader(_File(0, closefd=False) if name == "-" else _File(name), 65_536)
     except OSError as error:
         what = "standard input" if name == "-" else name
         msg = f"the records cannot be read from {what}: {error.strerror}; give another file"
@@ -105,6 +117,14 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         """Read on."""
         return self._records
+
+    def may_wait(self) -> bool:
+        """Say whether the next line is still to come, from somebody who may take a while."""
+        if self.size is not None:
+            return False
+        # With nothing in its buffer, looking into it would wait.
+        source: Any = self._source
+        return source.raw.taken == self.position or b"\n" not in source.peek()
 
     def _raw(self) -> Iterator[bytes]:
         """Read the lines, none of them longer than the limit, without a byte order mark."""

@@ -156,8 +156,8 @@ def _show_chain(hook: str, chain: Sequence[Mapping[str, Any]]) -> None:
         for column in zip(_CHAIN, *rows, strict=True)
         if any(cell != usual.get(column[0].title, "") for cell in column[1:])
     ]
-    titles, *rows = zip(*columns, strict=True)
-    show_table(titles, rows)
+    titles, *shown = zip(*columns, strict=True)
+    show_table(titles, shown)
 
 
 def _row(number: int, link: Mapping[str, Any], hook: str) -> list[str]:

@@ -258,7 +258,7 @@ class _Each:
             self._take_down,
             self._give_up,
             size=options.concurrency,
-            may_wait=size is None,
+            may_wait=self._records.may_wait,
             by_engine=options.engine is not None,
             seconds=options.timeout,
         )
