@@ -25,8 +25,9 @@ from qtasks_pluggy._fork import lock_of
 from qtasks_pluggy._lifecycle import WorkerLifespan
 from qtasks_pluggy._log import event as log_event
 from qtasks_pluggy._run.executor import TaskExecutor
+from qtasks_pluggy._submit.calls import is_here, is_pending, wait_for
 from qtasks_pluggy._submit.lookup import url_options
-from qtasks_pluggy._submit.outcome import Attempt, Ended, status_of
+from qtasks_pluggy._submit.outcome import Attempt, RunResult, status_from
 from qtasks_pluggy._submit.protocol import (
     Capabilities,
     Engine,
@@ -35,29 +36,36 @@ from qtasks_pluggy._submit.protocol import (
     Host,
     NoRoomError,
 )
-from qtasks_pluggy._waiting import background
+from qtasks_pluggy._waiting import ASYNCIO_WORKER, SYNC, Backend, background, run_to_completion
 from qtasks_pluggy.engines._installed import installed_in
 
 __all__ = [
+    "ASYNCIO_WORKER",
+    "SYNC",
     "Attempt",
+    "Backend",
     "Capabilities",
-    "Ended",
     "Engine",
     "EngineApp",
     "FindsRuns",
     "Host",
     "NoRoomError",
+    "RunResult",
     "background",
     "executor_for",
     "installed_in",
+    "is_here",
+    "is_pending",
     "is_started",
     "load_plugins",
     "lock_of",
     "log_event",
     "prepare",
     "run_in_place",
-    "status_of",
+    "run_to_completion",
+    "status_from",
     "url_options",
+    "wait_for",
     "worker_lifespan",
 ]
 
