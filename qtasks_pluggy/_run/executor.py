@@ -214,13 +214,13 @@ class TaskExecutor(RunView, Generic[R]):
         return result  # type: ignore[no-any-return]  # the function's, or a plugin's answer
 
     def execute_attempt(
-        self, engine: Host, backend: Backend = ASYNCIO_WORKER
+        self, engine: Host, backend: Backend | None = None
     ) -> Coroutine[Any, Any, Attempt]:
         """Make one attempt for an engine; again after a retry.
 
         Args:
             engine: Its ``capabilities`` and ``control`` apply; it settles the attempt.
-            backend: How the attempt waits; by default on the event loop of its caller.
+            backend: How the attempt waits; None for the event loop of its caller.
 
         Returns:
             What the engine is to do, to be awaited. The hooks for the end were called, unless the
@@ -229,7 +229,7 @@ class TaskExecutor(RunView, Generic[R]):
         Raises:
             RuntimeError: This executor has run already.
         """
-        return self._attempt_for(engine, backend)
+        return self._attempt_for(engine, backend or ASYNCIO_WORKER)
 
     def execute_attempt_sync(self, engine: Host) -> Attempt:
         """Make one attempt for an engine, from plain code, as ``execute_attempt`` does.
@@ -240,19 +240,19 @@ class TaskExecutor(RunView, Generic[R]):
         return copy_context().run(run_to_completion, self._attempt_for(engine, SYNC))
 
     def give_up(
-        self, error: BaseException, backend: Backend = ASYNCIO_WORKER
+        self, error: BaseException, backend: Backend | None = None
     ) -> Coroutine[Any, Any, Attempt]:
         """End a run that can have no further attempt.
 
         Args:
             error: What the caller gets: why the engine could not arrange the attempt, or a
                 ``TaskCancelError`` if the run was cancelled before it.
-            backend: How the hooks wait; by default on the event loop of their caller.
+            backend: How the hooks wait; None for the event loop of their caller.
 
         Returns:
             What the engine is to do, to be awaited. The hooks for the end were called.
         """
-        return self._give_up(error, backend)
+        return self._give_up(error, backend or ASYNCIO_WORKER)
 
     def give_up_sync(self, error: BaseException) -> Attempt:
         """End a run from plain code, as ``give_up`` does."""

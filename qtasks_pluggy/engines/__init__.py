@@ -1,14 +1,16 @@
 """Engines: what carries submitted runs to whoever does them.
 
-===================  ===========================================================================
-``memory.py``        ``memory://``: in this process, gone with it
-``celery.py``        Celery, on RabbitMQ or Redis
-``dramatiq.py``      Dramatiq, on RabbitMQ or Redis
-``huey.py``          Huey; on SQLite, ``huey+sqlite:///file.db``, the durable one with no server
-``taskiq.py``        Taskiq, on RabbitMQ or Redis
-``reverse.py``       what every ``install`` shares: plugins for an engine's own tasks
-``servers.py``       what adapters over message servers share
-===================  ===========================================================================
+==================  ============================================================================
+``native.py``       START HERE: the base of every ``install()``, plugins for an engine's own tasks
+``forward.py``      the same turned round: an engine behind an app
+``celery/``         Celery, on RabbitMQ or Redis
+``dramatiq.py``     Dramatiq, on RabbitMQ or Redis
+``huey/``           Huey; on SQLite, ``huey+sqlite:///file.db``, the durable one with no server
+``taskiq.py``       Taskiq, on RabbitMQ or Redis
+``memory.py``       ``memory://``: in this process, gone with it
+``reverse.py``      the base of ``install()`` before ``native.py``
+``servers.py``      what adapters over message servers shared before ``forward.py``
+==================  ============================================================================
 
 An adapter for another engine is a class that is called with what the app was given, a URL or the
 engine's own object, and has all that ``Engine`` names. It is found by an entry point of the group

@@ -535,13 +535,13 @@ class Native(Generic[N]):
     def _described(self, run: Any, name: str, func: Any) -> TaskFunc:
         """Describe a task: by its own options too, which may be anything."""
         extra = dict(self.options(run))
-        tags = extra.get("tags", ())
-        tags = (tags,) if isinstance(tags, str) else tags
-        several = isinstance(tags, (tuple, list, set, frozenset))
-        if several and all(isinstance(tag, str) for tag in tags):
+        given: Any = extra.get("tags", ())
+        given = (given,) if isinstance(given, str) else given
+        several = isinstance(given, (tuple, list, set, frozenset))
+        tags: tuple[str, ...] = ()
+        if several and all(isinstance(tag, str) for tag in given):
+            tags = tuple(given)
             extra.pop("tags", None)
-        else:
-            tags = ()
         return TaskFunc(name, func, intercept=self._options["intercept"], tags=tags, extra=extra)
 
     # --- replays
@@ -590,7 +590,7 @@ class Native(Generic[N]):
         except Exception as error:  # noqa: BLE001  # nobody waits for it who could be told
             refused = error if isinstance(error, QTasksError) else self._refused(message, error)
             known = {"task": message.name, "uuid": str(message.uuid)}
-            log_event("error", "replay_failed", **known, error=text_of(refused))
+            log_event("error", "replay_not_sent", **known, error=text_of(refused))
 
     def _refused(self, message: TaskMessage, error: Exception) -> EngineError:
         """Say why a message could not be sent; of an argument its place and type, not its value."""

@@ -273,7 +273,7 @@ def test_a_replay_that_fails_on_the_engine_s_loop_is_logged():
     one.fails = ConnectionError("no room")
     with structlog.testing.capture_logs() as logs, pytest.raises(OSError, match="broken"):
         one.call("fail")
-    (failed,) = [entry for entry in logs if entry["event"] == "replay_failed"]
+    (failed,) = [entry for entry in logs if entry["event"] == "replay_not_sent"]
     assert ("fail", "error") == (failed["task"], failed["log_level"])
     assert "no room" in failed["error"]
 

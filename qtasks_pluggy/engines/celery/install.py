@@ -102,7 +102,11 @@ class CeleryNative(Native[Celery]):
     control = (Ignore, Reject, Retry)
     ends_worker: ClassVar = (WorkerShutdown, WorkerTerminate, KeyboardInterrupt)
     hint = "name their modules in the setting 'imports', or import them where the app is"
-    unwrap = staticmethod(itself)
+
+    @classmethod
+    def unwrap(cls, native: Any) -> Any:
+        """Give the app that ``current_app``, say, stands for."""
+        return itself(native)
 
     # --- install
 
@@ -134,7 +138,7 @@ class CeleryNative(Native[Celery]):
         app's module makes there. Both do runs, and the plugins are to be started once.
         """
         one = super().found_in(native)
-        return _in_child.setdefault(one.native.main, one) if SPAWNED in os.environ else one
+        return _in_child.setdefault(one.app_name, one) if SPAWNED in os.environ else one
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
         """Have these plugins; spawned children get their names with the other settings."""
@@ -289,7 +293,8 @@ class CeleryNative(Native[Celery]):
                 **self.resend(run, number),
             )
         except Reject as unsent:
-            raise unsent.reason from attempt.error
+            reason: Any = unsent.reason
+            raise reason from attempt.error
         finally:
             # Where Celery would keep it for the task's next run.
             vars(run).pop("override_max_retries", None)

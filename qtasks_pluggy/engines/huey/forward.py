@@ -130,7 +130,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         self._belong_to(app)
         reach(self.native, app.name)
         if workers:
-            consumer = self.native.create_consumer(
+            consumer: Any = self.native.create_consumer(
                 workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
             )
             # The process's signals are the app's.
