@@ -11,7 +11,7 @@ import structlog
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import RateLimitExceeded
-from dramatiq.middleware import AsyncIO, Retries, SkipMessage
+from dramatiq.middleware import AsyncIO, SkipMessage
 from dramatiq.results import ResultFailure
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl

@@ -3,6 +3,7 @@
 ===============  =================================================================================
 ``install.py``   ``install(broker)``: plugins for the actors of a Dramatiq broker
 ``forward.py``   ``QueueTasks("shop", engine=broker)``: its runs
+``settings.py``  what keeps the runs of a killed worker, and whether the servers answer
 ===============  =================================================================================
 
 The worker is Dramatiq's own command, ``dramatiq module``. Runs survive a killed worker on
@@ -16,6 +17,7 @@ from qtasks_pluggy.engines._versions import require
 require("dramatiq", "1.17")
 
 from qtasks_pluggy.engines.dramatiq.forward import DramatiqEngine
-from qtasks_pluggy.engines.dramatiq.install import at_least_once, install
+from qtasks_pluggy.engines.dramatiq.install import install
+from qtasks_pluggy.engines.dramatiq.settings import at_least_once
 
 __all__ = ["DramatiqEngine", "at_least_once", "install"]

@@ -13,6 +13,7 @@ from dramatiq.results import ResultFailure, ResultMissing
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskStatus
 from qtasks_pluggy.engines import Attempt, Capabilities, RunResult
 from qtasks_pluggy.engines.dramatiq.install import OURS, DramatiqNative, WorkerLife
+from qtasks_pluggy.engines.dramatiq.settings import reach
 from qtasks_pluggy.engines.forward import Forward, pack_error, unpack_error
 from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.exc import CapabilityError, EngineError
@@ -83,24 +84,9 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
 
     def reach(self) -> None:
         """Connect to broker and results."""
-        owners: list[tuple[str, Any]] = [("broker", self.native)]
-        owners += [("result backend", one.backend) for one in self._results()]
-        for what, owner in owners:
-            where = ""
-            try:
-                if (client := getattr(owner, "client", None)) is not None:
-                    client.ping()
-                elif (given := getattr(owner, "parameters", None)) is not None:
-                    import pika  # noqa: PLC0415  # only who has RabbitMQ has it
-
-                    first = given[0] if isinstance(given, list) else given
-                    where = f" at {first.host}:{first.port}"
-                    pika.BlockingConnection(parameters=given).close()
-            except Exception as error:
-                # pika's own errors have no text, but show what they hold.
-                told = text_of(error) if str(error) else repr(error)
-                msg = f"{what} {type(owner).__name__}{where} cannot be used: {told}"
-                raise EngineError(msg) from error
+        reach("broker", self.native)
+        for one in self._results():
+            reach("result backend", one.backend)
 
     # --- its end
 

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Final
 
 import dramatiq
 from dramatiq import Broker, Middleware
-from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import RateLimitExceeded, Retry
 from dramatiq.middleware import Retries, Shutdown, SkipMessage
 from dramatiq.results import Results
@@ -20,7 +19,7 @@ from dramatiq.results import Results
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.native import Native, attempt_of
-from qtasks_pluggy.exc import CapabilityError, TaskDeadLetteredError
+from qtasks_pluggy.exc import TaskDeadLetteredError
 
 # The option of a message that has what is ours, and the mark of a function of ours.
 OURS: Final = "qtasks_pluggy"
@@ -41,33 +40,8 @@ _OPTIONS: Final = frozenset(
         "traceback",
     }
 )
-# What ``at_least_once`` sets where a broker has Dramatiq's own default. Redis looks for what killed
-# workers had at so many of a million commands, and takes a worker for dead after so many
-# milliseconds without a sign of life; RabbitMQ says that it has taken a message.
-_SAFE: Final = {
-    "maintenance_chance": (1_000, 100_000),
-    "heartbeat_timeout": (60_000, 30_000),
-    "confirm_delivery": (False, True),
-}
 # The message that a worker's thread is at: Dramatiq gives an actor its arguments only.
 _current: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_dramatiq_message", default=None)
-
-
-def at_least_once(broker: Broker) -> None:
-    """Let messages survive the death of their worker, and soon; settings of one's own stay.
-
-    Args:
-        broker: On Redis or RabbitMQ; call this where it is made, in clients and workers alike.
-
-    Raises:
-        CapabilityError: It is in memory.
-    """
-    if isinstance(broker, StubBroker):
-        msg = "engine 'dramatiq': StubBroker is in memory, and loses all with its process"
-        raise CapabilityError(msg)
-    for name, (default, ours) in _SAFE.items():
-        if getattr(broker, name, None) == default:
-            setattr(broker, name, ours)
 
 
 class DramatiqNative(Native[Broker]):
