@@ -216,7 +216,7 @@ def test_the_worker_command_does_our_runs(ours, spawn):
 
 
 def test_an_existing_app_gets_plugins_by_one_line(place):
-    """After one line and a restart a failing actor returns what the plugin says; the log says who."""
+    """After one line and a restart plugins answer for an actor; the log says which ones."""
     module = place.write(THEIRS)
     worker = place.start("-p", "2", "-t", "1")
     backend = module.broker.get_results_backend()
