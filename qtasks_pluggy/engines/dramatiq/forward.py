@@ -48,6 +48,10 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
     def declare(self, task_func: TaskFunc) -> Any:
         """Make an actor, which nobody but plugins has run again."""
         name, queue = task_func.name, task_func.extra.get("queue_name", self._queue)
+        if name in self.native.actors:
+            # Dramatiq 1.17 would put ours in its place.
+            msg = f"the broker has an actor {name!r} already; give the task another name="
+            raise ValueError(msg)
         call = self.around(name, task_func.func)
         actor = dramatiq.actor(actor_name=name, broker=self.native, queue_name=queue)(call)
         actor.options |= {"max_retries": 0, "retry_when": None}
