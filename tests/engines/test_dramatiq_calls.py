@@ -234,11 +234,23 @@ def test_failures_of_actors_are_recorded(native, tmp_path, monkeypatch):
     monkeypatch.setenv("QTASKS_PLUGGY_ENABLE", "failures")
     monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_FAILURES_URL", place.text)
     task = actor_of(native, halve)
-    install(native, [Keeps(None, Retry(), 7)], discover=False)
-    with working(native, threads=1):
+
+    class Saves:
+        name = "saves"
+
+        @hookimpl
+        def task_executor_run_task_trigger_error(self, task_broker):
+            if task_broker.args == (3,):
+                return Retry() if task_broker.attempt == 1 else 7
+            return None
+
+    install(native, [Saves()], discover=False)
+    with working(native):
         failed, recovered = task.send(1), task.send(3)
         backend = native.get_results_backend()
         assert 7 == recovered.get_result(backend=backend, block=True, timeout=WAIT)
+        with pytest.raises(ResultFailure, match="ValueError: 1"):
+            failed.get_result(backend=backend, block=True, timeout=WAIT)
     runs = Reader(place.url).runs(Filters())
     assert {failed.message_id: "failed", recovered.message_id: "recovered"} == {
         run.uuid: run.status for run in runs
