@@ -34,13 +34,17 @@ nox.options.sessions = [
 ROOT = Path(__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES = ("qtasks_pluggy", "hookspecs/qtasks_hookspecs")
+PYTEST_PLUGIN = "hookspecs/pytest_qtasks_pluggy.py"
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 # Without the engines, which the core suite does without.
-CORE_EXTRAS = ("cli", "failures", "retry")
+CORE_EXTRAS = ("cli", "failures", "retry", "testing")
 CORE = f".[{','.join(CORE_EXTRAS)}]"
 EVERYTHING = f".[{','.join(EXTRAS)}]"
 RUNTIME = PROJECT["project"]["dependencies"] + [
-    requirement for extra in CORE_EXTRAS for requirement in EXTRAS[extra]
+    requirement
+    for extra in CORE_EXTRAS
+    for requirement in EXTRAS[extra]
+    if not requirement.startswith("pytest")  # our own suite needs a newer one than plugins do
 ]
 
 PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)))
@@ -119,7 +123,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports", "--no-logo", env={"PYTHONPATH": "hookspecs"})
-    session.run("interrogate", "--quiet", "--fail-under=100", *PACKAGES)
+    session.run("interrogate", "--quiet", "--fail-under=100", *PACKAGES, PYTEST_PLUGIN)
     if faults := list(house_faults()):
         session.error("\n".join(("house rules:", *faults)))
 
@@ -230,15 +234,23 @@ def wheel(session: nox.Session) -> None:
     unpacked = built / sdist.name.removesuffix(".tar.gz")
     for package in PACKAGES:
         shutil.rmtree(unpacked / package)
+    (unpacked / PYTEST_PLUGIN).unlink()
     session.chdir(unpacked)
     example = "examples/qtasks-last-rate"
     session.install(f"{wheel}{CORE[1:]}", f"./{example}")
     session.run("python", "-c", CHECK_INSTALLED, log=False)
-    suite = ("tests/contract", "tests/plugins", "tests/examples/test_rates_installed.py")
+    suite = (
+        "tests/contract",
+        "tests/plugins",
+        "tests/examples/test_rates_installed.py",
+        "tests/testing/test_new_plugin.py",
+        "tests/testing/test_pytest_plugin.py",
+    )
     session.run("pytest", *suite, "-m", "not engines and not full", *session.posargs)
-    # The example's own tests, with what the example asks for: pytest, and none of our plugins.
+    # The example's own tests, with what it asks for: pytest and our plugin, and no other.
     session.chdir(example)
-    session.run("pytest", env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    session.run("pytest", "-p", "pytest_qtasks_pluggy", env=alone)
 
 
 CHECK_INSTALLED = """
@@ -251,6 +263,7 @@ for name in ("qtasks_hookspecs", "qtasks_pluggy"):
     folder = Path(find_spec(name).origin).parent
     assert folder.parent == Path(get_path("purelib")), folder
     assert (folder / "py.typed").is_file(), f"{name} has no py.typed"
+assert Path(find_spec("pytest_qtasks_pluggy").origin).parent == Path(get_path("purelib"))
 """
 
 
@@ -278,6 +291,7 @@ def mutate(session: nox.Session) -> None:
     # mutmut takes a folder's path for the dotted name: so both packages lie at the top.
     for package in PACKAGES:
         shutil.copytree(ROOT / package, copy / Path(package).name)
+    shutil.copy(ROOT / PYTEST_PLUGIN, copy)
     for folder in ("benchmarks", "docs", "examples", "tests"):
         shutil.copytree(ROOT / folder, copy / folder)
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.md"), ROOT / "pyproject.toml"):

@@ -362,6 +362,11 @@ class RunningTask(Protocol):
         ...
 
     @property
+    def fingerprint(self) -> str | None:
+        """While a dead letter is kept, the fingerprint that its outcome will have; else None."""
+        ...
+
+    @property
     def trail(self) -> Sequence[RunRecord]:
         """Who was asked so far, and what each answered."""
         ...

@@ -23,6 +23,7 @@ class RunView:
         "_attempt",
         "_engine",
         "_entries",
+        "_fingerprint",
         "_kwargs",
         "_message",
         "_plugins",
@@ -35,6 +36,7 @@ class RunView:
     _attempt: int
     _engine: Host | None
     _entries: list[Asked]
+    _fingerprint: str | None
     _kwargs: Mapping[str, Any]
     _message: TaskMessage | None
     _plugins: Any
@@ -93,6 +95,12 @@ class RunView:
         """The most attempts that the task and its app allow; None for no bound."""
         retries = self._task_func.max_retries
         return None if retries is None else retries + 1
+
+    @property
+    def fingerprint(self) -> str | None:
+        """While a dead letter is kept, the fingerprint that its outcome will have; else None."""
+        # Few runs have one, so that no other pays for setting it.
+        return getattr(self, "_fingerprint", None)
 
     @property
     def trail(self) -> Trail:

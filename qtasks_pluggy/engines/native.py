@@ -227,6 +227,11 @@ class Native(Generic[N]):
         """Send a message to one of ``tasks``, under the message's own id."""
         raise NotImplementedError
 
+    def function_of(self, name: str) -> Callable[..., Any]:
+        """Give the function of one of ``tasks``, for plugins that are asked about a past run."""
+        function: Callable[..., Any] = self.tasks[name]
+        return function
+
     @property
     def app_name(self) -> str:
         """What the app of plugins is called."""
@@ -632,6 +637,15 @@ class NativeApp(QueueTasks):
     def tasks(self) -> Mapping[str, Any]:
         """The engine's own tasks by name."""
         return self._native.tasks
+
+    def _executor_for(self, message: TaskMessage) -> TaskExecutor:
+        """Make an executor by which plugins are asked about a run that happened elsewhere."""
+        if message.name not in self.tasks:
+            return super()._executor_for(message)
+        prepare(self)
+        func = TaskFunc(message.name, self._native.function_of(message.name))
+        kind = AsyncTask if func.is_async else SyncTask
+        return TaskExecutor(kind(func, self), message, plugins=self.plugins)
 
     def replay(self, message: TaskMessage, **options: Any) -> Any:
         """Send a run of one of the engine's own tasks again, as ``QueueTasks.replay`` does.

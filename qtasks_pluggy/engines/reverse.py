@@ -52,6 +52,10 @@ class Sender(Protocol):
         """The engine's own tasks by name."""
         ...
 
+    def function_of(self, name: str) -> Callable[..., Any]:
+        """Return the function of one of them, for plugins to read."""
+        ...
+
     def submit(self, message: TaskMessage, delay: float | None) -> Any:
         """Send a message to one of them, as ``Engine.submit`` does."""
         ...
@@ -82,6 +86,15 @@ class NativeApp(QueueTasks):
     def tasks(self) -> Mapping[str, Any]:
         """The engine's own tasks by name."""
         return {} if self._sender is None else self._sender.tasks
+
+    def _executor_for(self, message: TaskMessage) -> TaskExecutor:
+        """Make an executor by which plugins are asked about a run that happened elsewhere."""
+        if message.name not in self.tasks or self._sender is None:
+            return super()._executor_for(message)
+        self._ensure_loaded()
+        func = TaskFunc(message.name, self._sender.function_of(message.name))
+        kind = AsyncTask if func.is_async else SyncTask
+        return TaskExecutor(kind(func, self), message, plugins=self.plugins)
 
     def replay(self, message: TaskMessage, **options: Any) -> Any:
         """Send a run of one of the engine's own tasks again, as ``QueueTasks.replay`` does.

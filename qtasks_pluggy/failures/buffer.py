@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Final
+from concurrent.futures import Future
+from typing import Final, TypeAlias
+
+import attrs
 
 from qtasks_pluggy.failures.records import FINAL, Count, Record
 from qtasks_pluggy.failures.store import Batch
@@ -16,8 +20,24 @@ BATCH_SECONDS: Final = 0.2
 """How long a record waits for others to be written with."""
 MOST_WAITING: Final = 10_000
 """Records that wait at most; what comes then is only counted."""
+MOST_BYTES: Final = 64 * 1024 * 1024
+"""About how much their arguments and texts are at most, together."""
 WAIT_SECONDS: Final = 1.0
 """How long a run waits at most, for room or for its record to be written."""
+LETTER_SECONDS: Final = 3.0
+"""How long a run waits at most for its dead letter to be on the disk."""
+
+
+@attrs.frozen(eq=False)
+class Letter:
+    """A dead letter, whose run waits until it is written, or known not to be."""
+
+    record: Record
+    until: float = attrs.field(factory=lambda: time.monotonic() + LETTER_SECONDS)
+    written: Future[None] = attrs.field(factory=Future)
+
+
+Letters: TypeAlias = list[Letter]
 
 
 class Buffer:
@@ -31,10 +51,13 @@ class Buffer:
         self._eager = eager
         self._changed = threading.Condition()
         self._records: deque[Record] = deque()
+        self._letters: Letters = []
+        self._is_records_turn = False
         self._counts: Counter[Count] = Counter()
         self._seen: dict[str, Record] = {}
         # Final failures that are only counted; records that ever came in, and that are settled.
         self._dropped = self._added = self._settled = 0
+        self._bytes = 0
         self._is_stuck = self._is_closing = False
 
     def add(self, record: Record) -> bool:
@@ -51,6 +74,7 @@ class Buffer:
                 self._dropped += record.status in FINAL
                 return True
             self._records.append(record)
+            self._bytes += record.size
             self._added += 1
             ticket = self._added
             if self._eager or len(self._records) in {1, BATCH}:
@@ -59,32 +83,52 @@ class Buffer:
                 self._wait(lambda: self._settled >= ticket)
             return True
 
+    def add_letter(self, letter: Letter) -> bool:
+        """Take a dead letter, which goes before all else, however much waits."""
+        with self._changed:
+            if not self._is_closing:
+                self._letters.append(letter)
+                self._changed.notify_all()
+            return not self._is_closing
+
     def _has_room(self) -> bool:
-        return len(self._records) < MOST_WAITING
+        return len(self._records) < MOST_WAITING and self._bytes < MOST_BYTES
 
     def _wait(self, ready: Callable[[], bool]) -> bool:
         """Let a run wait, unless the store cannot be reached: nothing would come of it."""
         return self._changed.wait_for(lambda: self._is_stuck or ready(), WAIT_SECONDS) and ready()
 
-    def take(self, idle: float) -> Batch | None:
-        """Wait for the next batch: empty after ``idle`` seconds, None once closed and empty."""
+    def take(self, idle: float) -> Batch | Letters | None:
+        """Wait for what is to be written next.
+
+        Returns:
+            Dead letters; else a batch, which is empty after ``idle`` seconds. None once closed and
+            empty.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._is_closing or self._has_any(), idle)
             if not self._eager and self._has_any():
                 self._changed.wait_for(self._is_due, BATCH_SECONDS)
+            # In turns with full batches, so that neither waits for the other for long.
+            if self._letters and not (self._is_records_turn and len(self._records) >= BATCH):
+                letters, self._letters, self._is_records_turn = self._letters, [], True
+                # Their runs have not given up meanwhile, and from now on cannot.
+                return [one for one in letters if one.written.set_running_or_notify_cancel()]
+            self._is_records_turn = False
             if self._is_closing and not self._has_any():
                 return None
             records = [self._records.popleft() for _ in range(min(BATCH, len(self._records)))]
+            self._bytes -= sum(one.size for one in records)
             batch = Batch(records, self._counts, tuple(self._seen.values()), self._dropped)
             self._counts, self._seen, self._dropped = Counter(), {}, 0
             self._changed.notify_all()
             return batch
 
     def _has_any(self) -> bool:
-        return bool(self._records or self._counts)
+        return bool(self._records or self._counts or self._letters)
 
     def _is_due(self) -> bool:
-        return self._is_closing or len(self._records) >= BATCH
+        return self._is_closing or bool(self._letters) or len(self._records) >= BATCH
 
     def settle(self, batch: Batch) -> None:
         """Say that a batch is written, or given up."""
@@ -93,16 +137,21 @@ class Buffer:
             self._is_stuck = False
             self._changed.notify_all()
 
-    def put_back(self, batch: Batch, pause: float, *, is_stuck: bool) -> None:
-        """Put a batch back that could not be written, and wait so many seconds, or for the end."""
+    def put_back(self, batch: Batch, *, is_stuck: bool) -> None:
+        """Put a batch back that could not be written."""
         with self._changed:
             self._records.extendleft(reversed(batch.records))
+            self._bytes += sum(one.size for one in batch.records)
             self._counts.update(batch.counts)
             self._seen = {one.group: one for one in batch.seen} | self._seen
             self._dropped += batch.dropped
             self._is_stuck = is_stuck
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_closing, pause)
+
+    def pause(self, seconds: float) -> None:
+        """Wait before the next try; not beyond the end, and no dead letter waits with it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closing or bool(self._letters), seconds)
 
     @property
     def is_closing(self) -> bool:
@@ -121,6 +170,7 @@ class Buffer:
             lost = self._added - self._settled + sum(self._counts.values())
             self._settled = self._added
             self._records.clear()
+            self._bytes = 0
             self._counts.clear()
             self._changed.notify_all()
             return lost

@@ -28,11 +28,19 @@ _CONTEXT: Final = "During handling of the above exception, another exception occ
 
 @attrs.frozen
 class _Link:
-    """One of the errors of a chain: its frames, its last lines, and how the next came of it."""
+    """One of the errors of a chain, and how the next came of it."""
 
     frames: tuple[Frame, ...]
-    text: str
+    error: str
+    message: str
+    notes: tuple[str, ...]
     then: str
+
+    @property
+    def text(self) -> str:
+        """Write it as Python does."""
+        last = f"{self.error}: {self.message}" if self.message else self.error
+        return "\n".join((f"{_stack(self.frames)}{last}", *self.notes, self.then))
 
 
 @attrs.frozen
@@ -50,19 +58,26 @@ class Told:
     _most: int = attrs.field(repr=False, alias="most")
 
     @property
+    def size(self) -> int:
+        """About how many bytes its texts are."""
+        return sum(len(one.message) + sum(map(len, one.notes)) for one in self._links)
+
+    @property
     def traceback(self) -> str:
         """Write the traceback, with those of the errors that led to this one."""
-        parts = [f"{_stack(one.frames)}{one.text}\n{one.then}" for one in self._links]
-        return storable(cut("".join(parts), self._most))
+        return storable(cut("".join(one.text for one in self._links), self._most))
 
 
 def tell(error: BaseException, most: int) -> Told:
     """Take an error down."""
-    links = tuple(
-        _Link(_frames(one), _last_lines(one, most), then) for one, then in _causes_first(error)
-    )
-    message = storable(cut(_text(error), most))
-    return Told(class_name(type(error)), message, links, most)
+    links, own = [], None
+    for one, then in _causes_first(error):
+        message = storable(cut(_text(one), most))
+        link = _Link(_frames(one), class_name(type(one)), message, _notes(one, most), then)
+        links.append(link)
+        own = link if one is error else own
+    assert own is not None  # noqa: S101  # it is one of them
+    return Told(own.error, own.message, tuple(links), most)
 
 
 def class_name(cls: type) -> str:
@@ -78,13 +93,11 @@ def _text(error: BaseException) -> str:
         return f"(no text: its __str__ raises {type(another).__name__})"
 
 
-def _last_lines(error: BaseException, most: int) -> str:
-    text = cut(_text(error), most)
-    lines = [f"{class_name(type(error))}: {text}" if text else class_name(type(error))]
+def _notes(error: BaseException, most: int) -> tuple[str, ...]:
     notes = getattr(error, "__notes__", None)
-    if isinstance(notes, list):
-        lines += [cut(one, most) for one in notes[:MOST_NOTES] if isinstance(one, str)]
-    return "\n".join(lines)
+    if not isinstance(notes, list):
+        return ()
+    return tuple(cut(one, most) for one in notes[:MOST_NOTES] if isinstance(one, str))
 
 
 def _causes_first(error: BaseException) -> list[tuple[BaseException, str]]:

@@ -3,6 +3,11 @@
 No run fails because of the store. A run waits for it in two cases, for a second at most: a final
 failure while the buffer is full, and every record of a forked process that did not start the app,
 for that may end by ``os._exit`` and ask nobody.
+
+A dead letter is the only copy of its run. So its run waits, for ``LETTER_SECONDS`` at most, until
+the letter is on the disk, and hears if it is not. It is the writer's thread that commits it: then
+the bound holds whatever hangs, letters of many threads share a commit, and a record that follows is
+written later.
 """
 
 from __future__ import annotations
@@ -17,12 +22,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import attrs
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from qtasks_pluggy.failures.buffer import Buffer
+from qtasks_pluggy.failures.buffer import LETTER_SECONDS, Buffer, Letter, Letters
 from qtasks_pluggy.failures.connection import StoreError, why
 from qtasks_pluggy.failures.records import Record
-from qtasks_pluggy.failures.store import Batch, Store
+from qtasks_pluggy.failures.store import LOCK_SECONDS, Batch, News, Store
 
 DRAIN_SECONDS: Final = 5.0
 """How long a stop, or the end of the process, waits for what is still to be written."""
@@ -34,6 +40,8 @@ LONGEST_PAUSE: Final = 5.0
 """And at most."""
 _OF_STORE: Final = (DBAPIError, OSError, StoreError, sqlite3.Error)
 _OF_DATA: Final = (DataError, IntegrityError)
+_LOCKED: Final = frozenset({"55P03", "40P01"})
+"""What PostgreSQL calls a lock that is not to be had, and a deadlock."""
 RETAIN_EVERY: Final = 60.0
 """Seconds between two looks for what is too old."""
 FORK_SECONDS: Final = 2.0
@@ -65,6 +73,22 @@ class Recorder:
         """Take a record from a run."""
         while not self._open_buffer(record.log).add(record):
             pass  # it was closed meanwhile: the next one is open
+
+    def keep(self, record: Record) -> None:
+        """Have a dead letter on the disk, within ``LETTER_SECONDS``.
+
+        Raises:
+            StoreError: It is not there.
+        """
+        letter = Letter(record)
+        while not self._open_buffer(record.log).add_letter(letter):
+            pass  # as above
+        try:
+            letter.written.result(letter.until - time.monotonic())
+        except TimeoutError:
+            letter.written.cancel()
+            msg = f"{self._name} has not taken the dead letter within {LETTER_SECONDS:g} seconds"
+            raise StoreError(msg) from None
 
     def _open_buffer(self, log: Any) -> Buffer:
         with self._lock:
@@ -132,21 +156,59 @@ class Writer(threading.Thread):
     def run(self) -> None:
         """Write batches, and delete what is too old."""
         while (batch := self._buffer.take(RETAIN_EVERY)) is not None:
+            if isinstance(batch, list):
+                self._keep(batch)
+                continue
             if batch.records or batch.counts:
                 self._write(batch)
             self._retain()
         with self.at_work:
             self.store.close()
 
+    def _keep(self, letters: Letters) -> None:
+        """Write dead letters, or tell their runs why not; a lock may go away while they wait."""
+        batch = Batch([one.record for one in letters], is_durable=True)
+        while letters:
+            try:
+                news = self._commit(batch)
+            except Exception as error:  # noqa: BLE001  # the runs hear of it
+                again_until = time.monotonic() + LOCK_SECONDS
+                if not _is_locked(error) or again_until > max(one.until for one in letters):
+                    self._refuse(letters, error)
+                    return
+            else:
+                for one in letters:
+                    one.written.set_result(None)
+                self._tell(news)
+                return
+
+    def _refuse(self, letters: Letters, error: Exception) -> None:
+        """Tell runs why their dead letters are not kept; what is wrong with one is no other's."""
+        if _is_of_data(error) and len(letters) > 1:
+            for one in letters:
+                self._keep([one])
+            return
+        for one in letters:
+            msg = f"{self._store_name} has not taken the dead letter: {why(error)}"
+            one.written.set_exception(StoreError(msg))
+
+    def _commit(self, batch: Batch) -> News:
+        """Write a batch; return what is to be told."""
+        with self.at_work:
+            news = self.store.write(batch)
+        self._pause = FIRST_PAUSE
+        return news
+
     def _write(self, batch: Batch) -> None:
         try:
-            with self.at_work:
-                news = self.store.write(batch)
+            news = self._commit(batch)
         except Exception as error:  # noqa: BLE001  # no run is to hear of it
             self._go_on(batch, error)
             return
-        self._pause = FIRST_PAUSE
         self._buffer.settle(batch)
+        self._tell(news)
+
+    def _tell(self, news: News) -> None:
         log = self.log.new()
         for one in news.new:
             log.error("failure_group_new", **_told(one))
@@ -155,20 +217,30 @@ class Writer(threading.Thread):
 
     def _go_on(self, batch: Batch, error: Exception) -> None:
         """Keep a batch for later, unless there is no later, or it is itself what is wrong."""
-        if isinstance(error, _OF_DATA) or not isinstance(error, _OF_STORE):
-            lost = len(batch.records)
-            self._buffer.settle(batch)
-        else:
-            # Somebody else's lock mostly goes away soon.
-            is_locked = "lock" in why(error)
-            is_stuck = not is_locked or self._pause > FIRST_PAUSE
-            self._buffer.put_back(batch, self._pause, is_stuck=is_stuck)
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            is_over = self._buffer.is_closing and not is_locked
-            lost = self._buffer.give_up() if is_over else 0
-        if lost or time.monotonic() - self._told_at >= TELL_EVERY:
+        if _is_of_data(error):
+            self._halve(batch, error)
+            return
+        # Somebody else's lock mostly goes away soon.
+        is_locked = _is_locked(error)
+        self._buffer.put_back(batch, is_stuck=not is_locked or self._pause > FIRST_PAUSE)
+        if self._buffer.is_closing and not is_locked:
+            self.tell_unavailable(why(error), self._buffer.give_up())
+            return
+        if time.monotonic() - self._told_at >= TELL_EVERY:
             self._told_at = time.monotonic()
-            self.tell_unavailable(why(error), lost)
+            self.tell_unavailable(why(error), 0)
+        self._buffer.pause(self._pause)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _halve(self, batch: Batch, error: Exception) -> None:
+        """Write a batch of which a part is wrong by halves, and give that part up."""
+        half = len(batch.records) // 2
+        if half:
+            self._write(attrs.evolve(batch, records=batch.records[:half]))
+            self._write(Batch(batch.records[half:]))
+        else:
+            self._buffer.settle(batch)
+            self.tell_unavailable(why(error), len(batch.records))
 
     def tell_unavailable(self, reason: str, lost: int) -> None:
         """Say that the store cannot be used now."""
@@ -194,9 +266,22 @@ class Writer(threading.Thread):
             self._retained_at = time.monotonic()
 
 
+def _is_of_data(error: Exception) -> bool:
+    """Say whether it is what was to be written that is wrong, and not the store."""
+    return isinstance(error, _OF_DATA) or not isinstance(error, _OF_STORE)
+
+
+def _is_locked(error: Exception) -> bool:
+    """Say whether somebody else has the store's lock, or one that we have is what they wait for."""
+    driver = getattr(error, "orig", error)
+    if getattr(driver, "sqlstate", None) in _LOCKED:
+        return True
+    return getattr(driver, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
 def _told(record: Record) -> dict[str, str]:
     told = {"group": record.group, "task": record.task, "uuid": record.uuid}
-    return {**told, "error": record.told.error}
+    return {**told, "error": record.told.error if record.told else ""}
 
 
 _recorders: Final[weakref.WeakSet[Recorder]] = weakref.WeakSet()

@@ -3,6 +3,8 @@
 ``{"$date": "2022-03-02"}`` is a date. What is written reads back as the same value, and that is
 checked when it is written. A value that would not is kept as its ``repr``, for people, with the
 reason why its run cannot be replayed. Nothing is ever unpickled or imported.
+
+``Encoder`` writes, ``read_args`` and ``read_kwargs`` read.
 """
 
 from __future__ import annotations
@@ -37,10 +39,12 @@ class Arguments:
     Attributes:
         written: What JSON holds: a dict with ``args`` and ``kwargs``; None where none are kept.
         not_replayable: Why a task cannot be given them again; None where it can.
+        size: About how many bytes they are.
     """
 
     written: dict[str, Any] | None
     not_replayable: str | None
+    size: int = 0
 
     @property
     def text(self) -> str | None:
@@ -75,16 +79,18 @@ class Encoder:
         positional: list[Any] = []
         for place, value in enumerate(args):
             if writing.is_full("args", place):
+                positional.append(_AND_SO_ON)
                 break
             name = names[place] if place < len(names) else ""
             positional.append(writing.argument(("args", place), name, value))
         keywords: dict[str, Any] = {}
         for name, value in kwargs.items():
             if writing.is_full("kwargs", name):
+                keywords["..."] = _AND_SO_ON
                 break
             keywords[str(name)] = writing.argument(("kwargs", name), str(name), value)
         written = {"args": positional, "kwargs": keywords, **self._marks}
-        return Arguments(written, writing.why)
+        return Arguments(written, writing.why, self.most - writing.left)
 
     def shown(self, value: Any) -> str:
         """Return a value's ``repr`` for people: short, without the secrets that it names."""
@@ -96,16 +102,16 @@ class Encoder:
 
 
 class _Writing:
-    """The writing of one run's arguments: what room is left, and the first thing not kept."""
+    """The writing of one run's arguments: the bytes that are left, and the first thing not kept."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._left = encoder.most
+        self.left = encoder.most
         self.why: str | None = None
 
     def is_full(self, of: str, key: object) -> bool:
         """Say whether there is no room for one more argument."""
-        if self._left > 0:
+        if self.left > 0:
             return False
         self.why = self.why or f"{_path((of, key))} and what follows have no room"
         return True
@@ -114,12 +120,12 @@ class _Writing:
         """Write one argument; where it is too much, as its ``repr``."""
         if name and self._encoder.is_secret(name):
             return self._hidden(where)
-        room = self._left
+        room = self.left
         try:
             return self._write(value, where, 0)
         except _TooMuchError as error:
             # What was written of it is not kept, so its room is free again.
-            self._left = room - MOST_SHOWN
+            self.left = room - MOST_SHOWN
             return self._shown(value, where, str(error))
 
     def _write(self, value: Any, where: Where, depth: int) -> Any:
@@ -140,8 +146,8 @@ class _Writing:
         return self._tagged(value, where) if kind in _TAGGED else self._shown(value, where)
 
     def _take(self, room: int) -> None:
-        self._left -= room
-        if self._left < 0:
+        self.left -= room
+        if self.left < 0:
             msg = f"is more than fits into {self._encoder.most:,} bytes"
             raise _TooMuchError(msg)
 
@@ -190,12 +196,72 @@ class _Writing:
         article = "an" if kind[:1].lower() in "aeiou" else "a"
         self.why = self.why or f"{_path(where)} {why or f'is {article} {kind}'}"
         shown = self._encoder.shown(value)
-        self._left -= len(shown)
+        self.left -= len(shown)
         return {"$repr": shown}
 
 
 class _TooMuchError(Exception):
     """An argument that is too large or too deep; the text says which."""
+
+
+class UnreadableError(ValueError):
+    """Arguments that cannot be read back; the text says which, and why."""
+
+
+def read_args(text: str) -> tuple[Any, ...]:
+    """Read positional arguments back.
+
+    Args:
+        text: The JSON that ``Encoder`` has written.
+
+    Raises:
+        UnreadableError: One of them is not kept as a value, or is written in another way.
+    """
+    args = _part(text, "args", list)
+    return tuple(_read(one, ("args", place)) for place, one in enumerate(args))
+
+
+def read_kwargs(text: str) -> dict[str, Any]:
+    """Read keyword arguments back, as ``read_args`` does."""
+    kwargs = _part(text, "kwargs", dict)
+    return {name: _read(one, ("kwargs", name)) for name, one in kwargs.items()}
+
+
+def _part(text: str, name: str, kind: type) -> Any:
+    try:
+        part = json.loads(text)[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        part = None
+    if not isinstance(part, kind):
+        msg = f"{name} are not written as this version of qtasks-pluggy writes them"
+        raise UnreadableError(msg)
+    return part
+
+
+def _read(written: Any, where: Where) -> Any:
+    if type(written) is list:
+        return [_read(one, (where, place)) for place, one in enumerate(written)]
+    if type(written) is not dict:
+        return written
+    if not _looks_tagged(written):
+        return {key: _read(one, (where, key)) for key, one in written.items()}
+    ((tag, inner),) = written.items()
+    why = _NOT_KEPT.get(tag)
+    if why is not None:
+        msg = f"{_path(where)} is {why}"
+        raise UnreadableError(msg)
+    try:
+        if tag == "$dict":
+            pairs = [(_read(key, where), (where, key), one) for key, one in inner]
+            return {key: _read(one, place) for key, place, one in pairs}
+        if tag in _INNER:
+            return _INNER[tag](_read(one, (where, place)) for place, one in enumerate(inner))
+        return _SIMPLE[tag](inner)
+    except UnreadableError:
+        raise
+    except Exception as error:
+        msg = f"{_path(where)} is written as {_SHORT.repr(tag)}, which cannot be read here"
+        raise UnreadableError(msg) from error
 
 
 def storable(text: str) -> str:
@@ -250,6 +316,16 @@ _TAGGED: Final[Mapping[type, tuple[str, Callable[[Any], Any], Callable[[Any], An
     Decimal: ("$decimal", str, Decimal),
     UUID: ("$uuid", str, UUID),
     bytes: ("$bytes", _bytes, lambda written: base64.b64decode(written, validate=True)),
+}
+
+_AND_SO_ON: Final = {"$repr": "..."}
+_NOT_KEPT: Final = {"$hidden": "redacted", "$repr": "kept only as people read it"}
+_INNER: Final[Mapping[str, Callable[[Iterable[Any]], Any]]] = {
+    f"${kind.__name__}": kind for kind in _SEQUENCES
+}
+_SIMPLE: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "$float": float,
+    **{tag: read for tag, _, read in _TAGGED.values()},
 }
 
 
