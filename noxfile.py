@@ -28,6 +28,7 @@ nox.options.sessions = [
     "tests_other",
     "pluggy_ends(lowest)",  # the newest is what every other session has
     "engine_ends(quick)",
+    "page",
     "wheel",
 ]
 
@@ -37,23 +38,25 @@ PACKAGES = ("qtasks_pluggy", "hookspecs/qtasks_hookspecs")
 PYTEST_PLUGIN = "hookspecs/pytest_qtasks_pluggy.py"
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 # Without the engines, which the core suite does without.
-CORE_EXTRAS = ("cli", "failures", "retry", "testing")
+CORE_EXTRAS = ("cli", "failures", "retry", "testing", "web")
 CORE = f".[{','.join(CORE_EXTRAS)}]"
 EVERYTHING = f".[{','.join(EXTRAS)}]"
 RUNTIME = PROJECT["project"]["dependencies"] + [
     requirement
     for extra in CORE_EXTRAS
     for requirement in EXTRAS[extra]
-    if not requirement.startswith("pytest")  # our own suite needs a newer one than plugins do
+    # Our own suite needs a newer pytest than plugins do, and an extra may bring other extras.
+    if not requirement.startswith(("pytest", PROJECT["project"]["name"]))
 ]
 
 PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)))
-CORE_SUITE = ("-m", "not engines and not full and not installed")
+CORE_SUITE = ("-m", "not engines and not full and not installed and not page")
 # What the tests of engines say with no server, and in a few minutes.
 QUICK = (
     "tests/engines/test_contract.py",
     "tests/engines/test_native_promises.py",
     "tests/engines/test_replay.py",
+    "tests/engines/test_django.py",
     *(f"tests/engines/test_{name}_install.py" for name in ("celery", "dramatiq", "huey", "taskiq")),
     *("-m", "engines and not full", "-k", "not redis and not rabbitmq"),
 )
@@ -64,13 +67,18 @@ TEXT = {".cfg", ".md", ".py", ".sh", ".toml", ".txt", ".yml", ""}
 KNOWN_HOSTS = {
     "127.0.0.1",
     "docs.celeryq.dev",
+    "docs.djangoproject.com",
     "docs.python.org",
     "dramatiq.io",
     "example.com",
+    "github.com",
     "huey.readthedocs.io",
+    "json-schema.org",
     "keepachangelog.com",
     "localhost",
     "pluggy.readthedocs.io",
+    "procrastinate.readthedocs.io",
+    "python-rq.org",
     "semver.org",
     "taskiq-python.github.io",
 }
@@ -215,6 +223,22 @@ def engine_ends(session: nox.Session, end: str) -> None:
     install(session, "-e", CORE, *group("engines"), *which)
     suite = QUICK if end == "quick" else ("tests/engines",)
     session.run("pytest", *PARALLEL, *suite, *session.posargs)
+
+
+@nox.session
+def page(session: nox.Session) -> None:
+    """The page of failures in Debian's chromium; pictures of what it shows stay in pictures/."""
+    install(session, "-e", ".[web]", *group("page"))
+    session.env["PAGE_PICTURES"] = str(ROOT / "pictures")
+    session.run("pytest", *PARALLEL, "tests/failures/web", "-m", "page", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("python", [nox.param(path, id=version) for version, path in pythons()])
+def django_newest(session: nox.Session, python: str) -> None:  # noqa: ARG001  # nox reads it
+    """The tests of Django's tasks on the other CPythons: its newest release is not for 3.11."""
+    install(session, "-e", CORE, *group("tests"), "--upgrade", "django>=5.2,<7", "django-tasks-db")
+    session.run("pytest", *PARALLEL, "tests/engines/test_django.py", *session.posargs)
 
 
 @nox.session(reuse_venv=False)

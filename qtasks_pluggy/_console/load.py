@@ -155,8 +155,9 @@ def _installed_app(value: object) -> QueueTasks | None:
 
 
 def _adapter_of(value: object) -> EntryPoint | None:
-    """Find the adapter of the engine whose object it is."""
-    packages = {kind.__module__.partition(".")[0] for kind in getmro(type(value))}
+    """Find the adapter of the engine whose object it is, or whose class."""
+    kind = value if isinstance(value, type) else type(value)
+    packages = {base.__module__.partition(".")[0] for base in getmro(kind)}
     return next((one for one in entry_points(group=GROUP) if one.name in packages), None)
 
 

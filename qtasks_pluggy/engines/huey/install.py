@@ -14,7 +14,6 @@ What is private in Huey, and used here, because there is no public way:
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, ClassVar, Final
@@ -29,7 +28,7 @@ from huey.utils import normalize_time
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.huey.ledger import Ledger, ledger_of
-from qtasks_pluggy.engines.native import Native, attempt_of, declared
+from qtasks_pluggy.engines.native import Native, attempt_of, declared, log_as
 from qtasks_pluggy.exc import CapabilityError, TaskNameError
 
 # The keyword of a message that has what is ours: Huey has no other place.
@@ -116,7 +115,7 @@ class HueyNative(Native[Huey]):
 
     def _worker_begins(self) -> None:
         try:
-            log_as_huey_does()
+            log_as("huey")
             self.begin()
         except Exception as error:
             refusal = self.refusal(error)
@@ -278,18 +277,6 @@ def stop_consumer() -> None:
         if isinstance(consumer, Consumer):
             consumer.stop_flag.set()
         frame = frame.f_back
-
-
-def log_as_huey_does() -> None:
-    """Let the consumer's log have our events too, where nobody else has set up logging.
-
-    Its command sets up the logger of Huey alone.
-    """
-    ours, theirs = logging.getLogger("qtasks_pluggy"), logging.getLogger("huey")
-    if not ours.hasHandlers():
-        for handler in theirs.handlers:
-            ours.addHandler(handler)
-        ours.setLevel(theirs.level)
 
 
 def _function_of(kind: type[Task]) -> Callable[..., Any]:
