@@ -73,6 +73,7 @@ KNOWN_HOSTS = {
     "example.com",
     "github.com",
     "huey.readthedocs.io",
+    "json-schema.org",
     "keepachangelog.com",
     "localhost",
     "pluggy.readthedocs.io",

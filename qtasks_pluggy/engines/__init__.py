@@ -4,7 +4,7 @@
 ``native.py``         START HERE: the base of every ``install()``: plugins for an engine's tasks
 ``forward.py``        the same turned round: an engine behind an app
 ``celery/``           Celery, on RabbitMQ or Redis
-``dramatiq.py``       Dramatiq, on RabbitMQ or Redis
+``dramatiq/``         Dramatiq, on RabbitMQ or Redis
 ``huey/``             Huey; on SQLite, ``huey+sqlite:///file.db``, durable with no server
 ``taskiq.py``         Taskiq, on RabbitMQ or Redis
 ``rq.py``             RQ, on Redis; as the next three it has ``install()`` alone
