@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -165,8 +164,9 @@ class Records:
         return self._elements(text)
 
     def _elements(self, text: str) -> Iterator[Record]:
-        at = text.index("[")
-        for number in itertools.count(1):
+        number, at = 0, text.index("[")
+        while True:
+            number += 1
             at = _skip(text, at + 1)
             if number == 1 and text.startswith("]", at):
                 break
