@@ -9,7 +9,6 @@ import os
 import pkgutil
 import sys
 import sysconfig
-from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from inspect import getmro
 from pathlib import Path
@@ -20,8 +19,7 @@ import click
 
 from qtasks_pluggy import AsyncTask, PluginManager, QueueTasks, SyncTask
 from qtasks_pluggy._console.problems import dead_filters, dead_settings
-from qtasks_pluggy._console.say import say
-from qtasks_pluggy._console.traceback import own_traceback
+from qtasks_pluggy._console.say import own_traceback, say
 from qtasks_pluggy._submit.lookup import GROUP
 from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.engines import installed_in
@@ -41,25 +39,45 @@ class Trouble(click.ClickException):
     exit_code = 2
 
 
-def load_app(spec: str) -> QueueTasks:
-    """Import the app that APP names.
+def load_app(spec: str, *, or_native: bool = False) -> QueueTasks:
+    """Import the app that APP names; if asked for, also what ``install()`` gave an engine's app.
 
     Raises:
         Trouble: There is no such thing, or importing it failed.
     """
-    hint = "its tasks are run by its own worker; give a QueueTasks"
-    return _find(spec, _own_app, "a QueueTasks", hint)
-
-
-def load_any_app(spec: str) -> QueueTasks:
-    """Import the app that APP names, or the one that ``install()`` gave an engine's own.
-
-    Raises:
-        Trouble: There is no such thing, or importing it failed.
-    """
-    wanted = "a QueueTasks, or an app that install() was called on"
-    hint = "install() was not called on it: call {module}.install() where the app is made"
-    return _find(spec, _installed_app, wanted, hint)
+    where, colon, attr = spec.rpartition(":")
+    if not colon:
+        where, attr = spec, "app"
+    if not where or not attr:
+        msg = f"APP is {spec!r}; write module:attribute or file.py:attribute"
+        raise Trouble(msg)
+    is_file = where.endswith(".py") or os.sep in where
+    module = _load_file(where) if is_file else _load_module(where)
+    found = getattr(module, attr, None)
+    app_in = _installed_app if or_native else _own_app
+    app = app_in(found)
+    if app is not None:
+        return app
+    apps = [name for name, value in vars(module).items() if app_in(value) is not None]
+    meant = f"{where}:{closest_match(attr, apps)}" if apps else ""
+    adapter = _adapter_of(found)
+    if adapter is not None:
+        hint = "its tasks are run by its own worker; give a QueueTasks"
+        if or_native:
+            install = f"{adapter.module}.install()"
+            hint = f"install() was not called on it: call {install} where the app is made"
+        hint += f", or name {meant}" if meant else ""
+    elif meant:
+        hint = f"did you mean {meant}?"
+    else:
+        wanted = "a QueueTasks" + (", or an app that install() was called on" if or_native else "")
+        hint = f"nothing in {where!r} is {wanted}; make one, as in app = QueueTasks('name')"
+    what = f"{where!r} has no {attr!r}"
+    if hasattr(module, attr):
+        other = ", not QueueTasks" if adapter is None else ""
+        what = f"{attr!r} in {where!r} is of type {type(found).__name__}{other}"
+    msg = f"APP {spec!r}: {what}; {hint}"
+    raise Trouble(msg)
 
 
 def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
@@ -71,7 +89,7 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
     Raises:
         Trouble: There is no such app, importing it failed, or a setting has a wrong value.
     """
-    app = None if spec is None else load_any_app(spec)
+    app = None if spec is None else load_app(spec, or_native=True)
     manager = PluginManager() if app is None else app.plugins
     # What is logged about the settings is among the problems too.
     log = logging.getLogger("qtasks_pluggy")
@@ -110,38 +128,6 @@ def load_task(app: QueueTasks, name: str) -> Task:
         if len(app.tasks) > 1:
             hint += f" Its tasks are {', '.join(sorted(app.tasks))}."
     msg = f"app {app.name!r} has no task {name!r}; {hint}"
-    raise Trouble(msg)
-
-
-def _find(
-    spec: str, app_in: Callable[[object], QueueTasks | None], wanted: str, native_hint: str
-) -> QueueTasks:
-    """Import the app that APP names."""
-    where, colon, attr = spec.rpartition(":")
-    if not colon:
-        where, attr = spec, "app"
-    if not where or not attr:
-        msg = f"APP is {spec!r}; write module:attribute or file.py:attribute"
-        raise Trouble(msg)
-    module = _load_file(where) if where.endswith(".py") or os.sep in where else _load_module(where)
-    found = getattr(module, attr, None)
-    app = app_in(found)
-    if app is not None:
-        return app
-    what = f"APP {spec!r}: {attr!r} in {where!r} is of type {type(found).__name__}"
-    hint = f"nothing in {where!r} is {wanted}; make one, as in app = QueueTasks('name')"
-    adapter = _adapter_of(found)
-    if adapter is not None:
-        hint = native_hint.format(module=adapter.module)
-    elif hasattr(module, attr):
-        what = f"{what}, not QueueTasks"
-    else:
-        what = f"APP {spec!r}: {where!r} has no {attr!r}"
-    apps = [name for name, value in vars(module).items() if app_in(value) is not None]
-    if apps:
-        meant = f"{where}:{closest_match(attr, apps)}"
-        hint = f"{hint}, or name {meant}" if adapter is not None else f"did you mean {meant}?"
-    msg = f"{what}; {hint}"
     raise Trouble(msg)
 
 

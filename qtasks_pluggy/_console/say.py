@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import importlib
 import json
 import logging
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, Final, TextIO
 
 import click
 
-from qtasks_pluggy._console.traceback import own_traceback
 from qtasks_pluggy._text import printable
 
+_MACHINERY: Final = (
+    *(f"{Path(str(one.__file__)).parent}/" for one in (asyncio, concurrent.futures, importlib)),
+    f"{Path(__file__).parent.parent}/",
+    str(threading.__file__),
+    "<frozen importlib",
+)
 _kept: Final[list[TextIO]] = []
 
 
@@ -113,3 +124,14 @@ def encodable(text: str, stream: TextIO | None) -> str:
     """Spell out what a stream's encoding does not have."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def own_traceback(error: BaseException) -> str:
+    """Format an error's traceback without the frames that led from the command to it."""
+    told = traceback.TracebackException.from_exception(error)
+    one: traceback.TracebackException | None = told
+    while one is not None:
+        while one.stack and one.stack[0].filename.startswith(_MACHINERY):
+            del one.stack[0]
+        one = one.__cause__ or one.__context__
+    return "".join(told.format())

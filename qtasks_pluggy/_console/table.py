@@ -34,9 +34,6 @@ class Column:
     """One column of a table.
 
     Attributes:
-        title: Its heading.
-        right: Whether it is aligned to the right, as numbers are.
-        style: How it looks on a terminal.
         below: As the last column, on a terminal too narrow for all: whether it goes below its row.
     """
 

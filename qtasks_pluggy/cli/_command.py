@@ -45,16 +45,24 @@ def _printable_errors() -> Generator[None]:
         raise
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Group,
+    commands=[run, plugins, doctor, hooks, failures, check, new_plugin],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="qtasks-pluggy", message="%(package)s %(version)s")
 def command() -> None:
-    """Run tasks, and see the plugins that decide about their errors."""
+    """Run tasks, and see the plugins that decide about their errors.
 
+    \b
+    Example:
+      qtasks-pluggy run shop.py price tea
 
-command.add_command(run)
-command.add_command(plugins)
-command.add_command(doctor)
-command.add_command(hooks)
-command.add_command(failures)
-command.add_command(check)
-command.add_command(new_plugin)
+    \b
+    Exit codes:
+      0    all is well
+      1    a run failed, or there is a problem
+      2    nothing was done: usage, settings, import
+      130  interrupted (Ctrl-C)
+      143  terminated (SIGTERM)
+    """  # noqa: D301  # \b is click's own mark, not an escape

@@ -2,8 +2,8 @@
 
 All of it is one asyncio program. ``_main`` is its story: the app starts, a task group does a run
 for each record while a semaphore has room, and the app stops. ``execute()`` sends the functions of
-plain tasks to threads. One more thread reads the records, because somebody may be typing them, and
-one waits for the moment at which a signal has had its time.
+plain tasks to threads. A thread reads where somebody may be typing, and one ends the process when
+a signal has had its time.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import attrs
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy._console.load import Task
+from qtasks_pluggy._console.load import Faults, Task, cannot_start
+from qtasks_pluggy._console.say import say
 from qtasks_pluggy._text import describe_error
 from qtasks_pluggy.cli._records import Record
 from qtasks_pluggy.cli._runs import Run
@@ -35,38 +36,32 @@ LEAVE_SECONDS: Final = 5.0
 
 _WORDS: Final = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 _NO_BOUND: Final = sys.maxsize
-_LOOK_SECONDS: Final = 0.1
 
 
 @attrs.define(eq=False)
 class Batch:
-    """Many runs of one task.
+    """Many runs of one task; the batch starts and stops the app.
 
     Attributes:
-        app: The app; the batch starts and stops it.
-        task: Its task.
         records: What to call it with, read as there is room for more.
         take_down: Called with each run that has ended, on the event loop.
-        hear: Called with what people should know at once.
         give_up: Called, from a thread, before a program that hangs after a signal is ended.
-        size: How many runs at a time.
-        by_engine: Whether the app's engine does them.
+        may_wait: Says whether reading the next record may take a while.
         seconds: The most that one run may take; None for no limit.
         grace: Seconds for the runs in flight after a signal.
-        started: Whether the app did start.
         ended_by: The first signal that asked for the end.
-        trouble: What stopped it early, but for a signal.
+        trouble: What went wrong besides the runs.
         running: The runs that have begun and not ended; in the end, those left behind.
-        left_threads: Whether functions of plain tasks may still go on, and hold up an exit.
+        left_threads: Whether threads may still go on, and hold up an exit.
     """
 
     app: QueueTasks
     task: Task
     records: Iterable[Record]
     take_down: Callable[[Run], None]
-    hear: Callable[[str], None]
     give_up: Callable[[], None]
     size: int = 1
+    may_wait: Callable[[], bool] = lambda: False
     by_engine: bool = False
     seconds: float | None = None
     grace: float = attrs.field(factory=lambda: GRACE_SECONDS)
@@ -75,27 +70,16 @@ class Batch:
     trouble: str | None = None
     running: set[Run] = attrs.field(factory=set)
     left_threads: bool = False
-    _deadline: float | None = attrs.field(init=False, default=None)
-    _stopping: bool = attrs.field(init=False, default=False)
-    _over: bool = attrs.field(init=False, default=False)
+    _beginning: asyncio.Task[None] = attrs.field(init=False)
     _limit: asyncio.Timeout | None = attrs.field(init=False, default=None)
-    _read: asyncio.Queue[Record | None] = attrs.field(init=False, factory=asyncio.Queue)
-    _room: asyncio.Semaphore = attrs.field(init=False)
-    _ahead: threading.Semaphore = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        """Make room."""
-        self._room = asyncio.Semaphore(self.size)
-        # As many again as run, so that no run waits for a record to be read.
-        self._ahead = threading.Semaphore(2 * self.size)
+    # A signal's handler may use no other kind of queue.
+    _deadlines: SimpleQueue[float | None] = attrs.field(init=False, factory=SimpleQueue)
 
     def run(self) -> None:
         """Do all runs.
 
         Raises:
-            EngineError: The app does not start, or does not stop, because of its engine.
-            PluginError: The same because of a plugin.
-            SettingsError: The same because of its settings.
+            Trouble: The app does not start, because of its engine, a plugin or its settings.
         """
         runner = asyncio.Runner()
         loop = runner.get_loop()
@@ -112,17 +96,20 @@ class Batch:
                     main.result()
                 elif self.ended_by is None:
                     self.trouble = "a task has cancelled all runs; a task may cancel its own only"
+            except Faults as error:
+                if not self.started:
+                    raise cannot_start(self.app, error) from None
+                fault = f"app {self.app.name!r} did not stop well: {error}"
+                self.trouble = fault if self.trouble is None else f"{self.trouble}; {fault}"
             finally:
                 # Closing would wait for what was left behind.
                 if not (self.running or self.left_threads):
                     runner.close()
-                self._over = True
 
     def stop(self, trouble: str | None = None) -> None:
         """Begin no further run."""
-        self._stopping = True
         self.trouble = self.trouble or trouble
-        self._read.put_nowait(None)
+        self._beginning.cancel()
 
     async def _main(self) -> None:
         life: Any = self.app if self.by_engine else worker_lifespan(self.app)
@@ -130,50 +117,41 @@ class Batch:
             self.started = True
             with suppress(TimeoutError):
                 async with asyncio.timeout(None) as self._limit, asyncio.TaskGroup() as runs:
-                    await self._begin_all(runs)
+                    self._beginning = runs.create_task(self._begin_all(runs))
             self._limit = None
             stop_seconds = 0 if self.running else self.app.plugins.settings.start_timeout
             self._watch(stop_seconds + LEAVE_SECONDS)
 
     async def _begin_all(self, runs: asyncio.TaskGroup) -> None:
-        loop = asyncio.get_running_loop()
-        name = "qtasks-pluggy-records"
-        threading.Thread(target=self._read_all, args=(loop,), name=name, daemon=True).start()
+        room, records = asyncio.Semaphore(self.size), iter(self.records)
         while True:
-            await self._room.acquire()
-            record = await self._read.get()
-            if record is None or self._stopping:
+            await room.acquire()
+            try:
+                record = await self._next(records)
+            except Exception as error:  # noqa: BLE001  # told when the runs have ended
+                self.trouble = f"the records cannot be read further: {describe_error(error)}"
                 return
-            runs.create_task(self._one(record))
+            if record is None:
+                return
+            # Only a run that is written down no longer takes room.
+            runs.create_task(self._one(record)).add_done_callback(lambda _: room.release())
+
+    async def _next(self, records: Iterator[Record]) -> Record | None:
+        if not self.may_wait():
+            return next(records, None)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, next, records, None)
+        except asyncio.CancelledError:
+            self.left_threads = True
+            raise
 
     async def _one(self, record: Record) -> None:
         run = Run(record)
         self.running.add(run)
-        try:
-            await run.do(self.app, self.task, by_engine=self.by_engine, seconds=self.seconds)
-            self.running.discard(run)
-            self.left_threads |= run.is_cut
-            self.take_down(run)
-        finally:
-            # Only a run that is written down no longer takes room.
-            self._ahead.release()
-            self._room.release()
-
-    def _read_all(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Read records as there is room; in a thread of its own."""
-        trouble = None
-        with suppress(RuntimeError):  # the loop is closed: nobody wants more
-            try:
-                for record in self.records:
-                    self._ahead.acquire()
-                    loop.call_soon_threadsafe(self._read.put_nowait, record)
-            except Exception as error:  # noqa: BLE001  # told when the runs have ended
-                trouble = f"the records cannot be read further: {describe_error(error)}"
-            loop.call_soon_threadsafe(self._read_to_its_end, trouble)
-
-    def _read_to_its_end(self, trouble: str | None) -> None:
-        self.trouble = self.trouble or trouble
-        self._read.put_nowait(None)
+        await run.do(self.app, self.task, by_engine=self.by_engine, seconds=self.seconds)
+        self.running.discard(run)
+        self.left_threads |= run.is_cut
+        self.take_down(run)
 
     @contextmanager
     def _hearing_signals(
@@ -198,6 +176,7 @@ class Batch:
                 if not loop.is_closed():
                     loop.remove_signal_handler(one)
                 signal.signal(one, usual[one])
+            self._deadlines.put(None)
 
     def _on_signal(self, number: int, _: object) -> None:
         if self.ended_by is not None:
@@ -212,9 +191,10 @@ class Batch:
             self.stop()
             self._limit.reschedule(asyncio.get_running_loop().time() + self.grace)
             if self.running and self.grace:
-                self.hear(
+                say(
                     f"{self.word}: {count_runs(len(self.running))} in flight may take"
-                    f" {self.grace:g} seconds to end; once more ends at once."
+                    f" {self.grace:g} seconds to end; once more ends at once.",
+                    err=True,
                 )
 
     def _end_at_once(self) -> None:
@@ -233,13 +213,15 @@ class Batch:
     def _watch(self, seconds: float) -> None:
         """After a signal, give up if nothing has ended in so many seconds."""
         if self.ended_by is not None:
-            self._deadline = time.monotonic() + seconds
+            self._deadlines.put(seconds)
 
     def _await_deadline(self) -> None:
-        # A signal's handler may start no thread, so this one looks at the clock all the time.
-        while not self._over:
-            time.sleep(_LOOK_SECONDS)
-            if self._deadline is not None and time.monotonic() >= self._deadline and not self._over:
+        # A signal's handler may start no thread, so this one waits all the time.
+        seconds = self._deadlines.get()
+        while seconds is not None:
+            try:
+                seconds = self._deadlines.get(timeout=seconds)
+            except Empty:
                 try:
                     self.give_up()
                 finally:

@@ -21,26 +21,26 @@ class Output:
     """A file of JSON lines; each is written whole, at once, or not at all.
 
     Raises:
-        Trouble: The file cannot be written, or not resumed.
+        Trouble: The file cannot be written, or not resumed, or is the source of the records.
     """
 
-    def __init__(self, name: str, *, resume: bool = False) -> None:
+    def __init__(self, name: str, source: BinaryIO, *, resume: bool = False) -> None:
         self.name = "standard output" if name == STDOUT else name
         self.is_stdout = name == STDOUT
         self.done: set[tuple[int, str]] = set()
         try:
             access = os.O_RDWR if resume else os.O_WRONLY
             self._file = _stdout() if self.is_stdout else _open(name, access)
-            self._is_ours = stat.S_ISREG(os.fstat(self._file).st_mode) and not self.is_stdout
+            here, there = os.fstat(self._file), os.fstat(source.fileno())
         except OSError as error:
             msg = f"{name} cannot be written: {error.strerror}; name a file that can"
             raise Trouble(msg) from None
+        is_file = stat.S_ISREG(here.st_mode)
+        if is_file and os.path.samestat(here, there):
+            msg = f"{name} is the file that the records are read from; name another one"
+            raise Trouble(msg)
+        self._is_ours = is_file and not self.is_stdout
         self._end = self._read_done() if resume else 0
-
-    def is_file(self, source: BinaryIO) -> bool:
-        """Say whether this is the very file that the records are read from."""
-        here, there = os.fstat(self._file), os.fstat(source.fileno())
-        return stat.S_ISREG(here.st_mode) and os.path.samestat(here, there)
 
     def begin(self) -> None:
         """Throw away what is not kept."""

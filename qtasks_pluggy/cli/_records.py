@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
 import stat
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Final
 
@@ -17,7 +19,6 @@ import attrs
 from qtasks_pluggy._console.load import Trouble
 
 FORMATS: Final = ("jsonl", "json", "csv")
-_BLANKS: Final = frozenset(" \t\r\n")
 MOST_BYTES: Final = 16 * 1024 * 1024
 """A longer line is no record: whatever it is, it is not held in memory."""
 
@@ -28,8 +29,6 @@ class Record:
 
     Attributes:
         line: The line of the input on which it begins; in a JSON array, its number.
-        args: The positional arguments.
-        kwargs: The keyword arguments.
         problem: Why there is nothing to call with, where the line is no record.
     """
 
@@ -71,6 +70,17 @@ def from_arguments(words: Sequence[str]) -> Record:
     return Record(None, tuple(args), kwargs)
 
 
+class _File(io.FileIO):
+    """A file that counts what has been read from it."""
+
+    taken = 0
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        count = super().readinto(buffer)
+        self.taken += count or 0
+        return count
+
+
 def open_input(name: str) -> BinaryIO:
     """Open a file of records; ``-`` is standard input.
 
@@ -79,7 +89,7 @@ def open_input(name: str) -> BinaryIO:
     """
     try:
         # Not sys.stdin, whose lock a thread that waits for input would hold at exit.
-        return open(0, "rb", closefd=False) if name == "-" else open(name, "rb")  # noqa: PTH123  # the caller closes it
+        return io.BufferedReader(_File(0, closefd=False) if name == "-" else _File(name), 65_536)
     except OSError as error:
         what = "standard input" if name == "-" else name
         msg = f"the records cannot be read from {what}: {error.strerror}; give another file"
@@ -107,17 +117,24 @@ class Records:
         """Read on."""
         return self._records
 
+    def may_wait(self) -> bool:
+        """Say whether the next line is still to come, from somebody who may take a while."""
+        if self.size is not None:
+            return False
+        # With nothing in its buffer, looking into it would wait.
+        source: Any = self._source
+        return source.raw.taken == self.position or b"\n" not in source.peek()
+
     def _raw(self) -> Iterator[bytes]:
         """Read the lines, none of them longer than the limit, without a byte order mark."""
-        first = True
         while line := self._source.readline(MOST_BYTES + 1):
-            self.position += len(line)
+            mark = b"" if self.position else BOM_UTF8
             rest = line
+            self.position += len(line)
             while len(rest) > MOST_BYTES and not rest.endswith(b"\n"):
                 rest = self._source.readline(MOST_BYTES + 1)
                 self.position += len(rest)
-            yield line.removeprefix(BOM_UTF8) if first else line
-            first = False
+            yield line.removeprefix(mark)
 
     def _lines(self) -> Iterator[Record]:
         for number, line in enumerate(self._raw(), start=1):
@@ -125,15 +142,15 @@ class Records:
                 if len(line) > MOST_BYTES:
                     yield Record(number, problem=f"this line is longer than {MOST_BYTES:,} bytes")
                 elif line.strip():
-                    yield _record(number, parse_json(line.decode()))
+                    yield _record(number, _STRICT.decode(line.decode()))
             except UnicodeDecodeError as error:
                 where = f"{error.reason} at {error.start + 1}"
                 yield Record(number, problem=f"this line is not UTF-8: {where}")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 hint = "" if line.endswith(b"\n") else ", and the file ends here: is it whole?"
                 if number == 1 and line.strip() == b"[":
                     hint = "; for a JSON array give --format json"
-                yield Record(number, problem=f"this line is not JSON: {error}{hint}")
+                yield Record(number, problem=f"this line is not JSON: {_reason(error)}{hint}")
 
     def _array(self) -> Iterator[Record]:
         try:
@@ -147,10 +164,12 @@ class Records:
         return self._elements(text)
 
     def _elements(self, text: str) -> Iterator[Record]:
-        number, at = 0, _skip(text, text.index("[") + 1)
-        is_closed = text.startswith("]", at)
-        while not is_closed:
+        number, at = 0, text.index("[")
+        while True:
             number += 1
+            at = _skip(text, at + 1)
+            if number == 1 and text.startswith("]", at):
+                break
             try:
                 value, at = _STRICT.raw_decode(text, at)
                 yield _record(number, value)
@@ -163,12 +182,12 @@ class Records:
                     return
                 yield Record(number, problem=problem)
             at = _skip(text, at)
-            is_closed = text.startswith("]", at)
-            if not is_closed and not text.startswith(",", at):
+            if text.startswith("]", at):
+                break
+            if not text.startswith(",", at):
                 problem = "neither a comma nor the end of the array comes before this"
                 yield Record(number + 1, problem=problem)
                 return
-            at = at if is_closed else _skip(text, at + 1)
         if text[at + 1 :].strip():
             yield Record(number + 1, problem="this comes after the end of the array")
 
@@ -177,56 +196,47 @@ class Records:
         lines = (line.decode("utf-8", "surrogateescape") for line in self._raw())
         reader = csv.reader(lines, strict=True)
         try:
-            header = [name.strip() for name in next(reader)]
-            "".join(header).encode()
-        except StopIteration:
+            header = [name.strip() for name in _row(reader) or ()]
+        except ValueError as error:
+            msg = f"the first line is no header: {error}; it has to name the keywords"
+            raise Trouble(msg) from None
+        twice = [name for name, times in Counter(header).items() if times > 1]
+        if not self.position:
             msg = "the input is empty; the first line of a CSV file names the keywords"
-            raise Trouble(msg) from None
-        except (csv.Error, UnicodeEncodeError) as error:
-            what = error if isinstance(error, csv.Error) else "it is not UTF-8"
-            msg = f"the first line is no header: {what}; it has to name the keywords"
-            raise Trouble(msg) from None
-        if not all(header or [""]):
+        elif not all(header or [""]):
             msg = "the first line leaves a column without a name; each column is a keyword"
-            raise Trouble(msg)
-        for name in header:
-            if header.count(name) > 1:
-                msg = f"the first line names {name!r} twice; each column is a keyword of its own"
-                raise Trouble(msg)
-        return self._rows(reader, header)
+        elif twice:
+            msg = f"the first line names {twice[0]!r} twice; each column is a keyword of its own"
+        else:
+            return self._rows(reader, header)
+        raise Trouble(msg)
 
     def _rows(self, reader: Any, header: list[str]) -> Iterator[Record]:
         while True:
             line = reader.line_num + 1
             try:
-                row = next(reader)
-                "".join(row).encode()
+                row = _row(reader)
+                if row is None:
+                    return
                 if row and len(row) != len(header):
-                    has = f"{len(row)} values, but the header names {len(header)}"
-                    yield Record(line, problem=f"this row has {has}")
-                elif row:
+                    msg = f"it has {len(row)} values, but the header names {len(header)}"
+                    raise ValueError(msg)  # noqa: TRY301  # told as the others are
+                if row:
                     cells = map(self._read_cell, row)
                     yield Record(line, (), dict(zip(header, cells, strict=True)))
-            except StopIteration:
-                return
-            except UnicodeEncodeError:
-                yield Record(line, problem="this row is not UTF-8")
-            except csv.Error as error:
-                yield Record(line, problem=f"this is not a row of a CSV file: {error}")
             except ValueError as error:
-                yield Record(line, problem=f"a cell of this row cannot be used: {error}")
+                yield Record(line, problem=f"this row cannot be used: {error}")
 
 
-def parse_json(text: str) -> Any:
-    """Read JSON as its specification has it, and nothing that would arrive as something else.
-
-    Raises:
-        ValueError: It is not JSON, or has a key twice, NaN, or a number that is too large.
-    """
+def _row(reader: Any) -> list[str] | None:
+    """Read a row of a CSV file; None is its end."""
     try:
-        return _STRICT.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(_reason(error)) from None
+        row: list[str] | None = next(reader, None)
+        "".join(row or ()).encode()
+    except (csv.Error, UnicodeEncodeError) as error:
+        msg = str(error) if isinstance(error, csv.Error) else "it is not UTF-8"
+        raise ValueError(msg) from None
+    return row
 
 
 def _reason(error: Exception) -> str:
@@ -242,11 +252,9 @@ def _record(number: int, value: Any) -> Record:
         return Record(number, (), value)
     if isinstance(value, list):
         return Record(number, tuple(value))
-    problem = (
-        f"this is the JSON value {json.dumps(value)[:40]}, but a record is an object (keyword"
-        " arguments) or an array (positional ones)"
-    )
-    return Record(number, problem=problem)
+    what = f"this is the JSON value {json.dumps(value)[:40]}"
+    rule = "a record is an object (keyword arguments) or an array (positional ones)"
+    return Record(number, problem=f"{what}, but {rule}")
 
 
 def _value(text: str) -> Any:
@@ -266,7 +274,7 @@ def _value(text: str) -> Any:
 
 
 def _skip(text: str, at: int) -> int:
-    while text[at : at + 1] in _BLANKS:
+    while text[at : at + 1] in {" ", "\t", "\r", "\n"}:
         at += 1
     return at
 

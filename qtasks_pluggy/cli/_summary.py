@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from datetime import timedelta
 from typing import Any, Final
 
 import attrs
@@ -20,6 +21,9 @@ GOOD: Final = ("succeeded", "recovered", "retried")
 MOST_TOLD: Final = 160
 """Characters of an error that the table shows; the whole of it is in the output file."""
 MOST_UNFINISHED: Final = 20
+
+_FAULTS: Final = {"raised": "failed", "timed_out": "cut_off", "quarantined": "not_asked"}
+"""What a trail says of a plugin, and what the summary calls it."""
 
 _OUTCOMES: Final = [
     Column("outcome"),
@@ -50,7 +54,7 @@ class Tally:
 
     counts: Counter[tuple[str, str, str]] = attrs.field(factory=Counter)
     first: dict[tuple[str, str, str], tuple[int | None, str]] = attrs.field(factory=dict)
-    faults: dict[str, Counter[str]] = attrs.field(factory=dict)
+    faults: dict[str, Counter[str]] = attrs.field(factory=lambda: defaultdict(Counter))
     runs: int = 0
     lost: int = 0
     skipped: int = 0
@@ -61,8 +65,8 @@ class Tally:
         self.lost += run.outcome not in GOOD
         self._count((run.outcome, run.decided_by or "", run.kind), run, run.why if run.kind else "")
         for one in run.trail:
-            if one.status in {"raised", "timed_out", "quarantined"}:
-                self.faults.setdefault(one.plugin, Counter())[one.status] += 1
+            if one.status in _FAULTS:
+                self.faults[one.plugin][_FAULTS[one.status]] += 1
 
     def add_unwritten(self, run: Run, kind: str, why: str) -> None:
         """Count a result that could not be written."""
@@ -93,10 +97,7 @@ def as_json(tally: Tally, batch: Batch, seconds: float) -> dict[str, Any]:
     told["unfinished"] = [
         {"line": one.record.line, "uuid": one.uuid} for one in _by_line(batch.running)
     ]
-    told["plugins"] = [
-        {"plugin": name, **faults, "quarantined": hooks}
-        for name, faults, hooks in _plugins(tally, batch.app.plugins)
-    ]
+    told["plugins"] = _plugins(tally, batch.app.plugins)
     told["signal"] = None if batch.ended_by is None else batch.ended_by.name
     told["trouble"] = batch.trouble
     return told
@@ -106,7 +107,9 @@ def show_summary(tally: Tally, batch: Batch, seconds: float, *, err: bool) -> No
     """Show how all runs ended, and which plugins failed meanwhile."""
     stream = sys.stderr if err else own_stdout()
     rate = f", {tally.runs / seconds:,.0f} a second" if tally.runs > 1 and seconds > 0 else ""
-    title = f"{batch.task.name}: {count_runs(tally.runs)} in {_duration(seconds)}{rate}"
+    # From a minute on as the progress bar shows it.
+    took = f"{seconds:.1f} s" if seconds < 60 else timedelta(seconds=round(seconds))  # noqa: PLR2004
+    title = f"{batch.task.name}: {count_runs(tally.runs)} in {took}{rate}"
     say(f"{title}{', then ' + batch.word.lower() if batch.word else ''}", bold=True, err=err)
     say(err=err)
     rows: list[list[str]] = []
@@ -128,8 +131,8 @@ def show_summary(tally: Tally, batch: Batch, seconds: float, *, err: bool) -> No
         rows.append(["skipped", f"{tally.skipped:,}", "", "they are in the output already"])
     show_table(_OUTCOMES, rows or [["none", "0", "", ""]], err=err)
     plugins = [
-        [name, *(f"{faults[one]:,}" for one in ("failed", "cut_off")), _quarantine(faults, hooks)]
-        for name, faults, hooks in _plugins(tally, batch.app.plugins)
+        [one["plugin"], f"{one['failed']:,}", f"{one['cut_off']:,}", _quarantine(one)]
+        for one in _plugins(tally, batch.app.plugins)
     ]
     if plugins:
         say(err=err)
@@ -140,36 +143,22 @@ def _by_line(runs: set[Run]) -> list[Run]:
     return sorted(runs, key=lambda one: one.record.line or 0)
 
 
-def _plugins(
-    tally: Tally, manager: PluginManager
-) -> list[tuple[str, dict[str, int], tuple[str, ...]]]:
+def _plugins(tally: Tally, manager: PluginManager) -> list[dict[str, Any]]:
     """List the plugins that failed, were cut off, or are in quarantine."""
     quarantined = {one.name: one.quarantined for one in manager.list_plugin_info()}
-    names = sorted({*tally.faults, *(name for name, hooks in quarantined.items() if hooks)})
-    words = {"failed": "raised", "cut_off": "timed_out", "not_asked": "quarantined"}
+    names = {*tally.faults, *(name for name, hooks in quarantined.items() if hooks)}
     return [
-        (
-            name,
-            {word: tally.faults.get(name, Counter())[status] for word, status in words.items()},
-            quarantined.get(name, ()),
-        )
-        for name in names
+        {"plugin": name}
+        | {word: tally.faults[name][word] for word in _FAULTS.values()}
+        | {"quarantined": quarantined.get(name, ())}
+        for name in sorted(names)
     ]
 
 
-def _quarantine(faults: dict[str, int], hooks: tuple[str, ...]) -> str:
-    missed = f"{faults['not_asked']:,} times not asked" if faults["not_asked"] else ""
-    if hooks:
-        return f"now, {missed}" if missed else "now"
-    return missed or "no"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:  # noqa: PLR2004  # a minute
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+def _quarantine(one: dict[str, Any]) -> str:
+    now = "now" if one["quarantined"] else ""
+    missed = f"{one['not_asked']:,} times not asked" if one["not_asked"] else ""
+    return ", ".join(filter(None, (now, missed))) or "no"
 
 
 def progress_bar(*, knows_size: bool, is_shown: bool) -> Progress:

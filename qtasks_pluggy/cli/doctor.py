@@ -34,7 +34,7 @@ _CHAIN: Final = [
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
-    """Show who is asked and in what order, and what is wrong.
+    """Show which plugins are asked, in what order, and what is wrong.
 
     APP is a QueueTasks, or a Celery app, Dramatiq broker, Taskiq broker or Huey that install() was
     called on: module:attribute or file.py:attribute. Without it you see the installed plugins.
@@ -110,13 +110,10 @@ def _link(link: Link, order: tuple[str, ...]) -> dict[str, Any]:
 def _condition(one: Mapping[str, Any]) -> str:
     told = []
     for name, value in one.items():
-        if name == "error" and value is not None:
-            names = [error if isinstance(error, str) else error.__qualname__ for error in value]
-            told.append(f"error={' or '.join(names)}")
-        elif name == "outcome" and value is not None:
-            told.append(f"outcome={' or '.join(sorted(value))}")
-        elif value is not None:
-            told.append(f"{name}={value}")
+        if value is not None:
+            many = [value] if isinstance(value, str) else value
+            names = [part if isinstance(part, str) else part.__qualname__ for part in many]
+            told.append(f"{name}={' or '.join(sorted(names) if name == 'outcome' else names)}")
     return ", ".join(told)
 
 
@@ -129,38 +126,38 @@ def _show(found: Mapping[str, Any]) -> None:
     if unused:
         say("\nnobody implements", bold=True)
         say("\n".join(unused))
-    off = [one for one in found["plugins"] if not one["enabled"]]
-    if off:
-        say("\nnot asked", bold=True)
-        rows = [[one["name"], " ".join(origin(one)).strip(), one["reason"] or ""] for one in off]
-        show_table([Column("plugin", style="bold"), Column("distribution"), Column("why")], rows)
-    declared = [[one["name"], ", ".join(one["keys"])] for one in found["plugins"] if one["keys"]]
-    if declared:
-        say("\nkeys of the plugins' own sections", bold=True)
-        show_table([Column("plugin", style="bold"), Column("keys")], declared)
-    say("\nsettings", bold=True)
-    rows = [
-        [key, json.dumps(one["value"]), one["source"]] for key, one in found["settings"].items()
-    ]
-    show_table([Column("key", style="bold"), Column("value"), Column("from")], rows)
+    plugins, settings = found["plugins"], found["settings"].items()
+    off = [one for one in plugins if not one["enabled"]]
+    rows = [[one["name"], _source(one), one["reason"] or ""] for one in off]
+    _show_section("not asked", ["plugin", "distribution", "why"], rows)
+    rows = [[one["name"], ", ".join(one["keys"])] for one in plugins if one["keys"]]
+    _show_section("keys of the plugins' own sections", ["plugin", "keys"], rows)
+    rows = [[key, json.dumps(one["value"]), one["source"]] for key, one in settings]
+    _show_section("settings", ["key", "value", "from"], rows)
     if found["faults"]:
         say("\nfaults", bold=True, fg="red")
         for problem in found["faults"]:
             say(f"- {problem}")
 
 
+def _show_section(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if rows:
+        say(f"\n{title}", bold=True)
+        first, *rest = titles
+        show_table([Column(first, style="bold"), *map(Column, rest)], rows)
+
+
 def _show_chain(hook: str, chain: Sequence[Mapping[str, Any]]) -> None:
     """Show a hook's handlers, without the columns that say nothing here."""
     rows = [_row(number, link, hook) for number, link in enumerate(chain, start=1)]
     usual = {"asked": "always", "answers": "used", "kind": "plain"}
-    shown = [
-        place
-        for place, column in enumerate(_CHAIN)
-        if any(row[place] != usual.get(column.title, "") for row in rows)
+    columns = [
+        column
+        for column in zip(_CHAIN, *rows, strict=True)
+        if any(cell != usual.get(column[0].title, "") for cell in column[1:])
     ]
-    show_table(
-        [_CHAIN[place] for place in shown], [[row[place] for place in shown] for row in rows]
-    )
+    titles, *shown = zip(*columns, strict=True)
+    show_table(titles, shown)
 
 
 def _row(number: int, link: Mapping[str, Any], hook: str) -> list[str]:
@@ -169,8 +166,9 @@ def _row(number: int, link: Mapping[str, Any], hook: str) -> list[str]:
     limit = "" if link["timeout"] is None else f"{link['timeout']:g} s"
     answers = "observed only" if link["observed"] else "used"
     # The heading has the hook's name, which most handlers have too.
-    handler, source = (
-        "" if link["handler"] == hook else link["handler"],
-        " ".join(origin(link)).strip(),
-    )
-    return [str(number), link["plugin"], handler, source, kind, asked, limit, answers]
+    handler = "" if link["handler"] == hook else link["handler"]
+    return [str(number), link["plugin"], handler, _source(link), kind, asked, limit, answers]
+
+
+def _source(one: Mapping[str, Any]) -> str:
+    return " ".join(origin(one)).strip()

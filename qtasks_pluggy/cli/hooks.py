@@ -28,7 +28,7 @@ HOOKS: Final = {
 def hooks(name: str | None, *, as_json: bool) -> None:
     """List the hooks of plugins, or show one in full.
 
-    NAME is the hook to show, with its parameters, what it is for, and an example.
+    With NAME you see that hook: its parameters, what it is for, and an example.
 
     \b
     Example:

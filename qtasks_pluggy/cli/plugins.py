@@ -32,7 +32,7 @@ def plugins(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
     \b
     Exit codes:
       0  all is well
-      1  there is a problem: doctor has the same, and more
+      1  there is a problem; doctor shows more
       2  usage, wrong value of a setting, import of APP
     """  # noqa: D301  # \b is click's own mark, not an escape
     manager, problems = load_plugins(app_spec)

@@ -8,26 +8,27 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, Final
 
 import attrs
 import click
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy._console.load import Faults, Task, Trouble, cannot_start, load_app, load_task
+from qtasks_pluggy._console.load import Task, Trouble, load_app, load_task
 from qtasks_pluggy._console.say import (
     json_option,
     keep_stdout,
     one_line,
     own_stdout,
+    own_traceback,
     readable_json,
     say,
     say_error,
     say_json,
 )
-from qtasks_pluggy._console.traceback import own_traceback
 from qtasks_pluggy.cli._each import Batch, count_runs
 from qtasks_pluggy.cli._output import STDOUT, Output
 from qtasks_pluggy.cli._records import FORMATS, Record, Records, from_arguments, open_input
@@ -36,11 +37,26 @@ from qtasks_pluggy.cli._summary import Tally, as_json, progress_bar, show_summar
 from qtasks_pluggy.exc import EngineError
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, allow_dash=True)
+_COUNT: Final = click.IntRange(1)
 _OUT: Final = click.Path(dir_okay=False, allow_dash=True)
 
 
+class _ForMany(click.Option):
+    """An option that makes sense for many runs only."""
+
+    def handle_parse_result(self, ctx: click.Context, opts: Any, args: list[str]) -> Any:
+        """Refuse it without ``--each``."""
+        if self.name in opts and "each" not in opts:
+            msg = f"{self.opts[-1]} is for many runs; give --each FILE too, or leave it out"
+            raise click.UsageError(msg)
+        return super().handle_parse_result(ctx, opts, args)
+
+
+_for_many: Final = partial(click.option, cls=_ForMany)
+
+
 @attrs.frozen
-class Options:
+class _Options:
     """What the command line asks for besides APP and TASK; its help has the meanings."""
 
     each: str | None
@@ -48,40 +64,12 @@ class Options:
     resume: str | None
     form: str | None
     json_cells: bool
-    concurrency: int | None
+    concurrency: int
     max_failures: int | None
     timeout: float | None
     engine: str | None
     quiet: bool
     as_json: bool
-
-    def check(self, words: tuple[str, ...]) -> None:
-        """Refuse what does not belong together.
-
-        Raises:
-            UsageError: Two options exclude each other, or one needs another.
-        """
-        many = {
-            "--out": self.out,
-            "--resume": self.resume,
-            "--format": self.form,
-            "--json-cells": self.json_cells or None,
-            "--concurrency": self.concurrency,
-            "--max-failures": self.max_failures,
-        }
-        lonely = [name for name, value in many.items() if value is not None]
-        if self.each is None and lonely:
-            msg = f"{lonely[0]} is for many runs; give --each FILE too, or leave it out"
-            raise click.UsageError(msg)
-        if self.each is not None and words:
-            msg = "--each takes the arguments from its file; leave out ARGS"
-            raise click.UsageError(msg)
-        if self.timeout is not None and math.isnan(self.timeout):
-            msg = "--timeout takes a number of seconds"
-            raise click.UsageError(msg)
-        if self.out is not None and self.resume is not None:
-            msg = "--resume OUT writes to OUT; leave out --out"
-            raise click.UsageError(msg)
 
 
 @click.command(name="run")
@@ -91,25 +79,26 @@ class Options:
 @click.option(
     "-i", "--each", metavar="FILE", type=_FILE, help="Run once for each record of FILE; - is stdin."
 )
-@click.option(
+@_for_many(
     "-o", "--out", metavar="FILE", type=_OUT, help="Write a JSON line for each run; - is stdout."
 )
-@click.option(
+@_for_many(
     "--resume", metavar="OUT", type=_OUT, help="Skip the records that OUT has; add the others."
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(FORMATS),
-    help="What FILE is, if its name does not tell.",
+@_for_many(
+    "--format", "form", type=click.Choice(FORMATS), help="What FILE is, if its name does not tell."
 )
-@click.option("--json-cells", is_flag=True, help="Read CSV cells as JSON where they are JSON.")
-@click.option(
-    "-c", "--concurrency", metavar="N", type=click.IntRange(1), help="Runs at a time. [default: 8]"
+@_for_many("--json-cells", is_flag=True, help="Read CSV cells as JSON where they are JSON.")
+@_for_many(
+    "-c",
+    "--concurrency",
+    metavar="N",
+    type=_COUNT,
+    default=8,
+    show_default=True,
+    help="Runs at a time.",
 )
-@click.option(
-    "--max-failures", metavar="N", type=click.IntRange(1), help="Stop after N runs that failed."
-)
+@_for_many("--max-failures", metavar="N", type=_COUNT, help="Stop after N runs that failed.")
 @click.option(
     "--timeout",
     metavar="S",
@@ -125,15 +114,16 @@ def run(
 ) -> None:
     """Run TASK of APP once, or once for each record of a file.
 
-    APP is module:attribute or file.py:attribute; the attribute is app if you leave it out. ARGS
-    are JSON, else text, and key=value is a keyword. Put -- before ARGS that begin with a dash.
+    APP is module:attribute or file.py:attribute; the attribute is app if you leave it out. Each
+    of ARGS is JSON, or else text; key=value is a keyword. Put -- before ARGS that begin with a
+    dash.
 
     FILE has JSON lines (.jsonl), a JSON array (.json) or CSV (.csv). A record is an object
-    (keywords) or an array (positional arguments); in CSV the header names the keywords, and cells
+    (keywords) or an array (positional arguments). In CSV the header names the keywords, and cells
     are text.
 
-    Ctrl-C and SIGTERM begin no further run, and give those in flight 10 seconds; once more ends
-    at once.
+    After Ctrl-C or SIGTERM no further run begins, and those in flight have 10 seconds to end. The
+    second time the command ends at once.
 
     \b
     Examples:
@@ -149,51 +139,65 @@ def run(
       130  interrupted (Ctrl-C)
       143  terminated (SIGTERM)
     """  # noqa: D301  # \b is click's own mark, not an escape
-    options = Options(**given)
-    options.check(words)
+    options = _Options(**given)
+    for is_wrong, msg in (
+        (options.each and words, "--each takes the arguments from its file; leave out ARGS"),
+        (options.out and options.resume, "--resume OUT writes to OUT; leave out --out"),
+        (math.isnan(options.timeout or 0), "--timeout takes a number of seconds"),
+    ):
+        if is_wrong:
+            raise click.UsageError(msg)
     if options.out == STDOUT and not options.as_json:
         ctx.with_resource(keep_stdout())
     app = load_app(app_spec)
     task = load_task(app, task_name)
-    size = 1 if options.each is None else options.concurrency or 8
     if options.engine is not None:
         try:
-            app.set_engine(options.engine, size)
+            app.set_engine(options.engine, 1 if options.each is None else options.concurrency)
         except EngineError as error:
             msg = f"--engine: {error}"
             raise Trouble(msg) from None
     if options.each is None:
-        ctx.exit(_run_once(app, task, from_arguments(words), options))
-    with ExitStack() as files:
-        ctx.exit(_Each(app, task, size, options, files).run())
+        batch, is_good = _run_once(app, task, from_arguments(words), options)
+    else:
+        each = _Each(ctx, app, task, options)
+        batch, is_good = each.batch, each.run()
+    is_good = is_good and batch.trouble is None and not batch.running
+    code = batch.exit_code or int(not is_good)
+    if batch.running or batch.left_threads:
+        # What was left behind would hold up an ordinary exit.
+        with suppress(OSError):
+            own_stdout().flush()
+        os._exit(code)
+    ctx.exit(code)
 
 
-def _run_once(app: QueueTasks, task: Task, record: Record, options: Options) -> int:
+def _run_once(app: QueueTasks, task: Task, record: Record, options: _Options) -> tuple[Batch, bool]:
+    def tell_signal() -> None:
+        if batch.ended_by is not None:
+            say(f"{batch.word}.", err=True)
+
     ended: list[Run] = []
-
+    by_engine, seconds = options.engine is not None, options.timeout
     batch = Batch(
         app,
         task,
         [record],
-        take_down=ended.append,
-        hear=_hear,
-        give_up=lambda: _hear(f"{batch.word}."),
-        by_engine=options.engine is not None,
-        seconds=options.timeout,
-        grace=0.0,
+        ended.append,
+        tell_signal,
+        by_engine=by_engine,
+        seconds=seconds,
+        grace=0,
     )
-    fault = _do(batch)
-    if batch.ended_by is not None:
-        _hear(f"{batch.word}.")
-    is_good = fault is None and bool(ended)
-    for one in ended:
-        is_good &= _show_run(task, one, options)
-    for trouble in filter(None, (fault, batch.trouble)):
-        say_error(trouble)
-    return _ended(batch, batch.exit_code or int(not is_good))
+    batch.run()
+    tell_signal()
+    is_good = all(_show_run(task, one, options) for one in ended) and bool(ended)
+    if batch.trouble is not None:
+        say_error(batch.trouble)
+    return batch, is_good
 
 
-def _show_run(task: Task, run: Run, options: Options) -> bool:
+def _show_run(task: Task, run: Run, options: _Options) -> bool:
     """Show how the only run ended; say whether it has a result that can be shown."""
     line, unwritable = run.as_line()
     if options.as_json:
@@ -222,58 +226,58 @@ class _Each:
         Trouble: The input cannot be read, or the output not written.
     """
 
-    def __init__(
-        self, app: QueueTasks, task: Task, size: int, options: Options, files: ExitStack
-    ) -> None:
+    def __init__(self, ctx: click.Context, app: QueueTasks, task: Task, options: _Options) -> None:
         self._options = options
         self._tally = Tally()
-        source = open_input(str(options.each))
+        name = str(options.each)
+        source = open_input(name)
         if source.seekable():
-            files.callback(source.close)  # a pipe's would wait for whoever reads it
-        self._output = _open_output(options, source, files)
+            ctx.call_on_close(source.close)  # a pipe's would wait for whoever reads it
+        out = options.resume or options.out
+        self._output = Output(out, source, resume=bool(options.resume)) if out else None
+        if self._output is not None:
+            ctx.call_on_close(self._output.close)
         self._to_stdout = self._output is not None and self._output.is_stdout
         self._is_unheard = False
         is_typed = source.isatty()
         if is_typed:
             say("Type one JSON record a line; Ctrl-D ends the input.", err=True)
-        suffix = Path(str(options.each)).suffix.lower().lstrip(".")
+        suffix = Path(name).suffix.lower().lstrip(".")
         form = options.form or (suffix if suffix in FORMATS else FORMATS[0])
         self._records = Records(source, form, json_cells=options.json_cells)
+        size = self._records.size
         self._bar = progress_bar(
-            knows_size=bool(self._records.size),
+            knows_size=bool(size),
             is_shown=not (options.quiet or is_typed or (self._to_stdout and own_stdout().isatty())),
         )
-        description = one_line(task.name, sys.stderr, 40)
-        self._row = self._bar.add_task(description, total=self._records.size, counts="")
-        self._batch = Batch(
+        self._row = self._bar.add_task(one_line(task.name, sys.stderr, 40), total=size, counts="")
+        self.batch = Batch(
             app,
             task,
             self._pending(),
-            take_down=self._take_down,
-            hear=_hear,
-            give_up=self._give_up,
-            size=size,
+            self._take_down,
+            self._give_up,
+            size=options.concurrency,
+            may_wait=self._records.may_wait,
             by_engine=options.engine is not None,
             seconds=options.timeout,
         )
         self._begun = time.monotonic()
 
-    def run(self) -> int:
-        """Do all runs, and show how they ended; return the exit code."""
+    def run(self) -> bool:
+        """Do all runs, and show how they ended; say whether all have results."""
         with self._bar:
-            fault = _do(self._batch)
+            self.batch.run()
         if not self._is_unheard:
             self._show()
-        if fault is not None:
-            say_error(fault)
-        return _ended(self._batch, self._exit_code or int(fault is not None))
+        return self._tally.is_good
 
     def _pending(self) -> Iterator[Record]:
         """Read the records that the output does not have yet."""
-        done = set[tuple[int | None, str]]()
+        done: set[Any] = set()
         if self._output is not None:
             self._output.begin()
-            done |= self._output.done
+            done = self._output.done
         for record in self._records:
             if done and (record.line, record.digest) in done:
                 self._tally.skipped += 1
@@ -286,7 +290,7 @@ class _Each:
         if self._output is not None:
             self._write(self._output, run)
         if most is not None and tally.lost >= most:
-            self._batch.stop(f"stopped after {most:,} failed runs, as --max-failures says")
+            self.batch.stop(f"stopped after {most:,} failed runs, as --max-failures says")
         if not self._bar.disable:
             counts = count_runs(tally.runs) + (f", {tally.lost:,} failed" if tally.lost else "")
             self._bar.update(self._row, completed=self._records.position, counts=counts)
@@ -301,13 +305,13 @@ class _Each:
             self._is_unheard = output.is_stdout and isinstance(error, BrokenPipeError)
             why = error.strerror or str(error)
             self._tally.add_unwritten(run, "output", why)
-            self._batch.stop(
+            self.batch.stop(
                 f"{output.name} cannot be written: {why}; what it holds are whole lines: mend"
                 " that, and go on with --resume"
             )
 
     def _show(self) -> None:
-        tally, batch, seconds = self._tally, self._batch, time.monotonic() - self._begun
+        tally, batch, seconds = self._tally, self.batch, time.monotonic() - self._begun
         if self._options.as_json:
             say_json(as_json(tally, batch, seconds), indent=None, err=self._to_stdout)
         elif not self._options.quiet:
@@ -318,53 +322,3 @@ class _Each:
     def _give_up(self) -> None:
         self._bar.stop()
         self._show()
-
-    @property
-    def _exit_code(self) -> int:
-        batch = self._batch
-        bad = not self._tally.is_good or batch.trouble is not None or batch.running
-        return batch.exit_code or int(bool(bad))
-
-
-def _open_output(options: Options, source: BinaryIO, files: ExitStack) -> Output | None:
-    name = options.resume or options.out
-    if name is None:
-        return None
-    output = Output(name, resume=options.resume is not None)
-    files.callback(output.close)
-    if output.is_file(source):
-        msg = f"{name} is the file that the records are read from; name another one"
-        raise Trouble(msg)
-    return output
-
-
-def _do(batch: Batch) -> str | None:
-    """Do all runs; return what went wrong when the app stopped.
-
-    Raises:
-        Trouble: The app does not start.
-    """
-    try:
-        batch.run()
-    except Faults as error:
-        if not batch.started:
-            raise cannot_start(batch.app, error) from None
-        return f"app {batch.app.name!r} did not stop well: {error}"
-    return None
-
-
-def _hear(text: str) -> None:
-    say(text, err=True)
-
-
-def _ended(batch: Batch, code: int) -> int:
-    """Return the exit code; where something was left behind, it would hold up an ordinary exit."""
-    if batch.running or batch.left_threads:
-        _exit_at_once(code)
-    return code
-
-
-def _exit_at_once(code: int) -> NoReturn:
-    with suppress(OSError):
-        own_stdout().flush()
-    os._exit(code)

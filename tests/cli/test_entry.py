@@ -95,6 +95,15 @@ def test_the_list_of_commands_is_not_cut(workplace):
     assert 80 >= max(map(len, text.splitlines()))
 
 
+def test_the_command_as_a_whole_has_an_example_and_every_exit_code(workplace):
+    """Who asks for help first learns how to begin, and what a script can rely on."""
+    text = workplace.run("--help").stdout
+    example, _, codes = text.partition("Exit codes:")
+
+    assert "  Example:\n    qtasks-pluggy run " in example
+    assert ["0", "1", "2", "130", "143"] == re.findall(r"^    (\d+) ", codes, re.MULTILINE)
+
+
 SCRIPT = Path(sys.executable).with_name("qtasks-pluggy")
 
 

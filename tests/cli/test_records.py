@@ -138,11 +138,11 @@ def test_a_csv_row_is_keywords_named_by_the_header(workplace):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (b"1", "this row has 1 values, but the header names 2"),
-        (b"1,2,3", "this row has 3 values, but the header names 2"),
-        (b'"a"b,1', "not a row of a CSV file"),
-        (b"\xff,1", "this row is not UTF-8"),
-        (b"x" * 200_000 + b",1", "not a row of a CSV file: field larger than field limit"),
+        (b"1", "this row cannot be used: it has 1 values, but the header names 2"),
+        (b"1,2,3", "this row cannot be used: it has 3 values, but the header names 2"),
+        (b'"a"b,1', "this row cannot be used: ',' expected after"),
+        (b"\xff,1", "this row cannot be used: it is not UTF-8"),
+        (b"x" * 200_000 + b",1", "this row cannot be used: field larger than field limit"),
     ],
 )
 def test_a_row_that_is_no_record_says_why_and_the_others_are_read(workplace, row, said):
@@ -162,7 +162,7 @@ def test_a_csv_file_that_ends_within_quotes_says_so(workplace):
     found = read(workplace, 'a,b\n1,2\n3,"fo', "csv")
 
     assert Record(2, (), {"a": "1", "b": "2"}) == found[0]
-    assert {3: "this is not a row of a CSV file: unexpected end of data"} == problems(found)
+    assert {3: "this row cannot be used: unexpected end of data"} == problems(found)
 
 
 @pytest.mark.parametrize(

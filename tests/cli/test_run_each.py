@@ -281,17 +281,21 @@ def test_no_more_run_at_a_time_than_are_allowed(workplace, task):
     assert result.exit_code == 0, result.output
 
 
-def batch(task, records, *, take_down, size=3):
+def batch(task, records, *, take_down, may_wait):
     """Make a batch that tells nobody anything."""
 
     def hear(text):
         raise AssertionError(text)
 
-    return Batch(task.app, task, records, take_down, hear, hear, size=size)
+    return Batch(task.app, task, records, take_down, hear, size=3, may_wait=lambda: may_wait)
 
 
+may_wait = pytest.mark.parametrize("may_wait", [False, True])
+
+
+@may_wait
 @pytest.mark.parametrize("is_async", [False, True])
-def test_records_are_read_as_there_is_room(is_async):
+def test_records_are_read_as_there_is_room(is_async, may_wait):
     """However long the input, what is held at any moment is bounded by the concurrency."""
     app = QueueTasks("app", discover=False)
     ended, ahead = [], []
@@ -308,14 +312,15 @@ def test_records_are_read_as_there_is_room(is_async):
         return number
 
     task = app.task(coroutine if is_async else plain)
-    batch(task, records(), take_down=ended.append).run()
+    batch(task, records(), take_down=ended.append, may_wait=may_wait).run()
 
     assert list(range(1, 501)) == sorted(run.result for run in ended)
     assert max(ahead) <= 2 * 3 + 1
 
 
+@may_wait
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("a bug")])
-def test_records_that_cannot_be_read_further_end_the_batch(error):
+def test_records_that_cannot_be_read_further_end_the_batch(error, may_wait):
     """The runs before are done; the trouble is told, whatever the error is."""
     app = QueueTasks("app", discover=False)
     ended = []
@@ -324,7 +329,7 @@ def test_records_that_cannot_be_read_further_end_the_batch(error):
         yield Record(1, ("a",))
         raise error
 
-    made = batch(app.task(len), records(), take_down=ended.append)
+    made = batch(app.task(len), records(), take_down=ended.append, may_wait=may_wait)
     made.run()
 
     assert [1] == [run.result for run in ended]

@@ -98,6 +98,18 @@ def test_a_batch_stops_after_so_many_failures(workplace):
     assert "Error: stopped after 3 failed runs, as --max-failures says" in result.stderr
 
 
+def test_a_batch_that_stops_waits_for_no_further_input(workplace):
+    """Whoever writes the records may keep the pipe open: the summary is whole all the same."""
+    given = ("--each", "-", "--max-failures", "1", "--json")
+    process = workplace.spawn("run", "shop", "odd", *given)
+    process.stdin.write(b"[2]\n[1]\n")
+    process.stdin.flush()
+
+    assert process.wait(60) == 1
+    found = json.loads(process.stdout.read())
+    assert (1, {"ValueError": 1}) == (found["succeeded"], found["failed"])
+
+
 @pytest.mark.parametrize(
     ("task", "engine"),
     [

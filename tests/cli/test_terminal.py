@@ -234,15 +234,15 @@ def test_what_cannot_be_shown_is_spelled_out(text, shown):
 def a_batch():
     """Make a batch that has not begun."""
     task = QueueTasks("app", discover=False).task(name="task")(len)
-    return Batch(task.app, task, (), print, print, print)
+    return Batch(task.app, task, (), print, print)
 
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
-    [(0.04, "0.0 s"), (59.94, "59.9 s"), (61.4, "1 min 1 s"), (7322, "2 h 2 min")],
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (61.4, "0:01:01"), (7322, "2:02:02")],
 )
 def test_durations_are_told_as_people_do(capsys, seconds, told):
-    """Seconds, minutes, hours."""
+    """Seconds, and from a minute on as a clock shows them."""
     show_summary(Tally(), a_batch(), seconds, err=False)
 
     assert capsys.readouterr().out.startswith(f"task: 0 runs in {told}\n")

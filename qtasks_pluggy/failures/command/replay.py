@@ -15,7 +15,7 @@ import attrs
 import click
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy._console.load import Faults, Trouble, cannot_start, load_any_app
+from qtasks_pluggy._console.load import Faults, Trouble, cannot_start, load_app
 from qtasks_pluggy._console.say import say, say_json
 from qtasks_pluggy.engines import worker_lifespan
 from qtasks_pluggy.failures.command.asking import (
@@ -121,7 +121,7 @@ def replay(
 
     selection = read_selection(uuids, given, _EVERYTHING)
     arguments = Arguments(_read_args(args_json), _read_kwargs(kwargs_json))
-    app = load_any_app(app_spec)
+    app = load_app(app_spec, or_native=True)
     where = store_url(url, app)
     with using_store("read"):
         claims = Claims(where)

@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from qtasks_pluggy._console.load import Trouble, load_any_app
+from qtasks_pluggy._console.load import Trouble, load_app
 from qtasks_pluggy._console.say import say
 from qtasks_pluggy.failures.command.options import setting_of, store_url, takes
 from qtasks_pluggy.failures.command.replay import started
@@ -48,7 +48,7 @@ def web(url: str | None, app_spec: str | None, host: str, port: int, *, read_onl
     from qtasks_pluggy.failures.web import failures_page, serve  # noqa: PLC0415  # an extra
     from qtasks_pluggy.failures.web.guard import TOKEN, is_loopback  # noqa: PLC0415  # likewise
 
-    app = None if app_spec is None else load_any_app(app_spec)
+    app = None if app_spec is None else load_app(app_spec, or_native=True)
     where = store_url(url, app)
     token = os.environ.get(TOKEN, "") or str(setting_of(app, "token") or "")
     if not token and not is_loopback(host):
