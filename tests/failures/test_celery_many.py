@@ -1,0 +1,181 @@
+"""Many failures of three causes on Celery over RabbitMQ, and one replay that mends them all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from textwrap import dedent
+from uuid import uuid4
+
+import pytest
+
+from qtasks_pluggy.failures.connection import StoreError
+from qtasks_pluggy.failures.records import Filters
+from tests.engines.conftest import (  # noqa: F401  # fixtures
+    environment_in,
+    guard,
+    project,
+    rabbitmq_url,
+    worker,
+)
+from tests.engines.processes import wait_until
+
+pytestmark = pytest.mark.engines
+
+log = logging.getLogger(__name__)
+WORKERS = 2
+BROKEN = """
+    import os
+    from celery import Celery
+    from qtasks_pluggy.engines.celery import install
+
+    app = Celery("shop", broker=os.environ["BROKER"])
+    app.conf.task_default_queue = app.conf.control_exchange = os.environ["QUEUE"]
+    install(app, discover=False)
+    RATES = {"USD": 1.05, "JPY": 0}
+
+    @app.task(name="convert", ignore_result=True)
+    def convert(amount, currency):
+        return float(amount) / RATES[currency]
+"""
+MENDED = """
+    RATES |= {"JPY": 138.0, "CHF": 0.99}
+
+    @app.task(name="convert", ignore_result=True)
+    def convert(amount, currency):
+        return float(amount.replace(",", ".")) / RATES[currency]
+"""
+SEND = """
+import sys, shop
+calls = [("1", "CHF"), ("1", "JPY"), ("1,5", "USD")]
+for number in range(int(sys.argv[1])):
+    shop.convert.delay(*calls[number % 3])
+"""
+CAUSES = ("KeyError", "ZeroDivisionError", "ValueError")
+
+
+class Shop:
+    """A Celery app in a folder, with two workers.
+
+    Args:
+        folder: The folder.
+        place: Where its failures are recorded.
+        env: The environment of its processes.
+        start: Starts a process.
+        deadline: How many seconds each step may take.
+    """
+
+    def __init__(self, folder, place, env, start, deadline):
+        self._folder, self._place, self._env, self._start = folder, place, env, start
+        self._deadline = deadline
+        self.took = {}
+
+    @contextmanager
+    def timed(self, what):
+        """Take down how many seconds it takes."""
+        begin = time.perf_counter()
+        yield
+        self.took[what] = round(time.perf_counter() - begin, 1)
+
+    @contextmanager
+    def workers(self):
+        """Have workers at work."""
+        words = ("-m", "celery", "-A", "shop", "worker", "-c", "2", "-l", "CRITICAL", "-n")
+        started = [
+            self._start(
+                *(sys.executable, *words, f"{uuid4().hex}@%h"), cwd=self._folder, env=self._env
+            )
+            for _ in range(WORKERS)
+        ]
+        yield
+        for one in started:
+            one.terminate(self._deadline)
+
+    def send(self, number):
+        """Send so many runs."""
+        words = (sys.executable, "-c", SEND, str(number))
+        sender = self._start(*words, cwd=self._folder, env=self._env)
+        assert 0 == sender.wait(self._deadline), sender.log()
+
+    def mend(self):
+        """Mend all three causes."""
+        path = self._folder / "shop.py"
+        path.write_text(path.read_text("utf-8") + dedent(MENDED), "utf-8")
+
+    def command(self, *words):
+        """Run the command; return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "qtasks_pluggy.cli", "failures", *words],
+            check=False,
+            capture_output=True,
+            cwd=self._folder,
+            env=environment_in(self._folder) | self._env,
+            text=True,
+            timeout=self._deadline,
+        )
+        assert (0, "") == (done.returncode, done.stderr)
+        return done.stdout
+
+    def counts(self):
+        """Return how many runs of each cause ended how."""
+        try:
+            return {one.error: one.counts for one in self._place.reader().groups(Filters())}
+        except StoreError:  # nothing was recorded yet
+            return {}
+
+    def wait_for(self, number, *statuses):
+        """Wait until each of so many runs, of three causes, has ended in each of these ways."""
+        expected = {
+            cause: dict.fromkeys(statuses, len(range(place, number, 3)))
+            for place, cause in enumerate(CAUSES)
+        }
+        assert wait_until(lambda: expected == self.counts(), self._deadline), self.counts()
+
+
+@pytest.fixture(params=[300, pytest.param(10_000, marks=pytest.mark.full, id="many")])
+def number(request):
+    """So many failures, a third of each cause."""
+    return request.param
+
+
+@pytest.fixture
+def shop(number, project, worker, place, rabbitmq_url):  # noqa: F811  # fixtures
+    """Give the app; with --log-cli-level=INFO pytest shows what its steps took."""
+    env = {
+        "BROKER": rabbitmq_url,
+        "QUEUE": f"many-{uuid4().hex[:8]}",
+        "QTASKS_PLUGGY_ENABLE": "failures",
+        "QTASKS_PLUGGY_PLUGIN_FAILURES_URL": place.text,
+    }
+    shop = Shop(project({"shop.py": BROKEN}), place, env, worker, 60 if number < 1_000 else 900)
+    yield shop
+    log.info("%d failures, in seconds: %s", number, shop.took)
+
+
+def test_one_replay_mends_the_failures_of_three_causes(shop, number):
+    """Two workers fail: three groups; the code is mended, and one command has each run repeated."""
+    with shop.workers():
+        with shop.timed("sent"):
+            shop.send(number)
+        with shop.timed("then failed and recorded"):
+            shop.wait_for(number, "failed")
+
+    shop.mend()
+    with shop.workers():
+        with shop.timed("replayed"):
+            sent = json.loads(shop.command("replay", "--app", "shop", "--yes", "--json"))
+        with shop.timed("then done and recorded"):
+            shop.wait_for(number, "failed", "succeeded")
+
+    assert number == len({one["replay_of"] for one in sent}) == len({one["uuid"] for one in sent})
+    assert {"succeeded", None} >= {one["status"] for one in sent}
+    with shop.timed("groups"):
+        groups = json.loads(shop.command("groups", "--json"))
+    assert Counter(CAUSES) == Counter(one["error"] for one in groups)
+    shop.command("resolve", "--task", "convert", "--yes")
+    assert "There are no such failures.\n" == shop.command("groups", "--state", "open")
