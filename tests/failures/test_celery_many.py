@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
-from textwrap import dedent
 from uuid import uuid4
 
 import pytest
@@ -28,8 +27,8 @@ from tests.engines.processes import wait_until
 pytestmark = pytest.mark.engines
 
 log = logging.getLogger(__name__)
-WORKERS = 2
-BROKEN = """
+WORKERS, CHILDREN = 2, "1"
+SHOP = """
     import os
     from celery import Celery
     from qtasks_pluggy.engines.celery import install
@@ -43,13 +42,10 @@ BROKEN = """
     def convert(amount, currency):
         return float(amount) / RATES[currency]
 """
-MENDED = """
-    RATES |= {"JPY": 138.0, "CHF": 0.99}
-
-    @app.task(name="convert", ignore_result=True)
-    def convert(amount, currency):
-        return float(amount.replace(",", ".")) / RATES[currency]
-"""
+MENDS = {
+    '"JPY": 0': '"JPY": 138.0, "CHF": 0.99',
+    "float(amount)": 'float(amount.replace(",", "."))',
+}
 SEND = """
 import sys, shop
 calls = [("1", "CHF"), ("1", "JPY"), ("1,5", "USD")]
@@ -85,7 +81,7 @@ class Shop:
     @contextmanager
     def workers(self):
         """Have workers at work."""
-        words = ("-m", "celery", "-A", "shop", "worker", "-c", "2", "-l", "CRITICAL", "-n")
+        words = ("-m", "celery", "-A", "shop", "worker", "-c", CHILDREN, "-l", "CRITICAL", "-n")
         started = [
             self._start(
                 *(sys.executable, *words, f"{uuid4().hex}@%h"), cwd=self._folder, env=self._env
@@ -105,12 +101,17 @@ class Shop:
     def mend(self):
         """Mend all three causes."""
         path = self._folder / "shop.py"
-        path.write_text(path.read_text("utf-8") + dedent(MENDED), "utf-8")
+        text = path.read_text("utf-8")
+        for old, new in MENDS.items():
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text, "utf-8")
 
-    def command(self, *words):
-        """Run the command; return what it prints."""
+    def replay(self):
+        """Replay all, by the command; return what it says of each."""
+        words = ("failures", "replay", "--app", "shop", "--yes", "--json")
         done = subprocess.run(
-            [sys.executable, "-m", "qtasks_pluggy.cli", "failures", *words],
+            [sys.executable, "-m", "qtasks_pluggy.cli", *words],
             check=False,
             capture_output=True,
             cwd=self._folder,
@@ -119,7 +120,7 @@ class Shop:
             timeout=self._deadline,
         )
         assert (0, "") == (done.returncode, done.stderr)
-        return done.stdout
+        return json.loads(done.stdout)
 
     def counts(self):
         """Return how many runs of each cause ended how."""
@@ -152,12 +153,12 @@ def shop(number, project, worker, place, rabbitmq_url):  # noqa: F811  # fixture
         "QTASKS_PLUGGY_ENABLE": "failures",
         "QTASKS_PLUGGY_PLUGIN_FAILURES_URL": place.text,
     }
-    shop = Shop(project({"shop.py": BROKEN}), place, env, worker, 60 if number < 1_000 else 900)
+    shop = Shop(project({"shop.py": SHOP}), place, env, worker, 60 if number < 1_000 else 900)
     yield shop
     log.info("%d failures, in seconds: %s", number, shop.took)
 
 
-def test_one_replay_mends_the_failures_of_three_causes(shop, number):
+def test_one_replay_mends_the_failures_of_three_causes(shop, number, run):
     """Two workers fail: three groups; the code is mended, and one command has each run repeated."""
     with shop.workers():
         with shop.timed("sent"):
@@ -168,14 +169,15 @@ def test_one_replay_mends_the_failures_of_three_causes(shop, number):
     shop.mend()
     with shop.workers():
         with shop.timed("replayed"):
-            sent = json.loads(shop.command("replay", "--app", "shop", "--yes", "--json"))
+            sent = shop.replay()
         with shop.timed("then done and recorded"):
             shop.wait_for(number, "failed", "succeeded")
 
     assert number == len({one["replay_of"] for one in sent}) == len({one["uuid"] for one in sent})
     assert {"succeeded", None} >= {one["status"] for one in sent}
     with shop.timed("groups"):
-        groups = json.loads(shop.command("groups", "--json"))
+        groups = json.loads(run("groups", "--json").stdout)
     assert Counter(CAUSES) == Counter(one["error"] for one in groups)
-    shop.command("resolve", "--task", "convert", "--yes")
-    assert "There are no such failures.\n" == shop.command("groups", "--state", "open")
+    resolved = run("resolve", "--task", "convert", "--yes")
+    assert "3 groups (--task convert): resolved now\n" == resolved.stdout
+    assert "There are no such failures.\n" == run("groups", "--state", "open").stdout
