@@ -104,11 +104,11 @@ def _has_name(error: type[BaseException], name: str) -> bool:
             return True
         if name == cls.__qualname__ and cls.__module__ == "builtins":
             return True
-    meant = _loaded_class(name)
+    meant = loaded_class(name)
     return meant is not None and issubclass(error, meant)
 
 
-def _loaded_class(name: str) -> type | None:
+def loaded_class(name: str) -> type | None:
     """Look up a dotted name in the loaded modules; nothing is imported."""
     path, parts = name, list[str]()
     while "." in path:

@@ -89,5 +89,7 @@ def replay_on(engine: Engine, message: TaskMessage, delay: float | timedelta | N
             " asyncio.to_thread(app.replay, message)"
         )
         raise CapabilityError(msg)
-    run_to_completion(enqueue(engine, SYNC, message, pause))
+    sent = run_to_completion(enqueue(engine, SYNC, message, pause))
+    if getattr(engine, "gives_ids", False) and sent is not None:
+        return sent  # type: ignore[no-any-return]  # the engine's own
     return message.uuid

@@ -16,6 +16,7 @@
 ``replay.py``       runs that are sent again, one after another
 ``ask.py``          what today's plugins would make of recorded errors
 ``command/``        the command ``qtasks-pluggy failures``
+``web/``            the page, with the extra ``web``
 ==================  ==========================================================================
 
 The plugin uses what every plugin may use, and nothing else; its command prints as others do.

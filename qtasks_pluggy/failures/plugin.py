@@ -70,6 +70,7 @@ class FailuresSettings:
             them.
         redact: Globs of names whose values are never stored.
         most_bytes: The most bytes of a run's arguments, of an error's text and of a traceback.
+        token: What visitors of the page have to know; without it only this machine reaches it.
         dead_letters: Whether this store is where dead letters are kept; false leaves them to the
             other plugins and to the engine, and records them as any other end.
     """
@@ -81,6 +82,8 @@ class FailuresSettings:
     arguments: str = attrs.field(default="keep", validator=_one_of("keep", "hide", "drop"))
     redact: tuple[str, ...] = ("password", "*token*", "*secret*", "authorization", "api_key")
     most_bytes: int = attrs.field(default=65_536, validator=_at_least(1_024))
+    # Of any type: a variable that holds digits is read as a number.
+    token: Any = attrs.field(default=None, repr=False)
     dead_letters: bool = True
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any, Final, NamedTuple
 
 import attrs
@@ -27,6 +28,7 @@ WAIT_SECONDS: Final = 60.0
 """How long the end of one replay is waited for."""
 LOOK_SECONDS: Final = 0.2
 """Seconds between two looks for it."""
+_numbers: Final = count(1)
 MOST_REFUSED: Final = 3
 """Runs in a row that an engine does not take, before it is left alone."""
 _GOOD: Final = frozenset({"succeeded", "recovered"})
@@ -205,7 +207,8 @@ class Replay:
         Yields:
             What became of each, once it is sent, or was not.
         """
-        name = self._app.add_plugin(self._ends)
+        # Several replays of one process each have their own.
+        name = self._app.add_plugin(self._ends, f"{Ends.name}-{next(_numbers)}")
         try:
             yield from self._run(runs)
         finally:

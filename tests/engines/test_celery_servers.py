@@ -14,7 +14,9 @@ import pytest
 from celery import Celery
 from celery.exceptions import WorkerLostError
 from celery.result import AsyncResult
+from redis import Redis
 
+from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.exc import EngineError, TaskCancelError
 from tests.engines.celery_apps import forget_connections
 from tests.engines.processes import children, wait_until
@@ -55,9 +57,9 @@ OURS = """
     from celery import Celery
     import fallback
     from qtasks_pluggy import QueueTasks
-    from qtasks_pluggy.engines import _celery_losses
+    from qtasks_pluggy.engines.celery import at_least_once, losses
 
-    _celery_losses.LOSSES = 1
+    losses.LOSSES = 1
     HERE = Path(__file__).parent
     celery = Celery("shop", broker=os.environ["BROKER"], backend=os.environ["RESULTS"])
     celery.conf.task_default_queue = celery.conf.control_exchange = os.environ["QUEUE"]
@@ -66,6 +68,7 @@ OURS = """
     if "VISIBILITY" in os.environ:
         seconds = float(os.environ["VISIBILITY"])
         celery.conf.broker_transport_options = {"visibility_timeout": seconds}
+    at_least_once(celery)
     app = QueueTasks("shop", engine=celery, plugins=[fallback], discover=False)
 
     def tell(what, uuid):
@@ -207,8 +210,6 @@ def test_the_worker_command_does_our_runs(ours, pool):
     with ours.app:
         good = list(ours.app.submit_many(ours.double, range(10)))
         assert [2 * n for n in range(10)] == [one.result(timeout=LONG) for one in good]
-        # A subscription for each run would stay with those that nobody waits for.
-        assert set() == ours.app.engine.native.backend.result_consumer.subscribed_to
         assert 42 == ours.double_async.submit_sync(21).result(timeout=LONG)
         assert "recovered from no at 1" == ours.fail.submit("no").result(timeout=LONG)
         again = ours.fail.submit("no", again=True)
@@ -232,6 +233,20 @@ def test_a_waiting_run_is_cancelled_over_a_server(ours):
         with pytest.raises(TaskCancelError, match="sold out"):
             second.result(timeout=LONG)
         assert "waited" == first.result(timeout=LONG)
+
+
+def test_a_run_waits_where_monitors_look(redis_url):
+    """Without a priority that somebody asked for, none is sent, so the queue's length is true."""
+    queue = f"celery-{uuid4().hex[:8]}"
+    native = Celery("shop", broker=redis_url, backend=redis_url, set_as_current=False)
+    native.conf.task_default_queue = queue
+    app = QueueTasks("shop", engine=native, discover=False)
+    task = app.task(name="double")(lambda number: 2 * number)
+    with app, Redis.from_url(redis_url) as redis:
+        task.submit(1)
+        assert 1 == redis.llen(queue)
+        redis.delete(queue)
+    forget_connections()
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

@@ -28,7 +28,7 @@ def totals(folder, given, task="eur_100", **environment):
     told = json.loads(out)
     assert "" == err
     failed = told["failed"]
-    return code, told["runs"], told["good"], told["recovered"], failed
+    return code, told["runs"], told["succeeded"], told["recovered"], failed
 
 
 def test_there_is_a_record_for_each_day_and_currency(year):
@@ -91,7 +91,7 @@ def test_the_demo_shows_what_it_says(site, tmp_path):
     assert 0 == code, err
     commands = [line for line in out.splitlines() if line.startswith("$ ")]
     assert 12 == len(commands)
-    assert "failed   3,456  KeyError" in out
+    assert "failed     3,456              KeyError in line" in out
     assert "recovered  3,371  last-rate" in out
     assert "\n108.78\n" in out
     assert "KeyError: '2022-04-17'" in err

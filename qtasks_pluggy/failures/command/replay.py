@@ -219,7 +219,7 @@ def _send(
         with (
             redirect_stdout(sys.stderr) if as_json else nullcontext(),
             _without_events_of_each(),
-            _started(app),
+            started(app),
         ):
             with using_store("written"):
                 begun = claims.begin_act(len(chosen), who=who(), scope=scope)
@@ -259,7 +259,7 @@ def _ask_plugins(
     from qtasks_pluggy.failures.ask import ask as ask_about  # noqa: PLC0415  # an extra
 
     answers: list[Answered] = []
-    with _started(app, by=worker_lifespan):
+    with started(app, by=worker_lifespan):
         answers.extend(_watched(ask_about(app, runs, arguments), number))
     if as_json:
         fields = ("uuid", "decided_by", "decision")
@@ -300,7 +300,7 @@ def _show(results: Sequence[Replayed]) -> None:
 
 
 @contextmanager
-def _started(app: QueueTasks, by: Callable[[Any], Any] = lambda app: app) -> Generator[None]:
+def started(app: QueueTasks, by: Callable[[Any], Any] = lambda app: app) -> Generator[None]:
     """Have an app started.
 
     Args:

@@ -1,0 +1,105 @@
+"""Opening the database, and saying what is wrong with a storage that cannot be used."""
+
+# Huey has no types.
+# pyright: reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote
+
+from huey import Huey, SqliteHuey
+
+from qtasks_pluggy.engines import url_options
+from qtasks_pluggy.engines.forward import PATIENCE, trouble_within
+from qtasks_pluggy.exc import EngineError
+
+SCHEME: Final = "huey+sqlite://"
+_REMEDIES: Final = {
+    "unable to open": "make its folder, and let this user write there",
+    "locked": "another process holds it; end that one, or wait",
+    "full": "the disk is full, or the file may not grow; make room",
+    "disk i/o": "the disk is full or broken, or the file may not grow; look at the disk",
+    "not a database": "it is something else, or damaged; move it away, or restore it",
+    "malformed": "it is damaged; move it away, or restore it",
+    "readonly": "let this user write to it, and to its folder",
+    "no such table": "it was made anew under this app; start the app again",
+}
+
+
+def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
+    """Make the Huey of a URL.
+
+    Returns:
+        It, and whether it is to have a ledger.
+
+    Raises:
+        EngineError: The URL is wrong, or the database cannot be used.
+    """
+    options = url_options(url, {"ledger": True})
+    if not url.startswith(SCHEME):
+        msg = f"engine {url.partition(':')[0]!r} takes a Huey, or {SCHEME}/file.db"
+        raise EngineError(msg)
+    path = unquote(url.partition("?")[0].removeprefix(SCHEME).removeprefix("/"))
+    if not path or "\0" in path:
+        msg = f"engine {url!r} names no file; write {SCHEME}/file.db, or {SCHEME}//folder/file.db"
+        raise EngineError(msg)
+    if path == ":memory:":
+        msg = f"engine {url!r} is no file, and each thread would have its own; use memory://"
+        raise EngineError(msg)
+    # Each thread opens it anew, also after the process has gone to another folder.
+    path = str(Path(path).absolute())
+    try:
+        huey = SqliteHuey(name, filename=path, store_none=True)
+    except sqlite3.Error as error:
+        raise unusable(path, error, "the app") from error
+    return huey, options["ledger"]
+
+
+def unusable(path: str, error: Exception, who: str) -> EngineError:
+    """Say what is wrong with a database, and what to do."""
+    text = str(error)
+    todo = next((what for words, what in _REMEDIES.items() if words in text.lower()), "look at it")
+    return EngineError(
+        f"engine 'huey', {who}: the database {path!r} cannot be used: {text}; {todo}"
+    )
+
+
+def told(huey: Huey, who: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call what uses the storage; say what is wrong, if it is the storage.
+
+    Raises:
+        EngineError: The storage cannot be used.
+    """
+    try:
+        return call(*args, **kwargs)
+    except Exception as error:
+        storage: Any = huey.storage
+        if isinstance(error, sqlite3.Error):
+            raise unusable(getattr(storage, "filename", "?"), error, who) from error
+        if type(error).__module__.partition(".")[0] in {"redis", "valkey"}:
+            kind = type(storage).__name__
+            msg = (
+                f"engine 'huey', {who}: its {kind} cannot be used: {error};"
+                " see that the server is up, and that this Huey has its address"
+            )
+            raise EngineError(msg) from error
+        raise
+
+
+def reach(huey: Huey, who: str) -> None:
+    """Look whether the storage can be used.
+
+    Raises:
+        EngineError: It cannot, or says nothing for some seconds.
+    """
+    trouble = trouble_within(PATIENCE, lambda: told(huey, who, huey.pending_count))
+    if isinstance(trouble, EngineError):
+        raise trouble
+    if trouble is not None:
+        kind = type(huey.storage).__name__
+        msg = f"engine 'huey', {who}: its {kind} cannot be used: {trouble}; is its server up?"
+        raise EngineError(msg) from trouble
