@@ -24,7 +24,7 @@ from tests.engines.conftest import (  # noqa: F401  # fixtures
 )
 from tests.engines.processes import wait_until
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.usefixtures("patient")]
 
 log = logging.getLogger(__name__)
 WORKERS, CHILDREN = 2, "1"

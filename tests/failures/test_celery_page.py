@@ -16,7 +16,7 @@ import pytest
 
 from tests.engines.conftest import guard, project, rabbitmq_url, worker  # noqa: F401  # fixtures
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.usefixtures("patient")]
 
 LONG = 60
 SOON = 20
