@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import tempfile
@@ -44,6 +45,12 @@ def _structlog_as_new() -> Iterator[None]:
     """Take back what a test does to structlog's configuration, ``capture_logs`` included."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def patient() -> None:
+    """Let a test of many processes take its time: each of its steps has a limit of its own."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 class Page(Document):

@@ -82,6 +82,7 @@ def test_the_figures_are_those_of_the_source():
     assert 215 == len(missing)
 
 
+@pytest.mark.usefixtures("patient")
 def test_the_demo_shows_what_it_says(site, tmp_path):
     """Each command that it prints is run, and the output has what each of the steps says."""
     code, out, err = run_python(

@@ -16,7 +16,7 @@ from tests.engines.celery_apps import forget_connections
 from tests.engines.conftest import guard, redis_url, worker  # noqa: F401  # fixtures
 from tests.engines.processes import wait_until
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.usefixtures("patient")]
 
 LONG = 60
 BODY = """
