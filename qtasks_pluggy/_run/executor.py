@@ -4,7 +4,7 @@
 function, what the plugins make of its result or decide about its error, and the hook for its end.
 It returns an ``Attempt``, which the run's host carries out. In place the host is ``_run``, which
 attempts until the run is over; on an engine it is the engine, which makes one attempt by
-``attempt_on``. Every run ends in ``_end``.
+``execute_attempt``. Every run ends in ``_end``.
 """
 
 from __future__ import annotations
@@ -213,11 +213,14 @@ class TaskExecutor(RunView, Generic[R]):
             raise result.error
         return result  # type: ignore[no-any-return]  # the function's, or a plugin's answer
 
-    def attempt_on(self, engine: Host) -> Coroutine[Any, Any, Attempt]:
-        """Make one attempt for an engine, from async code; again after a retry.
+    def execute_attempt(
+        self, engine: Host, backend: Backend | None = None
+    ) -> Coroutine[Any, Any, Attempt]:
+        """Make one attempt for an engine; again after a retry.
 
         Args:
-            engine: Its ``capabilities`` and ``control`` apply; it carries out the attempt.
+            engine: Its ``capabilities`` and ``control`` apply; it settles the attempt.
+            backend: How the attempt waits; None for the event loop of its caller.
 
         Returns:
             What the engine is to do, to be awaited. The hooks for the end were called, unless the
@@ -226,27 +229,30 @@ class TaskExecutor(RunView, Generic[R]):
         Raises:
             RuntimeError: This executor has run already.
         """
-        return self._attempt_for(engine, ASYNCIO_WORKER)
+        return self._attempt_for(engine, backend or ASYNCIO_WORKER)
 
-    def attempt_on_sync(self, engine: Host) -> Attempt:
-        """Make one attempt for an engine, from plain code, as ``attempt_on`` does.
+    def execute_attempt_sync(self, engine: Host) -> Attempt:
+        """Make one attempt for an engine, from plain code, as ``execute_attempt`` does.
 
         In a copy of the thread's context, because the thread's next run must not see what this one
         binds (R19).
         """
         return copy_context().run(run_to_completion, self._attempt_for(engine, SYNC))
 
-    def give_up(self, error: BaseException) -> Coroutine[Any, Any, Attempt]:
-        """End a run, from async code, that can have no further attempt.
+    def give_up(
+        self, error: BaseException, backend: Backend | None = None
+    ) -> Coroutine[Any, Any, Attempt]:
+        """End a run that can have no further attempt.
 
         Args:
             error: What the caller gets: why the engine could not arrange the attempt, or a
                 ``TaskCancelError`` if the run was cancelled before it.
+            backend: How the hooks wait; None for the event loop of their caller.
 
         Returns:
             What the engine is to do, to be awaited. The hooks for the end were called.
         """
-        return self._give_up(error, ASYNCIO_WORKER)
+        return self._give_up(error, backend or ASYNCIO_WORKER)
 
     def give_up_sync(self, error: BaseException) -> Attempt:
         """End a run from plain code, as ``give_up`` does."""
@@ -259,7 +265,7 @@ class TaskExecutor(RunView, Generic[R]):
         self._backend = backend
         try:
             attempt = await self._attempt_once()
-            while attempt is not None and attempt.goes_on:
+            while attempt is not None and attempt.will_retry:
                 if attempt.delay:
                     await backend.sleep(attempt.delay)
                 self._next_attempt()
@@ -290,7 +296,7 @@ class TaskExecutor(RunView, Generic[R]):
             attempt = await self._attempt_once()
         except GeneratorExit as abandoned:
             attempt = self._without_decision(abandoned)
-        if attempt is not None and attempt.goes_on:
+        if attempt is not None and attempt.will_retry:
             self._backend = None
             return attempt
         return await self._end_for_engine(attempt)
@@ -504,14 +510,14 @@ class TaskExecutor(RunView, Generic[R]):
         engine would repeat it.
         """
         error, engine = attempt.error, self._engine
-        goes_on = attempt.action == "retry" or (
+        will_retry = attempt.action == "retry" or (
             engine is not None
             and not is_final
             and isinstance(error, Exception)
             and attempt.action in {"fail", "pass"}
-            and engine.goes_on(error)
+            and engine.will_retry(error)
         )
-        if goes_on:
+        if will_retry:
             status = OutcomeStatus.retried
         elif attempt.action == "pass":
             stops = isinstance(own, Exception) or self._is_cancellation(own)
@@ -531,7 +537,7 @@ class TaskExecutor(RunView, Generic[R]):
             attempt=self._attempt,
             origin=None if own is None else Origin(self._task_func, own, own.__traceback__),
         )
-        return attrs.evolve(attempt, outcome=outcome, goes_on=goes_on)
+        return attrs.evolve(attempt, outcome=outcome, will_retry=will_retry)
 
     def _is_cancellation(self, error: BaseException | None) -> bool:
         """Return whether an error cancels the run, or disposes of it half-way."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from qtasks_hookspecs import TaskMessage
 from qtasks_pluggy._plugins.trail import Trail
 from qtasks_pluggy._submit.calls import call_engine, is_pending, wait_for
-from qtasks_pluggy._submit.outcome import Ended, TaskStatus
+from qtasks_pluggy._submit.outcome import RunResult, TaskStatus
 from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, Raised, reraise, run_to_completion
 
@@ -36,7 +36,7 @@ class TaskHandle(Generic[R_co]):
         self._engine = engine
         self._message = message
         self._ticket = ticket
-        self._ended: Ended | None = None
+        self._ended: RunResult | None = None
         self._traceback: TracebackType | None = None
 
     @property
@@ -120,7 +120,7 @@ class TaskHandle(Generic[R_co]):
                 f" {type(reason).__name__}; leave it out if there is none"
             )
             raise TypeError(msg)
-        return self._ended is None and self._engine.cancel(self._ticket, reason)
+        return self._ended is None and self._engine.revoke(self._ticket, reason)
 
     async def _wait(self, backend: Backend, limit: float | None) -> Any:
         ended = self._ended
@@ -131,7 +131,7 @@ class TaskHandle(Generic[R_co]):
             else:
                 # As ``call_engine`` does, but there is seldom anything to wait for.
                 ended = engine.result(self._ticket, limit)
-                if type(ended) is not Ended and is_pending(ended):
+                if type(ended) is not RunResult and is_pending(ended):
                     ended = await wait_for(ended, engine, backend, "result", limit)
             # Another waiter may have set it by now; on a timeout there is nothing to set.
             if ended is not None and self._ended is None:

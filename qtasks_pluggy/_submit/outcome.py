@@ -44,7 +44,7 @@ class Attempt:
         reason: Why, for people.
         result: The result, on success.
         outcome: How the attempt ended; None for a success that no plugin observes.
-        goes_on: Whether the run goes on: by a retry, or because the engine repeats it by itself.
+        will_retry: Whether the run goes on: by a retry, or because the engine repeats it by itself.
         kept: Whether a plugin keeps the dead letter, so that the engine's own place is not used.
     """
 
@@ -54,7 +54,7 @@ class Attempt:
     reason: str = ""
     result: Any = None
     outcome: Outcome | None = None
-    goes_on: bool = False
+    will_retry: bool = False
     kept: bool = False
 
     @property
@@ -64,7 +64,7 @@ class Attempt:
 
 
 @attrs.frozen(eq=False)
-class Ended:
+class RunResult:
     """How a submitted run ended.
 
     Attributes:
@@ -80,7 +80,7 @@ class Ended:
     trail: Trail | None = None
 
 
-def status_of(error: Any) -> TaskStatus:
+def status_from(error: Any) -> TaskStatus:
     """Return how a run ended, by the error that its caller gets."""
     if isinstance(error, TaskDeadLetteredError):
         return TaskStatus.dead_lettered

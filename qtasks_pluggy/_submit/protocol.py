@@ -12,7 +12,7 @@ import attrs
 from qtasks_hookspecs import RunningTask, TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import CapabilityError, QueueFullError
 from qtasks_pluggy._plugins.trail import Trail
-from qtasks_pluggy._submit.outcome import Attempt, TaskStatus
+from qtasks_pluggy._submit.outcome import TaskStatus
 
 
 class EngineApp(Protocol):
@@ -66,7 +66,7 @@ class Capabilities:
 
 
 class Host(Protocol):
-    """The part of an engine that the executor of one of its runs uses; see ``Engine``."""
+    """An engine as the executor of one of its runs sees it, in a worker."""
 
     @property
     def name(self) -> str:
@@ -80,53 +80,10 @@ class Host(Protocol):
 
     @property
     def control(self) -> tuple[type[Exception], ...]:
-        """Its own exceptions, about which no plugin is asked."""
+        """Its own exceptions, which tasks raise to control it; no plugin is asked about them."""
         ...
 
-    def goes_on(self, error: BaseException) -> bool:
-        """Return whether it runs the task again by itself after an attempt that ended in this."""
-        ...
-
-    def failure(self, error: BaseException) -> BaseException | None:
-        """Return the error of a run whose task raised one that is no ``Exception``."""
-        ...
-
-    def check_answer(self, value: Any) -> None:
-        """Refuse a plugin's answer that it cannot store as a run's result."""
-        ...
-
-    def check_result(self, run: RunningTask) -> None:
-        """Refuse a result that it cannot give to whoever waits."""
-        ...
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """An adapter over one engine.
-
-    ``start``, ``stop``, ``submit`` and ``result`` are written once, in the kind that suits the
-    engine: plain or ``async def``; all but ``submit`` may return a ``concurrent.futures.Future``
-    instead of what they give. The caller waits for them in its own way, on an event loop or not.
-
-    Attributes:
-        name: The engine's name, as messages carry it.
-        native: The engine's own object; None where there is none.
-        capabilities: What it can do.
-        control: The engine's own exceptions, which tasks raise to control it; plugins are not asked
-            about them.
-        blocking: Whether its plain methods do I/O, so that they must not be called on an event
-            loop.
-        loop: The event loop that its ``async def`` methods need; None if any will do.
-    """
-
-    name: str
-    native: Any
-    capabilities: Capabilities
-    control: tuple[type[Exception], ...]
-    blocking: bool
-    loop: asyncio.AbstractEventLoop | None
-
-    def goes_on(self, error: BaseException) -> bool:
+    def will_retry(self, error: BaseException) -> bool:
         """Return whether it runs the task again by itself after an attempt that ended in this.
 
         If so, the run has not ended, and the plugins' hooks for its end are not called.
@@ -171,12 +128,36 @@ class Engine(Protocol):
         """
         ...
 
+
+@runtime_checkable
+class Engine(Protocol):
+    """An adapter over one engine.
+
+    ``start``, ``stop``, ``submit`` and ``result`` are written once, in the kind that suits the
+    engine: plain or ``async def``; all but ``submit`` may return a ``concurrent.futures.Future``
+    instead of what they give. The caller waits for them in its own way, on an event loop or not.
+
+    Attributes:
+        name: The engine's name, as messages carry it.
+        native: The engine's own object; None where there is none.
+        capabilities: What it can do.
+        blocking: Whether its plain methods do I/O, so that they must not be called on an event
+            loop.
+        loop: The event loop that its ``async def`` methods need; None if any will do.
+    """
+
+    name: str
+    native: Any
+    capabilities: Capabilities
+    blocking: bool
+    loop: asyncio.AbstractEventLoop | None
+
     def register(self, app: EngineApp, task_func: TaskFunc) -> None:
         """Register a task with the engine, under the task's own name.
 
         Its body, in a worker, makes a message of what the engine delivered, calls
-        ``attempt_on`` or ``attempt_on_sync`` of ``executor_for(app, message)`` with the engine, and
-        carries out the outcome.
+        ``execute_attempt`` or ``execute_attempt_sync`` of ``executor_for(app, message)`` with a
+        ``Host``, and does what the ``Attempt`` says.
 
         Args:
             app: The app that runs it.
@@ -229,7 +210,7 @@ class Engine(Protocol):
             timeout: The most seconds to wait; None for no limit.
 
         Returns:
-            An ``Ended``; None when the time is over.
+            A ``RunResult``; None when the time is over.
 
         Raises:
             CapabilityError: The engine keeps no results.
@@ -244,7 +225,7 @@ class Engine(Protocol):
         """Return who was asked about a run's errors so far; None if the engine does not know."""
         ...
 
-    def cancel(self, ticket: Any, reason: str) -> bool:
+    def revoke(self, ticket: Any, reason: str) -> bool:
         """Ask for a run's cancellation.
 
         Returns:
@@ -252,19 +233,6 @@ class Engine(Protocol):
 
         Raises:
             CapabilityError: The engine cannot.
-        """
-        ...
-
-    def message(self, native: Any) -> TaskMessage:
-        """Make a message of what the engine delivers to a worker; unknown values are None."""
-        ...
-
-    def carry_out(self, outcome: Attempt, native: Any) -> Any:
-        """Carry out an attempt's outcome in a worker: return the result, or raise.
-
-        Args:
-            outcome: The attempt's outcome.
-            native: What the engine delivered to the worker.
         """
         ...
 

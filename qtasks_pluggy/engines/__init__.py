@@ -1,14 +1,16 @@
 """Engines: what carries submitted runs to whoever does them.
 
-===================  ===========================================================================
-``memory.py``        ``memory://``: in this process, gone with it
-``celery.py``        Celery, on RabbitMQ or Redis
-``dramatiq.py``      Dramatiq, on RabbitMQ or Redis
-``huey.py``          Huey; on SQLite, ``huey+sqlite:///file.db``, the durable one with no server
-``taskiq.py``        Taskiq, on RabbitMQ or Redis
-``reverse.py``       what every ``install`` shares: plugins for an engine's own tasks
-``servers.py``       what adapters over message servers share
-===================  ===========================================================================
+==================  ============================================================================
+``native.py``       START HERE: the base of every ``install()``, plugins for an engine's own tasks
+``forward.py``      the same turned round: an engine behind an app
+``celery/``         Celery, on RabbitMQ or Redis
+``dramatiq.py``     Dramatiq, on RabbitMQ or Redis
+``huey/``           Huey; on SQLite, ``huey+sqlite:///file.db``, the durable one with no server
+``taskiq.py``       Taskiq, on RabbitMQ or Redis
+``memory.py``       ``memory://``: in this process, gone with it
+``reverse.py``      the base of ``install()`` before ``native.py``
+``servers.py``      what adapters over message servers shared before ``forward.py``
+==================  ============================================================================
 
 An adapter for another engine is a class that is called with what the app was given, a URL or the
 engine's own object, and has all that ``Engine`` names. It is found by an entry point of the group
@@ -25,8 +27,9 @@ from qtasks_pluggy._fork import lock_of
 from qtasks_pluggy._lifecycle import WorkerLifespan
 from qtasks_pluggy._log import event as log_event
 from qtasks_pluggy._run.executor import TaskExecutor
+from qtasks_pluggy._submit.calls import is_here, is_pending, wait_for
 from qtasks_pluggy._submit.lookup import url_options
-from qtasks_pluggy._submit.outcome import Attempt, Ended, status_of
+from qtasks_pluggy._submit.outcome import Attempt, RunResult, status_from
 from qtasks_pluggy._submit.protocol import (
     Capabilities,
     Engine,
@@ -35,29 +38,36 @@ from qtasks_pluggy._submit.protocol import (
     Host,
     NoRoomError,
 )
-from qtasks_pluggy._waiting import background
+from qtasks_pluggy._waiting import ASYNCIO_WORKER, SYNC, Backend, background, run_to_completion
 from qtasks_pluggy.engines._installed import installed_in
 
 __all__ = [
+    "ASYNCIO_WORKER",
+    "SYNC",
     "Attempt",
+    "Backend",
     "Capabilities",
-    "Ended",
     "Engine",
     "EngineApp",
     "FindsRuns",
     "Host",
     "NoRoomError",
+    "RunResult",
     "background",
     "executor_for",
     "installed_in",
+    "is_here",
+    "is_pending",
     "is_started",
     "load_plugins",
     "lock_of",
     "log_event",
     "prepare",
     "run_in_place",
-    "status_of",
+    "run_to_completion",
+    "status_from",
     "url_options",
+    "wait_for",
     "worker_lifespan",
 ]
 

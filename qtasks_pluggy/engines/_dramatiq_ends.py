@@ -7,14 +7,14 @@ import sys
 from typing import Any, Final
 
 from qtasks_pluggy import TaskStatus
-from qtasks_pluggy.engines import Ended
+from qtasks_pluggy.engines import RunResult
 from qtasks_pluggy.exc import EngineError, TaskPluginTriggerError
 
 # The key under which an end is known among results.
 KEY: Final = "__qtasks_pluggy__"
 
 
-def packed(ended: Ended) -> dict[str, Any]:
+def packed(ended: RunResult) -> dict[str, Any]:
     """Make a result of a run's end that is no success: status, the error's class and arguments."""
     error = ended.error
     kind = type(error)
@@ -34,7 +34,7 @@ def packed(ended: Ended) -> dict[str, Any]:
     return {KEY: {"status": str(ended.status), "error": told}}
 
 
-def unpacked(result: Any, who: str) -> Ended:
+def unpacked(result: Any, who: str) -> RunResult:
     """Make an end of a result.
 
     Args:
@@ -42,9 +42,9 @@ def unpacked(result: Any, who: str) -> Ended:
         who: The engine and the task, for an error that cannot be made again.
     """
     if not isinstance(result, dict) or KEY not in result:
-        return Ended(TaskStatus.succeeded, result)
+        return RunResult(TaskStatus.succeeded, result)
     told = result[KEY]
-    return Ended(TaskStatus(told["status"]), error=_error(told["error"], who))
+    return RunResult(TaskStatus(told["status"]), error=_error(told["error"], who))
 
 
 def _error(told: dict[str, Any], who: str) -> BaseException:

@@ -26,7 +26,7 @@ from qtasks_pluggy.engines import (
 )
 from qtasks_pluggy.engines._dramatiq_retries import AskedOnce
 from qtasks_pluggy.engines.reverse import Plugged, refuse_other
-from qtasks_pluggy.engines.servers import HANDS_OVER, PLAIN, attempt_of, carried_out, unstorable
+from qtasks_pluggy.engines.servers import HANDS_OVER, PLAIN, attempt_of, settled, unstorable
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 CONTROL: Final = (Retry, RateLimitExceeded, SkipMessage)
@@ -223,12 +223,12 @@ class _Native(WorkerLife):
         header = message.options.get(HEADER) or {}
         seen = message_of(message, args, kwargs, attempt_of(header))
         executor = self.plugged.executor_for(seen, fn)
-        outcome = executor.attempt_on_sync(_Attempt(self._broker, message))
+        outcome = executor.execute_attempt_sync(_Attempt(self._broker, message))
         if executor.attempt and outcome.action in {"fail", "pass"}:
             # The next attempt is Dramatiq's own, and counts on.
             message.options[HEADER] = {**header, "attempt": executor.attempt + 1}
-        return carried_out(
-            executor, outcome, lambda end: carry_out(self._broker, end, message, store_error)
+        return settled(
+            executor, outcome, lambda end: settle(self._broker, end, message, store_error)
         )
 
 
@@ -260,7 +260,7 @@ class _Attempt:
     def check_result(self, run: RunningTask) -> None:
         """Do nothing: what the actor itself returns is Dramatiq's affair."""
 
-    def goes_on(self, error: BaseException) -> bool:
+    def will_retry(self, error: BaseException) -> bool:
         """Say whether Dramatiq's own retries, if it has them, run the actor again."""
         actor, options = self._broker.get_actor(self._message.actor_name), self._message.options
         throws = options.get("throws") or actor.options.get("throws")
@@ -298,7 +298,7 @@ def message_of(
     )
 
 
-def carry_out(
+def settle(
     broker: Broker,
     outcome: Attempt,
     message: Any,

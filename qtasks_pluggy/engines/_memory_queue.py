@@ -13,7 +13,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Final, TypeAlias
 
 from qtasks_pluggy import TaskExecutor, TaskMessage, TaskStatus
-from qtasks_pluggy.engines import Attempt, Ended, log_event, url_options
+from qtasks_pluggy.engines import Attempt, RunResult, log_event, url_options
 from qtasks_pluggy.engines.servers import named
 from qtasks_pluggy.exc import EngineError, NotRunningError, QueueFullError, TaskCancelError
 
@@ -44,7 +44,7 @@ class MemoryRun:
         self.executor: TaskExecutor | None = None
         self.task: asyncio.Task[None] | None = None
         self.cancelling: str | None = None  # why it was asked to end
-        self.ended: Ended | None = None
+        self.ended: RunResult | None = None
         self.future: EndFuture | None = None  # made when somebody waits
         self.seen: bool = False
 
@@ -163,7 +163,7 @@ class Alarm:
             self._handle.cancel()
 
 
-class EndFuture(Future[Ended]):
+class EndFuture(Future[RunResult]):
     """A run's end.
 
     Args:
@@ -174,7 +174,7 @@ class EndFuture(Future[Ended]):
         super().__init__()
         self._expired = expired
 
-    def result(self, timeout: float | None = None) -> Ended:
+    def result(self, timeout: float | None = None) -> RunResult:
         """Wait for it."""
         try:
             return super().result(timeout)
@@ -187,13 +187,13 @@ class Loans:
     """The places of runs that wait for other runs: else all could wait for those queued."""
 
     def __init__(self) -> None:
-        self._waits: dict[MemoryRun, set[Future[Ended]]] = {}
+        self._waits: dict[MemoryRun, set[Future[RunResult]]] = {}
 
     def __len__(self) -> int:
         """Count the places that are lent."""
         return len(self._waits)
 
-    def lend(self, run: MemoryRun, ended: Future[Ended]) -> None:
+    def lend(self, run: MemoryRun, ended: Future[RunResult]) -> None:
         """Lend a run's place until another run has ended."""
         # It is given back when that has ended, or when the run waits no more.
         waits_for = self._waits.setdefault(run, set())
@@ -201,7 +201,7 @@ class Loans:
             waits_for.add(ended)
             ended.add_done_callback(lambda ended: self._take_back(run, ended))
 
-    def _take_back(self, run: MemoryRun, ended: Future[Ended]) -> None:
+    def _take_back(self, run: MemoryRun, ended: Future[RunResult]) -> None:
         self._waits.get(run, set()).discard(ended)
         if not self._waits.get(run):
             self.end(run)

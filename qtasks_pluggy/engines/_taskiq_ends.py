@@ -14,7 +14,7 @@ from taskiq import AsyncBroker, AsyncResultBackend, TaskiqMessage, TaskiqResult
 from taskiq.serializers import PickleSerializer
 
 from qtasks_pluggy import TaskMessage, TaskStatus, Trail, TrailRecord
-from qtasks_pluggy.engines import Ended, servers, status_of
+from qtasks_pluggy.engines import RunResult, servers, status_from
 from qtasks_pluggy.exc import EngineError
 
 # The label of a message, and that of a result, which have what is ours.
@@ -55,7 +55,7 @@ def check_storable(what: str, value: Any) -> None:
         raise servers.unstorable(what, value, error, engine="taskiq") from error
 
 
-def packed(ended: Ended, backend: AsyncResultBackend[Any]) -> str:
+def packed(ended: RunResult, backend: AsyncResultBackend[Any]) -> str:
     """Make a label of what Taskiq's result does not say of an end."""
     end: dict[str, Any] = {"status": ended.status.value, "trail": records_of(ended.trail or ())}
     if ended.error is not None:
@@ -74,14 +74,14 @@ def packed(ended: Ended, backend: AsyncResultBackend[Any]) -> str:
     return json.dumps(end)
 
 
-def ended_of(result: TaskiqResult[Any], backend: AsyncResultBackend[Any]) -> Ended:
+def ended_of(result: TaskiqResult[Any], backend: AsyncResultBackend[Any]) -> RunResult:
     """Make an end of what Taskiq has stored."""
     label = result.labels.get(END)
     error = result.error
     if label is None:
         if not result.is_err:
-            return Ended(TaskStatus.succeeded, result.return_value, trail=Trail())
-        return Ended(status_of(error), error=_lost({}) if error is None else error)
+            return RunResult(TaskStatus.succeeded, result.return_value, trail=Trail())
+        return RunResult(status_from(error), error=_lost({}) if error is None else error)
     end = json.loads(label)
     if end.get("error") and isinstance(getattr(backend, "serializer", None), PickleSerializer):
         try:
@@ -95,7 +95,7 @@ def ended_of(result: TaskiqResult[Any], backend: AsyncResultBackend[Any]) -> End
     if error is None and "text" in end:
         error = _lost(end)
     trail = Trail(TrailRecord(**record) for record in end["trail"])
-    return Ended(TaskStatus(end["status"]), result.return_value, error, trail)
+    return RunResult(TaskStatus(end["status"]), result.return_value, error, trail)
 
 
 def _lost(end: dict[str, Any]) -> EngineError:

@@ -231,7 +231,7 @@ class _Native:
         )
         executor = self.plugged.executor_for(message, call)
         attempt = _Attempt(self.broker, run)
-        outcome = await executor.attempt_on(attempt)
+        outcome = await executor.execute_attempt(attempt)
         if outcome.action == "retry":
             retries = _count(native.labels, _RETRIES) + 1
             try:
@@ -241,7 +241,7 @@ class _Native:
                 unsent.__cause__ = outcome.error
                 # What Taskiq's own middlewares would retry is no end yet.
                 outcome = Attempt("fail", unsent)
-                if not attempt.goes_on(unsent):
+                if not attempt.will_retry(unsent):
                     outcome = await executor.give_up(unsent)
             else:
                 raise NoResultError
@@ -288,7 +288,7 @@ class _Attempt:
     def check_result(self, run: RunningTask) -> None:
         """Do nothing: what the task itself returns is Taskiq's affair."""
 
-    def goes_on(self, error: BaseException) -> bool:
+    def will_retry(self, error: BaseException) -> bool:
         """Say whether Taskiq runs the task again."""
         if isinstance(error, NoResultError):
             # It sends the message again itself, and its middlewares leave that alone.

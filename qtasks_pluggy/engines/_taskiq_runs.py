@@ -30,7 +30,7 @@ from taskiq.labels import prepare_label
 from taskiq.utils import maybe_awaitable
 
 from qtasks_pluggy import QueueTasks, TaskMessage, TaskStatus
-from qtasks_pluggy.engines import Ended, is_started, log_event, worker_lifespan
+from qtasks_pluggy.engines import RunResult, is_started, log_event, worker_lifespan
 from qtasks_pluggy.engines._taskiq_brokers import PATIENCE, open_up, queue_of
 from qtasks_pluggy.engines._taskiq_ends import END, ended_of, packed
 from qtasks_pluggy.exc import EngineError
@@ -57,7 +57,7 @@ class Run:
     outer: Run | None = None
     host: int = 0
     taken: bool = False
-    ended: Ended | None = None
+    ended: RunResult | None = None
     args: list[Any] = attrs.Factory(list)
     kwargs: dict[str, Any] = attrs.Factory(dict)
 
@@ -74,7 +74,7 @@ class Ticket(AsyncTaskiqTask[Any]):
     def __init__(self, task_id: str, task_name: str, broker: AsyncBroker) -> None:
         super().__init__(task_id, broker.result_backend)
         self.task_name = task_name
-        self.ended: Ended | None = None
+        self.ended: RunResult | None = None
         # Set by a broker that does the run in this process.
         self.native: TaskiqResult[Any] | None = None
         self.is_over: asyncio.Event = asyncio.Event()
@@ -341,7 +341,7 @@ def _unknown(broker: AsyncBroker, name: str) -> AsyncTaskiqDecoratedTask[Any, An
         run = take(name)
         if run is not None:
             run.message.labels["retry_on_error"] = False
-            run.ended = Ended(TaskStatus.failed, error=error)
+            run.ended = RunResult(TaskStatus.failed, error=error)
         raise error
 
     return AsyncTaskiqDecoratedTask(broker, name, body, {})

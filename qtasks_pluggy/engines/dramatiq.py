@@ -24,7 +24,7 @@ from dramatiq.results import ResultFailure, ResultMissing, Results
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Attempt, Capabilities, Ended, executor_for
+from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, executor_for
 from qtasks_pluggy.engines._dramatiq_ends import packed, unpacked
 from qtasks_pluggy.engines._dramatiq_reverse import (
     CONTROL,
@@ -32,20 +32,20 @@ from qtasks_pluggy.engines._dramatiq_reverse import (
     STOPS_WORKER,
     WorkerLife,
     at_least_once,
-    carry_out,
     check_storable,
     current,
     install,
     message_of,
+    settle,
 )
 from qtasks_pluggy.engines.servers import (
     HANDS_OVER,
     attempt_of,
-    carried_out,
     cut_by,
     in_the_middle,
     named,
     refuse_url,
+    settled,
     trouble_within,
     unserializable,
     wait_by_looking,
@@ -100,7 +100,7 @@ class DramatiqEngine:
         every = (one.backend for one in self.native.middleware if isinstance(one, Results))
         return next(every, None)
 
-    def goes_on(self, error: BaseException) -> bool:  # noqa: ARG002  # the seam's name
+    def will_retry(self, error: BaseException) -> bool:  # noqa: ARG002  # the seam's name
         """Say no: whoever retries is a plugin."""
         return False
 
@@ -221,7 +221,7 @@ class DramatiqEngine:
         _told(message.name, self.native.enqueue, native, delay=wait)
         return native
 
-    def result(self, ticket: Any, timeout: float | None) -> Ended | None:
+    def result(self, ticket: Any, timeout: float | None) -> RunResult | None:
         """Wait for the stored end."""
         if self._results is None:
             msg = (
@@ -240,7 +240,7 @@ class DramatiqEngine:
         """Say nothing: Dramatiq keeps results, and no more."""
         return None
 
-    def cancel(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # the seam's name
+    def revoke(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # the seam's name
         """Refuse: Dramatiq takes no message back."""
         msg = f"engine 'dramatiq' cannot cancel a run, so {ticket.message_id} goes on"
         raise CapabilityError(msg)
@@ -250,17 +250,17 @@ class DramatiqEngine:
         header = native.options.get(HEADER) or {}
         return message_of(native, tuple(native.args), dict(native.kwargs), attempt_of(header))
 
-    def carry_out(self, outcome: Attempt, native: Any) -> Any:
+    def settle(self, outcome: Attempt, native: Any) -> Any:
         """Return what Dramatiq is to store, or raise what makes it do what the plugins decided."""
         if outcome.action in {"fail", "dead_letter"}:
             # With the error's class, of which Dramatiq would keep the name.
             self._store(self.native, native, outcome)
             native.options["store_results"] = False
-        return carry_out(self.native, outcome, native, self._store)
+        return settle(self.native, outcome, native, self._store)
 
     def _store(self, _: Broker, native: Any, outcome: Attempt) -> None:
         if self._results is not None:
-            end = packed(Ended(outcome.status, error=outcome.error))
+            end = packed(RunResult(outcome.status, error=outcome.error))
             self._results.store_result(native, end, _KEPT)
 
     def _work(self, app: QueueTasks, native: Any) -> Any:
@@ -268,12 +268,12 @@ class DramatiqEngine:
         # A task that is called within this one is called as a function.
         token = current.set(None)
         try:
-            outcome = executor.attempt_on_sync(self)
+            outcome = executor.execute_attempt_sync(self)
         except BaseException as error:  # noqa: BLE001  # what ends the worker is raised again
             outcome = cut_by(error, self)
         finally:
             current.reset(token)
-        return carried_out(executor, outcome, lambda end: self.carry_out(end, native))
+        return settled(executor, outcome, lambda end: self.settle(end, native))
 
     def end_unknown(self, native: Any) -> None:
         """Give an end to a run whose task this worker does not have, and which it sets aside."""
@@ -283,14 +283,14 @@ class DramatiqEngine:
         )
         self._store(self.native, native, Attempt("fail", EngineError(msg)))
 
-    def _ended(self, ticket: Any) -> Ended | None:
+    def _ended(self, ticket: Any) -> RunResult | None:
         who = f"engine 'dramatiq', task {ticket.actor_name!r}"
         try:
             result = _told(ticket.actor_name, self._results.get_result, ticket, block=False)
         except ResultMissing:
             return None
         except ResultFailure as error:
-            return Ended(TaskStatus.failed, error=EngineError(f"{who}: {error}"))
+            return RunResult(TaskStatus.failed, error=EngineError(f"{who}: {error}"))
         return unpacked(result, who)
 
     def _native_priority(self, task: str, priority: int) -> int | None:

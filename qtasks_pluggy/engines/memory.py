@@ -23,8 +23,8 @@ from qtasks_pluggy import TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import (
     Attempt,
     Capabilities,
-    Ended,
     NoRoomError,
+    RunResult,
     background,
     executor_for,
     log_event,
@@ -88,7 +88,7 @@ class MemoryEngine:
         self._app: QueueTasks
         self._pid: int
 
-    def goes_on(self, error: BaseException) -> bool:  # noqa: ARG002  # the seam's name
+    def will_retry(self, error: BaseException) -> bool:  # noqa: ARG002  # the seam's name
         """Say no: whoever retries is a plugin."""
         return False
 
@@ -167,7 +167,7 @@ class MemoryEngine:
         self._begin(begun)
         return run
 
-    def result(self, ticket: MemoryRun, timeout: float | None) -> Ended | Future[Ended]:  # noqa: ARG002  # the waiting is the caller's
+    def result(self, ticket: MemoryRun, timeout: float | None) -> RunResult | Future[RunResult]:  # noqa: ARG002  # the waiting is the caller's
         """Return a run's end, or what to wait for it with."""
         ticket.seen = True
         if ticket.ended is not None:
@@ -195,7 +195,7 @@ class MemoryEngine:
         """Tell who was asked so far."""
         return Trail() if ticket.executor is None else ticket.executor.trail
 
-    def cancel(self, ticket: MemoryRun, reason: str) -> bool:
+    def revoke(self, ticket: MemoryRun, reason: str) -> bool:
         """Cancel a run that waits for its turn, or whose function runs on the event loop."""
         refuse_in_a_fork(self._pid)
         is_async = self._app.tasks[ticket.message.name].task_func.is_async
@@ -252,7 +252,7 @@ class MemoryEngine:
     def _leave_behind(self) -> None:
         """End what swallowed its cancellation, for those who wait for it."""
         for run in self._every():
-            self._begin(self.carry_out(Attempt("cancel", TaskCancelError(_GAVE_UP)), run))
+            self._begin(self.settle(Attempt("cancel", TaskCancelError(_GAVE_UP)), run))
         self._let_go()
 
     def _every(self) -> list[MemoryRun]:
@@ -270,7 +270,7 @@ class MemoryEngine:
         for run in lost:
             if not self._cut(run, _GAVE_UP, only_queued=run.in_thread):
                 # Nothing can cut it; but whoever waits for it need not.
-                self._begin(self.carry_out(Attempt("cancel", TaskCancelError(_GAVE_UP)), run))
+                self._begin(self.settle(Attempt("cancel", TaskCancelError(_GAVE_UP)), run))
 
     def _let_go_if_empty(self) -> None:
         if self._stopped is None:
@@ -305,7 +305,7 @@ class MemoryEngine:
     def _end(self, run: MemoryRun, outcome: Attempt) -> None:
         """Take down how a run ended; with the lock."""
         run.status = outcome.status
-        run.ended = Ended(run.status, outcome.result, outcome.error)
+        run.ended = RunResult(run.status, outcome.result, outcome.error)
         run.task = None
         if run.future is not None:
             run.future.set_result(run.ended)
@@ -331,7 +331,7 @@ class MemoryEngine:
             try:
                 self._threads.give(run)
             except RuntimeError as error:
-                runs += self.carry_out(Attempt("fail", error), run)  # gone through in this loop
+                runs += self.settle(Attempt("fail", error), run)  # gone through in this loop
 
     def _on_loop(self, call: Callable[..., Any], *args: Any) -> None:
         loop = self.loop
@@ -358,15 +358,15 @@ class MemoryEngine:
         try:
             executor = self._executor_of(run)
             if run.cancelling is None:
-                outcome = await executor.attempt_on(self)
+                outcome = await executor.execute_attempt(self)
             else:
                 outcome = await executor.give_up(TaskCancelError(run.cancelling))
         except KeyboardInterrupt as error:
-            self._begin(self.carry_out(outcome_of(error, run), run))
+            self._begin(self.settle(outcome_of(error, run), run))
             raise
         except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
             outcome = outcome_of(error, run)
-        self._begin(self.carry_out(outcome, run))
+        self._begin(self.settle(outcome, run))
 
     def _work(self, run: MemoryRun) -> MemoryRun | None:
         """Make one attempt in this thread; give the run that it is to go on with."""
@@ -374,14 +374,14 @@ class MemoryEngine:
             outcome = self._context.copy().run(self._attempt_here, run)
         except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
             outcome = outcome_of(error, run)
-        begun = self.carry_out(outcome, run)
+        begun = self.settle(outcome, run)
         after = next((one for one in begun if one.in_thread and one.cancelling is None), None)
         self._begin([one for one in begun if one is not after])
         return after
 
     def _attempt_here(self, run: MemoryRun) -> Attempt:
         _inside.set(run)
-        return self._executor_of(run).attempt_on_sync(self)
+        return self._executor_of(run).execute_attempt_sync(self)
 
     def _executor_of(self, run: MemoryRun) -> TaskExecutor:
         if run.executor is None:
@@ -392,7 +392,7 @@ class MemoryEngine:
         """Return what was submitted."""
         return native.message
 
-    def carry_out(self, outcome: Attempt, native: MemoryRun) -> list[MemoryRun]:
+    def settle(self, outcome: Attempt, native: MemoryRun) -> list[MemoryRun]:
         """End a run or queue it again, and take the runs whose turn it is now."""
         run = native
         with self._lock:

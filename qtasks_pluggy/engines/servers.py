@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any, Final
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskExecutor, TaskMessage
-from qtasks_pluggy.engines import Attempt, Ended, Host
+from qtasks_pluggy.engines import Attempt, Host, RunResult
+from qtasks_pluggy.engines.native import HANDS_OVER, PLAIN, attempt_of, text_of, unstorable
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
-# Results of these types travel as they are, whatever serializes them; a whole number can have too
-# many digits for JSON.
-PLAIN: Final = frozenset({type(None), bool, float, str})
+__all__ = ["HANDS_OVER", "PLAIN", "attempt_of", "text_of", "unstorable"]
+
 # Seconds, the least and the most, between two looks whether a run has ended.
 POLL: Final = (0.001, 0.02)
-# The packages whose frames lead from an engine to a task: ours, and those by which we wait.
-_OURS: Final = frozenset({"asyncio", "concurrent", "contextlib", "qtasks_pluggy", "threading"})
 
 
-def wait_by_looking(look: Callable[[], Ended | None], timeout: float | None) -> Ended | None:
+def wait_by_looking(
+    look: Callable[[], RunResult | None], timeout: float | None
+) -> RunResult | None:
     """Wait, blocking, for a run's stored end, which nobody announces.
 
     Args:
@@ -78,62 +77,6 @@ def unserializable(message: TaskMessage, serialize: Callable[[Any], object]) -> 
         except Exception:  # noqa: BLE001  # whatever a value's own methods raise
             return f"argument {place!r}, a {type(value).__name__},"
     return None
-
-
-def unstorable(what: str, value: Any, error: BaseException, *, engine: str) -> EngineError:
-    """Say that an engine cannot store a result.
-
-    Args:
-        what: Whose value it is, for people.
-        value: Of which the type is shown.
-        error: What the engine's own serializer says.
-        engine: The engine's name.
-    """
-    msg = (
-        f"engine {engine!r}: {what}, a {type(value).__name__}, cannot be stored"
-        f" ({text_of(error)}); return something that can, an id or a path"
-    )
-    return EngineError(msg)
-
-
-def attempt_of(header: Mapping[str, Any]) -> int:
-    """Read a run's attempt from what travels with its message, which anybody may have written."""
-    attempt = header.get("attempt")
-    return attempt if type(attempt) is int and attempt > 1 else 1
-
-
-def text_of(error: BaseException | None) -> str:
-    """Return an error's class and text, whatever the class makes of ``str``."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
-        return type(error).__name__
-
-
-class HandsOver:
-    """Cuts the leading frames that are ours from an error that leaves for the engine."""
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Cut them; the error goes on."""
-        if error is not None:
-            # Past the class's own, which a frozen one can have.
-            BaseException.with_traceback(error, _theirs(error.__traceback__))
-
-
-def _theirs(traceback: TracebackType | None) -> TracebackType | None:
-    """Find where a traceback enters code that is neither ours nor what we wait by."""
-    while traceback is not None and traceback.tb_next is not None:
-        module = str(traceback.tb_frame.f_globals.get("__name__"))
-        if module.partition(".")[0] not in _OURS:
-            break
-        traceback = traceback.tb_next
-    return traceback
-
-
-HANDS_OVER: Final = HandsOver()
 
 
 def is_answered(run: RunningTask) -> bool:
@@ -199,19 +142,17 @@ def refuse_url(given: Any, engine: str, wanted: str) -> None:
         raise EngineError(msg)
 
 
-def carried_out(
-    executor: TaskExecutor, outcome: Attempt, carry_out: Callable[[Attempt], Any]
-) -> Any:
+def settled(executor: TaskExecutor, outcome: Attempt, settle: Callable[[Attempt], Any]) -> Any:
     """Carry out an outcome; a retry that cannot be sent is the end of its run.
 
     Args:
         executor: It made the attempt.
         outcome: The attempt's outcome.
-        carry_out: Raises an ``EngineError`` for a retry that cannot be sent.
+        settle: Raises an ``EngineError`` for a retry that cannot be sent.
     """
     try:
-        return carry_out(outcome)
+        return settle(outcome)
     except EngineError as unsent:
         if outcome.action != "retry":
             raise
-        return carry_out(executor.give_up_sync(unsent))
+        return settle(executor.give_up_sync(unsent))

@@ -21,7 +21,7 @@ from taskiq.result_backends.dummy import DummyResultBackend
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus, Trail, TrailRecord
-from qtasks_pluggy.engines import Attempt, Capabilities, Ended, executor_for, run_in_place
+from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, executor_for, run_in_place
 from qtasks_pluggy.engines._taskiq_brokers import (
     PATIENCE,
     can_delay,
@@ -112,7 +112,7 @@ class TaskiqEngine:
             metadata=True,
         )
 
-    def goes_on(self, error: BaseException) -> bool:  # noqa: ARG002  # the seam's name
+    def will_retry(self, error: BaseException) -> bool:  # noqa: ARG002  # the seam's name
         """Say no: whoever retries is a plugin."""
         return False
 
@@ -236,7 +236,7 @@ class TaskiqEngine:
         """Make the ticket of a run that was sent from anywhere."""
         return self._runs.tickets.get(uuid) or Ticket(uuid, "", self.native)
 
-    async def result(self, ticket: Ticket, timeout: float | None) -> Ended | None:  # noqa: ASYNC109  # the seam's
+    async def result(self, ticket: Ticket, timeout: float | None) -> RunResult | None:  # noqa: ASYNC109  # the seam's
         """Wait for the stored end."""
         if not self._has_results:
             msg = (
@@ -280,7 +280,7 @@ class TaskiqEngine:
         """Say nothing: the trail comes with the end."""
         return None
 
-    def cancel(self, ticket: Ticket, reason: str) -> bool:  # noqa: ARG002  # the seam's names
+    def revoke(self, ticket: Ticket, reason: str) -> bool:  # noqa: ARG002  # the seam's names
         """Refuse: brokers take nothing back.
 
         Raises:
@@ -304,7 +304,7 @@ class TaskiqEngine:
             metadata=header.get("metadata", {}),
         )
 
-    async def carry_out(self, outcome: Attempt, native: Run) -> Any:
+    async def settle(self, outcome: Attempt, native: Run) -> Any:
         """Return what Taskiq is to store, or raise what makes it do what the plugins decided."""
         if outcome.action == "pass":
             if isinstance(outcome.error, NoResultError):
@@ -316,9 +316,9 @@ class TaskiqEngine:
         trail = native.ended.trail if native.ended is not None else None
         status = outcome.status
         if outcome.error is None:
-            native.ended = Ended(status, trail=trail) if trail else None
+            native.ended = RunResult(status, trail=trail) if trail else None
             return outcome.result
-        native.ended = Ended(status, error=outcome.error, trail=trail)
+        native.ended = RunResult(status, error=outcome.error, trail=trail)
         raise outcome.error
 
     async def _retry(self, outcome: Attempt, native: Run) -> None:
@@ -341,7 +341,7 @@ class TaskiqEngine:
         here = asyncio.current_task()
         met = 0 if here is None else here.cancelling()
         try:
-            outcome = await executor.attempt_on(self)
+            outcome = await executor.execute_attempt(self)
         except BaseException as error:
             asked_for = here is not None and here.cancelling() > met
             if isinstance(error, asyncio.CancelledError) and asked_for:
@@ -349,15 +349,15 @@ class TaskiqEngine:
             outcome = cut_by(error, self)
         before = _header(run).get("trail", ())
         trail = Trail([*(TrailRecord(**record) for record in before), *executor.trail])
-        run.ended = Ended(TaskStatus.running, trail=trail)
+        run.ended = RunResult(TaskStatus.running, trail=trail)
         try:
-            return await self.carry_out(outcome, run)
+            return await self.settle(outcome, run)
         except EngineError as unsent:
             if outcome.action != "retry":
                 raise
-            return await self.carry_out(await executor.give_up(unsent), run)
+            return await self.settle(await executor.give_up(unsent), run)
 
-    async def _look(self, ticket: Ticket) -> Ended | None:
+    async def _look(self, ticket: Ticket) -> RunResult | None:
         """Read a run's end, if it has one."""
         if ticket.ended is None and ticket.native is not None:
             ticket.ended = ended_of(ticket.native, ticket.result_backend)

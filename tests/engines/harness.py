@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines import Ended
+from qtasks_pluggy.engines import RunResult
 from qtasks_pluggy.engines.memory import MemoryEngine
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,9 @@ class Pool(Memory):
     def engine(self) -> Any:
         """Make the adapter of the page."""
         page = ROOT / "docs/how-to/write-an-engine.md"
-        code = re.search(r"```python\n(.+?)```", page.read_text("utf-8"), re.DOTALL)
+        code = re.search(
+            r"```python\n((?:(?!```).)*class PoolEngine.+?)```", page.read_text("utf-8"), re.DOTALL
+        )
         names: dict[str, Any] = {}
         exec(code[1], names)  # noqa: S102  # the project's own page
         return names["PoolEngine"]()
@@ -63,7 +65,7 @@ class Coroutines(Memory):
 
             async def result(self, ticket: Any, timeout: float | None) -> Any:  # noqa: ASYNC109  # the seam's
                 ended = MemoryEngine.result(self, ticket, timeout)
-                if isinstance(ended, Ended):
+                if isinstance(ended, RunResult):
                     return ended
                 waiting = asyncio.shield(asyncio.wrap_future(ended))
                 try:
@@ -85,7 +87,7 @@ class Blocking(Memory):
 
             def result(self, ticket: Any, timeout: float | None) -> Any:
                 ended = super().result(ticket, timeout)
-                if isinstance(ended, Ended):
+                if isinstance(ended, RunResult):
                     return ended
                 with contextlib.suppress(TimeoutError):
                     return ended.result(timeout)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 
 import pytest
-from celery import Celery, Task
+from celery import Task
 from celery.app import trace
 from kombu import Exchange, Queue
 
 from qtasks_hookspecs import Retry, hookimpl
-from qtasks_pluggy.engines._celery_settings import has_dead_letters
 from qtasks_pluggy.engines.celery import install
+from qtasks_pluggy.engines.celery.settings import has_dead_letters
 from tests.engines.celery_apps import celery_app, working
 from tests.engines.huey_apps import LONG, Keeps
 
@@ -197,22 +197,6 @@ def test_dead_letters_are_looked_for_in_the_queue_that_a_message_came_by(
 
     fail.push_request(delivery_info={"exchange": "shop", "routing_key": key})
     assert allowed is has_dead_letters(fail)
-
-
-@pytest.mark.parametrize(("broker", "seen"), [("redis", -9), ("amqp", 9)])
-def test_higher_priority_is_sooner_whatever_the_broker(broker, seen):
-    """Plugins read a native run's priority as everywhere: on Redis lower ones run first."""
-    native = Celery("shop", broker=f"{broker}://127.0.0.1:1", set_as_current=False)
-
-    @native.task(name="fail", shared=False)
-    def fail():
-        raise OSError
-
-    plugin = Keeps("taken")
-    install(native, [plugin], discover=False)
-    fail.push_request(called_directly=False, task="fail", delivery_info={"priority": 9})
-    assert "taken" == type(fail).__call__(fail)
-    assert [seen] == [message.priority for message in plugin.messages]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -17,7 +17,7 @@ from dramatiq.results.backends import RedisBackend, StubBackend
 
 from qtasks_hookspecs import DeadLetter, Retry, TaskMessage
 from qtasks_pluggy import QueueTasks, TaskStatus
-from qtasks_pluggy.engines import Ended
+from qtasks_pluggy.engines import RunResult
 from qtasks_pluggy.engines._dramatiq_ends import packed, unpacked
 from qtasks_pluggy.engines.dramatiq import DramatiqEngine
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskDeadLetteredError
@@ -197,7 +197,7 @@ class OddError(Exception):
 )
 def test_errors_travel_by_their_class(error, same):
     """The caller gets an error of the class and text of the task's, or one that names both."""
-    ended = unpacked(packed(Ended(TaskStatus.failed, error=error)), "engine 'x', task 't'")
+    ended = unpacked(packed(RunResult(TaskStatus.failed, error=error)), "engine 'x', task 't'")
     assert ended.status is TaskStatus.failed
     if same:
         assert (type(error), error.args) == (type(ended.error), ended.error.args)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskStatus
-from qtasks_pluggy.engines import Ended, NoRoomError, is_started
+from qtasks_pluggy.engines import NoRoomError, RunResult, is_started
 from qtasks_pluggy.engines.memory import MemoryEngine
 from tests.engines.harness import Blocking, Pool
 
@@ -104,7 +104,7 @@ def test_an_end_can_bring_its_trail():
 
     class Carrying(MemoryEngine):
         def result(self, ticket, timeout):
-            return Ended(TaskStatus.succeeded, 1, trail=trail)
+            return RunResult(TaskStatus.succeeded, 1, trail=trail)
 
     app = QueueTasks("shop", engine=Carrying("memory://"), discover=False)
     task = app.task(name="one")(lambda: 1)
@@ -141,7 +141,7 @@ def test_an_interrupted_wait_for_a_result_leaves_it_to_others():
 
 def test_async_code_waits_for_a_blocking_engine_in_slices():
     """Awaiting a handle goes on after a slice of the wait in which the run did not end."""
-    ends = [None, None, Ended(TaskStatus.succeeded, 7)]
+    ends = [None, None, RunResult(TaskStatus.succeeded, 7)]
 
     class Slow(MemoryEngine):
         blocking = True

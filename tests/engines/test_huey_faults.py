@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
 import sys
-import threading
-import time
 
 import pytest
-import structlog
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines import _huey_ledger as ledger_module
 from qtasks_pluggy.exc import EngineError
 from tests.engines.huey_apps import LONG, app_on
-from tests.engines.processes import wait_until
-from tests.engines.versions import since
 
 pytestmark = pytest.mark.engines
 
@@ -74,44 +66,7 @@ def test_a_full_disk_refuses_what_it_cannot_keep_and_keeps_the_rest(path):
             assert handle.result(timeout=LONG).endswith("x")
 
 
-def test_a_disk_that_is_full_for_a_while_costs_no_end(path, monkeypatch):
-    """A worker whose disk is full keeps at it, and every run ends once there is room."""
-    monkeypatch.setattr(ledger_module, "_PAUSES", (0.05,) * 200)
-    app, work = shop_on(path, workers=2)
-    begun, room = [], threading.Event()
-
-    @app.task
-    def big():
-        begun.append(1)
-        assert len(begun) == 1 or room.wait(LONG)
-        return "x" * 400_000
-
-    with app, structlog.testing.capture_logs() as logs:
-        handles = [work.submit(number) for number in range(5)]
-        pragma(app, f"max_page_count={PAGES}")
-        handles.append(big.submit())
-        assert wait_until(lambda: "huey_end_not_stored" in {one["event"] for one in logs}, LONG)
-        pragma(app, "max_page_count=100000")
-        room.set()
-        *small, large = [handle.result(timeout=LONG) for handle in handles]
-    assert [0, 1, 2, 3, 4] == small
-    assert len(large) == 400_000
-
-
-def test_an_end_that_never_fits_is_told(path, monkeypatch):
-    """A result too large for the disk is tried some times; then its run ends in an error."""
-    monkeypatch.setattr(ledger_module, "_PAUSES", (0.01,) * 10)
-    app, work = shop_on(path, workers=1)
-    big = app.task(name="big")(lambda: "x" * 400_000)
-    with app, structlog.testing.capture_logs():
-        pragma(app, f"max_page_count={PAGES}")
-        with pytest.raises(EngineError, match="too large for the disk"):
-            big.submit().result(timeout=LONG)
-        assert 1 == work.submit(1).result(timeout=LONG)
-    assert {} == app.engine.native.all_results()
-
-
-def test_a_database_that_another_process_holds_is_told(path, monkeypatch):
+def test_a_database_that_another_process_holds_is_told(path):
     """Every use of a locked database is one error that says so; then all goes on."""
     app, work = shop_on(path)
     with app:
@@ -129,52 +84,6 @@ def test_a_database_that_another_process_holds_is_told(path, monkeypatch):
     with app:
         assert [1, 3] == [waiting.result(timeout=LONG), work.submit(3).result(timeout=LONG)]
     assert {} == app.engine.native.all_results()
-
-
-def test_a_lock_in_the_midst_of_runs_costs_none(path, monkeypatch):
-    """Runs that are being done while another process holds the database end none the less."""
-    monkeypatch.setattr(ledger_module, "_PAUSES", (0.05,) * 200)
-    app, _ = shop_on(path, workers=2)
-    held, gate = threading.Semaphore(0), threading.Event()
-
-    @app.task
-    def wait(number):
-        held.release()
-        assert gate.wait(LONG)
-        return number
-
-    with app, structlog.testing.capture_logs():
-        handles = [wait.submit(number) for number in range(6)]
-        assert held.acquire(timeout=LONG)
-        assert held.acquire(timeout=LONG)
-        pragma(app, "busy_timeout=20")
-        other = hold(path)
-        gate.set()
-        # Long enough for the workers to fail, several times over.
-        end = time.monotonic() + 0.5
-        assert wait_until(lambda: time.monotonic() > end, LONG)
-        other.close()
-        assert list(range(6)) == [handle.result(timeout=LONG) for handle in handles]
-
-
-@since("huey", "3.5", "Huey's scheduler ends with an error of its storage")
-def test_a_delayed_run_survives_a_lock_when_its_time_comes(path, monkeypatch):
-    """What the scheduler has taken out and cannot enqueue is found again."""
-    app, work = shop_on(path, workers=1)
-    native = app.engine.native
-    enqueue, failures = native.storage.enqueue, [sqlite3.OperationalError("database is locked")]
-
-    def fail_once(*args):
-        if failures and threading.current_thread().name == "Scheduler":
-            raise failures.pop()
-        return enqueue(*args)
-
-    monkeypatch.setattr(native.storage, "enqueue", fail_once)
-    with app, structlog.testing.capture_logs() as logs:
-        handle = work.with_options(delay=0.5).submit(1)
-        assert 1 == handle.result(timeout=LONG)
-    assert [] == failures
-    assert "huey_runs_recovered" in {one["event"] for one in logs}
 
 
 @pytest.mark.parametrize("what", ["text", "damaged"])
@@ -203,42 +112,6 @@ def test_a_folder_in_the_file_s_place_is_told(path):
     path.mkdir()
     with pytest.raises(EngineError, match="unable to open"):
         QueueTasks("shop", engine=f"huey+sqlite:///{path}")
-
-
-def test_a_file_of_locks_that_cannot_be_opened_is_told(path):
-    """What the ledger keeps beside the database is named when it cannot be used."""
-    path.with_name(f"{path.name}.workers").mkdir()
-    with pytest.raises(EngineError, match=r"\.workers'.*cannot be used.*write there"):
-        QueueTasks("shop", engine=f"huey+sqlite:///{path}")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
-def test_a_fork_submits_whatever_the_other_threads_are_doing(path):
-    """A child has neither the lock that a thread held when it was forked, nor its connection."""
-    app, work = shop_on(path, workers=1)
-    storage = app.engine.native.storage
-    held = threading.Event()
-
-    def keep():
-        with storage.lock:
-            held.set()
-            # Long enough for a fork that does not wait for the lock.
-            threading.Event().wait(0.2)
-
-    with app:
-        thread = threading.Thread(target=keep)
-        thread.start()
-        assert held.wait(LONG)
-        child = os.fork()
-        if child == 0:
-            signal.alarm(10)
-            try:
-                os._exit(0 if storage._conn is None and work.submit(7) else 1)
-            finally:
-                os._exit(2)
-        assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        thread.join(LONG)
-        assert 3 == work.submit(3).result(timeout=LONG)
 
 
 def test_tables_that_are_gone_are_told(path):

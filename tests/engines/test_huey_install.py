@@ -390,3 +390,17 @@ def test_the_worker_command_ends_where_a_plugin_cannot_start(project, worker, ki
     assert 0 == process.wait(LONG)
     assert 1 == process.log().count("worker_cannot_start")
     assert "LookupError: no licence; the app was not started" in process.log()
+
+
+def test_what_a_task_is_declared_with_reaches_plugins(native):
+    """Its tags are tags, and the rest of what Huey does not know is extra."""
+
+    class Looks:
+        @hookimpl
+        def task_executor_run_task_trigger_error(self, task_func):
+            return [task_func.tags, dict(task_func.extra)]
+
+    task, _ = failing(native, tags=["price"], owner="me", priority=3)
+    install(native, [Looks()], discover=False)
+    with consuming(native):
+        assert [("price",), {"owner": "me"}] == task("broken").get(blocking=True, timeout=LONG)

@@ -128,20 +128,22 @@ def test_a_killed_child_is_replaced_and_its_run_with_it(shop):
         assert "waited" == handle.result(timeout=LONG)
 
 
-def test_consumers_side_by_side_leave_each_other_s_runs_alone(shop):
-    """A consumer that starts beside another takes nothing that the other one is doing."""
+def test_a_second_consumer_is_refused(shop):
+    """One consumer does the runs of a file; a second one ends, and says so."""
     with shop.app:
         handle = shop.app.tasks["wait"].submit()
-        shop.consumer()
+        first = shop.consumer()
         assert wait_until(lambda: shop.told("began"), LONG)
-        shop.consumer("-w", "2")
-        others = list(shop.app.submit_many(shop.app.tasks["work"], range(10)))
-        assert [one.result(timeout=LONG) for one in others] == [2 * n for n in range(10)]
+        second = shop.consumer("-w", "2")
+        second.wait(LONG)
+        assert "another consumer does the runs" in second.log()
+        first.kill()
+        first.wait(LONG)
         (shop.folder / "go").touch()
-
+        shop.consumer()
         assert "waited" == handle.result(timeout=LONG)
     times = collections.Counter(uuid for uuid, _ in shop.told("began"))
-    assert {1} == set(times.values())
+    assert {2} == set(times.values())
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

@@ -9,6 +9,7 @@ import threading
 import traceback
 import weakref
 
+import huey
 import pytest
 import structlog
 from celery import Celery
@@ -17,6 +18,7 @@ from taskiq import InMemoryBroker
 from qtasks_hookspecs import Raise, Replace, Retry, hookimpl
 from qtasks_pluggy.engines import celery as celery_engine
 from qtasks_pluggy.engines import dramatiq as dramatiq_engine
+from qtasks_pluggy.engines import huey as huey_engine
 from qtasks_pluggy.engines import taskiq as taskiq_engine
 from qtasks_pluggy.engines._taskiq_brokers import can_delay, is_safe
 from qtasks_pluggy.engines.celery import install
@@ -243,9 +245,10 @@ def test_r9_no_message_gives_its_run_more_retries(attempt):
     [
         (celery_engine, celery_apps.celery_app),
         (dramatiq_engine, dramatiq_apps.stub_broker),
+        (huey_engine, lambda: huey.MemoryHuey("shop")),
         (taskiq_engine, taskiq_apps.broker_of),
     ],
-    ids=["celery", "dramatiq", "taskiq"],
+    ids=["celery", "dramatiq", "huey", "taskiq"],
 )
 def test_install_keeps_no_app_alive(engine, make):
     """What nobody has any more goes, plugins and all."""

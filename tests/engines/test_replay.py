@@ -180,7 +180,7 @@ def test_celery_refuses_arguments_that_the_task_does_not_take():
     native = celery_app("own")
     native.task(name="keep", shared=False)(keep_in([]))
     celery.install(native, discover=False)
-    with pytest.raises(EngineError, match="'keep': these arguments do not fit"):
+    with pytest.raises(EngineError, match="'keep': the call was refused .*TypeError"):
         installed_in(native).replay(TaskMessage("keep", (1, 2, 3)))
 
 

@@ -56,7 +56,7 @@ def engine_of(**capabilities: bool) -> Any:
         name="toy",
         capabilities=can,
         control=(StopHereError, ComeAgainError),
-        goes_on=lambda error: isinstance(error, ComeAgainError),
+        will_retry=lambda error: isinstance(error, ComeAgainError),
         failure=lambda error: error,
         check_answer=lambda value: None,
         check_result=refuse_secrets,
@@ -101,21 +101,21 @@ def test_an_attempt_is_made_once_unless_it_is_to_be_retried():
     executor = TaskExecutor(raising(TaskPluginTriggerError()), plugins=[ends])
     engine = engine_of()
 
-    assert "retry" == executor.attempt_on_sync(engine).action
+    assert "retry" == executor.execute_attempt_sync(engine).action
     assert 1 == executor.attempt
     ends.answer = "enough"
-    outcome = executor.attempt_on_sync(engine)
+    outcome = executor.execute_attempt_sync(engine)
     assert ("succeed", "enough", 2) == (outcome.action, outcome.result, executor.attempt)
     assert executor.engine is engine
     with pytest.raises(RuntimeError, match="has run"):
-        executor.attempt_on_sync(engine)
+        executor.execute_attempt_sync(engine)
     assert ["asked", "asked", "closed"] == ends.heard
 
 
 def test_r15_a_result_that_the_engine_refuses_is_a_failure():
     """R15: plugins are told of a result that cannot travel, before they are told of the end."""
     ends = Ends()
-    outcome = TaskExecutor(lambda: "secret", plugins=[ends]).attempt_on_sync(engine_of())
+    outcome = TaskExecutor(lambda: "secret", plugins=[ends]).execute_attempt_sync(engine_of())
 
     assert ("fail", EngineError) == (outcome.action, type(outcome.error))
     assert ["failed", "closed"] == ends.heard
@@ -126,14 +126,14 @@ def test_r15_a_retry_that_the_engine_cannot_arrange_is_a_failure(is_async):
     """R15, R16: a run whose next attempt cannot be has failed, by the engine's error, and ends."""
     ends = Ends(Retry())
     executor = TaskExecutor(raising(TaskPluginTriggerError()), plugins=[ends])
-    assert "retry" == executor.attempt_on_sync(engine_of()).action
+    assert "retry" == executor.execute_attempt_sync(engine_of()).action
     error = EngineError("the server is gone")
     outcome = asyncio.run(executor.give_up(error)) if is_async else executor.give_up_sync(error)
 
     assert ("fail", error) == (outcome.action, outcome.error)
     assert ["asked", "failed", "closed"] == ends.heard
     with pytest.raises(RuntimeError, match="has run"):
-        executor.attempt_on_sync(engine_of())
+        executor.execute_attempt_sync(engine_of())
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_control_exceptions_pass(error, heard):
     """No plugin is asked about an engine's control exception, nor told of a failure."""
     ends = Ends("never")
     task = QueueTasks("shop", intercept=Exception, discover=False).task(raising(error))
-    outcome = TaskExecutor(task, plugins=[ends]).attempt_on_sync(engine_of())
+    outcome = TaskExecutor(task, plugins=[ends]).execute_attempt_sync(engine_of())
 
     assert ("pass", error) == (outcome.action, outcome.error)
     assert heard == ends.heard
@@ -160,7 +160,7 @@ async def test_a_cancelled_attempt_is_closed():
         entered.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(TaskExecutor(wait, plugins=[ends]).attempt_on(engine_of()))
+    task = asyncio.create_task(TaskExecutor(wait, plugins=[ends]).execute_attempt(engine_of()))
     await entered.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -174,7 +174,7 @@ def test_r7_an_interrupt_while_a_failure_is_told_closes_the_attempt():
     interrupted = plugin("interrupted", task_executor_task_failed=raising(KeyboardInterrupt()))
     executor = TaskExecutor(raising(TaskPluginTriggerError()), plugins=[ends, interrupted])
     with pytest.raises(KeyboardInterrupt):
-        executor.attempt_on_sync(engine_of())
+        executor.execute_attempt_sync(engine_of())
 
     assert ["asked", "failed", "closed"] == ends.heard
 
@@ -184,7 +184,7 @@ def test_strict_fails_the_attempt():
     broken = plugin("broken", task_executor_task_close=raising(ZeroDivisionError()))
     app = QueueTasks("shop", plugins=[broken], settings={"strict": True}, discover=False)
     task = app.task(lambda: 1)
-    outcome = TaskExecutor(task).attempt_on_sync(engine_of())
+    outcome = TaskExecutor(task).execute_attempt_sync(engine_of())
 
     assert "fail" == outcome.action
     assert isinstance(outcome.error, PluginError)
@@ -200,14 +200,14 @@ def test_r7_a_decision_that_the_engine_lacks_is_a_failure_of_its_plugin(decision
     plugins = [Ends("before"), Ends(decision)]
     plugins[0].name = "other"
     refused = TaskExecutor(raising(TaskPluginTriggerError()), plugins=plugins)
-    outcome = refused.attempt_on_sync(engine_of())
+    outcome = refused.execute_attempt_sync(engine_of())
 
     assert ("succeed", "before") == (outcome.action, outcome.result)
     assert ["answered", "raised"] == [
         record.status for record in refused.trail if record.hook.endswith("trigger_error")
     ]
     taken = TaskExecutor(raising(TaskPluginTriggerError()), plugins=plugins)
-    assert taken.attempt_on_sync(engine_of(**{needs: True})).action in {"retry", "dead_letter"}
+    assert taken.execute_attempt_sync(engine_of(**{needs: True})).action in {"retry", "dead_letter"}
 
 
 def test_r7_an_engine_s_own_exception_is_nothing_to_raise():
@@ -215,7 +215,7 @@ def test_r7_an_engine_s_own_exception_is_nothing_to_raise():
     refused = TaskExecutor(
         raising(TaskPluginTriggerError()), plugins=[Ends(Raise(StopHereError()))]
     )
-    outcome = refused.attempt_on_sync(engine_of())
+    outcome = refused.execute_attempt_sync(engine_of())
 
     assert ("fail", TaskPluginTriggerError) == (outcome.action, type(outcome.error))
     assert "raised CapabilityError" in "".join(outcome.error.__notes__)
@@ -226,7 +226,7 @@ def test_what_every_engine_can_is_not_refused(decision):
     """A retry at once, and an answer, need nothing of an engine."""
     executor = TaskExecutor(raising(TaskPluginTriggerError()), plugins=[Ends(decision)])
 
-    assert executor.attempt_on_sync(engine_of()).action in {"retry", "succeed"}
+    assert executor.execute_attempt_sync(engine_of()).action in {"retry", "succeed"}
 
 
 def test_what_a_task_asks_for_in_vain_is_refused_when_it_is_declared():
@@ -383,7 +383,7 @@ def test_a_message_needs_no_started_app():
     """A worker that was not told of its start loads the plugins with its first run."""
     app = QueueTasks("shop", plugins=[Ends("late")], discover=False)
     app.task(name="ask")(raising(TaskPluginTriggerError()))
-    assert "late" == executor_for(app, TaskMessage("ask")).attempt_on_sync(engine_of()).result
+    assert "late" == executor_for(app, TaskMessage("ask")).execute_attempt_sync(engine_of()).result
     prepare(app)
 
 

@@ -62,7 +62,7 @@ class Listener:
         self.heard.append("over")
 
 
-class Ended(Exception):
+class RunResult(Exception):
     """How a run ended that did not give a result: `.error` is what its caller got, None where it heard nothing."""
 
     def __init__(self, error):
@@ -88,8 +88,8 @@ class Own:
             return handle.result(timeout=wait)
         except BaseException as e:
             if handle.status not in ("failed", "cancelled"):
-                raise Ended(None) from e
-            raise Ended(e) from e
+                raise RunResult(None) from e
+            raise RunResult(e) from e
 
 
 @contextlib.contextmanager
@@ -201,7 +201,7 @@ class OwnTaskiq(Own):
 
         result, error = asyncio.run(main())
         if error is not None:
-            raise Ended(error if result in ("failed", "cancelled") else None) from error
+            raise RunResult(error if result in ("failed", "cancelled") else None) from error
         return result
 
 
@@ -254,7 +254,7 @@ def native_celery(function, plugins, wait):
         try:
             return result.get(timeout=wait)
         except BaseException as e:
-            raise Ended(e if result.state == "FAILURE" else None) from e
+            raise RunResult(e if result.state == "FAILURE" else None) from e
 
 
 def native_huey(function, plugins, wait):
@@ -272,7 +272,7 @@ def native_huey(function, plugins, wait):
     try:
         return task().get(blocking=True, timeout=wait)
     except BaseException as e:
-        raise Ended(e if "TaskException" in type(e).__name__ else None) from e
+        raise RunResult(e if "TaskException" in type(e).__name__ else None) from e
     finally:
         consumer.stop(graceful=True)
 
@@ -295,7 +295,7 @@ def native_dramatiq(function, plugins, wait):
             block=True, timeout=wait * 1000, backend=broker.get_results_backend()
         )
     except BaseException as e:
-        raise Ended(e if type(e).__name__ == "ResultFailure" else None) from e
+        raise RunResult(e if type(e).__name__ == "ResultFailure" else None) from e
     finally:
         worker.stop()
 
@@ -321,9 +321,9 @@ def native_taskiq(function, plugins, wait):
 
     result, error = asyncio.run(main())
     if error is not None:
-        raise Ended(None) from error
+        raise RunResult(None) from error
     if result.is_err:
-        raise Ended(result.error) from result.error
+        raise RunResult(result.error) from result.error
     return result.return_value
 
 
@@ -369,7 +369,7 @@ def test_falsy_exception_fails_the_run(own, engine):
     """
     it = own(engine, plugin(trigger=lambda e: None))
     task = it.task(raise_falsy)
-    with it.start(), pytest.raises(Ended) as caught:
+    with it.start(), pytest.raises(RunResult) as caught:
         result = it.call(task)
         pytest.fail(f"the run failed, yet its caller got {result!r}")
     assert caught.value.error is not None, "the caller never heard of the end"
@@ -590,7 +590,7 @@ def test_failed_is_told_once_after_all_retries(own, engine):
         raise ConnectionError(f"attempt {len(attempts)}")
 
     task = it.task(fails)
-    with it.start(), pytest.raises(Ended) as caught:
+    with it.start(), pytest.raises(RunResult) as caught:
         it.call(task, wait=10)
     assert caught.value.error is not None
     assert "attempt 3" in text_of(caught.value.error) and len(attempts) == 3
@@ -622,7 +622,7 @@ def test_failing_plugin_changes_nothing_in_a_queue(engine):
         task_executor_task_failed=lambda e: bad(),
         task_executor_task_close=lambda task_func: bad(),
     )
-    with pytest.raises(Ended) as caught:
+    with pytest.raises(RunResult) as caught:
         native(engine, fails, faulty)
     assert caught.value.error is not None
     assert (

@@ -82,7 +82,7 @@ def toy_engine(*, dead_letter: bool = True, repeats: int = 0) -> Any:
     """Make as much of an engine as an executor looks at; it repeats a failed attempt by itself."""
     left = [repeats]
 
-    def goes_on(_: BaseException) -> bool:
+    def will_retry(_: BaseException) -> bool:
         left[0] -= 1
         return left[0] >= 0
 
@@ -90,7 +90,7 @@ def toy_engine(*, dead_letter: bool = True, repeats: int = 0) -> Any:
         name="toy",
         capabilities=Capabilities(delay=True, dead_letter=dead_letter),
         control=(),
-        goes_on=goes_on,
+        will_retry=will_retry,
         failure=lambda error: error,
         check_result=lambda _: None,
         check_answer=lambda _: None,
@@ -99,7 +99,7 @@ def toy_engine(*, dead_letter: bool = True, repeats: int = 0) -> Any:
 
 def on_engine(taken: TaskExecutor, engine: Any) -> Any:
     """Carry out a run's attempts as an engine does."""
-    while (attempt := taken.attempt_on_sync(engine)).goes_on:
+    while (attempt := taken.execute_attempt_sync(engine)).will_retry:
         pass
     if attempt.error is not None:
         raise attempt.error
@@ -219,7 +219,7 @@ def test_r9_a_kept_dead_letter_is_allowed_on_every_engine(place):
     hears = Hears(DeadLetter("odd"), keeps=True)
     taken = TaskExecutor(failing("function", ShopError()), plugins=[hears])
 
-    attempt = taken.attempt_on_sync(toy_engine(dead_letter=place))
+    attempt = taken.execute_attempt_sync(toy_engine(dead_letter=place))
 
     assert ("dead_letter", True) == (attempt.action, attempt.kept)
     assert isinstance(attempt.error, TaskDeadLetteredError)
@@ -232,7 +232,7 @@ def test_r9_only_true_keeps_a_dead_letter(answer):
     hears = Hears(DeadLetter("odd"), keeps=answer)
     taken = TaskExecutor(failing("function", ShopError()), plugins=[hears])
 
-    attempt = taken.attempt_on_sync(toy_engine(dead_letter=False))
+    attempt = taken.execute_attempt_sync(toy_engine(dead_letter=False))
 
     assert ("fail", ShopError) == (attempt.action, type(attempt.error))
     assert ("closed", "failed", 1) == hears.heard[-1]
@@ -292,7 +292,7 @@ def test_r15_what_is_no_exception_is_failed(kind, error):
     assert [("ended", "failed", 1), ("closed", "failed", 1)] == hears.heard
 
     hears = Hears()
-    attempt = TaskExecutor(failing(kind, error), plugins=[hears]).attempt_on_sync(toy_engine())
+    attempt = TaskExecutor(failing(kind, error), plugins=[hears]).execute_attempt_sync(toy_engine())
     assert ("fail", error) == (attempt.action, attempt.error)
     assert [
         ("ended", "failed", 1),
@@ -425,7 +425,7 @@ def test_r16_a_retry_that_cannot_be_arranged_is_a_failure_of_the_attempt_that_wa
     """R16: the attempt has ended as retried; the run ends as failed, by what the engine says."""
     hears = Hears(Retry())
     taken = TaskExecutor(failing("function", ShopError()), plugins=[hears])
-    assert taken.attempt_on_sync(toy_engine(repeats=9)).goes_on
+    assert taken.execute_attempt_sync(toy_engine(repeats=9)).will_retry
 
     error = OSError("broker")
     assert taken.give_up_sync(error).error is error

@@ -5,12 +5,8 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import threading
-import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -18,11 +14,10 @@ from urllib.parse import unquote
 from huey import Huey, SqliteHuey
 
 from qtasks_pluggy.engines import url_options
+from qtasks_pluggy.engines.forward import PATIENCE, trouble_within
 from qtasks_pluggy.exc import EngineError
 
 SCHEME: Final = "huey+sqlite://"
-# Seconds in which a server has to answer when the app starts.
-_PATIENCE: Final = 8.0
 _REMEDIES: Final = {
     "unable to open": "make its folder, and let this user write there",
     "locked": "another process holds it; end that one, or wait",
@@ -61,7 +56,6 @@ def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
         huey = SqliteHuey(name, filename=path, store_none=True)
     except sqlite3.Error as error:
         raise unusable(path, error, "the app") from error
-    let_fork(huey.storage)
     return huey, options["ledger"]
 
 
@@ -74,14 +68,14 @@ def unusable(path: str, error: Exception, who: str) -> EngineError:
     )
 
 
-def told(huey: Huey, who: str, call: Callable[..., Any], *args: Any) -> Any:
+def told(huey: Huey, who: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call what uses the storage; say what is wrong, if it is the storage.
 
     Raises:
         EngineError: The storage cannot be used.
     """
     try:
-        return call(*args)
+        return call(*args, **kwargs)
     except Exception as error:
         storage: Any = huey.storage
         if isinstance(error, sqlite3.Error):
@@ -102,55 +96,10 @@ def reach(huey: Huey, who: str) -> None:
     Raises:
         EngineError: It cannot, or says nothing for some seconds.
     """
-    answer: Future[int] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(huey.pending_count())
-        except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
-            answer.set_exception(error)
-
-    threading.Thread(target=ask, name="qtasks-pluggy-huey-reach", daemon=True).start()
-    try:
-        told(huey, who, answer.result, _PATIENCE)
-    except TimeoutError:
+    trouble = trouble_within(PATIENCE, lambda: told(huey, who, huey.pending_count))
+    if isinstance(trouble, EngineError):
+        raise trouble
+    if trouble is not None:
         kind = type(huey.storage).__name__
-        msg = f"engine 'huey', {who}: its {kind} says nothing for {_PATIENCE:g} s; is it up?"
-        raise EngineError(msg) from None
-
-
-def let_fork(storage: Any) -> None:
-    """Let this process fork while its threads use a database.
-
-    In the child nobody would release a lock that another thread holds at that moment, and SQLite
-    must not carry a connection over; so there is none at that moment, as in Huey's own consumer.
-
-    Args:
-        storage: One on SQLite.
-    """
-    _storages.add(storage)
-
-
-_storages: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
-_held: Final[list[Any]] = []
-
-
-def _before_fork() -> None:
-    for storage in list(_storages):
-        storage.lock.acquire()
-        _held.append(storage)
-        if storage._conn is not None:  # noqa: SLF001  # its close() takes the lock, too late
-            storage._conn.close()  # noqa: SLF001  # likewise
-            storage._conn = None  # noqa: SLF001  # likewise
-
-
-def _after_fork() -> None:
-    # No more than those: another thread may be about to fork too.
-    for storage in [_held.pop() for _ in range(len(_held))]:
-        storage.lock.release()
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows has no fork
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
-    )
+        msg = f"engine 'huey', {who}: its {kind} cannot be used: {trouble}; is its server up?"
+        raise EngineError(msg) from trouble

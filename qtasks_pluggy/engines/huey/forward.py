@@ -1,0 +1,363 @@
+"""An app's runs on Huey: on a file, the durable engine with no server, or on a Huey object."""
+
+# Huey has no types, and its tasks carry what is ours.
+# pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import attrs
+from huey import CancelExecution, Huey
+from huey.api import Task
+from huey.constants import EmptyData
+from huey.exceptions import HueyException, RetryTask
+from huey.storage import MemoryStorage, SqliteStorage
+from huey.utils import Error, normalize_time
+
+from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
+from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, log_event
+from qtasks_pluggy.engines.forward import Forward, pack_error, unpack_error
+from qtasks_pluggy.engines.huey.install import (
+    HEADER,
+    MODULE,
+    HueyNative,
+    cancel_execution,
+    open_in_workers,
+)
+from qtasks_pluggy.engines.huey.ledger import ledger_of
+from qtasks_pluggy.engines.huey.storage import reach, sqlite_huey, told
+from qtasks_pluggy.engines.native import text_of
+from qtasks_pluggy.exc import EngineError, TaskCancelError
+
+if TYPE_CHECKING:
+    from huey.consumer import Consumer
+
+_STATUS: Final = {"cancel": TaskStatus.cancelled, "dead_letter": TaskStatus.dead_lettered}
+
+
+@attrs.define(eq=False)
+class Ticket:
+    """A run that was submitted, or found by its id.
+
+    Attributes:
+        id: The run's id.
+        name: The task's name; empty of a run that was found.
+        ended: Its end, once that was read.
+    """
+
+    id: str
+    name: str = ""
+    ended: RunResult | None = None
+
+
+class HueyEngine(Forward[Huey], HueyNative):
+    """Huey behind an app.
+
+    Args:
+        given: ``huey+sqlite:///file.db``, four slashes for an absolute path, with ``?ledger=0``
+            to go without the ledger; or a ``Huey`` object.
+
+    Raises:
+        EngineError: The URL is wrong, or the database cannot be used.
+    """
+
+    worker = "huey_consumer MODULE.HUEY"
+    # A task that calls sys.exit() ends itself alone.
+    ends_worker: ClassVar = ()
+
+    def __init__(self, given: Any) -> None:
+        keep = True
+        if isinstance(given, str):
+            given, keep = sqlite_huey(given, MODULE)
+        super().__init__(given)
+        huey = self.native
+        durable = isinstance(huey.storage, SqliteStorage) and not huey.immediate
+        self._ledger = ledger_of(huey) if keep and durable else None
+        if self._ledger is not None:
+            open_in_workers(huey, self._ledger)
+        self._functions_of_ours: dict[type[Task], Callable[..., Any]] = {}
+        self._consumer: Consumer | None = None
+
+    def cover(self) -> None:
+        """Hear of runs and workers; keep what an end is besides Huey's words for it."""
+        huey = self.native
+        # A Huey can be behind several apps.
+        name = f"{MODULE}-{id(self)}"
+        huey.pre_execute(name=name)(self._wrap)
+        huey.on_startup(name=name)(self._worker_begins)
+        huey.on_shutdown(name=name)(self.end)
+        huey.signal("revoked", "expired", "canceled")(self._ended_without_us)
+        huey.signal("retrying")(self._forget_error)
+        huey.build_error_result = self._with_end(huey.build_error_result)
+        huey.deserialize_task = self._telling(huey.deserialize_task)
+
+    def declare(self, task_func: TaskFunc) -> Any:
+        """Make a Huey task, whose own body nobody runs."""
+
+        def body(*_: Any, **__: Any) -> Any:
+            msg = f"task {task_func.name!r} is run by its app alone"
+            raise RuntimeError(msg)
+
+        body.__module__ = MODULE
+        kind: type[Task] = self.native.task(name=task_func.name)(body).task_class
+        self._functions_of_ours[kind] = task_func.func
+        return kind
+
+    def function_of(self, kind: type[Task]) -> Callable[..., Any] | None:
+        """Give the function of a task of the app's."""
+        return self._functions_of_ours.get(kind)
+
+    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
+        """Say what this Huey can do."""
+        huey: Any = self.native
+        ordered = isinstance(huey.storage, SqliteStorage | MemoryStorage)
+        return Capabilities(
+            delay=not huey.immediate,
+            dead_letter=True,
+            cancel_queued=True,
+            results=bool(huey.results),
+            at_least_once=self._ledger is not None,
+            priority=ordered or getattr(huey.storage, "priority", False),
+            metadata=True,
+        )
+
+    def start(self, app: QueueTasks, workers: int | None) -> None:
+        """Look whether the storage can be used; do runs in this process, if asked to."""
+        self._belong_to(app)
+        reach(self.native, app.name)
+        if workers:
+            consumer: Any = self.native.create_consumer(
+                workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
+            )
+            # The process's signals are the app's.
+            consumer._set_signal_handlers = lambda: None  # noqa: SLF001  # no public switch
+            consumer.start()
+            self._consumer = consumer
+
+    def stop(self) -> None:
+        """Finish the runs that this process is doing; those that wait stay in the storage."""
+        if self._consumer is not None:
+            self._consumer.stop(graceful=True)
+            self._consumer = None
+
+    def send(self, message: TaskMessage, delay: float | None) -> Ticket:
+        """Enqueue a native task, which the ledger has before, so that no crash can lose it."""
+        huey, kwargs = self.native, dict(message.kwargs)
+        if message.metadata:
+            kwargs[HEADER] = {"metadata": dict(message.metadata)}
+        task = self.tasks[message.name](
+            message.args,
+            kwargs,
+            id=str(message.uuid),
+            eta=normalize_time(None, delay, huey.utc) if delay else None,
+            priority=message.priority or None,
+            retries=0,
+        )
+        # Read as a worker would, before it is too late.
+        self.encode(None, (task.args, task.kwargs))
+        try:
+            told(huey, message.name, huey.enqueue, task)
+        except BaseException as error:
+            undone = self._ledger is None
+            if self._ledger is not None:
+                # Whoever is told that it is not submitted may submit it again.
+                with suppress(Exception):
+                    self._ledger.delete(task.id)
+                    undone = True
+            if isinstance(error, OverflowError):
+                msg = (
+                    f"engine 'huey', task {message.name!r}: the storage does not take its priority,"
+                    f" {message.priority}, or its delay, {delay}: {error}; give it smaller ones"
+                )
+                raise EngineError(msg) from error
+            if isinstance(error, EngineError) and not undone:
+                msg = f"{error}; it may be done all the same, once the storage can be used"
+                raise EngineError(msg) from error
+            raise
+        return Ticket(task.id, message.name)
+
+    # --- one attempt
+
+    def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
+        """Make a message of a native task."""
+        message = super().message(run, args, kwargs)
+        return attrs.evolve(message, priority=message.priority or 0)
+
+    def _execute(self, task: Task, function: Callable[..., Any]) -> Any:
+        task.our_end = None
+        try:
+            value = super()._execute(task, function)
+        except CancelExecution as error:
+            # Huey tells of its end, and stores it, before it looks whether the task goes on.
+            if error.retry:
+                raise RetryTask from error
+            if task.our_end is None:
+                task.our_end = _packed(TaskStatus.cancelled, TaskCancelError(str(error)))
+            raise
+        huey = self.native
+        if value is None and huey.results and not huey.store_none:
+            # Or else nobody who waits would hear of it.
+            huey.put_result(task.id, None)
+        return value
+
+    def answered(self, run: Any, value: Any) -> Any:  # noqa: ARG002  # of all the same
+        """Give the value: a None is stored anyway."""
+        return value
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Name what ends the run, unless it is a signal, which reaches no plain thread."""
+        in_thread = type(threading.current_thread()) is threading.Thread
+        if isinstance(error, KeyboardInterrupt) and not in_thread:
+            return None
+        return super().failure(error)
+
+    def fail(self, run: Any, attempt: Attempt) -> BaseException | None:
+        """Keep class and arguments of the error beside what Huey stores of it."""
+        run.our_end = _packed(TaskStatus.failed, attempt.error)
+        return attempt.error
+
+    def cancel(self, run: Any, attempt: Attempt) -> BaseException:
+        """Keep its end, and have Huey's own retries not repeat it."""
+        run.our_end = _packed(_STATUS[attempt.action], attempt.error)
+        return cancel_execution(str(attempt.error))
+
+    dead_letter = cancel
+
+    def _with_end(self, native: Callable[[Task, Any], Any]) -> Callable[[Task, Any], Any]:
+        def build_error_result(task: Task, exception: Any) -> Any:
+            ended = getattr(task, "our_end", None)
+            if ended is None:
+                return native(task, exception)
+            try:
+                metadata = native(task, exception)
+            except Exception:  # noqa: BLE001  # whatever an error's own methods raise
+                # Without an end its caller would wait for ever.
+                metadata = {"error": type(exception).__name__, "retries": 0, "task_id": task.id}
+            return {**metadata, HEADER: ended}
+
+        return build_error_result
+
+    def _forget_error(self, _: str, task: Task) -> None:
+        """Forget the error of an attempt that is no end, which Huey before 3.5 stores."""
+        if type(task) in self._functions_of_ours:
+            self.native.get_raw(task.id)
+
+    def _ended_without_us(self, signal: str, task: Task, *_: Any) -> None:
+        """Give an end to a run that Huey did not begin."""
+        if type(task) in self._functions_of_ours and getattr(task, "our_end", None) is None:
+            self._put_end(task.id, TaskStatus.cancelled, TaskCancelError(f"Huey: {signal}"))
+
+    def _put_end(self, uuid: str, status: TaskStatus, error: Exception) -> bool:
+        """Store an end, unless there is one."""
+        metadata = {"error": repr(error), "retries": 0, "task_id": uuid}
+        ended = Error({**metadata, HEADER: _packed(status, error)})
+        return bool(self.native.put_if_empty(uuid, ended))
+
+    def _telling(self, native: Callable[[bytes], Task]) -> Callable[[bytes], Task]:
+        """Give an end to a run whose message a worker cannot read: Huey has deleted it by then."""
+
+        def deserialize_task(data: bytes) -> Task:
+            try:
+                return native(data)
+            except Exception as error:
+                if self._life.workers:
+                    self._end_unread(data, error)
+                raise
+
+        return deserialize_task
+
+    def _end_unread(self, data: bytes, error: Exception) -> None:
+        uuid = task = None
+        with suppress(Exception):
+            sent = self.native.serializer.deserialize(data)
+            uuid, task = sent.id, sent.name.removeprefix(f"{MODULE}.")
+        why = text_of(error)
+        if isinstance(error, HueyException):
+            why = f"this worker has no task {task!r}; its tasks are {', '.join(self.tasks)}"
+        msg = (
+            f"engine 'huey', task {task or '?'!r}: the message cannot be read: {why}. A worker must"
+            " import every module that declares tasks, and run the same code as those who submit"
+        )
+        log_event("error", "task_unreadable", task=task, uuid=uuid, why=msg)
+        if uuid is not None:
+            self._put_end(uuid, TaskStatus.failed, EngineError(msg))
+            if self._ledger is not None:
+                self._ledger.delete(uuid)
+
+    # --- its end
+
+    def ticket_for(self, uuid: str) -> Ticket:
+        """Make the ticket of a run that was enqueued from anywhere; reading leaves its end."""
+        return Ticket(uuid)
+
+    def no_results(self) -> str:
+        """Say what to do where results are not kept."""
+        return "this Huey keeps no results; make it with results=True"
+
+    def read(self, ticket: Ticket) -> RunResult | None:
+        """Read the stored end, and take it out of the storage, for all who have this ticket."""
+        huey = self.native
+        if ticket.ended is None:
+            raw = told(huey, ticket.name, huey.get_raw, ticket.id, peek=True)
+            if raw is EmptyData:
+                # Another thread may have read it just now.
+                return ticket.ended
+            ticket.ended = _ended_of(ticket, huey.serializer.deserialize(raw))
+            if ticket.ended is not None and ticket.name:
+                told(huey, ticket.name, huey.get_raw, ticket.id)
+        return ticket.ended
+
+    def status(self, ticket: Ticket) -> TaskStatus | None:
+        """Tell how far a run is; without a ledger only whether it has ended."""
+        ended = super().status(ticket)
+        if ended is None and self._ledger is not None:
+            entry = told(self.native, ticket.name, self._ledger.get, ticket.id)
+            if entry is not None:
+                return TaskStatus.queued if entry.owner is None else TaskStatus.running
+        return ended
+
+    def revoke(self, ticket: Ticket, reason: str) -> bool:
+        """Revoke a run that waits; it ends at once for those who wait for it."""
+        return bool(told(self.native, ticket.name, self._revoke, ticket, reason))
+
+    def _revoke(self, ticket: Ticket, reason: str) -> bool:
+        huey = self.native
+        status = self.status(ticket)
+        if status is None:
+            # No ledger says where it is, so Huey is asked.
+            waits = any(task.id == ticket.id for task in (*huey.pending(), *huey.scheduled()))
+            status = TaskStatus.queued if waits else TaskStatus.running
+        if status is not TaskStatus.queued:
+            return False
+        huey.revoke_by_id(ticket.id, revoke_once=True)
+        # Unless it came to its end meanwhile, which then stands; but not as what Huey dropped.
+        if not self._put_end(ticket.id, TaskStatus.cancelled, TaskCancelError(reason)):
+            ended = self.read(ticket)
+            if ended is None or ended.status is not TaskStatus.cancelled:
+                return False
+            ticket.ended = RunResult(TaskStatus.cancelled, error=TaskCancelError(reason))
+        if self._ledger is not None:
+            self._ledger.delete(ticket.id)
+        return True
+
+
+def _packed(status: TaskStatus, error: BaseException | None) -> dict[str, Any]:
+    failure = EngineError("without an error") if error is None else error
+    return {"status": str(status), "error": pack_error(failure)}
+
+
+def _ended_of(ticket: Ticket, stored: Any) -> RunResult | None:
+    """Make an end of what Huey has stored; None of an error that is to be retried."""
+    if not isinstance(stored, Error):
+        return RunResult(TaskStatus.succeeded, stored)
+    told_of: Mapping[str, Any] | None = stored.metadata.get(HEADER)
+    who = f"engine 'huey', task {ticket.name or 'unknown'!r}"
+    if told_of is not None:
+        return RunResult(TaskStatus(told_of["status"]), error=unpack_error(told_of["error"], who))
+    if stored.metadata.get("retries"):
+        return None
+    return RunResult(TaskStatus.failed, error=EngineError(f"{who}: {stored.metadata['error']}"))
