@@ -20,8 +20,8 @@ from qtasks_pluggy.engines import celery as celery_engine
 from qtasks_pluggy.engines import dramatiq as dramatiq_engine
 from qtasks_pluggy.engines import huey as huey_engine
 from qtasks_pluggy.engines import taskiq as taskiq_engine
-from qtasks_pluggy.engines._taskiq_brokers import can_delay, is_safe
 from qtasks_pluggy.engines.celery import install
+from qtasks_pluggy.engines.taskiq.brokers import can_delay, is_safe
 from tests.engines import celery_apps, dramatiq_apps, taskiq_apps
 from tests.engines.huey_apps import LONG, Keeps
 from tests.engines.natives import NATIVES, Hears
