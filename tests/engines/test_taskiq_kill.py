@@ -22,6 +22,7 @@ WORKER = (sys.executable, "-m", "taskiq", "worker", "--workers", "1", "--max-asy
 APP = """
     import asyncio, os, time
     from pathlib import Path
+    from taskiq import TaskiqEvents
     from taskiq_aio_pika import *
     from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
     from qtasks_pluggy import QueueTasks
@@ -43,6 +44,22 @@ APP = """
         tell("done", self.ctx.uuid)
         return number * 2
 
+    @broker.task(task_name="tick", ack_type="when_received")
+    async def tick():
+        pass
+
+    @broker.on_event(TaskiqEvents.WORKER_STARTUP)
+    async def look_for_lost_runs(state):
+        async def look():
+            while True:
+                await asyncio.sleep(1)
+                await tick.kiq()
+        state.looking = asyncio.create_task(look())
+
+    @broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
+    async def look_no_more(state):
+        state.looking.cancel()
+
     @app.task(echo=True)
     async def wait(self):
         tell("began", self.ctx.uuid)
@@ -51,7 +68,8 @@ APP = """
         return "waited"
 """
 BROKERS = {
-    "stream": "RedisStreamBroker({redis!r}, {queue!r}, idle_timeout=1500, xread_block=200)",
+    "stream": "RedisStreamBroker({redis!r}, {queue!r}, idle_timeout=1500, xread_block=200,"
+    " xread_count=10, unacknowledged_lock_timeout=5)",
     "rabbitmq": """AioPikaBroker(
         {rabbitmq!r}, exchange=Exchange(name={queue!r}), task_queues=[Queue(name={queue!r})],
         dead_letter_queue=Queue(name={queue!r} + ".dead"),
