@@ -6,7 +6,7 @@
 ``celery/``         Celery, on RabbitMQ or Redis
 ``dramatiq.py``     Dramatiq, on RabbitMQ or Redis
 ``huey/``           Huey; on SQLite, ``huey+sqlite:///file.db``, the durable one with no server
-``taskiq.py``       Taskiq, on RabbitMQ or Redis
+``taskiq/``          Taskiq, on RabbitMQ or Redis
 ``memory.py``       ``memory://``: in this process, gone with it
 ``reverse.py``      the base of ``install()`` before ``native.py``
 ``servers.py``      what adapters over message servers shared before ``forward.py``
