@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import datetime as dt
+import sqlite3
 import threading
 from typing import Annotated
 
@@ -396,3 +398,28 @@ async def test_no_result_stays_no_result(native):
         await native.wait_all()
         assert not await ticket.is_ready()
     assert ["start", "close", "stop"] == plugin.heard
+
+
+async def test_what_fails_on_taskiq_is_recorded(native, monkeypatch, tmp_path):
+    """With ``enable = ["failures"]`` a failed native run is in the store, whatever its kind."""
+    monkeypatch.setenv("QTASKS_PLUGGY_ENABLE", "failures")
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_FAILURES_URL", f"sqlite:///{tmp_path}/failures.db")
+
+    @native.task(task_name="plain")
+    def plain(text):
+        raise OSError(text)
+
+    task, _ = failing(native)
+    install(native, discover=False)
+    async with working(native):
+        sent = [await task.kiq("one"), await plain.kiq("two")]
+        for one in sent:
+            await ended(one)
+    with contextlib.closing(sqlite3.connect(tmp_path / "failures.db")) as store:
+        runs = store.execute(
+            "SELECT uuid, task, status, engine FROM failures_runs ORDER BY task"
+        ).fetchall()
+    assert [
+        (sent[0].task_id, "fail", "failed", "taskiq"),
+        (sent[1].task_id, "plain", "failed", "taskiq"),
+    ] == runs

@@ -110,14 +110,16 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         # Packed, so that parameters can have any name, and Taskiq makes no other types of them.
         if task_func.is_async:
 
-            async def body(args: Any, kwargs: Any) -> Any:
+            async def run_async(args: Any, kwargs: Any) -> Any:
                 return await self.work_async(take(name), func, tuple(args), kwargs)
 
+            body = run_async
         else:
 
-            def body(args: Any, kwargs: Any) -> Any:
+            def run_plain(args: Any, kwargs: Any) -> Any:
                 return self.work(take(name), func, tuple(args), kwargs)
 
+            body = run_plain
         vars(body)[OURS] = True
         # What plugins decide is not for middlewares to decide again.
         options = {"retry_on_error": False, "ack_type": "when_saved", **routing(native)}

@@ -232,7 +232,7 @@ class TaskiqNative(Native[AsyncBroker]):
         wrapper: Callable[..., Any]
         if inspect.iscoroutinefunction(function):
 
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            async def call_async(*args: Any, **kwargs: Any) -> Any:
                 run = take(name)
                 if run is None:
                     return await function(*args, **kwargs)
@@ -242,15 +242,17 @@ class TaskiqNative(Native[AsyncBroker]):
                 finally:
                     _found.reset(token)
 
+            wrapper = call_async
         else:
 
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
+            def call_plain(*args: Any, **kwargs: Any) -> Any:
                 run = take(name)
                 if run is None:
                     return function(*args, **kwargs)
                 _found.set(_taken_out(kwargs, run))
                 return self.work(run, call, args, kwargs)
 
+            wrapper = call_plain
         functools.update_wrapper(wrapper, function)
         vars(wrapper)[OURS] = self
         return wrapper
@@ -400,14 +402,16 @@ def _with_found(function: Callable[..., Any]) -> Callable[..., Any]:
     call: Callable[..., Any]
     if inspect.iscoroutinefunction(function):
 
-        async def call(*args: Any, **kwargs: Any) -> Any:
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
             return await function(*args, **_found.get(), **kwargs)
 
+        call = call_async
     else:
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call_plain(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **_found.get(), **kwargs)
 
+        call = call_plain
     # Not ``wraps``: a plugin that asks is to hear what is called, not what that looks like.
     for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
         setattr(call, attribute, getattr(function, attribute, None))
