@@ -28,28 +28,35 @@ nox.options.sessions = [
     "tests_other",
     "pluggy_ends(lowest)",  # the newest is what every other session has
     "engine_ends(quick)",
+    "page",
     "wheel",
 ]
 
 ROOT = Path(__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES = ("qtasks_pluggy", "hookspecs/qtasks_hookspecs")
+PYTEST_PLUGIN = "hookspecs/pytest_qtasks_pluggy.py"
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 # Without the engines, which the core suite does without.
-CORE_EXTRAS = ("cli", "failures", "retry")
+CORE_EXTRAS = ("cli", "failures", "retry", "testing", "web")
 CORE = f".[{','.join(CORE_EXTRAS)}]"
 EVERYTHING = f".[{','.join(EXTRAS)}]"
 RUNTIME = PROJECT["project"]["dependencies"] + [
-    requirement for extra in CORE_EXTRAS for requirement in EXTRAS[extra]
+    requirement
+    for extra in CORE_EXTRAS
+    for requirement in EXTRAS[extra]
+    # Our own suite needs a newer pytest than plugins do, and an extra may bring other extras.
+    if not requirement.startswith(("pytest", PROJECT["project"]["name"]))
 ]
 
 PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)))
-CORE_SUITE = ("-m", "not engines and not full and not installed")
+CORE_SUITE = ("-m", "not engines and not full and not installed and not page")
 # What the tests of engines say with no server, and in a few minutes.
 QUICK = (
     "tests/engines/test_contract.py",
     "tests/engines/test_native_promises.py",
     "tests/engines/test_replay.py",
+    "tests/engines/test_django.py",
     *(f"tests/engines/test_{name}_install.py" for name in ("celery", "dramatiq", "huey", "taskiq")),
     *("-m", "engines and not full", "-k", "not redis and not rabbitmq"),
 )
@@ -60,13 +67,18 @@ TEXT = {".cfg", ".md", ".py", ".sh", ".toml", ".txt", ".yml", ""}
 KNOWN_HOSTS = {
     "127.0.0.1",
     "docs.celeryq.dev",
+    "docs.djangoproject.com",
     "docs.python.org",
     "dramatiq.io",
     "example.com",
+    "github.com",
     "huey.readthedocs.io",
+    "json-schema.org",
     "keepachangelog.com",
     "localhost",
     "pluggy.readthedocs.io",
+    "procrastinate.readthedocs.io",
+    "python-rq.org",
     "semver.org",
     "taskiq-python.github.io",
 }
@@ -119,7 +131,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports", "--no-logo", env={"PYTHONPATH": "hookspecs"})
-    session.run("interrogate", "--quiet", "--fail-under=100", *PACKAGES)
+    session.run("interrogate", "--quiet", "--fail-under=100", *PACKAGES, PYTEST_PLUGIN)
     if faults := list(house_faults()):
         session.error("\n".join(("house rules:", *faults)))
 
@@ -213,6 +225,22 @@ def engine_ends(session: nox.Session, end: str) -> None:
     session.run("pytest", *PARALLEL, *suite, *session.posargs)
 
 
+@nox.session
+def page(session: nox.Session) -> None:
+    """The page of failures in Debian's chromium; pictures of what it shows stay in pictures/."""
+    install(session, "-e", ".[web]", *group("page"))
+    session.env["PAGE_PICTURES"] = str(ROOT / "pictures")
+    session.run("pytest", *PARALLEL, "tests/failures/web", "-m", "page", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("python", [nox.param(path, id=version) for version, path in pythons()])
+def django_newest(session: nox.Session, python: str) -> None:  # noqa: ARG001  # nox reads it
+    """The tests of Django's tasks on the other CPythons: its newest release is not for 3.11."""
+    install(session, "-e", CORE, *group("tests"), "--upgrade", "django>=5.2,<7", "django-tasks-db")
+    session.run("pytest", *PARALLEL, "tests/engines/test_django.py", *session.posargs)
+
+
 @nox.session(reuse_venv=False)
 def wheel(session: nox.Session) -> None:
     """Build, check and install the wheel, and run against it what is about plugins."""
@@ -230,15 +258,23 @@ def wheel(session: nox.Session) -> None:
     unpacked = built / sdist.name.removesuffix(".tar.gz")
     for package in PACKAGES:
         shutil.rmtree(unpacked / package)
+    (unpacked / PYTEST_PLUGIN).unlink()
     session.chdir(unpacked)
     example = "examples/qtasks-last-rate"
     session.install(f"{wheel}{CORE[1:]}", f"./{example}")
     session.run("python", "-c", CHECK_INSTALLED, log=False)
-    suite = ("tests/contract", "tests/plugins", "tests/examples/test_rates_installed.py")
+    suite = (
+        "tests/contract",
+        "tests/plugins",
+        "tests/examples/test_rates_installed.py",
+        "tests/testing/test_new_plugin.py",
+        "tests/testing/test_pytest_plugin.py",
+    )
     session.run("pytest", *suite, "-m", "not engines and not full", *session.posargs)
-    # The example's own tests, with what the example asks for: pytest, and none of our plugins.
+    # The example's own tests, with what it asks for: pytest and our plugin, and no other.
     session.chdir(example)
-    session.run("pytest", env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    session.run("pytest", "-p", "pytest_qtasks_pluggy", env=alone)
 
 
 CHECK_INSTALLED = """
@@ -251,6 +287,7 @@ for name in ("qtasks_hookspecs", "qtasks_pluggy"):
     folder = Path(find_spec(name).origin).parent
     assert folder.parent == Path(get_path("purelib")), folder
     assert (folder / "py.typed").is_file(), f"{name} has no py.typed"
+assert Path(find_spec("pytest_qtasks_pluggy").origin).parent == Path(get_path("purelib"))
 """
 
 
@@ -278,6 +315,7 @@ def mutate(session: nox.Session) -> None:
     # mutmut takes a folder's path for the dotted name: so both packages lie at the top.
     for package in PACKAGES:
         shutil.copytree(ROOT / package, copy / Path(package).name)
+    shutil.copy(ROOT / PYTEST_PLUGIN, copy)
     for folder in ("benchmarks", "docs", "examples", "tests"):
         shutil.copytree(ROOT / folder, copy / folder)
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.md"), ROOT / "pyproject.toml"):

@@ -141,8 +141,7 @@ def _ours(runs: int, options: str) -> float:
 
             def submit(number: int) -> Callable[[], Any]:
                 handle = task.submit(number)
-                wait = handle.ticket
-                return lambda: wait.get_raw_result(blocking=True, backoff=1.0, max_delay=0.001)
+                return lambda: handle.result(timeout=60)
 
             return _consume(app.engine.native, submit, runs)  # type: ignore[union-attr]  # it has one
 

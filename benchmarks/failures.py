@@ -72,6 +72,7 @@ def records(number: int) -> Iterator[Record]:
             reason="",
             trail=(),
             arguments=encoder.encode((one,), {"to": "EUR"}),
+            error_arguments=encoder.encode((one,), {}).text,
             replay_of=None,
             log=None,
         )

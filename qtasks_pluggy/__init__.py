@@ -18,6 +18,7 @@ The map, where each row imports only from the rows below it:
 =====================  =========================================================================
 ``cli/``               the command ``qtasks-pluggy``
 ``failures/``          a plugin of our own: what failed, why, and who decided
+``testing/``           the test kit for plugins, and ``check`` and ``new-plugin``
 ``_console/``          what every command needs: finding an app, printing
 ``engines/``           adapters: memory, Celery, Dramatiq, Huey, Taskiq
 ``_app.py``            ``QueueTasks``: tasks by name, and its plugins

@@ -38,6 +38,8 @@ class LastRate:
     @on_error(*NO_RATE, task="*eur_100")  # Celery and Taskiq put the module before the name
     def use_last_rate(self, run: RunningTask) -> float | None:
         """Answer with the last rate before that day; None, no opinion, if it is too old."""
+        if run.task_func.is_async:
+            return None  # asking such a task about other days takes an event loop
         return self._last_rate(run, *run.args, **run.kwargs)
 
     def _last_rate(self, run: RunningTask, day: str, currency: str) -> float | None:

@@ -25,6 +25,7 @@ ONE = "qtasks-pluggy run rates.py eur_100 2022-04-17 USD"  # Easter Sunday
 YEAR = "qtasks-pluggy run rates.py eur_100 --each -"
 WITHOUT = "QTASKS_PLUGGY_DISABLE=last-rate"
 RECORD = "echo 'enable = [\"failures\"]' > qtasks_pluggy.toml"
+A_YEAR = "printf '[plugin.last-rate]\\nmax_age_days = 365\\n' >> qtasks_pluggy.toml"
 LAST_FAILED = "qtasks-pluggy failures list --status failed --limit 1 --json"
 
 
@@ -65,6 +66,16 @@ STEPS = (
         (
             Command("qtasks-pluggy failures groups"),
             Command("qtasks-pluggy failures show UUID"),
+        ),
+    ),
+    Step(
+        "A year-old rate will do? Ask the plugin about the recorded errors, before it goes live;\n"
+        "then run what failed again. No failure is left, and no code was touched.",
+        (
+            Command(A_YEAR),
+            Command("qtasks-pluggy failures replay --app rates.py --dry-run"),
+            Command("qtasks-pluggy failures replay --app rates.py --yes"),
+            Command("qtasks-pluggy failures groups"),
         ),
     ),
 )

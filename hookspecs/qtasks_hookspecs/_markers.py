@@ -85,12 +85,14 @@ class When:
         task: A glob for the task's name.
         tag: A tag that the task must have.
         outcome: The ends of the attempt of which one must be its own.
+        replay: Whether the run must repeat another one, or must not.
     """
 
     error: tuple[type[BaseException] | str, ...] | None = None
     task: str | None = None
     tag: str | None = None
     outcome: frozenset[OutcomeStatus] | None = None
+    replay: bool | None = None
 
 
 def when(
@@ -99,6 +101,7 @@ def when(
     task: str | None = None,
     tag: str | None = None,
     outcome: Statuses | None = None,
+    replay: bool | None = None,
 ) -> Callable[[F], F]:
     """Ask this hookimpl only when the conditions hold; goes on either side of ``@hookimpl``.
 
@@ -112,6 +115,7 @@ def when(
         tag: A tag that the task must have.
         outcome: How the attempt ended, one ``OutcomeStatus`` or several, or their names; on the
             hooks that have an ``outcome``, where ``error`` is compared with ``outcome.error``.
+        replay: True for runs that repeat another one, by ``app.replay``; False for all others.
 
     Returns:
         A decorator that returns the function itself.
@@ -129,10 +133,13 @@ def when(
         if value is not None and not isinstance(value, str):
             msg = f"@when({name}=...): expected a string, got {value!r}"
             raise TypeError(msg)
+    if not (replay is None or isinstance(replay, bool)):
+        msg = f"@when(replay=...): expected True or False, got {replay!r}"
+        raise TypeError(msg)
     statuses = None if outcome is None else frozenset(map(_status, _several(outcome)))
-    condition = When(errors, task, tag, statuses)
+    condition = When(errors, task, tag, statuses, replay)
     if condition == When():
-        msg = "@when() needs at least one of error=, task=, tag= and outcome="
+        msg = "@when() needs at least one of error=, task=, tag=, outcome= and replay="
         raise TypeError(msg)
 
     def mark(function: F) -> F:

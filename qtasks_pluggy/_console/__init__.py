@@ -2,6 +2,7 @@
 
 =================  ======================================================================
 ``load.py``        from APP and TASK on the command line to the objects
+``problems.py``    settings and filters that have no effect
 ``say.py``         how anything is printed, so that nothing in it changes a terminal
 ``table.py``       tables, on a terminal and on a pipe
 ``traceback.py``   tracebacks that begin in the user's own code

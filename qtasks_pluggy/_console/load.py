@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import pkgutil
 import sys
+import sysconfig
 from collections.abc import Callable
-from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from inspect import getmro
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import click
 
 from qtasks_pluggy import AsyncTask, PluginManager, QueueTasks, SyncTask
+from qtasks_pluggy._console.problems import dead_filters, dead_settings
 from qtasks_pluggy._console.say import say
 from qtasks_pluggy._console.traceback import own_traceback
 from qtasks_pluggy._submit.lookup import GROUP
@@ -29,6 +31,10 @@ from qtasks_pluggy.exc import EngineError, PluginError, QTasksError, SettingsErr
 Task: TypeAlias = AsyncTask[..., Any] | SyncTask[..., Any]
 
 
+Faults: Final = (EngineError, PluginError, SettingsError)
+"""What can be wrong with an app that does not start."""
+
+
 class Trouble(click.ClickException):
     """What was asked for cannot begin: one clear error, and exit code 2."""
 
@@ -38,12 +44,6 @@ class Trouble(click.ClickException):
 def load_app(spec: str) -> QueueTasks:
     """Import the app that APP names.
 
-    Args:
-        spec: ``module:attr`` or ``file.py:attr``; ``attr`` is ``app`` when it is left out.
-
-    Returns:
-        The app.
-
     Raises:
         Trouble: There is no such thing, or importing it failed.
     """
@@ -51,51 +51,79 @@ def load_app(spec: str) -> QueueTasks:
     return _find(spec, _own_app, "a QueueTasks", hint)
 
 
+def load_any_app(spec: str) -> QueueTasks:
+    """Import the app that APP names, or the one that ``install()`` gave an engine's own.
+
+    Raises:
+        Trouble: There is no such thing, or importing it failed.
+    """
+    wanted = "a QueueTasks, or an app that install() was called on"
+    hint = "install() was not called on it: call {module}.install() where the app is made"
+    return _find(spec, _installed_app, wanted, hint)
+
+
 def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
-    """Load the plugins of the app that APP names, as its start does.
+    """Load the plugins of the app that APP names, and list every problem of theirs.
 
-    Args:
-        spec: As for ``load_app``, or an engine's own app that ``install()`` was called on; None
-            for the installed plugins alone.
-
-    Returns:
-        The plugins, and the faults of those that cannot be loaded.
+    Without APP they are the installed ones alone. A problem is a plugin that cannot be loaded, a
+    setting that names no plugin, or a filter that nothing matches.
 
     Raises:
         Trouble: There is no such app, importing it failed, or a setting has a wrong value.
     """
-    app = None
-    if spec is not None:
-        wanted = "a QueueTasks, or an app that install() was called on"
-        hint = "install() was not called on it: call {module}.install() where the app is made"
-        app = _find(spec, _app_behind, wanted, hint)
+    app = None if spec is None else load_any_app(spec)
     manager = PluginManager() if app is None else app.plugins
-    load = manager.discover if app is None else partial(load_plugins_of, app)
+    # What is logged about the settings is among the problems too.
+    log = logging.getLogger("qtasks_pluggy")
+    quiet, log.disabled = log.disabled, True
     try:
-        return manager, load(skip_faulty=True)
+        problems = (
+            manager.discover(skip_faulty=True)
+            if app is None
+            else load_plugins_of(app, skip_faulty=True)
+        )
     except SettingsError as error:
         raise Trouble(str(error)) from None
+    finally:
+        log.disabled = quiet
+    filters = [] if app is None else dead_filters(app)
+    return manager, [*problems, *dead_settings(manager, has_app=app is not None), *filters]
+
+
+def cannot_start(app: QueueTasks, error: QTasksError) -> Trouble:
+    """Say that an app does not start, because of its engine, plugins or settings."""
+    return Trouble(f"app {app.name!r} cannot start: {error}")
+
+
+def load_task(app: QueueTasks, name: str) -> Task:
+    """Find the task that TASK names.
+
+    Raises:
+        Trouble: The app has no task of that name; the nearest is named.
+    """
+    task: Task | None = app.tasks.get(name)
+    if task is not None:
+        return task
+    hint = "it has no tasks at all; declare one with @app.task"
+    if app.tasks:
+        hint = f"did you mean {closest_match(name, app.tasks)!r}?"
+        if len(app.tasks) > 1:
+            hint += f" Its tasks are {', '.join(sorted(app.tasks))}."
+    msg = f"app {app.name!r} has no task {name!r}; {hint}"
+    raise Trouble(msg)
 
 
 def _find(
     spec: str, app_in: Callable[[object], QueueTasks | None], wanted: str, native_hint: str
 ) -> QueueTasks:
-    """Import the app that APP names.
-
-    Args:
-        spec: As for ``load_app``.
-        app_in: Returns the app that an object is or has behind it; None if there is none.
-        wanted: What such objects are.
-        native_hint: What to do where it is an engine's own object, and there is none.
-    """
+    """Import the app that APP names."""
     where, colon, attr = spec.rpartition(":")
     if not colon:
         where, attr = spec, "app"
     if not where or not attr:
         msg = f"APP is {spec!r}; write module:attribute or file.py:attribute"
         raise Trouble(msg)
-    _make_importable(Path.cwd())
-    module = _load_file(where) if _names_a_file(where) else _load_module(where)
+    module = _load_file(where) if where.endswith(".py") or os.sep in where else _load_module(where)
     found = getattr(module, attr, None)
     app = app_in(found)
     if app is not None:
@@ -110,10 +138,9 @@ def _find(
     else:
         what = f"APP {spec!r}: {where!r} has no {attr!r}"
     apps = [name for name, value in vars(module).items() if app_in(value) is not None]
-    if apps and adapter is not None:
-        hint = f"{hint}, or name {where}:{closest_match(attr, apps)}"
-    elif apps:
-        hint = f"did you mean {where}:{closest_match(attr, apps)}?"
+    if apps:
+        meant = f"{where}:{closest_match(attr, apps)}"
+        hint = f"{hint}, or name {meant}" if adapter is not None else f"did you mean {meant}?"
     msg = f"{what}; {hint}"
     raise Trouble(msg)
 
@@ -122,103 +149,35 @@ def _own_app(value: object) -> QueueTasks | None:
     return value if isinstance(value, QueueTasks) else None
 
 
-def _app_behind(value: object) -> QueueTasks | None:
+def _installed_app(value: object) -> QueueTasks | None:
     # Nothing is asked of objects that belong to no engine: a lazy one would do what it puts off.
-    app = value if _adapter_of(value) is None else installed_in(value)
-    return _own_app(app)
+    return _own_app(value if _adapter_of(value) is None else installed_in(value))
 
 
 def _adapter_of(value: object) -> EntryPoint | None:
-    """Find the adapter of the engine whose object it is."""
-    packages = {kind.__module__.partition(".")[0] for kind in getmro(type(value))}
+    """Find the adapter of the engine whose object it is, or whose class."""
+    kind = value if isinstance(value, type) else type(value)
+    packages = {base.__module__.partition(".")[0] for base in getmro(kind)}
     return next((one for one in entry_points(group=GROUP) if one.name in packages), None)
 
 
-def load_task(app: QueueTasks, name: str) -> Task:
-    """Find the task that TASK names.
-
-    Args:
-        app: The app.
-        name: The task's name.
-
-    Returns:
-        The task.
-
-    Raises:
-        Trouble: The app has no task of that name; the nearest is named.
-    """
-    task: Task | None = app.tasks.get(name)
-    if task is not None:
-        return task
-    if not app.tasks:
-        hint = "it has no tasks at all; declare one with @app.task"
-    else:
-        hint = f"did you mean {closest_match(name, app.tasks)!r}?"
-        if len(app.tasks) > 1:
-            hint += f" Its tasks are {', '.join(sorted(app.tasks))}."
-    msg = f"app {app.name!r} has no task {name!r}; {hint}"
-    raise Trouble(msg)
-
-
-def give_engine(app: QueueTasks, url: str, workers: int) -> None:
-    """Give an app the engine that ``--engine`` names.
-
-    Args:
-        app: The app.
-        url: The engine's URL.
-        workers: How many runs at a time this process does itself.
-
-    Raises:
-        Trouble: There is no such engine, or it cannot do what a task asks for.
-    """
-    try:
-        app.set_engine(url, workers)
-    except EngineError as error:
-        msg = f"--engine: {error}"
-        raise Trouble(msg) from None
-
-
-# What can be wrong with an app that does not start.
-Faults: Final = (EngineError, PluginError, SettingsError)
-
-
-def cannot_start(app: QueueTasks, error: QTasksError) -> Trouble:
-    """Say that an app does not start, because of its plugins or its settings.
-
-    Args:
-        app: The app.
-        error: What it raised.
-
-    Returns:
-        The error to raise.
-    """
-    return Trouble(f"app {app.name!r} cannot start: {error}")
-
-
-def _names_a_file(where: str) -> bool:
-    return where.endswith(".py") or os.sep in where
-
-
 def _load_module(name: str) -> ModuleType:
+    _make_importable(Path.cwd())
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or name
-        if name != missing and not name.startswith(f"{missing}."):
-            raise _raised_on_import(name, error) from None
-        parent, _, last = missing.rpartition(".")
-        folders = (
-            getattr(sys.modules.get(parent), "__path__", None) if parent else [str(Path.cwd())]
-        )
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a module raises
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"{name}.".startswith(f"{missing}."):
+            _raise_imported(name, error)
+        parent, _, _ = missing.rpartition(".")
+        folders = getattr(sys.modules[parent], "__path__", ()) if parent else [str(Path.cwd())]
         beside = [f"{parent}.{one.name}".lstrip(".") for one in pkgutil.iter_modules(folders)]
-        hint = f"did you mean {closest_match(missing, beside)!r}? " if beside and last else ""
+        hint = f"did you mean {closest_match(missing, beside)!r}? " if beside else ""
         msg = (
             f"there is no module {missing!r}; {hint}It is looked for in the current folder,"
             f" {Path.cwd()}, and among what is installed."
         )
         raise Trouble(msg) from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a module raises
-        raise _raised_on_import(name, error) from None
 
 
 def _load_file(where: str) -> ModuleType:
@@ -228,11 +187,10 @@ def _load_file(where: str) -> ModuleType:
     is the same module.
     """
     path = Path(where).resolve()
-    if not path.is_file():
-        folder = Path(where).parent
-        beside = [str(folder / one.name) for one in path.parent.glob("*.py")]
+    if not path.is_file() or path.suffix != ".py":
+        beside = [str(Path(where).parent / one.name) for one in path.parent.glob("*.py")]
         hint = f"did you mean {closest_match(where, beside)}?" if beside else "look at its folder"
-        what = "is not a file" if path.exists() else "does not exist"
+        what = "is no Python file" if path.exists() else "does not exist"
         msg = f"the file {where} {what}; {hint}"
         raise Trouble(msg)
     parts, folder = [path.stem], path.parent
@@ -245,31 +203,27 @@ def _load_file(where: str) -> ModuleType:
         spec = importlib.util.find_spec(name) if all(map(str.isidentifier, parts)) else None
         if spec is not None and spec.origin and path.samefile(spec.origin):
             return importlib.import_module(name)
-        return _load_as(f"qtasks_pluggy_app_{path.stem}", path)
+        # Another module has its name, or no module can have it.
+        spec = importlib.util.spec_from_file_location(f"qtasks_pluggy_app_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # it is a .py
+        sys.modules[module.__name__] = module
+        spec.loader.exec_module(module)  # type: ignore[union-attr]  # likewise
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a module raises
-        raise _raised_on_import(where, error) from None
-
-
-def _load_as(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        msg = f"the file {path} is no Python file; APP is file.py:attribute"
-        raise Trouble(msg)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+        _raise_imported(where, error)
     return module
 
 
 def _make_importable(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    """Make what lies in a folder importable, where Python's own modules do not have its name."""
+    if str(folder) in sys.path:
+        return
+    standard = {sysconfig.get_path(one) for one in ("stdlib", "platstdlib")}
+    standard |= {str(Path(one, "lib-dynload")) for one in standard}
+    places = [place for place, one in enumerate(sys.path) if one in standard]
+    sys.path.insert(max(places, default=-1) + 1, str(folder))
 
 
-def _raised_on_import(where: str, error: BaseException) -> Trouble:
-    if isinstance(error, Trouble):
-        return error
+def _raise_imported(where: str, error: BaseException) -> NoReturn:
     say(own_traceback(error).rstrip("\n"), err=True)
-    return Trouble(
-        f"importing {where!r} raised {type(error).__name__}; the traceback above shows where"
-    )
+    msg = f"importing {where!r} raised {type(error).__name__}; the traceback above shows where"
+    raise Trouble(msg) from None

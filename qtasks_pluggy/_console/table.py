@@ -13,10 +13,20 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from qtasks_pluggy._console.say import one_line, say
+from qtasks_pluggy._console.say import one_line, own_stdout, say
 
-GAP: Final = 3
-"""Blanks between two columns on a terminal."""
+GAP: Final = 2
+"""Blanks between two columns."""
+
+_PIPE_WIDTH: Final = 100_000
+
+_STYLES: Final = {
+    "succeeded": "green",
+    "recovered": "yellow",
+    "retried": "yellow",
+    "cancelled": "magenta",
+    **dict.fromkeys(("failed", "dead-lettered", "not written", "unfinished"), "red"),
+}
 
 
 @attrs.frozen
@@ -39,40 +49,38 @@ class Column:
 def show_table(
     columns: Sequence[Column], rows: Iterable[Sequence[str]], *, err: bool = False
 ) -> None:
-    """Show a table: with colours and as wide as the terminal, or as plain columns on a pipe.
-
-    Args:
-        columns: The columns.
-        rows: A text for each column; on a terminal the first one's style is that of the row.
-        err: Whether it goes to standard error.
-    """
-    stream = sys.stderr if err else sys.stdout
+    """Show a table: with colours and as wide as the terminal, or as plain columns on a pipe."""
+    stream = sys.stderr if err else own_stdout()
     cells = [[one_line(cell, stream) for cell in row] for row in rows]
     console = Console(file=stream, highlight=False)
     if not console.is_terminal:
-        for line in _plain(columns, cells):
-            say(line, err=err)
+        console.width = _PIPE_WIDTH
+        with console.capture() as plain:
+            console.print(_grid(columns, cells))
+        say("\n".join(line.rstrip() for line in plain.get().splitlines()), err=err)
         return
-    widths = _widths(columns, cells)
-    last = columns[-1]
-    if not last.below or sum(widths) + GAP * len(widths) - GAP <= console.width:
-        table = _grid(columns, widths=None)
-        for row in cells:
-            table.add_row(*_styled(row))
-        console.print(table)
+    titles = [column.title for column in columns]
+    widths = [max(map(cell_len, texts)) for texts in zip(titles, *cells, strict=True)]
+    if not columns[-1].below or sum(widths) + GAP * (len(widths) - 1) <= console.width:
+        console.print(_grid(columns, cells))
         return
-    console.print(_grid(columns[:-1], widths))
-    for row in cells:
-        table = _grid(columns[:-1], widths)
-        table.show_header = False
-        table.add_row(*_styled(row[:-1]))
-        console.print(table)
-        if row[-1]:
-            console.print(Padding(Text(row[-1], style=last.style, overflow="fold"), (0, 0, 0, GAP)))
+    console.print(_grid(columns[:-1], [], widths))
+    for *row, last in cells:
+        console.print(_grid(columns[:-1], [row], widths, show_header=False))
+        if last:
+            text = Text(last, style=columns[-1].style, overflow="fold")
+            console.print(Padding(text, (0, 0, 0, GAP)))
 
 
-def _grid(columns: Sequence[Column], widths: Sequence[int] | None) -> Table:
-    table = Table(box=None, padding=(0, GAP, 0, 0), header_style="dim", pad_edge=False)
+def _grid(
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[str]],
+    widths: Sequence[int] | None = None,
+    *,
+    show_header: bool = True,
+) -> Table:
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, show_header=show_header)
+    table.header_style = "bold"
     for number, column in enumerate(columns):
         table.add_column(
             column.title,
@@ -81,34 +89,6 @@ def _grid(columns: Sequence[Column], widths: Sequence[int] | None) -> Table:
             overflow="fold",
             min_width=None if widths is None else widths[number],
         )
+    for row in rows:
+        table.add_row(Text(row[0], style=_STYLES.get(row[0], "")), *map(Text, row[1:]))
     return table
-
-
-def _styled(row: Sequence[str]) -> list[Text]:
-    return [Text(row[0], style=_STYLES.get(row[0], "")), *map(Text, row[1:])]
-
-
-def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
-    titles = [column.title for column in columns]
-    return [max(map(cell_len, texts)) for texts in zip(titles, *rows, strict=True)]
-
-
-_STYLES: Final = {
-    "good": "green",
-    "recovered": "yellow",
-    "failed": "red",
-    "cancelled": "magenta",
-    "dead-lettered": "red",
-    "not written": "red",
-    "unfinished": "red",
-}
-
-
-def _plain(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    widths = _widths(columns, rows)
-    for row in ([column.title for column in columns], *rows):
-        aligned: list[str] = []
-        for column, cell, width in zip(columns, row, widths, strict=True):
-            blanks = " " * (width - cell_len(cell))
-            aligned.append(f"{blanks}{cell}" if column.right else f"{cell}{blanks}")
-        yield "  ".join(aligned).rstrip()

@@ -105,6 +105,11 @@ class HookCaller(pluggy.HookCaller):
         """Call the hook as a part of a run, which waits by ``backend``; to be awaited."""
         return dispatch(self, self.chain or NO_LINKS, values, backend)
 
+    def call_apart(self, backend: Backend, values: Values) -> Coroutine[Any, Any, Any]:
+        """Call the hook past every quarantine: none keeps a hookimpl out, and none counts this."""
+        chain = (self.chain or NO_LINKS).without_quarantine()
+        return dispatch(self, chain, values, backend)
+
     def call_only(
         self, backend: Backend, plugins: Iterable[str], values: Values
     ) -> Coroutine[Any, Any, Any]:

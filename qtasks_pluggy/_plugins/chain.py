@@ -239,11 +239,13 @@ class Chain:
         links: Called from first to last; the last answer wins.
         wrappers: Around them, from the innermost to the outermost.
         statuses: The ends of an attempt that some link may want.
+        statuses_of_replays: Those that are wanted only of runs that repeat another one.
     """
 
     links: tuple[Link, ...] = ()
     wrappers: tuple[Link, ...] = ()
     statuses: frozenset[OutcomeStatus] = attrs.field(init=False)
+    statuses_of_replays: frozenset[OutcomeStatus] = attrs.field(init=False)
     # None if filters have to be checked.
     _everybody: Plan | None = attrs.field(init=False)
     # Whether a handler names the classes that it is asked about in every app.
@@ -253,15 +255,27 @@ class Chain:
     def __attrs_post_init__(self) -> None:
         """Prepare the plan of a chain without filters, and a cache for one with filters."""
         links = (*self.links, *self.wrappers)
-        wanted = [possible_statuses(link.when) for link in links]
-        known = [statuses for statuses in wanted if statuses is not None]
-        every = frozenset(OutcomeStatus) if len(known) < len(wanted) else frozenset()
-        object.__setattr__(self, "statuses", every.union(*known))
+        whens = [link.when for link in links]
+        # Of other runs, those that are for replays alone want nothing.
+        others = [tuple(one for one in when if not one.replay) for when in whens]
+        others = [other for other, when in zip(others, whens, strict=True) if other or not when]
+        statuses, of_others = _wanted(whens), _wanted(others)
+        object.__setattr__(self, "statuses", statuses)
+        object.__setattr__(self, "statuses_of_replays", statuses - of_others)
         everybody = None if any(link.when for link in links) else (self.links, self.wrappers[::-1])
         object.__setattr__(self, "_everybody", everybody)
         object.__setattr__(self, "_has_consent", any(link.consents for link in links))
         # Error classes can be endless; the cache must not be.
         object.__setattr__(self, "_planned", lru_cache(1024)(self._plan))
+
+    def without_quarantine(self) -> Chain:
+        """Return the same chain with links that no quarantine counts or keeps out."""
+        return Chain(
+            *(
+                tuple(attrs.evolve(link, breaker=NO_BREAKER) for link in links)
+                for links in (self.links, self.wrappers)
+            )
+        )
 
     def plan(self, values: Values, attempt: int) -> Plan:
         """Return the links and wrappers, with records in place of those that filters skip."""
@@ -291,6 +305,14 @@ class Chain:
     def consents(self, error: BaseException) -> bool:
         """Return whether a handler names a class of this error, and so is asked about it."""
         return any(link.consents and isinstance(error, link.consents) for link in self.links)
+
+
+def _wanted(whens: Sequence[tuple[When, ...]]) -> frozenset[OutcomeStatus]:
+    """Return the ends of an attempt that links with these conditions may want."""
+    wanted = [possible_statuses(when) for when in whens]
+    known = [statuses for statuses in wanted if statuses is not None]
+    every = frozenset(OutcomeStatus) if len(known) < len(wanted) else frozenset()
+    return every.union(*known)
 
 
 NO_LINKS: Final = Chain()

@@ -12,6 +12,8 @@ from qtasks_hookspecs import OutcomeStatus, _hooks
 from qtasks_hookspecs._markers import When
 from qtasks_pluggy._text import closest_match
 
+REPLAY_OF: Final = "replay_of"
+"""What a message's metadata has where the run repeats another one: that one's id."""
 _BUILTIN_ERRORS: Final = frozenset(
     name
     for name, value in vars(builtins).items()
@@ -29,6 +31,7 @@ class FilterKey(NamedTuple):
         status: How the attempt ended, on hooks that have an outcome.
         task: The task's name.
         tags: The task's tags.
+        is_replay: Whether the run repeats another one.
         modules: How many modules are loaded: a name can come to mean a class once its module is.
     """
 
@@ -36,6 +39,7 @@ class FilterKey(NamedTuple):
     status: OutcomeStatus | None = None
     task: str | None = None
     tags: tuple[str, ...] = ()
+    is_replay: bool = False
     modules: int = 0
 
 
@@ -55,8 +59,14 @@ def filter_key(values: Mapping[str, Any]) -> FilterKey:
         None if outcome is None else outcome.status,
         getattr(task_func, "name", None),
         getattr(task_func, "tags", ()),
+        is_replay(values.get("task_broker")),
         len(sys.modules),
     )
+
+
+def is_replay(message: Any) -> bool:
+    """Return whether a run's message says that it repeats another one."""
+    return REPLAY_OF in getattr(message, "metadata", ())
 
 
 def matches(conditions: Iterable[When], key: FilterKey) -> bool:
@@ -66,6 +76,7 @@ def matches(conditions: Iterable[When], key: FilterKey) -> bool:
         and (one.task is None or (key.task is not None and fnmatchcase(key.task, one.task)))
         and (one.tag is None or one.tag in key.tags)
         and (one.outcome is None or key.status in one.outcome)
+        and (one.replay is None or key.is_replay is one.replay)
         for one in conditions
     )
 
@@ -93,11 +104,11 @@ def _has_name(error: type[BaseException], name: str) -> bool:
             return True
         if name == cls.__qualname__ and cls.__module__ == "builtins":
             return True
-    meant = _loaded_class(name)
+    meant = loaded_class(name)
     return meant is not None and issubclass(error, meant)
 
 
-def _loaded_class(name: str) -> type | None:
+def loaded_class(name: str) -> type | None:
     """Look up a dotted name in the loaded modules; nothing is imported."""
     path, parts = name, list[str]()
     while "." in path:

@@ -28,7 +28,9 @@ STATUS_OF: Final = {
 
 
 def attempt_from(decision: Any, error: BaseException) -> Attempt:
-    """Translate a decision on a task's own error, or None for no decision."""
+    """Translate an answer about a task's own error, or None for no answer."""
+    if decision is not None and (type(decision) is Replace or type(decision) not in DECISIONS):
+        return Attempt("succeed")
     if isinstance(decision, Retry):
         return Attempt("retry", error, delay=decision.delay)
     if isinstance(decision, Raise):

@@ -30,6 +30,7 @@ from qtasks_hookspecs.exc import (
 )
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.chain import DECISIONS, Values, decided_by
+from qtasks_pluggy._plugins.filters import is_replay
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.decisions import (
     STATUS_OF,
@@ -258,6 +259,45 @@ class TaskExecutor(RunView, Generic[R]):
         """End a run from plain code, as ``give_up`` does."""
         return run_to_completion(self._give_up(error, SYNC))
 
+    def ask_about(self, error: Exception) -> Coroutine[Any, Any, Outcome]:
+        """Ask the plugins about an error as if the task had raised it, and do nothing about it.
+
+        From async code. The trigger's hook is called by the rules of a run: who is shown the error,
+        filters, order, time limits, observed plugins. The function is not called, no decision is
+        carried out, and no other hook is called; quarantines are neither obeyed nor counted. The
+        attempt is that of the message.
+
+        Args:
+            error: The error.
+
+        Returns:
+            How the attempt would have ended, to be awaited; ``trail`` says who was asked.
+
+        Raises:
+            RuntimeError: This executor has run already.
+            PluginError: A plugin failed, and the settings say ``strict``.
+        """
+        return self._ask_about(error, ASYNCIO)
+
+    def ask_about_sync(self, error: Exception) -> Outcome:
+        """Ask the plugins about an error from plain code, as ``ask_about`` does."""
+        return run_to_completion(self._ask_about(error, SYNC))
+
+    async def _ask_about(self, error: Exception, backend: Backend) -> Outcome:
+        self._prepare(backend)
+        self._backend = backend
+        hook = self._plugins.hook.task_executor_run_task_trigger_error
+        asked = None if hook.chain is None else self._shown_error(error, hook)
+        answer = None
+        if asked is not None:
+            run: Values = {"task_executor": self, "task_func": self._task_func}
+            run |= {"task_broker": self.task_broker, "e": asked}
+            answer = await hook.call_apart(backend, run)
+        decider = None if answer is None else decided_by(self._entries)
+        outcome = self._conclude(attempt_from(answer, error), error, decider).outcome
+        assert outcome is not None  # noqa: S101  # _conclude has added it
+        return outcome
+
     async def _run(self, backend: Backend) -> Any:
         """Attempt until the run is over, in place, and end it."""
         if self._backend is not None or sys.exception() is not None:
@@ -347,7 +387,9 @@ class TaskExecutor(RunView, Generic[R]):
         plugins = self._plugins
         hooks = plugins.hook
         # One look instead of one at each hook: most plugins care for errors only.
-        asks_on_success = plugins._asked_on_success  # noqa: SLF001  # ours
+        asks_on_success = plugins._asked_on_success or (  # noqa: SLF001  # ours
+            plugins._asked_on_replays and is_replay(self._message)  # noqa: SLF001  # ours
+        )
         self._started = perf_counter() if plugins._times_attempts else None  # noqa: SLF001  # ours
         attempt: Attempt | None = None
         error: BaseException | None = None
@@ -416,10 +458,8 @@ class TaskExecutor(RunView, Generic[R]):
                 return None
         entries = self._entries[begin:]
         decider = None if answer is None else decided_by(entries)
-        if is_result:
-            return self._conclude(Attempt("succeed"), error, decider)
         attempt = attempt_from(answer, error)
-        if decider is not None and attempt.action != "retry":
+        if decider is not None and attempt.action not in {"retry", "succeed"}:
             note_decision(error, entries)
         if attempt.action == "dead_letter":
             return await self._keep_dead_letter(attempt, error, decider)
@@ -547,9 +587,10 @@ class TaskExecutor(RunView, Generic[R]):
     def _hears_of_success(self) -> bool:
         """Return whether a plugin wants the end of a good run."""
         plugins = self._plugins
-        return plugins._asked_on_success and plugins.hook.task_executor_task_close.listens(  # type: ignore[no-any-return]  # noqa: SLF001  # ours
-            OutcomeStatus.succeeded
+        asked = plugins._asked_on_success or (  # noqa: SLF001  # ours
+            plugins._asked_on_replays and is_replay(self._message)  # noqa: SLF001  # ours
         )
+        return asked and plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)
 
     async def _end(self, attempt: Attempt | None) -> Attempt:
         """Call the hooks for a failure and for the end of the run.

@@ -113,5 +113,11 @@ def _load_adapter(entry: EntryPoint, target: Any) -> Engine:
             f" pip install 'qtasks-pluggy[{package}]'"
         )
         raise EngineError(msg) from error
-    engine: Engine = adapter(target)
+    engine = adapter(target)
+    if not isinstance(engine, Engine):
+        msg = (
+            f"engine {entry.name!r} does the tasks of its own apps alone: call install() of"
+            f" {entry.module}, and leave engine= out"
+        )
+        raise EngineError(msg)
     return engine

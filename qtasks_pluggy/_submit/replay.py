@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from qtasks_hookspecs import TaskMessage
 from qtasks_hookspecs.exc import CapabilityError
 from qtasks_pluggy import _log
+from qtasks_pluggy._plugins.filters import REPLAY_OF
 from qtasks_pluggy._submit.calls import enqueue, is_here
 from qtasks_pluggy._submit.handle import check_seconds
 from qtasks_pluggy._submit.protocol import Engine
@@ -17,8 +18,6 @@ from qtasks_pluggy._waiting import SYNC, run_to_completion
 
 if TYPE_CHECKING:
     from uuid import UUID
-
-REPLAY_OF: Final = "replay_of"
 
 
 def repetition_of(
@@ -90,5 +89,7 @@ def replay_on(engine: Engine, message: TaskMessage, delay: float | timedelta | N
             " asyncio.to_thread(app.replay, message)"
         )
         raise CapabilityError(msg)
-    run_to_completion(enqueue(engine, SYNC, message, pause))
+    sent = run_to_completion(enqueue(engine, SYNC, message, pause))
+    if getattr(engine, "gives_ids", False) and sent is not None:
+        return sent  # type: ignore[no-any-return]  # the engine's own
     return message.uuid

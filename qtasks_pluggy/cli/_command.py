@@ -15,6 +15,7 @@ from qtasks_pluggy.cli.hooks import hooks
 from qtasks_pluggy.cli.plugins import plugins
 from qtasks_pluggy.cli.run import run
 from qtasks_pluggy.failures.command import failures
+from qtasks_pluggy.testing.command import check, new_plugin
 
 
 class _Group(click.Group):
@@ -55,3 +56,5 @@ command.add_command(plugins)
 command.add_command(doctor)
 command.add_command(hooks)
 command.add_command(failures)
+command.add_command(check)
+command.add_command(new_plugin)

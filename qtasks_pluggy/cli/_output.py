@@ -1,129 +1,52 @@
-"""JSON, and files of JSON lines that are whole at any moment."""
+"""Files of JSON lines that are whole at any moment, and the lines that a file has already."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import reprlib
 import stat
-from types import TracebackType
-from typing import Any, Final, Self
+import time
+from typing import BinaryIO, Final
 
 from qtasks_pluggy._console.load import Trouble
-from qtasks_pluggy.cli._ended import Ended
+from qtasks_pluggy._console.say import own_stdout
 
 STDOUT: Final = "-"
-
-
-class UnwritableResultError(Exception):
-    """A result that JSON cannot hold.
-
-    Attributes:
-        kind: What it is or holds, in a word.
-    """
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
-
-
-def to_json(value: Any) -> str:
-    """Write a value as JSON, all in ASCII.
-
-    Args:
-        value: Any value.
-
-    Returns:
-        The text, in one line.
-
-    Raises:
-        UnwritableResultError: JSON cannot hold it; the text says what it is.
-    """
-    found: list[object] = []
-
-    def take_down(inner: object) -> None:
-        found.append(inner)
-        raise TypeError
-
-    try:
-        return json.dumps(value, allow_nan=False, default=take_down)
-    except (TypeError, ValueError, RecursionError) as error:
-        if found:
-            inner = type(found[0]).__qualname__
-            kind = inner if found[0] is value else f"{type(value).__qualname__} with {inner}"
-        else:
-            # A number that is none, a key that is no text, something that contains itself.
-            kind = f"{type(value).__qualname__} ({error})"
-        text = (
-            f"the result is of type {kind}, which JSON cannot hold: {_shown(value)};"
-            " return text, numbers, True, False, None, or lists and dicts of them"
-        )
-        raise UnwritableResultError(kind, text) from None
-
-
-def as_line(ended: Ended) -> tuple[str, UnwritableResultError | None]:
-    """Write how a run ended as one line of JSON.
-
-    Args:
-        ended: How it ended.
-
-    Returns:
-        The line, and what was wrong with the result if JSON cannot hold it.
-    """
-    error = None if ended.error is None else f"{ended.kind}: {ended.why}"
-    unwritable = None
-    try:
-        result = to_json(ended.result)
-    except UnwritableResultError as fault:
-        unwritable = fault
-        result = "null"
-        error = str(fault)
-    fields = {
-        "line": json.dumps(ended.line),
-        "uuid": json.dumps(ended.uuid),
-        "status": json.dumps(ended.status),
-        "result": result,
-        "plugin": json.dumps(ended.plugin),
-        "error": json.dumps(error),
-    }
-    return "{" + ", ".join(f'"{name}": {text}' for name, text in fields.items()) + "}", unwritable
+FIFO_SECONDS: Final = 5.0
+"""How long to wait for somebody who reads a named pipe."""
 
 
 class Output:
     """A file of JSON lines; each is written whole, at once, or not at all.
 
-    Args:
-        name: The file's name; ``-`` for standard output.
-
     Raises:
-        Trouble: The file cannot be written.
+        Trouble: The file cannot be written, or not resumed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, resume: bool = False) -> None:
         self.name = "standard output" if name == STDOUT else name
         self.is_stdout = name == STDOUT
+        self.done: set[tuple[int, str]] = set()
         try:
-            self._file = 1 if self.is_stdout else os.open(name, os.O_WRONLY | os.O_CREAT, 0o666)
-            regular = stat.S_ISREG(os.fstat(self._file).st_mode)
+            access = os.O_RDWR if resume else os.O_WRONLY
+            self._file = _stdout() if self.is_stdout else _open(name, access)
+            self._is_ours = stat.S_ISREG(os.fstat(self._file).st_mode) and not self.is_stdout
         except OSError as error:
-            msg = f"--out {name}: {error.strerror}; give a file that can be written"
+            msg = f"{name} cannot be written: {error.strerror}; name a file that can"
             raise Trouble(msg) from None
-        # What stands before the first line, and behind the last, is another's on standard output.
-        self._is_ours = regular and not self.is_stdout
-        self._end = 0
+        self._end = self._read_done() if resume else 0
 
-    def __enter__(self) -> Self:
-        """Begin with an empty file."""
+    def is_file(self, source: BinaryIO) -> bool:
+        """Say whether this is the very file that the records are read from."""
+        here, there = os.fstat(self._file), os.fstat(source.fileno())
+        return stat.S_ISREG(here.st_mode) and os.path.samestat(here, there)
+
+    def begin(self) -> None:
+        """Throw away what is not kept."""
         if self._is_ours:
-            os.ftruncate(self._file, 0)
-        return self
-
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        """Close it."""
-        if not self.is_stdout:
-            os.close(self._file)
+            os.ftruncate(self._file, self._end)
+            os.lseek(self._file, self._end, os.SEEK_SET)
 
     def write(self, line: str) -> None:
         """Write one line.
@@ -141,9 +64,51 @@ class Output:
             raise
         self._end += len(line) + 1
 
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
 
-def _shown(value: object) -> str:
+    def _read_done(self) -> int:
+        """Read which records it has already; return where its last whole line ends."""
+        if not self._is_ours:
+            msg = f"--resume {self.name}: only a file can be resumed; give --out instead"
+            raise Trouble(msg)
+        end = 0
+        with open(self._file, "rb", closefd=False) as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break  # its process was killed; the run is done again
+                try:
+                    one = json.loads(line)
+                    self.done.add((one["line"], one["input"]))
+                except (ValueError, LookupError, TypeError, RecursionError):
+                    msg = f"--resume {self.name}: line {number} is none that --out has written"
+                    raise Trouble(msg) from None
+                end += len(line)
+        return end
+
+
+def _stdout() -> int:
     try:
-        return reprlib.repr(value)
-    except Exception as error:  # noqa: BLE001  # anything can come from a foreign __repr__
-        return f"(not shown: its __repr__ raised {type(error).__name__})"
+        return os.dup(own_stdout().fileno())
+    except (AttributeError, ValueError):  # another object stands in for it, or it is closed
+        return os.dup(1)
+
+
+def _open(name: str, access: int) -> int:
+    """Open a file; a named pipe once somebody reads it."""
+    access |= os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    deadline = time.monotonic() + FIFO_SECONDS
+    while True:
+        try:
+            file = os.open(name, access, 0o666)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() >= deadline:
+                msg = f"{name} is a pipe that nobody has read for {FIFO_SECONDS:g} s; read it"
+                raise Trouble(msg) from None
+            time.sleep(FIFO_SECONDS / 100)
+        else:
+            os.set_blocking(file, True)
+            return file

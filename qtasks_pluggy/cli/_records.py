@@ -1,22 +1,23 @@
-"""From a file's lines, or the command's arguments, to the arguments of runs."""
+"""From a file's records, or the command's arguments, to the arguments of runs."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Final, Self
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Final
 
 import attrs
 
 from qtasks_pluggy._console.load import Trouble
-from qtasks_pluggy._text import closest_match
 
-STDIN: Final = "-"
+FORMATS: Final = ("jsonl", "json", "csv")
+_BLANKS: Final = frozenset(" \t\r\n")
 MOST_BYTES: Final = 16 * 1024 * 1024
 """A longer line is no record: whatever it is, it is not held in memory."""
 
@@ -26,7 +27,7 @@ class Record:
     """What one run is to be called with.
 
     Attributes:
-        line: The line of the input on which it begins.
+        line: The line of the input on which it begins; in a JSON array, its number.
         args: The positional arguments.
         kwargs: The keyword arguments.
         problem: Why there is nothing to call with, where the line is no record.
@@ -37,276 +38,263 @@ class Record:
     kwargs: dict[str, Any] = attrs.field(factory=dict)
     problem: str | None = None
 
+    @property
+    def digest(self) -> str:
+        """What tells this input from another one on the same line, without its values."""
+        text = json.dumps([self.args, self.kwargs, self.problem], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
 
 def from_arguments(words: Sequence[str]) -> Record:
     """Read ARGS: ``key=value`` is a keyword, and each value is JSON, else text.
 
-    Args:
-        words: The words of the command line.
-
-    Returns:
-        The record.
-
     Raises:
-        Trouble: A keyword is given twice.
+        Trouble: A keyword is given twice, or an object or array is JSON that nobody can use.
     """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not (equals and key.isidentifier()):
-            args.append(_value(word))
-        elif key in kwargs:
-            msg = f"keyword {key!r} is given twice, the second time as {word!r}; leave one out"
+    for number, word in enumerate(words, start=1):
+        key, equals, text = word.partition("=")
+        is_keyword = bool(equals) and key.isidentifier()
+        if is_keyword and key in kwargs:
+            msg = f"keyword {key!r} is given twice; leave one out"
             raise Trouble(msg)
+        try:
+            value = _value(text if is_keyword else word)
+        except ValueError as error:
+            msg = f"argument {number} cannot be used: {error}"
+            raise Trouble(msg) from None
+        if is_keyword:
+            kwargs[key] = value
         else:
-            kwargs[key] = _value(value)
+            args.append(value)
     return Record(None, tuple(args), kwargs)
 
 
-class Records:
-    """The records of a file, read as they are asked for: no more than one line is held.
-
-    Args:
-        name: The file's name: CSV if it ends in ``.csv``, else JSON lines; ``-`` for standard
-            input.
+def open_input(name: str) -> BinaryIO:
+    """Open a file of records; ``-`` is standard input.
 
     Raises:
-        Trouble: The file cannot be read, or is a CSV file without a usable header.
+        Trouble: It cannot be read.
+    """
+    try:
+        # Not sys.stdin, whose lock a thread that waits for input would hold at exit.
+        return open(0, "rb", closefd=False) if name == "-" else open(name, "rb")  # noqa: PTH123  # the caller closes it
+    except OSError as error:
+        what = "standard input" if name == "-" else name
+        msg = f"the records cannot be read from {what}: {error.strerror}; give another file"
+        raise Trouble(msg) from None
+
+
+class Records:
+    """The records of a file, read as they are asked for.
+
+    Of JSON lines and CSV no more than a line, or a row, is held; a JSON array is read whole.
+
+    Raises:
+        Trouble: The file is no JSON array, or a CSV file without a usable header.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = "standard input" if name == STDIN else name
-        self.size: int | None = None
-        self._lines = _Lines(self._open(name))
-        try:
-            csv_file = name.lower().endswith(".csv")
-            self._records = self._csv() if csv_file else self._json()
-        except Trouble:
-            self._lines.close()
-            raise
-
-    def __enter__(self) -> Self:
-        """Hold the file."""
-        return self
-
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        """Let go of the file."""
-        self._lines.close()
-
-    @property
-    def position(self) -> int:
-        """How many bytes have been read."""
-        return self._lines.position
+    def __init__(self, source: BinaryIO, form: str, *, json_cells: bool = False) -> None:
+        self.position = 0
+        about = os.fstat(source.fileno())
+        self.size = about.st_size if stat.S_ISREG(about.st_mode) else None
+        self._source = source
+        self._read_cell = _value if json_cells else str
+        self._records = {"jsonl": self._lines, "json": self._array, "csv": self._csv}[form]()
 
     def __iter__(self) -> Iterator[Record]:
         """Read on."""
         return self._records
 
-    def is_file(self, other: str) -> bool:
-        """Say whether a path leads to the very file that is read."""
-        try:
-            there = Path(other).stat()
-        except OSError:
-            return False
-        here = os.fstat(self._lines.source.fileno())
-        return stat.S_ISREG(here.st_mode) and os.path.samestat(here, there)
+    def _raw(self) -> Iterator[bytes]:
+        """Read the lines, none of them longer than the limit, without a byte order mark."""
+        first = True
+        while line := self._source.readline(MOST_BYTES + 1):
+            self.position += len(line)
+            rest = line
+            while len(rest) > MOST_BYTES and not rest.endswith(b"\n"):
+                rest = self._source.readline(MOST_BYTES + 1)
+                self.position += len(rest)
+            yield line.removeprefix(BOM_UTF8) if first else line
+            first = False
 
-    def is_terminal(self) -> bool:
-        """Say whether somebody is typing the records."""
-        return self._lines.source.isatty()
-
-    def _open(self, name: str) -> BinaryIO:
-        if name == STDIN:
-            # Not sys.stdin, whose lock a thread that waits for input would hold at exit.
+    def _lines(self) -> Iterator[Record]:
+        for number, line in enumerate(self._raw(), start=1):
             try:
-                return open(0, "rb", closefd=False)
-            except OSError as error:
-                msg = f"standard input cannot be read: {error.strerror}; give a file instead"
-                raise Trouble(msg) from None
-        path = Path(name)
+                if len(line) > MOST_BYTES:
+                    yield Record(number, problem=f"this line is longer than {MOST_BYTES:,} bytes")
+                elif line.strip():
+                    yield _record(number, parse_json(line.decode()))
+            except UnicodeDecodeError as error:
+                where = f"{error.reason} at {error.start + 1}"
+                yield Record(number, problem=f"this line is not UTF-8: {where}")
+            except ValueError as error:
+                hint = "" if line.endswith(b"\n") else ", and the file ends here: is it whole?"
+                if number == 1 and line.strip() == b"[":
+                    hint = "; for a JSON array give --format json"
+                yield Record(number, problem=f"this line is not JSON: {error}{hint}")
+
+    def _array(self) -> Iterator[Record]:
         try:
-            source = path.open("rb")
-        except OSError as error:
-            hint = "look at its permissions"
-            if isinstance(error, IsADirectoryError):
-                hint = "name a file in it"
-            elif isinstance(error, FileNotFoundError):
-                beside = [str(one) for one in path.parent.glob("*") if one.is_file()]
-                hint = (
-                    f"did you mean {closest_match(name, beside)}?"
-                    if beside
-                    else "look at its folder"
-                )
-            msg = f"the records cannot be read from {name}: {error.strerror}; {hint}"
+            text = self._source.read().removeprefix(BOM_UTF8).decode()
+        except UnicodeDecodeError as error:
+            msg = f"the input is not UTF-8: {error.reason} at byte {error.start + 1}"
             raise Trouble(msg) from None
-        about = os.fstat(source.fileno())
-        self.size = about.st_size if stat.S_ISREG(about.st_mode) else None
-        return source
+        if not text.lstrip().startswith("["):
+            msg = "the input is no JSON array; for JSON lines give --format jsonl"
+            raise Trouble(msg)
+        return self._elements(text)
 
-    def _json(self) -> Iterator[Record]:
-        for number, text, problem in self._lines:
-            if problem is None:
-                if not text.strip():
-                    continue
-                yield self._json_record(number, text)
-            else:
+    def _elements(self, text: str) -> Iterator[Record]:
+        number, at = 0, _skip(text, text.index("[") + 1)
+        is_closed = text.startswith("]", at)
+        while not is_closed:
+            number += 1
+            try:
+                value, at = _STRICT.raw_decode(text, at)
+                yield _record(number, value)
+            except (ValueError, RecursionError) as error:
+                problem = f"this is no record: {_reason(error)}"
+                try:
+                    _, at = _LENIENT.raw_decode(text, at)
+                except (ValueError, RecursionError):
+                    yield Record(number, problem=f"{problem}; nothing after it can be read")
+                    return
                 yield Record(number, problem=problem)
-
-    def _json_record(self, number: int, text: str) -> Record:
-        try:
-            value = json.loads(text, parse_constant=_refuse)
-        except RecursionError:
-            return Record(number, problem="this line is nested too deeply to be read as JSON")
-        except json.JSONDecodeError as error:
-            cut = "" if text.endswith("\n") else ", and the file ends in this line: is it whole?"
-            where = f"{error.msg} at {error.colno}{cut}"
-            return Record(number, problem=f"this line is not JSON: {where}")
-        except ValueError as error:
-            return Record(number, problem=f"this line is not JSON: {error}")
-        if isinstance(value, dict):
-            return Record(number, (), value)
-        if isinstance(value, list):
-            return Record(number, tuple(value))
-        return Record(
-            number,
-            problem=f"this line is the JSON value {text.strip()[:40]}, but a record is an object"
-            " (keyword arguments) or an array (positional ones)",
-        )
+            at = _skip(text, at)
+            is_closed = text.startswith("]", at)
+            if not is_closed and not text.startswith(",", at):
+                problem = "neither a comma nor the end of the array comes before this"
+                yield Record(number + 1, problem=problem)
+                return
+            at = at if is_closed else _skip(text, at + 1)
+        if text[at + 1 :].strip():
+            yield Record(number + 1, problem="this comes after the end of the array")
 
     def _csv(self) -> Iterator[Record]:
-        lines = _CsvLines(self._lines)
+        # What is no UTF-8 becomes surrogates, which are found in the row.
+        lines = (line.decode("utf-8", "surrogateescape") for line in self._raw())
         reader = csv.reader(lines, strict=True)
-        header = self._header(reader)
-        return self._csv_records(lines, reader, header)
-
-    def _header(self, reader: Iterator[list[str]]) -> list[str]:
-        what = f"the first line of {self.name}"
         try:
-            header = next(reader)
+            header = [name.strip() for name in next(reader)]
+            "".join(header).encode()
         except StopIteration:
-            msg = f"{self.name} is empty; the first line of a CSV file names the keywords"
+            msg = "the input is empty; the first line of a CSV file names the keywords"
             raise Trouble(msg) from None
-        except (csv.Error, _NoTextError) as error:
-            msg = f"{what} is no header: {error}; it has to name the keywords"
+        except (csv.Error, UnicodeEncodeError) as error:
+            what = error if isinstance(error, csv.Error) else "it is not UTF-8"
+            msg = f"the first line is no header: {what}; it has to name the keywords"
             raise Trouble(msg) from None
-        for name in header or [""]:
-            if not name.strip():
-                msg = f"{what} leaves a column without a name; each column is a keyword"
-                raise Trouble(msg)
+        if not all(header or [""]):
+            msg = "the first line leaves a column without a name; each column is a keyword"
+            raise Trouble(msg)
+        for name in header:
             if header.count(name) > 1:
-                msg = f"{what} names {name!r} twice; each column is a keyword of its own"
+                msg = f"the first line names {name!r} twice; each column is a keyword of its own"
                 raise Trouble(msg)
-        return [name.strip() for name in header]
+        return self._rows(reader, header)
 
-    def _csv_records(
-        self, lines: _CsvLines, reader: Iterator[list[str]], header: list[str]
-    ) -> Iterator[Record]:
+    def _rows(self, reader: Any, header: list[str]) -> Iterator[Record]:
         while True:
-            lines.first = None
+            line = reader.line_num + 1
             try:
                 row = next(reader)
+                "".join(row).encode()
+                if row and len(row) != len(header):
+                    has = f"{len(row)} values, but the header names {len(header)}"
+                    yield Record(line, problem=f"this row has {has}")
+                elif row:
+                    cells = map(self._read_cell, row)
+                    yield Record(line, (), dict(zip(header, cells, strict=True)))
             except StopIteration:
                 return
-            except (csv.Error, _NoTextError) as error:
-                yield Record(lines.first, problem=f"this is not a row of a CSV file: {error}")
-                continue
-            if not row:
-                continue
-            if len(row) == len(header):
-                values = map(_value, row)
-                yield Record(lines.first, (), dict(zip(header, values, strict=True)))
-                continue
-            yield Record(
-                lines.first,
-                problem=f"this row has {len(row)} values, but the header names {len(header)}",
-            )
+            except UnicodeEncodeError:
+                yield Record(line, problem="this row is not UTF-8")
+            except csv.Error as error:
+                yield Record(line, problem=f"this is not a row of a CSV file: {error}")
+            except ValueError as error:
+                yield Record(line, problem=f"a cell of this row cannot be used: {error}")
 
 
-class _Lines:
-    """The lines of a file: number, text, and what is wrong with it.
+def parse_json(text: str) -> Any:
+    """Read JSON as its specification has it, and nothing that would arrive as something else.
 
-    Args:
-        source: The file.
+    Raises:
+        ValueError: It is not JSON, or has a key twice, NaN, or a number that is too large.
     """
-
-    def __init__(self, source: BinaryIO) -> None:
-        self.source = source
-        self.position = 0
-        self._number = 0
-        self._reading = False
-
-    def __iter__(self) -> Iterator[tuple[int, str, str | None]]:
-        """Read on."""
-        return self
-
-    def __next__(self) -> tuple[int, str, str | None]:
-        """Read one line."""
-        line = self._read()
-        if not line:
-            raise StopIteration
-        self._number += 1
-        if len(line) > MOST_BYTES:
-            while line and not line.endswith(b"\n"):
-                line = self._read()
-            return self._number, "", f"this line is longer than {MOST_BYTES // 1024**2} MiB"
-        try:
-            text = line.decode("utf-8-sig" if self._number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            return self._number, "", f"this line is not UTF-8: {error.reason} at {error.start + 1}"
-        return self._number, text, None
-
-    def close(self) -> None:
-        """Close the file, unless another thread waits for input: closing would wait for that."""
-        if not self._reading:
-            self.source.close()
-
-    def _read(self) -> bytes:
-        self._reading = True
-        line = self.source.readline(MOST_BYTES + 1)
-        self._reading = False
-        self.position += len(line)
-        return line
+    try:
+        return _STRICT.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_reason(error)) from None
 
 
-class _NoTextError(Exception):
-    """A line that cannot be text."""
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at {error.colno}"
+    return str(error).partition(";")[0]
 
 
-class _CsvLines:
-    """Lines for a CSV reader, which may take several for one row.
-
-    Args:
-        lines: All lines.
-    """
-
-    def __init__(self, lines: _Lines) -> None:
-        self._lines = lines
-        self.first: int | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        """Read on."""
-        return self
-
-    def __next__(self) -> str:
-        """Read one line, and remember the first of a row."""
-        number, text, problem = next(self._lines)
-        if self.first is None:
-            self.first = number
-        if problem is not None:
-            raise _NoTextError(problem)
-        return text
+def _record(number: int, value: Any) -> Record:
+    if isinstance(value, dict):
+        return Record(number, (), value)
+    if isinstance(value, list):
+        return Record(number, tuple(value))
+    problem = (
+        f"this is the JSON value {json.dumps(value)[:40]}, but a record is an object (keyword"
+        " arguments) or an array (positional ones)"
+    )
+    return Record(number, problem=problem)
 
 
 def _value(text: str) -> Any:
+    """Read JSON, else text.
+
+    Raises:
+        ValueError: It is an object or array that has a key twice, NaN, or the like.
+    """
     try:
-        return json.loads(text, parse_constant=_refuse)
-    except (RecursionError, ValueError):
+        return _STRICT.decode(text)
+    except (json.JSONDecodeError, RecursionError):
         return text
+    except ValueError as error:
+        if text.lstrip()[:1] in {"{", "["}:
+            raise ValueError(_reason(error)) from None
+        return text
+
+
+def _skip(text: str, at: int) -> int:
+    while text[at : at + 1] in _BLANKS:
+        at += 1
+    return at
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            msg = f"the key {key!r} is there twice"
+            raise ValueError(msg)
+        found[key] = value
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        msg = f"the number {text[:20]} is too large"
+        raise ValueError(msg)
+    return value
 
 
 def _refuse(constant: str) -> None:
     msg = f"{constant} is not JSON"
     raise ValueError(msg)
+
+
+_STRICT: Final = json.JSONDecoder(
+    object_pairs_hook=_once, parse_float=_finite, parse_constant=_refuse
+)
+_LENIENT: Final = json.JSONDecoder(parse_int=len)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -11,15 +11,16 @@ import click
 
 from qtasks_pluggy import PluginManager
 from qtasks_pluggy._console.load import load_plugins
-from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy._console.say import json_option, say, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._plugins.chain import Link
-from qtasks_pluggy._plugins.discovery import PluginInfo
 from qtasks_pluggy.cli.hooks import HOOKS
+from qtasks_pluggy.cli.plugins import describe, origin
 
 _CHAIN: Final = [
     Column("", right=True),
     Column("plugin", style="bold"),
+    Column("handler"),
     Column("distribution"),
     Column("kind"),
     Column("asked"),
@@ -30,45 +31,40 @@ _CHAIN: Final = [
 
 @click.command(name="doctor")
 @click.argument("app_spec", metavar="[APP]", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Write JSON instead of tables.")
-def doctor(app_spec: str | None, *, as_json: bool) -> None:
-    """Examine the installed plugins, and those that APP adds.
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
+    """Show who is asked and in what order, and what is wrong.
 
-    APP is a QueueTasks, or a Celery app, Dramatiq broker, Taskiq broker or Huey that install()
-    was called on: module:attribute or file.py:attribute.
+    APP is a QueueTasks, or a Celery app, Dramatiq broker, Taskiq broker or Huey that install() was
+    called on: module:attribute or file.py:attribute. Without it you see the installed plugins.
 
-    Shows each hook's chain in the order of the calls, every setting and where it came from, and
-    every fault, not only the first: also a setting that names a plugin which is not there. Of the
-    plugins' own sections only the keys are shown: their values may be secrets. Quarantine belongs
-    to the process that does the runs, and stands in its log: plugin_quarantined.
+    You see each hook's handlers in the order of the calls, every setting with its source, and
+    every problem: plugins that cannot be loaded, settings that name no plugin, filters for errors
+    that no task of APP shows to plugins. Of the plugins' own sections only the keys are shown,
+    because their values may be secrets. Quarantine is not shown: each worker has its own, and logs
+    plugin_quarantined.
+
+    \b
+    Example:
+      qtasks-pluggy doctor shop.py:app
 
     \b
     Exit codes:
       0  all is well
-      1  a plugin or a setting has a fault
+      1  there is a problem
       2  usage, wrong value of a setting, import of APP
     """  # noqa: D301  # \b is click's own mark, not an escape
-    manager, faults = load_plugins(app_spec)
-    faults += _dead_settings(manager, all_named=app_spec is not None)
-    found = _examine(manager, faults)
+    manager, problems = load_plugins(app_spec)
+    found = _examine(manager, problems)
     if as_json:
         say_json(found)
     else:
         _show(found)
-    click.get_current_context().exit(1 if faults else 0)
+    ctx.exit(1 if problems else 0)
 
 
-def _dead_settings(manager: PluginManager, *, all_named: bool) -> list[str]:
-    """Tell of each name in the settings that no plugin has."""
-    hint = "" if all_named else " If an app adds it, name that APP."
-    return [
-        f"setting {one['setting']!r} ({one['source']}) names {one['name']!r}, and no plugin has"
-        f" that name; did you mean {one['did_you_mean']!r}?{hint}"
-        for one in manager.dead_settings()
-    ]
-
-
-def _examine(manager: PluginManager, faults: list[str]) -> dict[str, Any]:
+def _examine(manager: PluginManager, problems: list[str]) -> dict[str, Any]:
     loaded = manager.loaded
     values = attrs.asdict(loaded.settings, recurse=False)
     values["plugin"] = {name: sorted(section) for name, section in values["plugin"].items()}
@@ -77,14 +73,9 @@ def _examine(manager: PluginManager, faults: list[str]) -> dict[str, Any]:
             key: {"value": value, "source": loaded.sources[key]} for key, value in values.items()
         },
         "hooks": {name: _chain(manager, name) for name in HOOKS},
-        "plugins": [_info(one) for one in manager.list_plugin_info()],
-        "faults": faults,
+        "plugins": [describe(one) for one in manager.list_plugin_info()],
+        "faults": problems,
     }
-
-
-def _info(one: PluginInfo) -> dict[str, Any]:
-    # Quarantine is not told: it is kept by the processes that do the runs.
-    return attrs.asdict(one, filter=lambda field, _: field.name != "quarantined")
 
 
 def _chain(manager: PluginManager, hook: str) -> list[dict[str, Any]]:
@@ -105,6 +96,7 @@ def _link(link: Link, order: tuple[str, ...]) -> dict[str, Any]:
     place = next((mark for mark, there in marks.items() if there), None)
     return {
         "plugin": link.plugin,
+        "handler": link.handler,
         "distribution": link.distribution,
         "version": link.version,
         "kind": next((kind for kind, there in kinds.items() if there), "plain"),
@@ -132,7 +124,7 @@ def _show(found: Mapping[str, Any]) -> None:
     for hook, chain in found["hooks"].items():
         if chain:
             say(f"\n{hook}", bold=True)
-            show_table(_CHAIN, [_row(number, link) for number, link in enumerate(chain, start=1)])
+            _show_chain(hook, chain)
     unused = [hook for hook, chain in found["hooks"].items() if not chain]
     if unused:
         say("\nnobody implements", bold=True)
@@ -140,7 +132,7 @@ def _show(found: Mapping[str, Any]) -> None:
     off = [one for one in found["plugins"] if not one["enabled"]]
     if off:
         say("\nnot asked", bold=True)
-        rows = [[one["name"], _from(one), one["reason"] or ""] for one in off]
+        rows = [[one["name"], " ".join(origin(one)).strip(), one["reason"] or ""] for one in off]
         show_table([Column("plugin", style="bold"), Column("distribution"), Column("why")], rows)
     declared = [[one["name"], ", ".join(one["keys"])] for one in found["plugins"] if one["keys"]]
     if declared:
@@ -153,19 +145,32 @@ def _show(found: Mapping[str, Any]) -> None:
     show_table([Column("key", style="bold"), Column("value"), Column("from")], rows)
     if found["faults"]:
         say("\nfaults", bold=True, fg="red")
-        for fault in found["faults"]:
-            say(f"- {fault}")
+        for problem in found["faults"]:
+            say(f"- {problem}")
 
 
-def _row(number: int, link: Mapping[str, Any]) -> list[str]:
+def _show_chain(hook: str, chain: Sequence[Mapping[str, Any]]) -> None:
+    """Show a hook's handlers, without the columns that say nothing here."""
+    rows = [_row(number, link, hook) for number, link in enumerate(chain, start=1)]
+    usual = {"asked": "always", "answers": "used", "kind": "plain"}
+    shown = [
+        place
+        for place, column in enumerate(_CHAIN)
+        if any(row[place] != usual.get(column.title, "") for row in rows)
+    ]
+    show_table(
+        [_CHAIN[place] for place in shown], [[row[place] for place in shown] for row in rows]
+    )
+
+
+def _row(number: int, link: Mapping[str, Any], hook: str) -> list[str]:
     asked = " or ".join(link["when"]) or "always"
     kind = link["kind"] if link["place"] is None else f"{link['kind']}, {link['place']}"
     limit = "" if link["timeout"] is None else f"{link['timeout']:g} s"
     answers = "observed only" if link["observed"] else "used"
-    return [str(number), link["plugin"], _from(link), kind, asked, limit, answers]
-
-
-def _from(one: Mapping[str, Any]) -> str:
-    if one["distribution"] is None:
-        return "built in" if one["builtin"] else "-"
-    return f"{one['distribution']} {one['version']}"
+    # The heading has the hook's name, which most handlers have too.
+    handler, source = (
+        "" if link["handler"] == hook else link["handler"],
+        " ".join(origin(link)).strip(),
+    )
+    return [str(number), link["plugin"], handler, source, kind, asked, limit, answers]

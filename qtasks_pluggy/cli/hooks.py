@@ -10,7 +10,7 @@ import click
 
 from qtasks_hookspecs import _hooks
 from qtasks_pluggy._console.load import Trouble
-from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy._console.say import json_option, say, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._text import closest_match
 
@@ -24,11 +24,15 @@ HOOKS: Final = {
 
 @click.command(name="hooks")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text.")
+@json_option
 def hooks(name: str | None, *, as_json: bool) -> None:
     """List the hooks of plugins, or show one in full.
 
     NAME is the hook to show, with its parameters, what it is for, and an example.
+
+    \b
+    Example:
+      qtasks-pluggy hooks task_executor_task_failed
 
     \b
     Exit codes:

@@ -2,265 +2,369 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
+import math
 import os
 import sys
 import time
-from contextlib import suppress
-from typing import Any, Final
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NoReturn
 
+import attrs
 import click
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy._console.load import (
-    Faults,
-    Task,
-    Trouble,
-    cannot_start,
-    give_engine,
-    load_app,
-    load_task,
+from qtasks_pluggy._console.load import Faults, Task, Trouble, cannot_start, load_app, load_task
+from qtasks_pluggy._console.say import (
+    json_option,
+    keep_stdout,
+    one_line,
+    own_stdout,
+    readable_json,
+    say,
+    say_error,
+    say_json,
 )
-from qtasks_pluggy._console.say import readable_json, say, say_json
 from qtasks_pluggy._console.traceback import own_traceback
-from qtasks_pluggy.cli._batch import Batch
-from qtasks_pluggy.cli._ended import Ended, run_async, submit, submit_async
-from qtasks_pluggy.cli._ended import run as run_here
-from qtasks_pluggy.cli._output import STDOUT, Output, UnwritableResultError, as_line, to_json
-from qtasks_pluggy.cli._records import Record, Records, from_arguments
-from qtasks_pluggy.cli._screen import show_summary, watcher
-from qtasks_pluggy.engines import worker_lifespan
-from qtasks_pluggy.exc import QTasksError
+from qtasks_pluggy.cli._each import Batch, count_runs
+from qtasks_pluggy.cli._output import STDOUT, Output
+from qtasks_pluggy.cli._records import FORMATS, Record, Records, from_arguments, open_input
+from qtasks_pluggy.cli._runs import Run
+from qtasks_pluggy.cli._summary import Tally, as_json, progress_bar, show_summary
+from qtasks_pluggy.exc import EngineError
 
-CONCURRENCY: Final = 8
+_FILE: Final = click.Path(exists=True, dir_okay=False, allow_dash=True)
+_OUT: Final = click.Path(dir_okay=False, allow_dash=True)
 
 
-@click.command(name="run", context_settings={"max_content_width": 100})
+@attrs.frozen
+class Options:
+    """What the command line asks for besides APP and TASK; its help has the meanings."""
+
+    each: str | None
+    out: str | None
+    resume: str | None
+    form: str | None
+    json_cells: bool
+    concurrency: int | None
+    max_failures: int | None
+    timeout: float | None
+    engine: str | None
+    quiet: bool
+    as_json: bool
+
+    def check(self, words: tuple[str, ...]) -> None:
+        """Refuse what does not belong together.
+
+        Raises:
+            UsageError: Two options exclude each other, or one needs another.
+        """
+        many = {
+            "--out": self.out,
+            "--resume": self.resume,
+            "--format": self.form,
+            "--json-cells": self.json_cells or None,
+            "--concurrency": self.concurrency,
+            "--max-failures": self.max_failures,
+        }
+        lonely = [name for name, value in many.items() if value is not None]
+        if self.each is None and lonely:
+            msg = f"{lonely[0]} is for many runs; give --each FILE too, or leave it out"
+            raise click.UsageError(msg)
+        if self.each is not None and words:
+            msg = "--each takes the arguments from its file; leave out ARGS"
+            raise click.UsageError(msg)
+        if self.timeout is not None and math.isnan(self.timeout):
+            msg = "--timeout takes a number of seconds"
+            raise click.UsageError(msg)
+        if self.out is not None and self.resume is not None:
+            msg = "--resume OUT writes to OUT; leave out --out"
+            raise click.UsageError(msg)
+
+
+@click.command(name="run")
 @click.argument("app_spec", metavar="APP")
 @click.argument("task_name", metavar="TASK")
 @click.argument("words", metavar="[ARGS]...", nargs=-1)
 @click.option(
-    "--each",
-    metavar="FILE",
-    help="Run once for each record of FILE: JSON lines, or CSV if its name ends in .csv; - for"
-    " JSON lines from standard input.",
+    "-i", "--each", metavar="FILE", type=_FILE, help="Run once for each record of FILE; - is stdin."
 )
 @click.option(
-    "--concurrency",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help=f"With --each: how many runs at a time.  [default: {CONCURRENCY}]",
+    "-o", "--out", metavar="FILE", type=_OUT, help="Write a JSON line for each run; - is stdout."
 )
 @click.option(
-    "--engine",
-    metavar="URL",
-    help="Submit the runs to this engine, memory:// or huey+sqlite:///FILE.db, and do them here.",
+    "--resume", metavar="OUT", type=_OUT, help="Skip the records that OUT has; add the others."
 )
 @click.option(
-    "--out",
-    metavar="FILE",
-    help="With --each: write how each run ended to FILE, one JSON line a run, as they end; - for"
-    " standard output.",
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="What FILE is, if its name does not tell.",
+)
+@click.option("--json-cells", is_flag=True, help="Read CSV cells as JSON where they are JSON.")
+@click.option(
+    "-c", "--concurrency", metavar="N", type=click.IntRange(1), help="Runs at a time. [default: 8]"
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Write what a script can read, not what people like."
+    "--max-failures", metavar="N", type=click.IntRange(1), help="Stop after N runs that failed."
 )
+@click.option(
+    "--timeout",
+    metavar="S",
+    type=click.FloatRange(0, min_open=True),
+    help="Give up on a run after S seconds.",
+)
+@click.option("--engine", metavar="URL", help="Submit the runs to an engine, and do them here.")
+@click.option("-q", "--quiet", is_flag=True, help="Show results and errors, nothing else.")
+@json_option
+@click.pass_context
 def run(
-    app_spec: str,
-    task_name: str,
-    words: tuple[str, ...],
-    each: str | None,
-    concurrency: int | None,
-    engine: str | None,
-    out: str | None,
-    *,
-    as_json: bool,
+    ctx: click.Context, /, app_spec: str, task_name: str, words: tuple[str, ...], **given: Any
 ) -> None:
     """Run TASK of APP once, or once for each record of a file.
 
-    APP is module:attribute or file.py:attribute; the attribute is app if left out. ARGS are JSON,
-    else text, and key=value is a keyword; put -- before ARGS that begin with a dash. A record is
-    a JSON object (keywords) or array (positional arguments), or a row of a CSV file whose header
-    names the keywords.
+    APP is module:attribute or file.py:attribute; the attribute is app if you leave it out. ARGS
+    are JSON, else text, and key=value is a keyword. Put -- before ARGS that begin with a dash.
+
+    FILE has JSON lines (.jsonl), a JSON array (.json) or CSV (.csv). A record is an object
+    (keywords) or an array (positional arguments); in CSV the header names the keywords, and cells
+    are text.
+
+    Ctrl-C and SIGTERM begin no further run, and give those in flight 10 seconds; once more ends
+    at once.
+
+    \b
+    Examples:
+      qtasks-pluggy run shop.py price tea
+      qtasks-pluggy run shop.py price -i names.csv -o results.jsonl
+      qtasks-pluggy run shop.py price -i names.csv --resume results.jsonl
 
     \b
     Exit codes:
       0    every run has a result
       1    a run has none, or a result could not be written
       2    nothing was run: usage, settings, plugins, import
-      130  interrupted
+      130  interrupted (Ctrl-C)
+      143  terminated (SIGTERM)
     """  # noqa: D301  # \b is click's own mark, not an escape
-    if each is None:
-        _refuse_without_each(concurrency, out)
-    elif words:
-        msg = f"--each takes the arguments from {each}; leave out {' '.join(words)!r}"
-        raise click.UsageError(msg)
+    options = Options(**given)
+    options.check(words)
+    if options.out == STDOUT and not options.as_json:
+        ctx.with_resource(keep_stdout())
     app = load_app(app_spec)
     task = load_task(app, task_name)
-    size = 1 if each is None else concurrency or CONCURRENCY
-    if engine is not None:
-        give_engine(app, engine, size)
-    by = engine is not None
-    if each is None:
-        code = _run_once(app, task, from_arguments(words), by_engine=by, as_json=as_json)
-    else:
-        code = _run_each(app, task, each, size, out, by_engine=by, as_json=as_json)
-    click.get_current_context().exit(code)
+    size = 1 if options.each is None else options.concurrency or 8
+    if options.engine is not None:
+        try:
+            app.set_engine(options.engine, size)
+        except EngineError as error:
+            msg = f"--engine: {error}"
+            raise Trouble(msg) from None
+    if options.each is None:
+        ctx.exit(_run_once(app, task, from_arguments(words), options))
+    with ExitStack() as files:
+        ctx.exit(_Each(app, task, size, options, files).run())
 
 
-def _refuse_without_each(concurrency: int | None, out: str | None) -> None:
-    if concurrency is not None:
-        msg = "--concurrency is for many runs; give --each FILE too, or leave it out"
-        raise click.UsageError(msg)
-    if out is not None:
-        msg = "--out is for many runs; give --each FILE too, or use --json for a single one"
-        raise click.UsageError(msg)
+def _run_once(app: QueueTasks, task: Task, record: Record, options: Options) -> int:
+    ended: list[Run] = []
+
+    batch = Batch(
+        app,
+        task,
+        [record],
+        take_down=ended.append,
+        hear=_hear,
+        give_up=lambda: _hear(f"{batch.word}."),
+        by_engine=options.engine is not None,
+        seconds=options.timeout,
+        grace=0.0,
+    )
+    fault = _do(batch)
+    if batch.ended_by is not None:
+        _hear(f"{batch.word}.")
+    is_good = fault is None and bool(ended)
+    for one in ended:
+        is_good &= _show_run(task, one, options)
+    for trouble in filter(None, (fault, batch.trouble)):
+        say_error(trouble)
+    return _ended(batch, batch.exit_code or int(not is_good))
 
 
-def _run_once(
-    app: QueueTasks, task: Task, record: Record, *, by_engine: bool, as_json: bool
-) -> int:
-    ended: list[Ended] = []
-    fault: QTasksError | None = None
-    try:
-        if task.task_func.is_async:
-            asyncio.run(_within(app, task, record, ended, by_engine=by_engine))
-        elif by_engine:
-            with app:
-                ended.append(submit(app, task, record, _nobody))
-        else:
-            with worker_lifespan(app):
-                ended.append(run_here(app, task, record, _nobody))
-    except Faults as error:
-        if not ended:
-            raise cannot_start(app, error) from None
-        fault = error
-    (one,) = ended
-    if isinstance(one.error, KeyboardInterrupt):
-        raise one.error
-    line, unwritable = as_line(one)
-    if as_json:
+def _show_run(task: Task, run: Run, options: Options) -> bool:
+    """Show how the only run ended; say whether it has a result that can be shown."""
+    line, unwritable = run.as_line()
+    if options.as_json:
         say(line)
-    elif one.error is None:
-        _show_result(one, unwritable)
+    elif run.error is not None:
+        if isinstance(run.error, BaseException) and not options.quiet:
+            say(own_traceback(run.error), err=True)
+        if run.trail and not options.quiet:
+            say(f"{run.trail}\n", err=True)
+        why = f"{run.kind}: {run.why}" if run.why else run.kind
+        status = str(run.status).replace("_", "-")
+        say_error(f"task {task.name!r} {status}: {why} (run {run.uuid})")
+    elif unwritable is not None:
+        say_error(unwritable)
     else:
-        _show_failure(task, one)
-    if fault is not None:
-        _say_error(f"app {app.name!r} did not stop well: {fault}")
-    return 1 if one.error is not None or unwritable is not None or fault is not None else 0
+        if run.decided is not None and not options.quiet:
+            say(f"{run.outcome} by {run.decided.who}", err=True)
+        say(readable_json(run.result) if own_stdout().isatty() else json.dumps(run.result))
+    return run.error is None and unwritable is None
 
 
-async def _within(
-    app: QueueTasks, task: Task, record: Record, ended: list[Ended], *, by_engine: bool
-) -> None:
-    life: Any = app if by_engine else worker_lifespan(app)
-    async with life:
-        one = await (submit_async if by_engine else run_async)(app, task, record, _nobody)
-        me = asyncio.current_task()
-        if isinstance(one.error, asyncio.CancelledError) and me is not None and me.cancelling():
-            # Ctrl-C, which asyncio.run makes a KeyboardInterrupt again.
-            raise one.error
-        ended.append(one)
+class _Each:
+    """One run for each record of a file.
 
+    Raises:
+        Trouble: The input cannot be read, or the output not written.
+    """
 
-def _nobody(_: str) -> None:
-    """Nobody asks for the id of the only run while it runs."""
-
-
-def _show_result(ended: Ended, unwritable: UnwritableResultError | None) -> None:
-    if ended.decided is not None:
-        say(f"recovered by {ended.decided.who}", err=True)
-    if unwritable is not None:
-        _say_error(str(unwritable))
-    elif sys.stdout.isatty():
-        say(readable_json(ended.result))
-    else:
-        say(to_json(ended.result))
-
-
-def _show_failure(task: Task, ended: Ended) -> None:
-    if isinstance(ended.error, BaseException):
-        say(own_traceback(ended.error), err=True)
-    if ended.trail:
-        say(f"{ended.trail}\n", err=True)
-    status = ended.status.replace("_", "-")
-    why = f"{ended.kind}: {ended.why}" if ended.why else ended.kind
-    _say_error(f"task {task.name!r} {status}: {why} (run {ended.uuid})")
-
-
-def _say_error(text: str) -> None:
-    say(f"Error: {text}", err=True)
-
-
-def _run_each(
-    app: QueueTasks,
-    task: Task,
-    each: str,
-    size: int,
-    out: str | None,
-    *,
-    by_engine: bool,
-    as_json: bool,
-) -> int:
-    with Records(each) as records:
-        if out is not None and out != STDOUT and records.is_file(out):
-            msg = f"--out {out} is the file that the records are read from; give another one"
-            raise Trouble(msg)
-        if records.is_terminal():
+    def __init__(
+        self, app: QueueTasks, task: Task, size: int, options: Options, files: ExitStack
+    ) -> None:
+        self._options = options
+        self._tally = Tally()
+        source = open_input(str(options.each))
+        if source.seekable():
+            files.callback(source.close)  # a pipe's would wait for whoever reads it
+        self._output = _open_output(options, source, files)
+        self._to_stdout = self._output is not None and self._output.is_stdout
+        self._is_unheard = False
+        is_typed = source.isatty()
+        if is_typed:
             say("Type one JSON record a line; Ctrl-D ends the input.", err=True)
-        if out is None:
-            return _run_batch(app, task, records, size, None, by_engine=by_engine, as_json=as_json)
-        with Output(out) as output:
-            return _run_batch(
-                app, task, records, size, output, by_engine=by_engine, as_json=as_json
+        suffix = Path(str(options.each)).suffix.lower().lstrip(".")
+        form = options.form or (suffix if suffix in FORMATS else FORMATS[0])
+        self._records = Records(source, form, json_cells=options.json_cells)
+        self._bar = progress_bar(
+            knows_size=bool(self._records.size),
+            is_shown=not (options.quiet or is_typed or (self._to_stdout and own_stdout().isatty())),
+        )
+        description = one_line(task.name, sys.stderr, 40)
+        self._row = self._bar.add_task(description, total=self._records.size, counts="")
+        self._batch = Batch(
+            app,
+            task,
+            self._pending(),
+            take_down=self._take_down,
+            hear=_hear,
+            give_up=self._give_up,
+            size=size,
+            by_engine=options.engine is not None,
+            seconds=options.timeout,
+        )
+        self._begun = time.monotonic()
+
+    def run(self) -> int:
+        """Do all runs, and show how they ended; return the exit code."""
+        with self._bar:
+            fault = _do(self._batch)
+        if not self._is_unheard:
+            self._show()
+        if fault is not None:
+            say_error(fault)
+        return _ended(self._batch, self._exit_code or int(fault is not None))
+
+    def _pending(self) -> Iterator[Record]:
+        """Read the records that the output does not have yet."""
+        done = set[tuple[int | None, str]]()
+        if self._output is not None:
+            self._output.begin()
+            done |= self._output.done
+        for record in self._records:
+            if done and (record.line, record.digest) in done:
+                self._tally.skipped += 1
+            else:
+                yield record
+
+    def _take_down(self, run: Run) -> None:
+        tally, most = self._tally, self._options.max_failures
+        tally.add(run)
+        if self._output is not None:
+            self._write(self._output, run)
+        if most is not None and tally.lost >= most:
+            self._batch.stop(f"stopped after {most:,} failed runs, as --max-failures says")
+        if not self._bar.disable:
+            counts = count_runs(tally.runs) + (f", {tally.lost:,} failed" if tally.lost else "")
+            self._bar.update(self._row, completed=self._records.position, counts=counts)
+
+    def _write(self, output: Output, run: Run) -> None:
+        line, unwritable = run.as_line()
+        if unwritable is not None:
+            self._tally.add_unwritten(run, type(run.result).__qualname__, unwritable)
+        try:
+            output.write(line)
+        except OSError as error:
+            self._is_unheard = output.is_stdout and isinstance(error, BrokenPipeError)
+            why = error.strerror or str(error)
+            self._tally.add_unwritten(run, "output", why)
+            self._batch.stop(
+                f"{output.name} cannot be written: {why}; what it holds are whole lines: mend"
+                " that, and go on with --resume"
             )
 
+    def _show(self) -> None:
+        tally, batch, seconds = self._tally, self._batch, time.monotonic() - self._begun
+        if self._options.as_json:
+            say_json(as_json(tally, batch, seconds), indent=None, err=self._to_stdout)
+        elif not self._options.quiet:
+            show_summary(tally, batch, seconds, err=self._to_stdout)
+        if batch.trouble is not None:
+            say_error(batch.trouble)
 
-def _run_batch(
-    app: QueueTasks,
-    task: Task,
-    records: Records,
-    size: int,
-    output: Output | None,
-    *,
-    by_engine: bool,
-    as_json: bool,
-) -> int:
-    to_stdout = output is not None and output.is_stdout
-    typed = records.is_terminal() or (to_stdout and sys.stdout.isatty())
-    begin = time.monotonic()
-    fault: QTasksError | None = None
-    with watcher(task.name, records, bar=not typed) as watching:
-        batch = Batch(
-            app, task, records, size=size, output=output, watcher=watching, by_engine=by_engine
-        )
-        try:
-            batch.run()
-        except Faults as error:
-            if not batch.started:
-                raise cannot_start(app, error) from None
-            fault = error
-        except KeyboardInterrupt:
-            batch.tally.interrupted = True
-    tally = batch.tally
-    if batch.unheard:
-        return tally.exit_code or 1
-    seconds = time.monotonic() - begin
-    if as_json:
-        told = {"task": task.name, "seconds": round(seconds, 3), **tally.as_json()}
-        say_json(told, indent=None, err=to_stdout)
-    else:
-        show_summary(tally, task.name, seconds, err=to_stdout)
-        if output is not None and not to_stdout and batch.trouble is None:
-            say(f"\nEvery run is a line in {output.name}.")
-    if batch.trouble is not None:
-        _say_error(batch.trouble)
-    if fault is not None:
-        _say_error(f"app {app.name!r} did not stop well: {fault}")
-    code = tally.exit_code or (1 if batch.trouble or fault else 0)
-    if tally.unfinished:
-        # What was left behind would hold up an ordinary exit, perhaps for ever.
-        with suppress(OSError):
-            sys.stdout.flush()
-        os._exit(code)
+    def _give_up(self) -> None:
+        self._bar.stop()
+        self._show()
+
+    @property
+    def _exit_code(self) -> int:
+        batch = self._batch
+        bad = not self._tally.is_good or batch.trouble is not None or batch.running
+        return batch.exit_code or int(bool(bad))
+
+
+def _open_output(options: Options, source: BinaryIO, files: ExitStack) -> Output | None:
+    name = options.resume or options.out
+    if name is None:
+        return None
+    output = Output(name, resume=options.resume is not None)
+    files.callback(output.close)
+    if output.is_file(source):
+        msg = f"{name} is the file that the records are read from; name another one"
+        raise Trouble(msg)
+    return output
+
+
+def _do(batch: Batch) -> str | None:
+    """Do all runs; return what went wrong when the app stopped.
+
+    Raises:
+        Trouble: The app does not start.
+    """
+    try:
+        batch.run()
+    except Faults as error:
+        if not batch.started:
+            raise cannot_start(batch.app, error) from None
+        return f"app {batch.app.name!r} did not stop well: {error}"
+    return None
+
+
+def _hear(text: str) -> None:
+    say(text, err=True)
+
+
+def _ended(batch: Batch, code: int) -> int:
+    """Return the exit code; where something was left behind, it would hold up an ordinary exit."""
+    if batch.running or batch.left_threads:
+        _exit_at_once(code)
     return code
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    with suppress(OSError):
+        own_stdout().flush()
+    os._exit(code)

@@ -1,16 +1,20 @@
 """Engines: what carries submitted runs to whoever does them.
 
-==================  ============================================================================
-``native.py``       START HERE: the base of every ``install()``, plugins for an engine's own tasks
-``forward.py``      the same turned round: an engine behind an app
-``celery/``         Celery, on RabbitMQ or Redis
-``dramatiq.py``     Dramatiq, on RabbitMQ or Redis
-``huey/``           Huey; on SQLite, ``huey+sqlite:///file.db``, the durable one with no server
-``taskiq/``          Taskiq, on RabbitMQ or Redis
-``memory.py``       ``memory://``: in this process, gone with it
-``reverse.py``      the base of ``install()`` before ``native.py``
-``servers.py``      what adapters over message servers shared before ``forward.py``
-==================  ============================================================================
+====================  ==========================================================================
+``native.py``         START HERE: the base of every ``install()``: plugins for an engine's tasks
+``forward.py``        the same turned round: an engine behind an app
+``celery/``           Celery, on RabbitMQ or Redis
+``dramatiq/``         Dramatiq, on RabbitMQ or Redis
+``huey/``             Huey; on SQLite, ``huey+sqlite:///file.db``, durable with no server
+``taskiq/``           Taskiq, on RabbitMQ or Redis
+``rq.py``             RQ, on Redis; as the next three it has ``install()`` alone
+``procrastinate.py``  Procrastinate, on PostgreSQL
+``django.py``         Django's tasks, on any backend of theirs
+``qtasks.py``         QTasks
+``in_place.py``       retries for those last two, which have none that plugins could ask for
+``memory.py``         ``memory://``: in this process, gone with it
+``servers.py``        how an error that is no ``Exception`` is named, for ``memory.py``
+====================  ==========================================================================
 
 An adapter for another engine is a class that is called with what the app was given, a URL or the
 engine's own object, and has all that ``Engine`` names. It is found by an entry point of the group

@@ -24,6 +24,11 @@ def installed_in(native: Any) -> RunningApp | None:
         # Its setting task_annotations can stand for install(), and is read by this.
         native.finalize()
     plugged = getattr(native, INSTALLED, None)
+    if plugged is None and isinstance(getattr(native, "job_class", None), type):
+        # An RQ queue, whose class of jobs has the plugins.
+        plugged = getattr(native.job_class, INSTALLED, None)
+        if plugged is not None:
+            plugged.queue = native
     return None if plugged is None else plugged.app
 
 

@@ -19,9 +19,9 @@ answers of an engine:
 
 It may say more, where what is here does not suit it: ``can`` (what it can do), ``cancel`` and
 ``dead_letter`` (how such a run ends), ``answered``, ``options`` (what a task was declared with),
-``send`` (for replays), ``app_name``, and the constants ``control``, ``ends_worker`` and ``hint``.
-Each of ``retry``, ``cancel``, ``dead_letter`` and ``send`` may be ``async def``: in a plain
-function's run it is awaited on ``loop``.
+``send`` (for replays), ``app_name``, and the constants ``control``, ``ends_worker``, ``gives_ids``
+and ``hint``. Each of ``retry``, ``cancel``, ``dead_letter`` and ``send`` may be ``async def``: in a
+plain function's run it is awaited on ``loop``.
 
 The object lives on the engine's own app and nowhere else, so it goes with it.
 """
@@ -29,8 +29,9 @@ The object lives on the engine's own app and nowhere else, so it goes with it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
 from contextvars import ContextVar, copy_context
 from pkgutil import resolve_name
 from types import TracebackType
@@ -100,6 +101,7 @@ class Native(Generic[N]):
         ends_worker: The exceptions, of those that are no ``Exception``, that end the worker and
             not only the run.
         hint: What to do when ``install`` covers no task.
+        gives_ids: Whether runs get ids of the engine's own, which ``send`` returns.
         blocking: Whether ``send`` waits for something outside of this process.
         loop: The event loop that its ``async def`` methods need; None if any will do.
         native: The engine's own app.
@@ -111,6 +113,7 @@ class Native(Generic[N]):
     control: ClassVar[tuple[type[Exception], ...]] = ()
     ends_worker: ClassVar[tuple[type[BaseException], ...]] = (KeyboardInterrupt,)
     hint: ClassVar[str] = "import the modules that declare them before the worker starts"
+    gives_ids: ClassVar[bool] = False
     blocking: bool = True
     loop: asyncio.AbstractEventLoop | None = None
 
@@ -226,6 +229,11 @@ class Native(Generic[N]):
     def send(self, message: TaskMessage, delay: float | None) -> Any:
         """Send a message to one of ``tasks``, under the message's own id."""
         raise NotImplementedError
+
+    def function_of(self, name: str) -> Callable[..., Any]:
+        """Give the function of one of ``tasks``, for plugins that are asked about a past run."""
+        function: Callable[..., Any] = self.tasks[name]
+        return function
 
     @property
     def app_name(self) -> str:
@@ -633,6 +641,15 @@ class NativeApp(QueueTasks):
         """The engine's own tasks by name."""
         return self._native.tasks
 
+    def _executor_for(self, message: TaskMessage) -> TaskExecutor:
+        """Make an executor by which plugins are asked about a run that happened elsewhere."""
+        if message.name not in self.tasks:
+            return super()._executor_for(message)
+        prepare(self)
+        func = TaskFunc(message.name, self._native.function_of(message.name))
+        kind = AsyncTask if func.is_async else SyncTask
+        return TaskExecutor(kind(func, self), message, plugins=self.plugins)
+
     def replay(self, message: TaskMessage, **options: Any) -> Any:
         """Send a run of one of the engine's own tasks again, as ``QueueTasks.replay`` does.
 
@@ -783,6 +800,48 @@ def _theirs(traceback: TracebackType | None) -> TracebackType | None:
             break
         traceback = traceback.tb_next
     return traceback
+
+
+class Importable(Mapping[str, Any]):
+    """The tasks of an engine that has no list of them: what can be imported, by dotted names.
+
+    Args:
+        is_task: Says whether what was imported is a task.
+    """
+
+    def __init__(self, is_task: Callable[[Any], bool]) -> None:
+        self._is_task = is_task
+
+    def __getitem__(self, name: str) -> Any:
+        """Import a task."""
+        try:
+            task = resolve_name(name)
+        except (AttributeError, ImportError, ValueError) as error:
+            raise KeyError(name) from error
+        if not self._is_task(task):
+            raise KeyError(name)
+        return task
+
+    def __iter__(self) -> Iterator[str]:
+        """List nothing."""
+        return iter(())
+
+    def __len__(self) -> int:
+        """Count nothing."""
+        return 0
+
+
+def log_as(name: str) -> None:
+    """Let a worker's log have our events too, where its command sets up the engine's logger alone.
+
+    Args:
+        name: The engine's logger.
+    """
+    ours, theirs = logging.getLogger("qtasks_pluggy"), logging.getLogger(name)
+    if not ours.hasHandlers():
+        for handler in theirs.handlers:
+            ours.addHandler(handler)
+        ours.setLevel(theirs.level)
 
 
 def resolved(plugin: Any) -> Any:

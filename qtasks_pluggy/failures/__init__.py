@@ -12,7 +12,11 @@
 ``connection.py``   how a store is reached: its URL, its file, its version
 ``queries.py``      groups, runs, and one run with all that is kept of it
 ``acts.py``         what people do with groups and runs
+``claims.py``       which runs a replay takes, so that none is taken twice
+``replay.py``       runs that are sent again, one after another
+``ask.py``          what today's plugins would make of recorded errors
 ``command/``        the command ``qtasks-pluggy failures``
+``web/``            the page, with the extra ``web``
 ==================  ==========================================================================
 
 The plugin uses what every plugin may use, and nothing else; its command prints as others do.

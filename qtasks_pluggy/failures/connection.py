@@ -18,7 +18,16 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError
 from sqlalchemy.pool import NullPool
 
 from qtasks_hookspecs.exc import SettingsError
-from qtasks_pluggy.failures.schema import ACTS, COUNTS, GROUPS, META, RUNS, TABLES, VERSION
+from qtasks_pluggy.failures.schema import (
+    ACTS,
+    ATTEMPTS,
+    COUNTS,
+    GROUPS,
+    META,
+    RUNS,
+    TABLES,
+    VERSION,
+)
 
 SCHEMES: Final = ("postgresql+psycopg", "sqlite")
 # Any number will do that nobody else locks.
@@ -195,7 +204,11 @@ def upgrade(url: URL) -> int:
 
 def _to_version_2(connection: Connection) -> None:
     # Groups first, as writers do: then neither waits for what the other has.
-    columns = (GROUPS.c.state_since, RUNS.c.claimed_at, RUNS.c.sent_at, RUNS.c.sent_as)
+    columns = (
+        GROUPS.c.state_since,
+        *(RUNS.c[name] for name in ("claimed_at", "sent_at", "sent_as")),
+        ATTEMPTS.c.error_arguments,
+    )
     for column in columns:
         kind = column.type.compile(connection.dialect)
         connection.exec_driver_sql(f"ALTER TABLE {column.table} ADD COLUMN {column.name} {kind}")

@@ -23,9 +23,9 @@ from qtasks_hookspecs import (
     hookimpl,
     when,
 )
-from qtasks_hookspecs.exc import SettingsError
+from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.failures.errors import tell
-from qtasks_pluggy.failures.records import STATUSES, Record
+from qtasks_pluggy.failures.records import FAILED_ONCE, GOOD_REPLAY, Record
 from qtasks_pluggy.failures.values import Arguments, Encoder, cut, storable
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class FailuresSettings:
             them.
         redact: Globs of names whose values are never stored.
         most_bytes: The most bytes of a run's arguments, of an error's text and of a traceback.
+        token: What visitors of the page have to know; without it only this machine reaches it.
         dead_letters: Whether this store is where dead letters are kept; false leaves them to the
             other plugins and to the engine, and records them as any other end.
     """
@@ -81,6 +82,8 @@ class FailuresSettings:
     arguments: str = attrs.field(default="keep", validator=_one_of("keep", "hide", "drop"))
     redact: tuple[str, ...] = ("password", "*token*", "*secret*", "authorization", "api_key")
     most_bytes: int = attrs.field(default=65_536, validator=_at_least(1_024))
+    # Of any type: a variable that holds digits is read as a number.
+    token: Any = attrs.field(default=None, repr=False)
     dead_letters: bool = True
 
 
@@ -155,7 +158,8 @@ class Failures:
         return True
 
     @hookimpl
-    @when(outcome=STATUSES)
+    @when(outcome=FAILED_ONCE)
+    @when(outcome=GOOD_REPLAY, replay=True)
     def task_executor_attempt_ended(
         self,
         task_executor: RunningTask,
@@ -163,12 +167,14 @@ class Failures:
         task_broker: TaskMessage,
         outcome: Outcome,
     ) -> None:
-        """Record an attempt that did not simply succeed.
+        """Record an attempt that did not simply succeed, and a replay that did.
 
         One that was cancelled is recorded where a plugin decided that, about an error.
         """
-        is_failure = outcome.status != "cancelled" or outcome.decided_by is not None
-        if self._recorder is not None and outcome.error is not None and is_failure:
+        is_wanted = outcome.status != "cancelled" or (
+            outcome.decided_by is not None and outcome.error is not None
+        )
+        if self._recorder is not None and is_wanted:
             group = outcome.fingerprint or ""
             record = self._record(task_executor, task_func, task_broker, outcome, group)
             self._recorder.add(record)
@@ -177,7 +183,6 @@ class Failures:
         self, run: RunningTask, func: TaskFunc, message: TaskMessage, outcome: Outcome, group: str
     ) -> Record:
         error = outcome.error
-        assert error is not None  # noqa: S101  # both hooks have looked
         trail = tuple(one for one in run.trail if one.attempt == outcome.attempt)
         original = message.metadata.get("replay_of")  # as app.replay writes it
         return Record(
@@ -189,7 +194,7 @@ class Failures:
             queue=message.queue and storable(message.queue),
             status=str(outcome.status),
             group=group,
-            told=tell(error, self._settings.most_bytes),
+            told=None if error is None else tell(error, self._settings.most_bytes),
             at=time.time(),
             seconds=outcome.seconds,
             decided_by=outcome.decided_by and storable(outcome.decided_by),
@@ -197,6 +202,7 @@ class Failures:
             reason=storable(cut(outcome.reason, self._settings.most_bytes)),
             trail=trail,
             arguments=self._arguments(func, message),
+            error_arguments=self._error_arguments(error),
             replay_of=storable(original) if isinstance(original, str) else None,
             log=self._log(run, group),
         )
@@ -217,6 +223,18 @@ class Failures:
         if names is None:
             names = self._names[func] = _positional_names(func)
         return self._encoder.encode(message.args, message.kwargs, names)
+
+    def _error_arguments(self, error: BaseException | None) -> str | None:
+        """Write what an error was made of, so that plugins can be asked about its like again."""
+        if self._encoder is None or error is None:
+            return None
+        kwargs = getattr(error, "kwargs", None) if isinstance(error, TaskPluginTriggerError) else {}
+        if type(kwargs) is not dict:
+            return None
+        # The real ones: a class may have given the name another meaning.
+        args: tuple[Any, ...] = vars(BaseException)["args"].__get__(error)
+        kept = self._encoder.encode(args, kwargs)
+        return kept.text if kept.not_replayable is None else None
 
 
 def _recorder(settings: FailuresSettings) -> Recorder:

@@ -16,12 +16,15 @@ from sqlalchemy import URL, Connection, Row, Select, and_, bindparam, func, or_,
 
 from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
 from qtasks_pluggy.failures.records import (
+    FINAL,
+    GOOD_REPLAY,
     IGNORED,
     STATES,
     Act,
     Attempt,
     Filters,
     Group,
+    Repetition,
     Run,
     WholeRun,
 )
@@ -36,6 +39,8 @@ from qtasks_pluggy.failures.schema import (
     RUNS,
 )
 
+MOST_ORIGINALS: Final = 100
+"""How far back the lineage of a run is followed."""
 READ_SECONDS: Final = 5.0
 """How long to wait for somebody who has locked the store."""
 
@@ -83,8 +88,10 @@ class Reader:
         ]
 
     def runs(self, filters: Filters) -> list[Run]:
-        """Find runs, the newest first."""
+        """Find runs that failed at least once, the newest first; good replays if asked for."""
         wanted = _runs(filters).order_by(RUNS.c.at.desc()).limit(filters.limit)
+        if filters.status is None:
+            wanted = wanted.where(RUNS.c.status != GOOD_REPLAY)
         with self._engine.connect() as connection:
             if _narrows_groups(connection, filters):
                 rows = _newest_of_groups(connection, filters, wanted)
@@ -104,16 +111,14 @@ class Reader:
             attempts = connection.execute(
                 select(ATTEMPTS).where(*key).order_by(ATTEMPTS.c.attempt)
             ).all()
-            replays = connection.scalars(
-                select(RUNS.c.uuid).where(RUNS.c.replay_of == uuid).order_by(RUNS.c.at)
-            ).all()
+            replays = _replays(connection, row)
         given = json.loads(row.arguments or '{"hidden": true}')
         is_shown = not given.get("hidden")
         return WholeRun(
             run=_run(row),
             args=given["args"] if is_shown else None,
             kwargs=given["kwargs"] if is_shown else None,
-            replays=list(replays),
+            replays=replays,
             attempts=[
                 Attempt(
                     attempt=one.attempt,
@@ -126,6 +131,44 @@ class Reader:
                 for one in attempts
             ],
         )
+
+    def originals(self, replay_of: str | None) -> list[str]:
+        """Find what a run repeats, and what that repeats, and so on.
+
+        Args:
+            replay_of: The run that it repeats itself, if it repeats one.
+        """
+        found: list[str] = []
+        with self._engine.connect() as connection:
+            while replay_of is not None and replay_of not in found and len(found) < MOST_ORIGINALS:
+                found.append(replay_of)
+                before = select(RUNS.c.replay_of).where(RUNS.c.uuid == replay_of).limit(1)
+                replay_of = connection.scalar(before)
+        return found
+
+    def to_replay(self, filters: Filters, *, is_claimed: bool) -> list[str]:
+        """Find the ids of runs to replay, the newest first: of failed ones, or as filters say.
+
+        Args:
+            filters: Which runs.
+            is_claimed: Whether a replay has claimed them.
+        """
+        claimed = RUNS.c.claimed_at
+        wanted: Any = (
+            _runs(filters)
+            .where(claimed.is_not(None) if is_claimed else claimed.is_(None))
+            .with_only_columns(RUNS.c.uuid, RUNS.c.at)
+            .order_by(RUNS.c.at.desc())
+            .limit(filters.limit)
+        )
+        if filters.status is None:
+            wanted = wanted.where(RUNS.c.status.in_(FINAL))
+        with self._engine.connect() as connection:
+            if _narrows_groups(connection, filters):
+                rows = _newest_of_groups(connection, filters, wanted)
+            else:
+                rows = connection.execute(wanted, {"the_time": filters.since}).all()
+        return [row.uuid for row in rows]
 
     def groups_of(self, uuids: Iterable[str]) -> dict[str, str]:
         """Find the groups of runs, by the ids of those that are there."""
@@ -220,6 +263,23 @@ def _narrows_groups(connection: Connection, filters: Filters) -> bool:
     if left_out == {IGNORED}:
         return connection.scalar(_AN_IGNORED) is not None
     return bool(left_out)
+
+
+def _replays(connection: Connection, run: Row[Any]) -> list[Repetition]:
+    """Find the runs that repeat a run: those that are recorded, and the one that is not yet."""
+    rows = connection.execute(
+        select(RUNS.c.uuid, RUNS.c.status)
+        .where(RUNS.c.replay_of == run.uuid)
+        .order_by(RUNS.c.replay_of, RUNS.c.at)
+    )
+    # One that was retried may be retried still: that it succeeded would be recorded.
+    known = {row.uuid: None if row.status == "retried" else row.status for row in rows}
+    if run.sent_as is not None:
+        known.setdefault(run.sent_as, None)
+    found: list[tuple[str | None, str | None]] = [*known.items()]
+    if run.claimed_at is not None and run.sent_at is None:
+        found.append((None, None))
+    return [Repetition(uuid=uuid, replay_of=run.uuid, status=status) for uuid, status in found]
 
 
 def _runs(filters: Filters) -> Select[Any]:

@@ -281,7 +281,7 @@ def _is_locked(error: Exception) -> bool:
 
 def _told(record: Record) -> dict[str, str]:
     told = {"group": record.group, "task": record.task, "uuid": record.uuid}
-    return {**told, "error": record.told.error}
+    return {**told, "error": record.told.error if record.told else ""}
 
 
 _recorders: Final[weakref.WeakSet[Recorder]] = weakref.WeakSet()

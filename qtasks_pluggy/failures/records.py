@@ -13,7 +13,9 @@ import attrs
 from qtasks_pluggy.failures.errors import Told
 from qtasks_pluggy.failures.values import Arguments
 
-STATUSES: Final = ("failed", "dead_lettered", "cancelled", "recovered", "retried")
+FAILED_ONCE: Final = ("failed", "dead_lettered", "cancelled", "recovered", "retried")
+GOOD_REPLAY: Final = "succeeded"
+STATUSES: Final = (*FAILED_ONCE, GOOD_REPLAY)
 FINAL: Final = frozenset({"failed", "dead_lettered"})
 SOFT: Final = frozenset({"recovered", "retried"})
 IGNORED: Final = "ignored"
@@ -28,7 +30,7 @@ Count: TypeAlias = tuple[str, int, str, str]
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """One attempt that did not simply succeed, as a hook took it down.
+    """One attempt that did not simply succeed, as a hook took it down; or a replay that did.
 
     Attributes:
         uuid: The run's id.
@@ -38,8 +40,8 @@ class Record:
         task: The task's name.
         queue: The queue that the run came from; None where there is none.
         status: How the attempt ended, one of ``STATUSES``.
-        group: The fingerprint of the error.
-        told: The error.
+        group: The fingerprint of the error; of a replay that succeeded the store finds it.
+        told: The error; None of a replay that succeeded.
         at: When it ended, in seconds since the epoch.
         seconds: How long it took.
         decided_by: The plugin whose decision it was; None where nobody decided.
@@ -47,6 +49,7 @@ class Record:
         reason: Why, for people.
         trail: Who was asked in this attempt.
         arguments: The run's arguments.
+        error_arguments: The error's own, as text; None where they cannot be read back.
         replay_of: The id of the run that this one repeats; None where it repeats none.
         log: Where to tell what is to be told; None for where that was told last.
     """
@@ -59,7 +62,7 @@ class Record:
     queue: str | None
     status: str
     group: str
-    told: Told
+    told: Told | None
     at: float
     seconds: float
     decided_by: str | None
@@ -67,6 +70,7 @@ class Record:
     reason: str
     trail: tuple[Any, ...]
     arguments: Arguments
+    error_arguments: str | None
     replay_of: str | None
     log: Any = attrs.field(repr=False, eq=False)
 
@@ -78,7 +82,8 @@ class Record:
     @property
     def size(self) -> int:
         """About how many bytes of memory its values take, besides what every record takes."""
-        return self.told.size + self.arguments.size
+        error = 0 if self.told is None else self.told.size
+        return error + self.arguments.size + len(self.error_arguments or "")
 
     @property
     def count(self) -> Count:
@@ -182,13 +187,26 @@ class Attempt:
 
 
 @attrs.frozen(kw_only=True)
+class Repetition:
+    """A run that repeats another one, and how it ended.
+
+    ``status`` is None where that is not known, and ``uuid`` where a replay has claimed the run and
+    not sent it.
+    """
+
+    uuid: str | None
+    replay_of: str
+    status: str | None
+
+
+@attrs.frozen(kw_only=True)
 class WholeRun:
     """A run with all that is kept of it; arguments are as stored, None where they are hidden."""
 
     run: Run
     args: list[Any] | None
     kwargs: dict[str, Any] | None
-    replays: list[str]
+    replays: list[Repetition]
     attempts: list[Attempt]
 
 

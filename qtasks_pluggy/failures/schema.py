@@ -122,6 +122,8 @@ ATTEMPTS: Final = Table(
     Column("traceback", Text, nullable=False),
     Column("seconds", Double, nullable=False),
     Column("trail", Text, nullable=False),
+    # JSON with tags; nothing where the error's arguments cannot be read back.
+    Column("error_arguments", Text),
 )
 
 ACTS: Final = Table(

@@ -128,6 +128,7 @@ class _Transaction:
 
     def write(self, batch: Batch) -> News:
         """Write a batch: groups, counts, runs and attempts."""
+        batch = attrs.evolve(batch, records=self._placed(batch.records))
         news = self._write_groups(batch)
         known = self._known({one.uuid for one in batch.records})
         newest = {run: attempts for run, (attempts, _) in known.items()}
@@ -141,16 +142,33 @@ class _Transaction:
                 runs[record.run] = record
         self._write_counts(counts)
         self._upsert(RUNS, [_run_row(one) for one in runs.values()])
-        self._upsert(ATTEMPTS, [_attempt_row(one) for one in batch.records])
+        self._upsert(ATTEMPTS, [_attempt_row(one) for one in batch.records if one.told is not None])
         self._add_to("runs", len(runs.keys() - known.keys()))
         self._add_to("dropped", batch.dropped)
         for count in {one.count[:3] for one in runs.values() if one.status in SOFT}:
             self._trim(*count)
         return news
 
+    def _placed(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Give replays that succeeded the group of what they repeat; without one none is kept."""
+        replays = [one for one in records if one.told is None]
+        if not replays:
+            return records
+        ids = {one.uuid for one in replays} | {one.replay_of for one in replays}
+        found = self._connection.execute(_GROUPS_OF, {"uuids": list(ids)})
+        groups: dict[str | None, str] = {row.uuid: row.group_id for row in found}
+        groups |= {one.uuid: one.group for one in records if one.told is not None}
+        placed = [
+            one if one.told else attrs.evolve(one, group=groups.get(one.replay_of, ""))
+            for one in records
+        ]
+        return [one for one in placed if one.group]
+
     def _write_groups(self, batch: Batch) -> News:
         groups: dict[str, list[Record]] = {}
         for record in (*batch.seen, *batch.records):
+            if record.told is None:
+                continue
             groups.setdefault(record.group, []).append(record)
         if not groups:
             return News((), ())
@@ -304,7 +322,7 @@ def _time(record: Record) -> float:
 
 
 def _group_row(first: float, last: Record) -> Row:
-    told = {"error": last.told.error, "message": last.told.message}
+    told = _error_of(last)
     times = {"first_seen": first, "last_seen": last.at}
     return {"id": last.group, "task": last.task, "state": "open", **told, **times}
 
@@ -321,16 +339,20 @@ def _run_row(record: Record) -> Row:
 
 
 def _attempt_row(record: Record) -> Row:
-    told = record.told
     return {
         **dict(zip(("uuid", "app", "engine"), record.run, strict=True)),
         "attempt": record.attempt,
-        "error": told.error,
-        "message": told.message,
-        "traceback": told.traceback,
+        **_error_of(record),
+        "traceback": "" if record.told is None else record.told.traceback,
         "seconds": record.seconds,
+        "error_arguments": record.error_arguments,
         "trail": json.dumps([{n: getattr(one, n) for n in _TRAIL} for one in record.trail]),
     }
+
+
+def _error_of(record: Record) -> Row:
+    told = record.told
+    return {"error": told.error if told else "", "message": told.message if told else ""}
 
 
 _TRAIL: Final = (
@@ -355,6 +377,9 @@ _REGRESSED: Final = (
     .where(GROUPS.c.id == bindparam("the_id"), GROUPS.c.state == "resolved")
     .where(GROUPS.c.state_since < bindparam("the_time"))
     .values(state="regressed", state_since=bindparam("the_time"))
+)
+_GROUPS_OF: Final = select(RUNS.c.uuid, RUNS.c.group_id).where(
+    RUNS.c.uuid.in_(bindparam("uuids", expanding=True))
 )
 _KNOWN: Final = select(
     *(RUNS.c[name] for name in ("uuid", "app", "engine")),

@@ -3,6 +3,8 @@
 ``{"$date": "2022-03-02"}`` is a date. What is written reads back as the same value, and that is
 checked when it is written. A value that would not is kept as its ``repr``, for people, with the
 reason why its run cannot be replayed. Nothing is ever unpickled or imported.
+
+``Encoder`` writes, ``read_args`` and ``read_kwargs`` read.
 """
 
 from __future__ import annotations
@@ -77,12 +79,14 @@ class Encoder:
         positional: list[Any] = []
         for place, value in enumerate(args):
             if writing.is_full("args", place):
+                positional.append(_AND_SO_ON)
                 break
             name = names[place] if place < len(names) else ""
             positional.append(writing.argument(("args", place), name, value))
         keywords: dict[str, Any] = {}
         for name, value in kwargs.items():
             if writing.is_full("kwargs", name):
+                keywords["..."] = _AND_SO_ON
                 break
             keywords[str(name)] = writing.argument(("kwargs", name), str(name), value)
         written = {"args": positional, "kwargs": keywords, **self._marks}
@@ -200,6 +204,66 @@ class _TooMuchError(Exception):
     """An argument that is too large or too deep; the text says which."""
 
 
+class UnreadableError(ValueError):
+    """Arguments that cannot be read back; the text says which, and why."""
+
+
+def read_args(text: str) -> tuple[Any, ...]:
+    """Read positional arguments back.
+
+    Args:
+        text: The JSON that ``Encoder`` has written.
+
+    Raises:
+        UnreadableError: One of them is not kept as a value, or is written in another way.
+    """
+    args = _part(text, "args", list)
+    return tuple(_read(one, ("args", place)) for place, one in enumerate(args))
+
+
+def read_kwargs(text: str) -> dict[str, Any]:
+    """Read keyword arguments back, as ``read_args`` does."""
+    kwargs = _part(text, "kwargs", dict)
+    return {name: _read(one, ("kwargs", name)) for name, one in kwargs.items()}
+
+
+def _part(text: str, name: str, kind: type) -> Any:
+    try:
+        part = json.loads(text)[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        part = None
+    if not isinstance(part, kind):
+        msg = f"{name} are not written as this version of qtasks-pluggy writes them"
+        raise UnreadableError(msg)
+    return part
+
+
+def _read(written: Any, where: Where) -> Any:
+    if type(written) is list:
+        return [_read(one, (where, place)) for place, one in enumerate(written)]
+    if type(written) is not dict:
+        return written
+    if not _looks_tagged(written):
+        return {key: _read(one, (where, key)) for key, one in written.items()}
+    ((tag, inner),) = written.items()
+    why = _NOT_KEPT.get(tag)
+    if why is not None:
+        msg = f"{_path(where)} is {why}"
+        raise UnreadableError(msg)
+    try:
+        if tag == "$dict":
+            pairs = [(_read(key, where), (where, key), one) for key, one in inner]
+            return {key: _read(one, place) for key, place, one in pairs}
+        if tag in _INNER:
+            return _INNER[tag](_read(one, (where, place)) for place, one in enumerate(inner))
+        return _SIMPLE[tag](inner)
+    except UnreadableError:
+        raise
+    except Exception as error:
+        msg = f"{_path(where)} is written as {_SHORT.repr(tag)}, which cannot be read here"
+        raise UnreadableError(msg) from error
+
+
 def storable(text: str) -> str:
     """Spell out what no database takes as text: lone surrogates, and the character NUL."""
     if "\x00" in text:
@@ -252,6 +316,16 @@ _TAGGED: Final[Mapping[type, tuple[str, Callable[[Any], Any], Callable[[Any], An
     Decimal: ("$decimal", str, Decimal),
     UUID: ("$uuid", str, UUID),
     bytes: ("$bytes", _bytes, lambda written: base64.b64decode(written, validate=True)),
+}
+
+_AND_SO_ON: Final = {"$repr": "..."}
+_NOT_KEPT: Final = {"$hidden": "redacted", "$repr": "kept only as people read it"}
+_INNER: Final[Mapping[str, Callable[[Iterable[Any]], Any]]] = {
+    f"${kind.__name__}": kind for kind in _SEQUENCES
+}
+_SIMPLE: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "$float": float,
+    **{tag: read for tag, _, read in _TAGGED.values()},
 }
 
 

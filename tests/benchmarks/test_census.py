@@ -190,4 +190,4 @@ def test_the_plugin_of_the_census_answers_for_what_it_cannot_count(tmp_path, tas
     assert {"census-fallback": len(BROKEN)} == told["recovered"]
     assert len(BROKEN) == len(recovered)
     assert all(counts["approximate"] and counts["lines"] >= 6 for counts in recovered)
-    assert (1, 1) == (disabled, json.loads(out)["good"])
+    assert (1, 1) == (disabled, json.loads(out)["succeeded"])

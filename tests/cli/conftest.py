@@ -66,7 +66,7 @@ class Workplace:
         """Run the command in a process of its own; return exit code, output and errors."""
         process = self.spawn(*args, **options)
         out, err = process.communicate(given.encode(), timeout=60)
-        return process.returncode, out.decode(), err.decode()
+        return process.returncode, (out or b"").decode(), err.decode()
 
     def close(self) -> None:
         """Leave no process behind."""

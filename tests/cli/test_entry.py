@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,13 +68,79 @@ def test_the_command_runs_as_a_module_and_by_its_main(monkeypatch, capsys):
     assert "Usage: qtasks-pluggy" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["run", "plugins"])
-def test_each_command_tells_its_exit_codes(workplace, name):
-    """``--help`` says what a script can rely on."""
+@pytest.mark.parametrize("name", ["run", "plugins", "doctor", "hooks"])
+def test_each_command_has_an_example_and_its_exit_codes(workplace, name):
+    """``--help`` says what a script can rely on, and fits a terminal of 80 columns."""
     text = workplace.run(name, "--help").stdout
 
+    assert re.search(rf"\n  Examples?:\n    qtasks-pluggy {name} ", text)
     assert "Exit codes:\n    0 " in text
     assert "\n    2 " in text
+    assert 80 >= max(map(len, text.splitlines()))
+    assert "..." not in text.replace("[ARGS]...", "")
+
+
+def test_run_tells_every_exit_code(workplace):
+    """Interrupted and terminated too."""
+    text = workplace.run("run", "--help").stdout.partition("Exit codes:")[2]
+
+    assert ["0", "1", "2", "130", "143"] == re.findall(r"^    (\d+) ", text, re.MULTILINE)
+
+
+def test_the_list_of_commands_is_not_cut(workplace):
+    """Each line says all that it has to."""
+    text = workplace.run("--help").stdout
+
+    assert "..." not in text.replace("[ARGS]...", "")
+    assert 80 >= max(map(len, text.splitlines()))
+
+
+SCRIPT = Path(sys.executable).with_name("qtasks-pluggy")
+
+
+@pytest.mark.parametrize(
+    ("shell", "check"),
+    [("bash", ("bash", "-n")), ("zsh", ("zsh", "-n")), ("fish", ("fish", "--no-execute"))],
+)
+def test_a_shell_gets_its_completion(tmp_path, shell, check):
+    """What the documentation says generates a script, which the shell itself can read."""
+    environment = os.environ | {"_QTASKS_PLUGGY_COMPLETE": f"{shell}_source"}
+    made = subprocess.run([SCRIPT], env=environment, capture_output=True, check=True, text=True)
+    (tmp_path / "completion").write_text(made.stdout, "utf-8")
+
+    assert f"_QTASKS_PLUGGY_COMPLETE={shell}_complete" in made.stdout
+    if shutil.which(shell):
+        subprocess.run([*check, tmp_path / "completion"], check=True)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("qtasks-pluggy do", ["plain,doctor"]),
+        ("qtasks-pluggy run --re", ["plain,--resume"]),
+        ("qtasks-pluggy run shop price -i na", ["file,na"]),
+    ],
+)
+def test_bash_completes_commands_options_and_files(line, completed):
+    """A real bash evaluates the line of the documentation, and asks for the last word."""
+    program = f"""
+        eval "$(_QTASKS_PLUGGY_COMPLETE=bash_source qtasks-pluggy)"
+        complete -p qtasks-pluggy >/dev/null || exit 1
+        words=({line})
+        COMP_WORDS="${{words[*]}}" COMP_CWORD=$((${{#words[@]}} - 1)) \\
+            _QTASKS_PLUGGY_COMPLETE=bash_complete qtasks-pluggy
+    """
+    path = f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [shutil.which("bash"), "-c", program],
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+
+    assert completed == done.stdout.splitlines()
 
 
 def test_the_version_is_that_of_the_distribution(workplace):

@@ -61,8 +61,8 @@ APP = """
 SHORT_GRACE = (
     sys.executable,
     "-c",
-    "from qtasks_pluggy.cli import _batch, _crews, main;"
-    " _batch.GRACE_SECONDS = 0.3; _crews.LEAVE_SECONDS = 0.3; main()",
+    "from qtasks_pluggy.cli import _each, main;"
+    " _each.GRACE_SECONDS = 0.3; _each.LEAVE_SECONDS = 0.3; main()",
 )
 both_kinds = pytest.mark.parametrize("task", ["hold", "hold_async"])
 
@@ -94,9 +94,9 @@ class Holding:
             found.append(int(line.split()[1]))
         return sorted(found)
 
-    def press(self):
-        """Press Ctrl-C."""
-        self.process.send_signal(signal.SIGINT)
+    def press(self, key=signal.SIGINT):
+        """Press Ctrl-C, or what else ends a process."""
+        self.process.send_signal(key)
 
     def told(self):
         """Wait for the next line on standard error."""
@@ -112,22 +112,29 @@ class Holding:
         return code, self.process.stdout.read().decode(), self.process.stderr.read().decode()
 
 
+both_signals = pytest.mark.parametrize(
+    ("key", "word", "code"),
+    [(signal.SIGINT, "Interrupted", 130), (signal.SIGTERM, "Terminated", 143)],
+)
+
+
 @both_kinds
-def test_ctrl_c_lets_the_runs_in_flight_end(workplace, task):
-    """No further record is begun, what was begun is written whole, and the exit code is 130."""
+@both_signals
+def test_a_signal_lets_the_runs_in_flight_end(workplace, task, key, word, code):
+    """No further record is begun, what was begun is written whole, and the exit code tells."""
     holding = Holding(workplace, task, [1, 2, 3, 4])
     assert [1, 2] == holding.begun(2)
 
-    holding.press()
-    assert "Interrupted: 2 runs in flight may take 10 seconds to end" in holding.told()
+    holding.press(key)
+    assert f"{word}: 2 runs in flight may take 10 seconds to end" in holding.told()
     holding.release(1)
     holding.release(2)
-    code, out, err = holding.end()
+    found, out, err = holding.end()
 
-    assert (130, "") == (code, err)
+    assert (code, "") == (found, err)
     assert {"end of 1", "end of 2"} == {line["result"] for line in workplace.lines()}
     assert "2 runs in" in out
-    assert "then interrupted" in out
+    assert f"then {word.lower()}" in out
     assert out.startswith("stopped\n")
 
 
@@ -229,21 +236,71 @@ def test_ctrl_c_that_wakes_nobody_is_heard(workplace):
 
 
 @both_kinds
-def test_ctrl_c_in_a_single_run_ends_it(workplace, task):
-    """Exit code 130, one word, no traceback; the app is stopped."""
+@both_signals
+def test_a_signal_in_a_single_run_ends_it(workplace, task, key, word, code):
+    """The exit code tells, one word, no traceback; the app is stopped."""
     workplace.write("holds.py", APP.replace('with open(f"pipe-{number}")', "with open(0)"))
     process = workplace.spawn("run", "holds", task, "1")
     assert process.stdout.readline() == b"begun 1\n"
 
-    process.send_signal(signal.SIGINT)
-    if task == "hold_async":
-        # The thread that reads is asyncio's own, which waits for it.
-        process.stdin.close()
-    code = process.wait(60)
+    process.send_signal(key)
 
-    assert 130 == code
+    assert code == process.wait(60)
     assert process.stdout.read() == b"stopped\n"
-    assert process.stderr.read() == b"Interrupted.\n"
+    assert process.stderr.read() == f"{word}.\n".encode()
+
+
+HANGS = """
+    import os
+    import time
+    from qtasks_hookspecs import hookimpl
+    from qtasks_pluggy import QueueTasks
+
+    class Plugin:
+        def _hang(self, hook):
+            if os.environ["HANGS_IN"] == hook:
+                os.write(1, b"begun 1\\n")
+                time.sleep(3600)
+
+        @hookimpl
+        def qtasks_start(self):
+            self._hang("start")
+
+        @hookimpl
+        def qtasks_stop(self):
+            self._hang("stop")
+
+    app = QueueTasks("hangs", plugins=[Plugin()], discover=False)
+
+    @app.task
+    async def block():
+        Plugin()._hang("task")
+"""
+
+
+@pytest.mark.parametrize("where", ["start", "task", "stop"])
+@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("many", [True, False])
+def test_what_blocks_the_event_loop_cannot_keep_the_process(
+    workplace, monkeypatch, where, presses, many
+):
+    """A plain hook or an async task that never lets go: one Ctrl-C ends it in time, two at once."""
+    monkeypatch.setenv("HANGS_IN", where)
+    workplace.write("holds.py", HANGS)
+    each = ("--each", workplace.records([[]]), "--out", "out.jsonl") if many else ()
+    program = SHORT_GRACE if presses == 1 else COMMAND
+    process = workplace.spawn("run", "holds", "block", *each, program=program)
+    assert process.stdout.readline() == b"begun 1\n"
+
+    for _ in range(presses):
+        process.send_signal(signal.SIGINT)
+    code = process.wait(60)
+    out, err = process.stdout.read().decode(), process.stderr.read().decode()
+
+    assert code == 130
+    assert ("nterrupted" in out + err) or presses == 2
+    if many:
+        assert (where == "stop") == (len(workplace.lines()) == 1)
 
 
 def test_ctrl_c_that_is_ignored_stays_ignored(workplace):
@@ -317,9 +374,9 @@ def test_a_full_disk_stops_the_batch_and_says_so(workplace):
     assert code == 1
     assert err == (
         "Error: /dev/full cannot be written: No space left on device;"
-        " what it holds are whole lines; mend that, and run the others again\n"
+        " what it holds are whole lines: mend that, and go on with --resume\n"
     )
-    assert 0 < found["runs"] == found["unwritten"]["output"] < 10_000
+    assert 0 < found["runs"] == found["not_written"]["output"] < 10_000
 
 
 @pytest.mark.usefixtures("silent")
@@ -369,7 +426,7 @@ def test_standard_input_that_is_closed_is_an_error(workplace):
     code, _, err = workplace.finish("run", "holds", "quick", "--each", "-", program=closed)
 
     assert code == 2
-    assert "standard input cannot be read: Bad file descriptor; give a file instead" in err
+    assert "cannot be read from standard input: Bad file descriptor; give another file" in err
 
 
 def test_a_task_that_prints_much_does_not_hold_up_the_batch(workplace):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,30 @@ def test_a_file_may_import_its_neighbours(workplace):
     assert workplace.run("run", "far/shop.py", "price").exit_code == 0
 
 
+@pytest.mark.parametrize("app", ["far/shop.py", "shop"])
+def test_what_lies_beside_an_app_stands_behind_the_standard_library(workplace, app):
+    """A ``secrets.py`` in its folder is never taken for Python's own; other modules are found."""
+    for folder in ("", "far/"):
+        workplace.write(f"{folder}secrets.py", "raise AssertionError('not the standard library')")
+        workplace.write(f"{folder}beside.py", "ONE = 1\n")
+        source = f"import secrets\nimport beside\n{dedented(APP)}"
+        workplace.write(f"{folder}shop.py", source.replace("return x", "return secrets.__name__"))
+    script = (Path(sys.executable).with_name("qtasks-pluggy"),)
+
+    code, out, err = workplace.finish("run", app, "price", program=script)
+
+    assert (0, '"secrets"\n') == (code, out), err
+
+
+def test_a_file_elsewhere_brings_its_own_folder_alone(workplace):
+    """What lies in the current folder is not importable then, nor discovered."""
+    workplace.write("neighbour_of_nobody.py", "")
+    workplace.write("far/shop.py", f"import neighbour_of_nobody\n{dedented(APP)}")
+    script = (Path(sys.executable).with_name("qtasks-pluggy"),)
+
+    assert 2 == workplace.finish("run", "far/shop.py", "price", program=script)[0]
+
+
 def test_a_file_with_a_name_that_is_taken_or_none_is_loaded_all_the_same(workplace):
     """A file that shares its name with a loaded module, or could not be imported, is itself."""
     workplace.write("json.py", APP)
@@ -86,12 +111,12 @@ def test_a_file_with_a_name_that_is_taken_or_none_is_loaded_all_the_same(workpla
         ("inner.shpo", "there is no module 'inner.shpo'; did you mean 'inner.shop'?"),
         ("shpo.py", "the file shpo.py does not exist; did you mean shop.py?"),
         ("nowhere/shop.py", "the file nowhere/shop.py does not exist; look at its folder"),
-        ("inner/", "the file inner/ is not a file; did you mean"),
+        ("inner/", "the file inner/ is no Python file; did you mean"),
         ("shop:ap", "'shop' has no 'ap'; did you mean shop:app?"),
         ("shop.py:othr", "'shop.py' has no 'othr'; did you mean shop.py:other?"),
         ("shop:number", "'number' in 'shop' is of type int, not QueueTasks; did you mean shop:"),
         ("inner", "nothing in 'inner' is a QueueTasks; make one"),
-        ("./notes.txt", "notes.txt is no Python file; APP is file.py:attribute"),
+        ("./notes.txt", "the file ./notes.txt is no Python file; did you mean"),
         (":app", "write module:attribute or file.py:attribute"),
         ("shop:", "write module:attribute or file.py:attribute"),
     ],

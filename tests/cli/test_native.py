@@ -9,10 +9,19 @@ import pytest
 pytestmark = pytest.mark.engines
 
 TRIGGER = "task_executor_run_task_trigger_error"
+# What stands for an app where the engine has none.
+CLASSES = {
+    "django": ("django_tasks.backends.immediate", "ImmediateBackend"),
+    "rq": ("rq.job", "Job"),
+}
 MADE = {
     "celery": "from celery import Celery\napp = Celery('own', set_as_current=False)\n",
     "dramatiq": "from dramatiq.brokers.stub import StubBroker\napp = StubBroker()\n",
     "huey": "from huey import MemoryHuey\napp = MemoryHuey('own')\n",
+    "procrastinate": (
+        "from procrastinate import App, testing\napp = App(connector=testing.InMemoryConnector())\n"
+    ),
+    "qtasks": "from qtasks import QueueTasks\napp = QueueTasks(name='own')\n",
     "taskiq": "from taskiq import InMemoryBroker\napp = InMemoryBroker()\n",
 }
 PLUGINS = """
@@ -121,3 +130,19 @@ def test_run_leaves_a_native_app_s_tasks_to_its_worker(workplace):
 
     assert 2 == result.exit_code
     assert "its tasks are run by its own worker; give a QueueTasks" in result.stderr
+
+
+@pytest.mark.parametrize("engine", sorted(CLASSES))
+def test_plugins_lists_what_install_gave_a_class(workplace, engine):
+    """Where ``install()`` makes a class of the engine's, APP names that class."""
+    module, kind = CLASSES[engine]
+    workplace.write("plugins_of_native.py", PLUGINS)
+    given = "" if engine == "rq" else f"{kind}, "
+    workplace.write(
+        "native.py",
+        f"import plugins_of_native as mine\nfrom {module} import {kind}\n"
+        f"from qtasks_pluggy.engines.{engine} import install\n"
+        f"Made = install({given}[mine.careful], discover=False)\n",
+    )
+    listed = json.loads(workplace.run("plugins", "native:Made", "--json").stdout)
+    assert ["careful"] == [one["name"] for one in listed]

@@ -74,6 +74,7 @@ def test_an_installed_plugin_is_listed_with_all_that_is_known(workplace, install
         "hooks": ["qtasks_start", "task_executor_run_task_trigger_error"],
         "enabled": True,
         "reason": None,
+        "keys": [],
     } == found["good"]
 
 

@@ -8,9 +8,8 @@ import threading
 import pytest
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.cli._batch import Batch
+from qtasks_pluggy.cli._each import Batch
 from qtasks_pluggy.cli._records import Record
-from qtasks_pluggy.cli._screen import Silent
 
 APP = """
     import asyncio
@@ -138,7 +137,7 @@ def test_every_run_is_a_line_that_says_how_it_ended(workplace, task, engine):
     assert result.exit_code == 1, result.output
     assert len(lines) == len(RECORDS)
     assert all(
-        list(line) == ["line", "uuid", "status", "result", "plugin", "error"]
+        list(line) == ["line", "uuid", "status", "result", "plugin", "error", "input"]
         for line in lines.values()
     )
     assert len({line["uuid"] for line in lines.values()}) == len(RECORDS)
@@ -166,9 +165,9 @@ def test_a_result_that_json_cannot_hold_keeps_its_status_and_names_its_type(work
 
     assert result.exit_code == 1
     assert ("succeeded", None) == (line["status"], line["result"])
-    assert line["error"].startswith("the result is of type set, which JSON cannot hold: {1};")
-    assert "good            1" in result.stdout
-    assert "not written     1  set  line 1: the result is of type set" in result.stdout
+    assert line["error"].startswith("the result is of type set, which JSON cannot hold")
+    assert "succeeded       1" in result.stdout
+    assert "set in line 1: the result is of type set" in result.stdout
 
 
 @both_kinds
@@ -181,13 +180,12 @@ def test_the_closing_table_counts_and_names(workplace, task):
     rows = [" ".join(line.split()) for line in table.splitlines()[1:]]
 
     assert f"{task}: 9 runs in " in result.stdout
-    assert rows[0] == "good 2"
-    assert ["recovered 1 retry-plugin by a retry", "recovered 1 zero-plugin"] == sorted(rows[1:3])
-    assert rows[3].startswith("failed 2 TaskPluginTriggerError line ")
+    assert ["succeeded 2", "recovered 1 zero-plugin", "retried 1 retry-plugin"] == rows[:3]
+    assert rows[3].startswith("failed 2 TaskPluginTriggerError in line ")
     assert [
-        "cancelled 1 TaskCancelError line 6: late",
-        "dead-lettered 1 TaskDeadLetteredError line 7: odd",
-        "failed 1 ValueError line 8: a bug",
+        "cancelled 1 cancel-plugin TaskCancelError in line 6: late",
+        "dead-lettered 1 dead-plugin TaskDeadLetteredError in line 7: odd",
+        "failed 1 ValueError in line 8: a bug",
     ] == sorted(rows[4:])
 
 
@@ -203,14 +201,18 @@ def test_json_is_the_same_for_a_script(workplace, task):
     assert {
         "task": task,
         "runs": 11,
-        "good": 2,
-        "recovered": {"zero-plugin": 1, "retry-plugin": 1},
+        "skipped": 0,
+        "succeeded": 2,
+        "recovered": {"zero-plugin": 1},
+        "retried": {"retry-plugin": 1},
         "failed": {"TaskPluginTriggerError": 2, "ValueError": 1, "TypeError": 1, "SystemExit": 1},
         "cancelled": {"TaskCancelError": 1},
         "dead_lettered": {"TaskDeadLetteredError": 1},
-        "unwritten": {"set": 1},
+        "not_written": {"set": 1},
         "unfinished": [],
-        "interrupted": False,
+        "plugins": [],
+        "signal": None,
+        "trouble": None,
     } == found
 
 
@@ -238,15 +240,20 @@ def test_a_bad_line_fails_alone(workplace, task):
     ]
     assert [None, None] == [lines[number]["uuid"] for number in (2, 4)]
     assert "not a record: this line is not JSON: Expecting value at 1" == lines[2]["error"]
-    assert "and the file ends in this line" in lines[4]["error"]
-    assert "failed      2  not a record  line 2: this line is not JSON" in result.stdout
+    assert "and the file ends here: is it whole?" in lines[4]["error"]
+    assert (
+        "failed        2              not a record in line 2: this line is not JSON"
+        in result.stdout
+    )
 
 
 def test_csv_is_read_by_its_name(workplace):
     """The header names the keywords."""
     workplace.write("in.csv", "what,until\nretry,1\nzero,0\n")
 
-    result = workplace.run("run", "shop", "price", "--each", "in.csv", "--out", "out.jsonl")
+    result = workplace.run(
+        "run", "shop", "price", "-i", "in.csv", "-o", "out.jsonl", "--json-cells"
+    )
 
     assert result.exit_code == 0, result.output
     assert ["at last", 0] == [
@@ -274,29 +281,24 @@ def test_no_more_run_at_a_time_than_are_allowed(workplace, task):
     assert result.exit_code == 0, result.output
 
 
-class Kept:
-    """An output that keeps numbers alone."""
+def batch(task, records, *, take_down, size=3):
+    """Make a batch that tells nobody anything."""
 
-    name = "kept"
-    is_stdout = False
+    def hear(text):
+        raise AssertionError(text)
 
-    def __init__(self):
-        self.written = 0
-
-    def write(self, line):
-        self.written += 1
+    return Batch(task.app, task, records, take_down, hear, hear, size=size)
 
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_records_are_read_as_there_is_room(is_async):
     """However long the input, what is held at any moment is bounded by the concurrency."""
     app = QueueTasks("app", discover=False)
-    output = Kept()
-    ahead = []
+    ended, ahead = [], []
 
     def records():
         for number in range(1, 501):
-            ahead.append(number - output.written)
+            ahead.append(number - len(ended))
             yield Record(number, (number,))
 
     def plain(number):
@@ -306,51 +308,72 @@ def test_records_are_read_as_there_is_room(is_async):
         return number
 
     task = app.task(coroutine if is_async else plain)
-    batch = Batch(app, task, records(), size=3, output=output, watcher=Silent())
-    batch.run()
+    batch(task, records(), take_down=ended.append).run()
 
-    assert 500 == output.written == batch.tally.good
+    assert list(range(1, 501)) == sorted(run.result for run in ended)
     assert max(ahead) <= 2 * 3 + 1
 
 
-def test_records_that_cannot_be_read_further_end_the_batch(workplace):
-    """The runs before are done; the trouble is told."""
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("a bug")])
+def test_records_that_cannot_be_read_further_end_the_batch(error):
+    """The runs before are done; the trouble is told, whatever the error is."""
     app = QueueTasks("app", discover=False)
+    ended = []
 
     def records():
         yield Record(1, ("a",))
-        raise OSError(5, "Input/output error")
+        raise error
 
-    batch = Batch(app, app.task(len), records(), size=2, output=None, watcher=Silent())
-    batch.run()
+    made = batch(app.task(len), records(), take_down=ended.append)
+    made.run()
 
-    assert batch.tally.good == 1
-    assert "the records cannot be read further: Input/output error" in batch.trouble
+    assert [1] == [run.result for run in ended]
+    assert f"the records cannot be read further: {type(error).__name__}: {error}" == made.trouble
 
 
-def test_a_task_that_stops_the_event_loop_ends_the_batch_and_no_run_is_lost(workplace):
-    """The runs in flight end as cancelled, and nothing hangs."""
-    workplace.write(
-        "stops.py",
-        """
-        import asyncio
-        from qtasks_pluggy import QueueTasks
-        app = QueueTasks("stops", discover=False)
+ENDS_OTHERS = """
+    import asyncio
+    from qtasks_pluggy import QueueTasks
+    app = QueueTasks("ends", discover=False)
 
-        @app.task
-        async def stop(do):
-            if do:
-                asyncio.get_running_loop().stop()
-            await asyncio.Event().wait()
-        """,
-    )
-    code, out, err = workplace.finish(
-        "run", "stops", "stop", "--each", workplace.records([[False], [True]]), "--json"
-    )
+    @app.task
+    async def stop(do):
+        if do:
+            asyncio.get_running_loop().stop()
+        await asyncio.sleep(0)
+        return do
+
+    @app.task
+    async def cancel_all(do):
+        for one in asyncio.all_tasks() if do else ():
+            one.cancel()
+        await asyncio.Event().wait()
+"""
+
+
+def test_a_task_that_stops_the_event_loop_stops_no_other_run(workplace):
+    """The batch goes on, and every run has its result."""
+    workplace.write("ends.py", ENDS_OTHERS)
+    records = workplace.records([[False], [True], [False], [True]])
+
+    code, out, err = workplace.finish("run", "ends", "stop", "--each", records, "--json")
+
+    assert (0, "") == (code, err)
+    assert 4 == json.loads(out)["succeeded"]
+
+
+def test_a_task_that_cancels_all_others_is_told_of_and_nothing_hangs(workplace):
+    """The runs in flight are listed, and the trouble is said; exit code 1."""
+    workplace.write("ends.py", ENDS_OTHERS)
+    records = workplace.records([[False], [True]])
+
+    code, out, err = workplace.finish("run", "ends", "cancel_all", "--each", records, "--json")
+    found = json.loads(out)
 
     assert code == 1
-    assert {"CancelledError": 2} == json.loads(out)["cancelled"]
-    assert "Error: a run has stopped the event loop of all of them" in err
+    assert {1, 2} >= {one["line"] for one in found["unfinished"]} > set()
+    assert f"Error: {found['trouble']}\n" == err
+    assert "a task has cancelled all runs" in err
 
 
 def test_the_output_replaces_what_was_there_only_when_runs_begin(workplace):
@@ -368,9 +391,9 @@ def test_the_output_replaces_what_was_there_only_when_runs_begin(workplace):
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        ("in.jsonl", "--out in.jsonl is the file that the records are read from"),
-        ("nowhere/out", "--out nowhere/out: No such file or directory"),
-        (".", "--out .: Is a directory"),
+        ("in.jsonl", "in.jsonl is the file that the records are read from"),
+        ("nowhere/out", "nowhere/out cannot be written: No such file or directory"),
+        (".", "File '.' is a directory"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused(workplace, out, said):

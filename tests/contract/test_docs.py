@@ -16,6 +16,8 @@ import pytest
 
 import qtasks_hookspecs
 import qtasks_pluggy
+from qtasks_pluggy.testing import project
+from tests.plugins.conftest import distributions  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -51,17 +53,21 @@ def _anchors(page):
 
 
 def _project(folder):
-    """Write the files of the tutorial, as its reader would, and return its pyproject."""
+    """Make the project of the tutorial, as its reader would, and return its pyproject."""
+    (made,) = re.findall(
+        r"^\$ qtasks-pluggy new-plugin ([\w-]+)$", TUTORIAL.read_text("utf-8"), re.MULTILINE
+    )
+    project.new_project(made, folder, frozenset())
     found = re.findall(
         r"^Put this into `([^`]+)`:\n\n```\w+\n(.*?)^```$",
         TUTORIAL.read_text("utf-8"),
         re.MULTILINE | re.DOTALL,
     )
+    there = [name for name, _ in found if (folder / made / name).is_file()]
+    assert there == ["qtasks_last_good.py", "tests/test_last_good.py"]  # the others are new
     for name, text in found:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
-    return tomllib.loads(dict(found)["pyproject.toml"])["project"]
+        (folder / made / name).write_text(text, "utf-8")
+    return folder / made, tomllib.loads((folder / made / "pyproject.toml").read_text("utf-8"))
 
 
 def _python(*arguments, folder, path=()):
@@ -83,10 +89,14 @@ def test_generated_parts_are_up_to_date():
     assert [] == [str(path) for path, _ in _generator().stale_pages()]
 
 
-@pytest.mark.parametrize("package", [qtasks_hookspecs, qtasks_pluggy, qtasks_hookspecs.exc])
+@pytest.mark.parametrize(
+    "package",
+    [qtasks_hookspecs, qtasks_pluggy, qtasks_hookspecs.exc, qtasks_pluggy.testing],
+)
 def test_public_names_are_documented(package):
     """Every public name has its line in the reference of names."""
-    page = (DOCS / "reference/api.md").read_text("utf-8")
+    page = "api" if package is not qtasks_pluggy.testing else "testing"
+    page = (DOCS / f"reference/{page}.md").read_text("utf-8")
 
     rows = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE))
 
@@ -172,27 +182,28 @@ def test_a_sentence_is_a_line(page):
     assert [] == [line for line in prose if re.search(r"[a-z)`]\. [A-Z]", line)]
 
 
-def test_the_tutorial_makes_a_plugin_that_passes_its_tests(tmp_path):
+@pytest.mark.parametrize("beside", ["alone", "beside a plugin that answers everything"])
+def test_the_tutorial_makes_a_plugin_that_passes_its_tests(distributions, beside):  # noqa: F811  # the fixture
     """The files of the tutorial, found by their entry point, pass the tutorial's own tests."""
-    project = _project(tmp_path)
-    info = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir()
-    metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    (info / "METADATA").write_text(metadata, "utf-8")
-    points = project["entry-points"]["qtasks_pluggy"].items()
-    claims = "\n".join(["[qtasks_pluggy]", *(f"{name} = {module}" for name, module in points)])
-    (info / "entry_points.txt").write_text(claims, "utf-8")
+    folder, told = _project(distributions.folder)
+    distributions.add(told["project"]["name"], told["project"]["entry-points"]["qtasks_pluggy"])
+    if beside != "alone":
+        distributions.answering("greedy", "eaten")
+    path = [folder, distributions.site()]
 
-    ended = _python("-m", "pytest", "tests", folder=tmp_path, path=[tmp_path])
+    ended = _python("-m", "pytest", folder=folder, path=path)
+    checked = _python("-m", "qtasks_pluggy.cli", "check", "last-good", folder=folder, path=path)
 
-    assert "3 passed" in ended.stdout, ended.stdout + ended.stderr
+    (count,) = set(re.findall(r"^\d+ passed$", TUTORIAL.read_text("utf-8"), re.MULTILINE))
+    assert count in ended.stdout, ended.stdout + ended.stderr
+    assert 0 == checked.returncode, checked.stdout + checked.stderr
 
 
 @pytest.mark.installed
 def test_the_tutorial_makes_a_package_that_pip_installs(tmp_path):
     """The tutorial's folder can be built and installed by pip, and the command lists its plugin."""
-    source, target = tmp_path / "source", tmp_path / "target"
-    _project(source)
+    source, _ = _project(tmp_path)
+    target = tmp_path / "target"
     offline = ("--no-index", "--no-deps", "--no-build-isolation", "--target", str(target))
 
     installed = _python("-m", "pip", "install", *offline, str(source), folder=tmp_path)

@@ -30,7 +30,13 @@ from tests.runs import plugin
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/hooks.md").read_text("utf-8")
 HOOKS = {name: hook for name, hook in vars(_hooks).items() if hasattr(hook, "qtasks_pluggy_spec")}
-CONDITIONS = {"error": KeyError, "outcome": "failed", "task": "price_*", "tag": "slow"}
+CONDITIONS = {
+    "error": KeyError,
+    "outcome": "failed",
+    "task": "price_*",
+    "tag": "slow",
+    "replay": True,
+}
 RUN = ["task_executor", "task_func", "task_broker"]
 
 

@@ -31,6 +31,10 @@ if missing:
     # They import all four.
     collect_ignore_glob += ["test_native_*.py", "test_installed_in.py", "test_replay.py"]
 
+# These have tests of their own alone.
+INSTALL_ONLY = ("django", "procrastinate", "qtasks", "rq")
+collect_ignore_glob += [f"test_{name}*.py" for name in INSTALL_ONLY if find_spec(name) is None]
+
 if find_spec("taskiq_aio_pika") is not None and is_older("taskiq-aio-pika", "0.6"):
     collect_ignore_glob.append("test_taskiq_brokers.py")  # it is about the queues of later ones
 

@@ -14,7 +14,9 @@ import pytest
 from celery import Celery
 from celery.exceptions import WorkerLostError
 from celery.result import AsyncResult
+from redis import Redis
 
+from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.exc import EngineError, TaskCancelError
 from tests.engines.celery_apps import forget_connections
 from tests.engines.processes import children, wait_until
@@ -231,6 +233,20 @@ def test_a_waiting_run_is_cancelled_over_a_server(ours):
         with pytest.raises(TaskCancelError, match="sold out"):
             second.result(timeout=LONG)
         assert "waited" == first.result(timeout=LONG)
+
+
+def test_a_run_waits_where_monitors_look(redis_url):
+    """Without a priority that somebody asked for, none is sent, so the queue's length is true."""
+    queue = f"celery-{uuid4().hex[:8]}"
+    native = Celery("shop", broker=redis_url, backend=redis_url, set_as_current=False)
+    native.conf.task_default_queue = queue
+    app = QueueTasks("shop", engine=native, discover=False)
+    task = app.task(name="double")(lambda number: 2 * number)
+    with app, Redis.from_url(redis_url) as redis:
+        task.submit(1)
+        assert 1 == redis.llen(queue)
+        redis.delete(queue)
+    forget_connections()
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

@@ -11,7 +11,7 @@ import structlog
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import RateLimitExceeded
-from dramatiq.middleware import AsyncIO, Retries, SkipMessage
+from dramatiq.middleware import AsyncIO, SkipMessage
 from dramatiq.results import ResultFailure
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
@@ -202,7 +202,7 @@ def test_a_worker_without_actors_is_refused(native):
     install(native, discover=False)
     with (
         structlog.testing.capture_logs() as logs,
-        pytest.raises(SystemExit, match="covers no actor"),
+        pytest.raises(SystemExit, match="covers no task"),
         working(native),
     ):
         pass
@@ -289,30 +289,6 @@ def test_plugins_that_come_later_are_started(native):
         assert "second" == get(actor.send("broken"), native)
     assert ["start", "close", "stop"] == first.heard
     assert ["start", "close", "stop"] == second.heard
-
-
-@pytest.mark.parametrize("whose", ["actor", "middleware"])
-def test_a_predicate_of_retries_is_asked_once_about_an_error(native, whose):
-    """``retry_when`` may count: it is asked as often as without plugins, by whoever asks first."""
-    asked = []
-
-    def retry_when(count, error):
-        asked.append((count, type(error)))
-        return len(asked) < 3
-
-    options = {"max_retries": None, "min_backoff": 1, "max_backoff": 2}
-    if whose == "actor":
-        options["retry_when"] = retry_when
-    else:
-        next(one for one in native.middleware if isinstance(one, Retries)).retry_when = retry_when
-    actor, seen = failing(native, **options)
-    plugin = Keeps()
-    install(native, [plugin], discover=False)
-    with working(native), pytest.raises(ResultFailure, match="broken"):
-        get(actor.send("broken"), native)
-    assert [(count, OSError) for count in range(3)] == asked
-    assert ["broken"] * 3 == seen
-    assert ["start", "failed", "close", "stop"] == plugin.heard
 
 
 def test_a_cancelled_async_actor_is_no_failure(native):

@@ -1,4 +1,4 @@
-"""Dramatiq's own worker command over real servers: our apps, and apps that are there already."""
+"""Dramatiq's own worker command over real servers: our apps, and existing ones."""
 
 from __future__ import annotations
 
@@ -21,13 +21,25 @@ LONG = 60
 WORKER = (sys.executable, "-m", "dramatiq", "shop", "--path", ".")
 READY = "is ready for action"
 PLUGIN = """
+    from pathlib import Path
     from qtasks_hookspecs import Retry, hookimpl
 
     @hookimpl
     def task_executor_run_task_trigger_error(task_broker, e):
+        if task_broker.name == "divide":
+            return None
         if task_broker.kwargs.get("again") and task_broker.attempt < 3:
             return Retry(delay=0.1)
         return f"recovered from {e.cause or e} at {task_broker.attempt}"
+
+    @hookimpl
+    def task_executor_task_close(task_executor, task_broker, outcome):
+        if task_broker.name == "divide":
+            lineage, new = task_broker.metadata.get("replay_of", "-"), "-"
+            if outcome.status == "failed":
+                new = task_executor.app.replay(task_broker, args=[4])
+            with Path(__file__).with_name("ends").open("a") as file:
+                file.write(f"{task_broker.uuid} {lineage} {outcome.status} {new}\\n")
 """
 BROKER = """
     import os
@@ -97,7 +109,8 @@ OURS = """
         unknown = app.task(name="unknown", extra={"queue_name": QUEUE})(lambda: 1)
 """
 THEIRS = """
-    import os
+    import os, time
+    from pathlib import Path
     import dramatiq
     from server import broker
     from qtasks_pluggy.engines.dramatiq import install
@@ -110,6 +123,23 @@ THEIRS = """
     @dramatiq.actor(store_results=True, max_retries=0, queue_name=QUEUE)
     def fail(text, again=False):
         raise OSError(text)
+
+    @dramatiq.actor(max_retries=0, queue_name=QUEUE)
+    def divide(x):
+        return 1 / x
+
+    def tell(what, number):
+        with (Path(__file__).parent / what).open("a") as file:
+            file.write(f"{number} {os.getpid()}\\n")
+
+    @dramatiq.actor(store_results=True, queue_name=QUEUE)
+    def work(number):
+        tell("began", number)
+        time.sleep(0.02)
+        tell("done", number)
+        if number % 2:
+            raise OSError(number)
+        return number * 2
 """
 
 
@@ -185,63 +215,120 @@ def test_the_worker_command_does_our_runs(ours, spawn):
         assert 2 == ours.double.submit(1).result(timeout=LONG)
 
 
-def test_an_app_that_is_there_gets_plugins_by_one_line(place):
-    """After one line and a restart a failing actor returns what the plugin says."""
+def test_an_existing_app_gets_plugins_by_one_line(place):
+    """After one line and a restart plugins answer for an actor; the log says which ones."""
     module = place.write(THEIRS)
-    place.start("-p", "2", "-t", "1")
+    worker = place.start("-p", "2", "-t", "1")
     backend = module.broker.get_results_backend()
     for again, answer in ((False, "recovered from no at 1"), (True, "recovered from no at 3")):
         message = module.fail.send("no", again=again)
         assert answer == backend.get_result(message, block=True, timeout=LONG * 1000)
+    assert "worker_asks_plugins app='dramatiq' plugins=['fallback']" in worker.log()
 
 
-def kill_in_the_midst(ours, runs, every, whom):
-    """Submit so many runs, kill whenever so many have begun; count kills and repeats."""
-    place, kills = ours.place, 0
+def test_a_worker_sends_a_failed_run_again(place):
+    """A plugin in a worker replays a run, under a new id that has its lineage."""
+    module = place.write(THEIRS)
+    place.start("-p", "1", "-t", "1")
+    sent = module.divide.send(0)
+    assert wait_until(lambda: len(place.told("ends")) == 2, LONG)
+    (first, none, failed, new), (second, lineage, succeeded, _) = place.told("ends")
+    assert (sent.message_id, "-", "failed", "succeeded") == (first, none, failed, succeeded)
+    assert (second, lineage) == (new, first)
+
+
+def kill_in_the_midst(place, ids, every, whom):
+    """Kill whenever so many of these runs have begun, until all are done; count the kills."""
+    kills = 0
+
+    def is_done():
+        return {one for one, _ in place.told("done")} == ids
+
+    def begun():
+        return len(place.told("began"))
+
+    while not is_done():
+        worker = place.start("-p", "1", "-t", "2")
+        goal = begun() + every
+        assert wait_until(lambda goal=goal: begun() >= goal or is_done(), LONG)
+        if is_done():
+            break
+        kills += 1
+        if whom == "child":
+            # Dramatiq's command ends when one of its processes does, for another to start it.
+            os.kill(int(place.told("began")[-1][1]), signal.SIGKILL)
+            worker.wait(LONG)
+        worker.kill()
+    return kills
+
+
+def check_repeats(place, ids, kills):
+    """Check that no run was lost, and that at most what was running was done twice."""
+    times = collections.Counter(one for one, _ in place.told("done"))
+    assert ids == set(times)
+    twice = sum(times.values()) - len(ids)
+    assert twice <= 2 * kills
+    return twice
+
+
+def check_ours(ours, runs, every, whom):
+    """Submit so many runs of our app, and check that they outlive what is killed."""
     with ours.app:
         handles = list(ours.app.submit_many(ours.work, range(runs)))
-
-        def is_done():
-            return len({uuid for uuid, _ in place.told("done")}) == runs
-
-        def begun():
-            return len(place.told("began"))
-
-        while not is_done():
-            worker = place.start("-p", "1", "-t", "2")
-            goal = begun() + every
-            assert wait_until(lambda goal=goal: begun() >= goal or is_done(), LONG)
-            if is_done():
-                break
-            kills += 1
-            if whom == "child":
-                # Dramatiq's command ends when one of its processes does, for another to start it.
-                os.kill(int(place.told("began")[-1][1]), signal.SIGKILL)
-                worker.wait(LONG)
-            worker.kill()
+        ids = {str(handle.uuid) for handle in handles}
+        kills = kill_in_the_midst(ours.place, ids, every, whom)
         assert [2 * n for n in range(runs)] == [run.result(timeout=LONG) for run in handles]
-    times = collections.Counter(uuid for uuid, _ in place.told("done"))
-    assert {str(handle.uuid) for handle in handles} == set(times)
-    return kills, sum(times.values()) - runs
+    return kills, check_repeats(ours.place, ids, kills)
+
+
+def check_theirs(place, runs, every, whom):
+    """Send so many messages to an existing actor, half of which plugins save, and check that."""
+    module = place.write(THEIRS)
+    messages = [module.work.send(number) for number in range(runs)]
+    ids = {str(number) for number in range(runs)}
+    kills = kill_in_the_midst(place, ids, every, whom)
+    backend = module.broker.get_results_backend()
+    for number, message in enumerate(messages):
+        answer = f"recovered from {number} at 1" if number % 2 else number * 2
+        assert answer == backend.get_result(message, block=True, timeout=LONG * 1000)
+    return kills, check_repeats(place, ids, kills)
 
 
 @pytest.mark.parametrize("whom", ["worker", "child"])
 def test_runs_outlive_what_is_killed(ours, whom):
     """All of 16 runs finish though the worker, or a child of it, is killed in their midst."""
-    kills, twice = kill_in_the_midst(ours, 16, 6, whom)
+    kills, _ = check_ours(ours, 16, 6, whom)
     assert kills >= 1
-    assert twice <= 2 * kills
+
+
+@pytest.mark.parametrize("whom", ["worker", "child"])
+def test_runs_of_an_existing_app_outlive_what_is_killed(place, whom):
+    """All of 16 messages end as plugins say, though the worker or its child is killed."""
+    kills, _ = check_theirs(place, 16, 6, whom)
+    assert kills >= 1
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("whom", ["worker", "child"])
 def test_two_hundred_runs_outlive_many_kills(ours, whom, record_testsuite_property):
     """All of 200 runs finish though the worker, or a child of it, is killed again and again."""
-    kills, twice = kill_in_the_midst(ours, 200, 40, whom)
+    kills, twice = check_ours(ours, 200, 40, whom)
     broker = ours.place.where["BROKER"].partition(":")[0]
     record_testsuite_property(f"dramatiq {broker} {whom}: kills, done twice", f"{kills}, {twice}")
     assert kills >= 3
-    assert twice <= 2 * kills
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("whom", ["worker", "child"])
+def test_two_hundred_runs_of_an_existing_app_outlive_many_kills(
+    place, whom, record_testsuite_property
+):
+    """The same of an existing app's actor."""
+    kills, twice = check_theirs(place, 200, 40, whom)
+    broker = place.where["BROKER"].partition(":")[0]
+    told = f"dramatiq install {broker} {whom}: kills, done twice"
+    record_testsuite_property(told, f"{kills}, {twice}")
+    assert kills >= 3
 
 
 def test_a_worker_that_is_told_to_stop_finishes_its_run(ours):

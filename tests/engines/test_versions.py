@@ -15,7 +15,16 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
     "optional-dependencies"
 ]
-ENGINES = {"celery": "5.2.7", "dramatiq": "1.16.0", "huey": "2.6.0", "taskiq": "0.11.19"}
+ENGINES = {
+    "celery": "5.2.7",
+    "django": "5.1.15",
+    "dramatiq": "1.16.0",
+    "huey": "2.6.0",
+    "procrastinate": "2.15.1",
+    "qtasks": "1.5.1",
+    "rq": "1.15.1",
+    "taskiq": "0.11.19",
+}
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def totals(folder, given, task="eur_100", **environment):
     told = json.loads(out)
     assert "" == err
     failed = told["failed"]
-    return code, told["runs"], told["good"], told["recovered"], failed
+    return code, told["runs"], told["succeeded"], told["recovered"], failed
 
 
 def test_there_is_a_record_for_each_day_and_currency(year):
@@ -90,17 +90,21 @@ def test_the_demo_shows_what_it_says(site, tmp_path):
 
     assert 0 == code, err
     commands = [line for line in out.splitlines() if line.startswith("$ ")]
-    assert 8 == len(commands)
-    assert "failed   3,456  KeyError" in out
+    assert 12 == len(commands)
+    assert "failed     3,456              KeyError in line" in out
     assert "recovered  3,371  last-rate" in out
     assert "\n108.78\n" in out
     assert "KeyError: '2022-04-17'" in err
-    groups, show = out.partition("failures groups\n")[2].split("\n$ ")
+    groups, show, _, dry_run, replay, left = out.partition("failures groups\n")[2].split("\n$ ")
     assert "212 failed" in groups
     assert "88 failed, 3,369 recovered" in groups
     assert "\nKeyError: '2022-12-31'\n" in show
     assert "last-rate  qtasks-last-rate 0.1.0" in show
     assert "no opinion" in show
+    assert "300 asked: 300 would be recovered by last-rate\n" in dry_run
+    assert "300 runs replayed: 300 recovered\n2 groups resolved: no failure" in replay
+    assert (2, 0) == (left.count("  resolved  "), left.count("  open  "))
+    assert "88 failed, 3,457 recovered" in left
 
 
 def test_the_demo_asks_for_the_plugin_where_it_is_not_installed(tmp_path):

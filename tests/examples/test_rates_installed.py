@@ -15,5 +15,6 @@ def test_the_demo_runs_with_the_installed_plugin(tmp_path):
 
     assert 0 == code, err
     assert "last-rate  qtasks-last-rate  0.1.0    yes" in out
-    assert "failed   3,456  KeyError" in out
+    assert "failed     3,456              KeyError in line" in out
     assert "recovered  3,371  last-rate" in out
+    assert "300 runs replayed: 300 recovered" in out

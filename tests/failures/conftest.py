@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,26 +13,16 @@ from qtasks_pluggy.cli._command import command
 from qtasks_pluggy.failures.connection import read_url
 from qtasks_pluggy.failures.schema import TABLES
 from qtasks_pluggy.failures.store import Batch
-from tests.engines.processes import Guard
-from tests.engines.servers import NotInstalledError
 from tests.failures.places import Place
 
 
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
     """One PostgreSQL for all tests of a process."""
-    from tests.failures.servers import PostgreSQL
+    from tests.failures.servers import running
 
-    with contextlib.ExitStack() as stack:
-        try:
-            server = PostgreSQL(stack.enter_context(contextlib.closing(Guard())))
-        except NotInstalledError as error:
-            if os.environ.get("CI") == "true":
-                raise
-            pytest.skip(str(error))
-        stack.enter_context(contextlib.closing(server))
-        server.start()
-        yield server.url
+    with running() as url:
+        yield url
 
 
 @pytest.fixture

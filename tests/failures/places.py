@@ -66,6 +66,7 @@ class Place:
             "reason": "",
             "trail": (),
             "arguments": ENCODER.encode(args, kwargs),
+            "error_arguments": None,
             "replay_of": None,
             "log": Log(self.told),
         }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
+
+import pytest
 
 from tests.engines.processes import Guard, Process
 from tests.engines.servers import HOST, NotInstalledError, Server, find_program
@@ -74,4 +78,16 @@ class PostgreSQL(Server):
         shutil.rmtree(self._outer, ignore_errors=True)
 
 
-__all__ = ["NotInstalledError", "PostgreSQL"]
+@contextlib.contextmanager
+def running() -> Iterator[str]:
+    """Run one, and give its URL; skip without its programs, except where the whole suite runs."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = PostgreSQL(stack.enter_context(contextlib.closing(Guard())))
+        except NotInstalledError as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(str(error))
+        stack.enter_context(contextlib.closing(server))
+        server.start()
+        yield server.url

@@ -95,7 +95,7 @@ def test_a_run_has_all_that_is_kept_of_it(any_place):
     whole = any_place.reader().run("u")
 
     assert ([1, {"$bytes": "eA=="}], {"to": "EUR"}) == (whole.args, whole.kwargs)
-    assert ["v"] == whole.replays
+    assert ["v"] == [one.uuid for one in whole.replays]
     assert ("shop", "celery", "q", True) == (
         whole.run.app,
         whole.run.engine,

@@ -73,7 +73,7 @@ def test_an_upgraded_store_is_as_a_new_one_and_has_lost_nothing(old_place):
     assert ([1], {"to": "EUR"}, ["four"]) == (
         (whole := reader.run("one")).args,
         whole.kwargs,
-        whole.replays,
+        [one.uuid for one in whole.replays],
     )
     assert 7 == reader.dropped()
     with _link(old_place) as link:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from base64 import b64decode
 from collections import OrderedDict
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -14,10 +13,10 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qtasks_pluggy.failures.values import Encoder
+from qtasks_pluggy.failures.values import Encoder, UnreadableError, read_args, read_kwargs
 
 ENCODER = Encoder(["password", "*token*", "*secret*", "authorization", "api_key"], 65_536)
 
@@ -54,39 +53,9 @@ values = st.recursive(
 )
 
 
-READ = {
-    "$float": float,
-    "$tuple": lambda inner: tuple(map(_read, inner)),
-    "$set": lambda inner: set(map(_read, inner)),
-    "$frozenset": lambda inner: frozenset(map(_read, inner)),
-    "$dict": lambda inner: {_read(key): _read(one) for key, one in inner},
-    "$datetime": datetime.fromisoformat,
-    "$date": date.fromisoformat,
-    "$time": time.fromisoformat,
-    "$timedelta": lambda inner: timedelta(*inner),
-    "$decimal": Decimal,
-    "$uuid": UUID,
-    "$bytes": b64decode,
-}
-
-
-def _read(written):
-    """Read a value by the documented tags alone."""
-    if isinstance(written, list):
-        return [_read(one) for one in written]
-    if not isinstance(written, dict):
-        return written
-    tags = [key for key in written if key.startswith("$") and len(written) == 1]
-    if tags:
-        return READ[tags[0]](written[tags[0]])
-    return {key: _read(one) for key, one in written.items()}
-
-
 def decode(text):
-    """Read the arguments of a run as somebody else would who knows the tags."""
-    written = json.loads(text)
-    args = tuple(_read(one) for one in written["args"])
-    return args, {name: _read(one) for name, one in written["kwargs"].items()}
+    """Read the arguments of a run."""
+    return read_args(text), read_kwargs(text)
 
 
 def _same(one, other):
@@ -104,6 +73,7 @@ def _same(one, other):
 
 
 @given(values, values)
+@example({"$date": "2022-03-02"}, {"$x": {1: (set(), frozenset({None}))}})
 def test_what_is_kept_reads_back_as_the_same_values(first, second):
     """Whatever is stored without a reason against it reads back as it was, types included."""
     kept = ENCODER.encode([first], {"second": second})
@@ -135,8 +105,40 @@ def test_what_would_not_read_back_is_shown_with_the_reason(value, shown, why):
 
     assert why == kept.not_replayable
     assert shown in kept.text
-    with pytest.raises(KeyError, match=r"\$repr"):
+    with pytest.raises(UnreadableError, match=r"args\[0\].* kept only as people read it"):
         decode(kept.text)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ('{"args":[1,{"$hidden":true}]}', "args[1] is redacted"),
+        ('{"args":[{"a":[{"$repr":"x"}]}]}', "args[0]['a'][0] is kept only as people read it"),
+        ('{"args":[{"$later":1}]}', "args[0] is written as '$later', which cannot be read here"),
+        ('{"args":[{"$date":"2022-02-30"}]}', "args[0] is written as '$date'"),
+        ('{"args":[{"$dict":[1]}]}', "args[0] is written as '$dict'"),
+        ('{"args":[{"$set":[[]]}]}', "args[0] is written as '$set'"),
+        ('{"args":{}}', "args are not written as this version"),
+        ("[]", "args are not written as this version"),
+        ("[" * 100_000, "args are not written as this version"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_read_is_named(written, told):
+    """Redacted values, unknown tags and damaged text end in one error that names the place."""
+    with pytest.raises(UnreadableError) as caught:
+        read_args(written)
+
+    assert str(caught.value).startswith(told)
+
+
+def test_each_half_is_read_alone():
+    """What cannot be read among the keywords keeps nobody from reading the others."""
+    kept = ENCODER.encode([date(2022, 3, 2)], {"password": "hunter2"})
+
+    assert (date(2022, 3, 2),) == read_args(kept.text)
+    with pytest.raises(UnreadableError, match=r"kwargs\['password'\] is redacted"):
+        read_kwargs(kept.text)
 
 
 def test_values_that_contain_themselves_are_shown():
@@ -171,6 +173,16 @@ def test_arguments_beyond_the_bound_are_left_out_and_named():
 
     assert len(kept.text) < 70_000
     assert "args[655] is more than fits into 65,536 bytes" == kept.not_replayable
+
+
+def test_a_half_that_was_cut_is_not_read_as_if_it_were_whole():
+    """Where arguments are missing each half says so itself, whatever the first reason was."""
+    kept = ENCODER.encode([Path("x"), *["x" * 1000] * 100], {"a": 1, "b": 2})
+
+    assert "args[0] is a PosixPath" == kept.not_replayable
+    for read in (read_args, read_kwargs):
+        with pytest.raises(UnreadableError):
+            read(kept.text)
 
 
 def test_secrets_are_hidden_by_name_at_any_depth():

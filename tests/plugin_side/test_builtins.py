@@ -9,7 +9,9 @@ import pytest
 import structlog
 
 from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
+from qtasks_pluggy.builtin import Fallback, RetryPlugin
 from qtasks_pluggy.exc import PluginError, TaskPluginTriggerError
+from qtasks_pluggy.testing import assert_outcome, run_with
 from tests.runs import answering
 
 
@@ -48,25 +50,26 @@ def raising(error: BaseException) -> Any:
 )
 def test_fallback_answers_with_the_result_of_a_rule_that_fits(rule, fits):
     """A rule is for a task, a tag and error classes; all that it names must fit."""
-    app = app_with("fallback", {"rules": [{**rule, "result": None}]})
-    task = app.task(name="price_tea", tags=["slow"])(raising(ShopError()))
+    section = {"rules": [{**rule, "result": None}]}
+    run = run_with(
+        Fallback, raising(ShopError()), settings=section, name="price_tea", tags=["slow"]
+    )
 
-    with app:
-        if fits:
-            assert task() is None
-        else:
-            with pytest.raises(ShopError):
-                task()
+    if fits:
+        assert_outcome(run, "recovered", result=None, decided_by="fallback")
+    else:
+        assert_outcome(run, "failed", error=ShopError, decided_by=None)
 
 
 def test_fallback_takes_the_first_rule_that_fits():
     """Rules are looked at in order."""
     rules = [{"task": "a", "result": 1}, {"task": "*", "result": 2}, {"task": "b", "result": 3}]
-    app = app_with("fallback", {"rules": rules})
-    first, second = (app.task(name=name)(raising(ShopError())) for name in "ab")
+    first, second = (
+        run_with(Fallback, raising(ShopError()), settings={"rules": rules}, name=name)
+        for name in "ab"
+    )
 
-    with app:
-        assert (1, 2) == (first(), second())
+    assert (1, 2) == (first.result, second.result)
 
 
 @pytest.mark.parametrize("name", ["fallback", "retry"])
@@ -123,18 +126,15 @@ def test_retry_tries_again_by_error_class_later_and_later(monkeypatch):
     assert [0.5, 1.5, 4.5, 10] == slept
 
 
-def test_retry_adds_a_random_part(monkeypatch):
+def test_retry_adds_a_random_part():
     """Jitter keeps many runs from trying again at one moment."""
-    slept: list[float] = []
-    monkeypatch.setattr("qtasks_pluggy._waiting.time.sleep", slept.append)
-    app = app_with("retry", {"errors": "LookupError", "delay": 1, "factor": 1, "jitter": 1})
-    task = app.task(name="t")(raising(ShopError()))
+    section = {"errors": "LookupError", "delay": 0, "jitter": 0.001}
+    run = run_with(RetryPlugin, raising(ShopError()), settings=section)
 
-    with app, pytest.raises(ShopError):
-        task()
-
-    assert all(1 <= seconds <= 2 for seconds in slept)
-    assert len({*slept}) > 1
+    delays = [one.delay for one in run.outcomes[:-1]]
+    assert_outcome(run, "failed", error=ShopError, attempts=4)
+    assert all(0 <= seconds <= 0.001 for seconds in delays)
+    assert len({*delays}) > 1
 
 
 FALLBACK = [

@@ -19,7 +19,7 @@ from qtasks_hookspecs import (
     hookimpl,
     when,
 )
-from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor
+from qtasks_pluggy import PluginManager, QueueTasks, TaskExecutor, TaskMessage
 from qtasks_pluggy._run import executor
 from qtasks_pluggy.exc import TaskPluginTriggerError
 from tests.runs import answering, both_ways, every_kind, failing, function_of, registration_error
@@ -147,3 +147,59 @@ def test_r18_a_run_that_is_over_is_not_retried():
     (problem,) = registration_error(PluginManager, [wrong]).problems
 
     assert "put it on task_executor_attempt_ended" in problem
+
+
+REPLAY = {"replay_of": "the-first"}
+
+
+@both_ways
+@pytest.mark.parametrize("hook", [ENDED, CLOSED])
+@pytest.mark.parametrize(
+    ("condition", "of_first", "of_replay"),
+    [
+        (when(outcome="succeeded", replay=True), [], ["succeeded"]),
+        (when(outcome="succeeded", replay=False), ["succeeded"], []),
+        (when(replay=True), [], ["succeeded"]),
+        (when(replay=False), ["succeeded"], []),
+        (when(outcome="failed", replay=True), [], []),
+    ],
+    ids=["good-replays", "good-firsts", "replays", "firsts", "bad-replays"],
+)
+def test_r12_replays_are_told_apart(condition, of_first, of_replay, hook, run, made):
+    """R12: a run repeats another one, or not; who hears of replays alone costs others nothing."""
+    for metadata, expected in (({}, of_first), (REPLAY, of_replay)):
+        made.clear()
+        heard: list[Any] = []
+        manager = PluginManager([hears(heard, hook, condition)])
+        message = TaskMessage("t", metadata=metadata)
+        taken = TaskExecutor(TaskFunc("t", lambda: None), message, plugins=manager)
+        run(taken)
+
+        assert expected == heard
+        # Good runs are many, and replays are few.
+        assert metadata or bool(made) == bool(expected)
+
+
+def test_r12_several_conditions_hear_of_failures_and_of_good_replays():
+    """R12: of several conditions one is enough, and an observer of everything hears of all."""
+    heard: list[Any] = []
+    one = hears(heard, ENDED, when(outcome="failed"), when(outcome="succeeded", replay=True))
+    everything: list[Any] = []
+    manager = PluginManager([one])
+    for metadata in ({}, REPLAY):
+        TaskExecutor(
+            TaskFunc("t", lambda: None), TaskMessage("t", metadata=metadata), plugins=manager
+        ).execute_sync()
+    with pytest.raises(KeyError):
+        TaskExecutor(failing("function", KeyError()), plugins=manager).execute_sync()
+    assert ["succeeded", "failed"] == heard
+
+    manager.register(hears(everything, CLOSED, name="all"))
+    TaskExecutor(lambda: None, plugins=manager).execute_sync()
+    assert (["succeeded", "failed"], ["succeeded"]) == (heard, everything)
+
+
+def test_r12_replay_is_true_or_false():
+    """R12: another value is refused at once."""
+    with pytest.raises(TypeError, match="expected True or False, got 'yes'"):
+        when(replay="yes")

@@ -21,6 +21,16 @@ from qtasks_hookspecs import (
     when,
 )
 from qtasks_pluggy import BasePlugin, PluginManager, QueueTasks, TaskExecutor
+from qtasks_pluggy.testing import (
+    FakeClock,
+    PluginContract,
+    Run,
+    assert_outcome,
+    assert_trail,
+    isolated_app,
+    no_delays,
+    run_with,
+)
 
 
 @hookimpl
@@ -135,3 +145,18 @@ def shop_open() -> None:
 assert_type(shop_price("a"), float | None)
 assert_type(hookimpl(shop_open)(), None)
 assert_type(Replace(3), Replace)
+
+
+class TestShelf(PluginContract):
+    plugin = Shelf
+    args = ("a",)
+
+
+def runs_alone() -> None:
+    run = run_with(Shelf, len, args=("a",), settings={"height": 1}, style="async def", tags=["x"])
+    assert_type(run, Run)
+    assert_type(run.outcome.decided_by, str | None)
+    assert_outcome(run, "succeeded", result=1, decided_by=None, attempts=1)
+    assert_trail(run, "shelf no opinion")
+    with no_delays(attempts=2), isolated_app(Shelf(), clock=FakeClock()) as app:
+        assert_type(app, QueueTasks)

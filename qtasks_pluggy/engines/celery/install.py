@@ -201,6 +201,11 @@ class CeleryNative(Native[Celery]):
         self.native.finalize(auto=True)
         return {task.name: task for task in own_tasks(self.native)}
 
+    def function_of(self, name: str) -> Callable[..., Any]:
+        """Give the function of one of them."""
+        function: Callable[..., Any] = self.tasks[name].run
+        return function
+
     def options(self, run: Any) -> Mapping[str, Any]:
         """Give what a task was declared with that Celery knows nothing of."""
         return {"tags": getattr(run, "tags", ()), **declared(type(run), _TASK)}

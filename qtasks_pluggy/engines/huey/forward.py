@@ -1,4 +1,9 @@
-"""An app's runs on Huey: on a file, the durable engine with no server, or on a Huey object."""
+"""An app's runs on Huey: on a file, the durable engine with no server, or on a Huey object.
+
+What is replaced on the Huey, because there is no hook for it: ``build_error_result``, to keep class
+and arguments of an error, and ``deserialize_task``, to end a run that no worker can read. On a
+consumer of ours ``_set_signal_handlers``, because the process's signals are the app's.
+"""
 
 # Huey has no types, and its tasks carry what is ours.
 # pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false
@@ -107,7 +112,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         self._functions_of_ours[kind] = task_func.func
         return kind
 
-    def function_of(self, kind: type[Task]) -> Callable[..., Any] | None:
+    def function_for(self, kind: type[Task]) -> Callable[..., Any] | None:
         """Give the function of a task of the app's."""
         return self._functions_of_ours.get(kind)
 

@@ -4,7 +4,7 @@ What is private in Huey, and used here, because there is no public way:
 
 =========================================  =====================================================
 ``huey._registry``                         lists its tasks
-``self`` in the frame of ``Worker``        is the worker that calls what ``on_startup`` was given
+``self`` in the frame of a worker          is the consumer that calls what ``on_startup`` was given
 =========================================  =====================================================
 """
 
@@ -14,14 +14,13 @@ What is private in Huey, and used here, because there is no public way:
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, ClassVar, Final
 
 from huey import CancelExecution, Huey
 from huey.api import PeriodicTask, Task
-from huey.consumer import Worker
+from huey.consumer import Consumer
 from huey.exceptions import RateLimitExceeded, RetryTask, TaskLockedException, TaskTimeout
 from huey.storage import SqliteStorage
 from huey.utils import normalize_time
@@ -29,7 +28,7 @@ from huey.utils import normalize_time
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.huey.ledger import Ledger, ledger_of
-from qtasks_pluggy.engines.native import Native, attempt_of, declared
+from qtasks_pluggy.engines.native import Native, attempt_of, declared, log_as
 from qtasks_pluggy.exc import CapabilityError, TaskNameError
 
 # The keyword of a message that has what is ours: Huey has no other place.
@@ -67,8 +66,9 @@ def open_in_workers(huey: Huey, ledger: Ledger) -> None:
         try:
             ledger.open()
         except Exception as error:
+            refusal = HueyNative(huey).refusal(error)
             stop_consumer()
-            raise HueyNative(huey).refusal(error) from error
+            raise refusal from error
 
     huey.on_startup(name=f"{MODULE}-ledger")(begin)
 
@@ -108,17 +108,23 @@ class HueyNative(Native[Huey]):
         kinds = list(vars(registry)["_registry"].values())
         return [kind for kind in kinds if kind.__module__ != MODULE]
 
+    def function_of(self, name: str) -> Callable[..., Any]:
+        """Give the function of one of them."""
+        kind = self.tasks[name]
+        return lambda *args, **kwargs: kind(args, kwargs).execute()
+
     def _worker_begins(self) -> None:
         try:
-            log_as_huey_does()
+            log_as("huey")
             self.begin()
         except Exception as error:
+            refusal = self.refusal(error)
             stop_consumer()
-            raise self.refusal(error) from error
+            raise refusal from error
 
     def _wrap(self, task: Task) -> None:
         """Have the executor run a task that is about to be run."""
-        function = self.function_of(type(task))
+        function = self.function_for(type(task))
         if function is None:
             return
         storable = getattr(task, "storable", None)
@@ -129,7 +135,7 @@ class HueyNative(Native[Huey]):
 
         task.execute = execute
 
-    def function_of(self, kind: type[Task]) -> Callable[..., Any] | None:
+    def function_for(self, kind: type[Task]) -> Callable[..., Any] | None:
         """Give the function of a task of the Huey's own."""
         if kind.__module__ == MODULE:
             return None
@@ -266,23 +272,11 @@ def stop_consumer() -> None:
     """End the consumer whose worker cannot begin: it would replace that one for ever."""
     frame = inspect.currentframe()
     while frame is not None:
-        # Huey calls what is to be done when a worker begins, and does not say which worker.
-        worker = frame.f_locals.get("self")
-        if isinstance(worker, Worker):
-            worker.stop_flag.set()
+        # Huey calls what is to be done when a worker begins, and does not say whose worker it is.
+        consumer = frame.f_locals.get("self")
+        if isinstance(consumer, Consumer):
+            consumer.stop_flag.set()
         frame = frame.f_back
-
-
-def log_as_huey_does() -> None:
-    """Let the consumer's log have our events too, where nobody else has set up logging.
-
-    Its command sets up the logger of Huey alone.
-    """
-    ours, theirs = logging.getLogger("qtasks_pluggy"), logging.getLogger("huey")
-    if not ours.hasHandlers():
-        for handler in theirs.handlers:
-            ours.addHandler(handler)
-        ours.setLevel(theirs.level)
 
 
 def _function_of(kind: type[Task]) -> Callable[..., Any]:

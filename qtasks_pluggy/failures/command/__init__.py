@@ -4,7 +4,9 @@
 ``options.py``  what the commands take, which store they open, and what may be wrong with it
 ``asking.py``   acts: what they are about, how many that are, and whether to go on
 ``read.py``     ``groups``, ``list``, ``show``
+``replay.py``   ``replay``, and what plugins would decide
 ``acts.py``     ``resolve``, ``ignore``, ``reopen``, ``upgrade``
+``web.py``      ``web``: the page
 ==============  ==============================================================================
 """
 
@@ -17,6 +19,8 @@ import click
 from qtasks_pluggy._console.load import Trouble
 from qtasks_pluggy.failures.command.acts import ignore, reopen, resolve, upgrade
 from qtasks_pluggy.failures.command.read import groups, list_runs, show
+from qtasks_pluggy.failures.command.replay import replay
+from qtasks_pluggy.failures.command.web import web
 
 
 class _Group(click.Group):
@@ -45,5 +49,5 @@ def failures() -> None:
     """  # noqa: D301  # \b is click's own mark, not an escape
 
 
-for _one in (groups, list_runs, show, resolve, ignore, reopen, upgrade):
+for _one in (groups, list_runs, show, replay, resolve, ignore, reopen, upgrade, web):
     failures.add_command(_one)

@@ -43,12 +43,14 @@ class Selection:
     scope: str
 
 
-def read_selection(uuids: Sequence[str], given: dict[str, Any]) -> Selection:
+def read_selection(uuids: Sequence[str], given: dict[str, Any], everything: str = "") -> Selection:
     """Read what an act is about.
 
     Args:
         uuids: The ids that were given.
         given: The options of ``filters``.
+        everything: What the act is about without ids and filters, for people; empty where it takes
+            one of them.
 
     Raises:
         Trouble: Neither ids nor filters were given, or both; or a filter is wrong.
@@ -58,7 +60,7 @@ def read_selection(uuids: Sequence[str], given: dict[str, Any]) -> Selection:
     if uuids and narrowing:
         msg = f"give ids of runs or filters, not both: {uuids[0]} and --{next(iter(narrowing))}"
         raise Trouble(msg)
-    if not uuids and not narrowing.keys() - {"limit"}:
+    if not uuids and not narrowing.keys() - {"limit"} and not everything:
         msg = "say of what: ids of runs, --group ID, or a filter; --state open is all that is open"
         raise Trouble(msg)
     uuids = tuple(dict.fromkeys(uuids))
@@ -66,6 +68,8 @@ def read_selection(uuids: Sequence[str], given: dict[str, Any]) -> Selection:
         more = len(uuids) - _MOST_NAMED
         named = ", ".join(uuids[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
         scope = f"{'runs' if len(uuids) > 1 else 'run'} {named}"
+    elif not narrowing:
+        scope = everything
     else:
         scope = shlex.join(
             word for name, value in narrowing.items() for word in (f"--{name}", str(value))

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import click
 
-from qtasks_pluggy import _settings
+from qtasks_pluggy import QueueTasks, _settings
 from qtasks_pluggy._console.load import Trouble, load_plugins
+from qtasks_pluggy._console.say import json_option
 from qtasks_pluggy._text import closest_match
+from qtasks_pluggy.engines import load_plugins as load_plugins_of
 from qtasks_pluggy.exc import SettingsError
 from qtasks_pluggy.failures.records import IGNORED, STATES, STATUSES, Filters
 
@@ -28,7 +30,7 @@ Option: TypeAlias = Callable[[Any], Any]
 STORE: Final[list[Option]] = [
     click.option("--url", metavar="URL", help="The store; else that of the settings."),
     click.option("--app", "app_spec", metavar="APP", help="The app whose settings name the store."),
-    click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a table."),
+    json_option,
 ]
 _FILTERS: Final[list[Option]] = [
     click.option("--group", metavar="ID", help="Of this group."),
@@ -113,8 +115,12 @@ def _since(text: str) -> float:
         raise Trouble(msg) from None
 
 
-def store_url(url: str | None, app_spec: str | None) -> URL:
+def store_url(url: str | None, app: str | QueueTasks | None) -> URL:
     """Find the store: that of ``--url``, else of the settings, else the default one.
+
+    Args:
+        url: What ``--url`` says.
+        app: The app whose settings count, or what ``--app`` says; None for settings of no app.
 
     Raises:
         Trouble: Its URL is wrong, or there is no such app.
@@ -122,20 +128,27 @@ def store_url(url: str | None, app_spec: str | None) -> URL:
     from qtasks_pluggy.failures.connection import default_url, read_url  # noqa: PLC0415  # an extra
 
     try:
-        return read_url(url or _url_of_settings(app_spec) or default_url())
+        return read_url(url or setting_of(app, "url") or default_url())
     except SettingsError as error:
         raise Trouble(str(error)) from None
 
 
-def _url_of_settings(app_spec: str | None) -> str | None:
-    loaded = (
-        _settings.load(read_environment=True)
-        if app_spec is None
-        else load_plugins(app_spec)[0].loaded
-    )
+def setting_of(app: str | QueueTasks | None, key: str) -> Any:
+    """Find what the settings say of a key of the plugin's section; None where they say nothing.
+
+    Args:
+        app: The app whose settings count, or what ``--app`` says; None for settings of no app.
+        key: The key.
+    """
+    if app is None:
+        loaded = _settings.load(read_environment=True)
+    elif isinstance(app, str):
+        loaded = load_plugins(app)[0].loaded
+    else:
+        load_plugins_of(app, skip_faulty=True)
+        loaded = app.plugins.loaded
     settings = loaded.for_plugins(["failures"]).settings
-    url: str | None = settings.plugin.get("failures", {}).get("url")
-    return url
+    return settings.plugin.get("failures", {}).get(key)
 
 
 def open_reader(url: URL) -> Reader:

@@ -117,6 +117,7 @@ def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> 
     reader = open_reader(store_url(url, app_spec))
     with using_store("read"):
         whole = reader.run(uuid)
+        originals = reader.originals(whole.run.replay_of) if whole else []
     if whole is None:
         msg = f"no run {uuid} is recorded"
         raise NotThereError(msg)
@@ -125,10 +126,10 @@ def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> 
     if as_json:
         say_json(found)
     else:
-        _show(found)
+        _show(found, originals)
 
 
-def _show(run: dict[str, Any]) -> None:
+def _show(run: dict[str, Any], originals: list[str]) -> None:
     attempts = run["attempts"]
     say(f"{run['task']} {run['status']}, run {run['uuid']}", bold=True)
     for label, value in (
@@ -139,8 +140,8 @@ def _show(run: dict[str, Any]) -> None:
         ("group", run["group"]),
         ("decided by", _decided(run)),
         ("reason", run["reason"]),
-        ("replay of", run["replay_of"]),
-        ("replays", ", ".join(run["replays"])),
+        ("replay of", ", a replay of ".join(originals)),
+        ("replays", ", ".join(map(_replay, run["replays"]))),
         ("arguments", _arguments(run)),
         ("no replay", run["not_replayable"]),
     ):
@@ -152,6 +153,12 @@ def _show(run: dict[str, Any]) -> None:
         if one["trail"]:
             say()
             show_table(_TRAIL, [_asked(line) for line in one["trail"]])
+
+
+def _replay(replay: dict[str, Any]) -> str:
+    if replay["uuid"] is None:
+        return "claimed by a replay, and not sent"
+    return f"{replay['uuid']} {(replay['status'] or 'not known yet').replace('_', '-')}"
 
 
 def _arguments(run: dict[str, Any]) -> str:

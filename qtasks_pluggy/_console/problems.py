@@ -1,0 +1,72 @@
+"""What is wrong without being a fault: settings and filters that have no effect."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+from qtasks_hookspecs._markers import When
+from qtasks_hookspecs.exc import TaskPluginTriggerError
+from qtasks_pluggy import PluginManager, QueueTasks
+from qtasks_pluggy._plugins.chain import Link
+from qtasks_pluggy._plugins.filters import FilterKey, loaded_class, matches
+
+
+def dead_settings(manager: PluginManager, *, has_app: bool) -> Iterator[str]:
+    """Describe each name in the settings that no plugin has."""
+    hint = "" if has_app else " If an app adds it, name that APP."
+    for one in manager.dead_settings():
+        yield (
+            f"setting {one['setting']!r} ({one['source']}) names {one['name']!r}, and no plugin"
+            f" has that name; did you mean {one['did_you_mean']!r}?{hint}"
+        )
+
+
+def dead_filters(app: QueueTasks) -> Iterator[str]:
+    """Describe each handler whose filter names errors that no task of an app shows to plugins."""
+    hook: Any = app.plugins.hook.task_executor_run_task_trigger_error
+    chain = hook.chain
+    for link in () if chain is None else (*chain.links, *chain.wrappers):
+        if link.when and not any(_may_hold(condition, link, app) for condition in link.when):
+            errors = [error for condition in link.when for error in condition.error or ()]
+            names = {one if isinstance(one, str) else one.__qualname__: None for one in errors}
+            yield (
+                f"{link.who}, handler {link.handler!r}: it is asked about {' and '.join(names)}"
+                f" only, and no task of app {app.name!r} shows that to plugins; give the tasks or"
+                " the app intercept=..., or write the handler with on_error"
+            )
+
+
+def _may_hold(condition: When, link: Link, app: Any) -> bool:
+    """Say whether some task may show plugins an error that a condition names."""
+    if condition.error is None:
+        return True
+    by_task = [attrs.evolve(condition, error=None)]
+    tasks = [one.task_func for one in app.tasks.values()]
+    meant = [one for one in tasks if matches(by_task, FilterKey(task=one.name, tags=one.tags))]
+    # An engine's own app has its tasks later, and an installed plugin is for other apps too.
+    shown: list[Any] = [one.intercept for one in meant] or [None]
+    return any(
+        _is_shown(error, app._intercept if classes is None else classes, link)  # noqa: SLF001  # ours
+        for classes in shown
+        for error in condition.error
+    )
+
+
+def _is_shown(named: type[BaseException] | str, shown: Any, link: Link) -> bool:
+    error = _class_of(named)
+    if error is None:
+        # Its module may be loaded later.
+        return bool(shown)
+    always = (TaskPluginTriggerError, *(shown or ()), *(() if shown == () else link.consents))
+    return any(issubclass(error, one) or issubclass(one, error) for one in always)
+
+
+def _class_of(named: type[BaseException] | str) -> type[BaseException] | None:
+    if not isinstance(named, str):
+        return named
+    found = loaded_class(named) if "." in named else getattr(builtins, named, None)
+    return found if isinstance(found, type) and issubclass(found, BaseException) else None

@@ -1,0 +1,230 @@
+"""Django tasks: plugins for the tasks of a backend, Django 6's own or one of django-tasks.
+
+``TASKS = {"default": {"BACKEND": "shop.backend.Backend"}}``, with, in ``shop/backend.py``,
+``Backend = install("django.tasks.backends.immediate.ImmediateBackend")``. Django has no retries, so
+those of plugins are made where the task runs. A run is one of a backend's if Django's signal
+``task_started`` announced it; any other ``task.call()`` is a function's.
+"""
+
+# Django has no types, and before 6 no tasks.
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar, copy_context
+from datetime import timedelta
+from functools import lru_cache
+from importlib.util import find_spec
+from inspect import iscoroutinefunction
+from typing import Any, Final
+
+from qtasks_pluggy.engines._versions import require
+
+require("django", "5.2")
+
+from asgiref.sync import async_to_sync, sync_to_async
+from django.core import checks
+from django.utils import timezone
+from django.utils.module_loading import import_string
+
+from qtasks_pluggy import TaskMessage
+from qtasks_pluggy.engines import Capabilities, load_plugins
+from qtasks_pluggy.engines.in_place import InPlace, Run, calling
+from qtasks_pluggy.engines.native import HANDS_OVER, Importable
+from qtasks_pluggy.exc import QTasksError
+
+if find_spec("django.tasks"):
+    from django.tasks.backends.base import BaseTaskBackend
+    from django.tasks.base import Task
+    from django.tasks.signals import task_started
+    from django.utils.json import normalize_json
+else:
+    require("django-tasks", "0.11")
+    from django_tasks.backends.base import BaseTaskBackend
+    from django_tasks.base import Task
+    from django_tasks.signals import task_started
+    from django_tasks.utils import normalize_json
+
+__all__ = ["install"]
+
+
+def install(
+    backend: type[Any] | str,
+    plugins: Iterable[Any] = (),
+    *,
+    discover: bool = True,
+    intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
+) -> type[Any]:
+    """Make a backend about whose tasks' errors plugins decide.
+
+    Args:
+        backend: The backend's class, or its dotted name, as the setting ``TASKS`` has it.
+        plugins: As for ``QueueTasks``, or names, ``"module"`` or ``"module:attribute"``.
+        discover: As for ``QueueTasks``.
+        intercept: The exception classes that plugins are asked about, at every attempt.
+
+    Returns:
+        The class whose dotted name is the ``BACKEND`` of ``TASKS`` from now on.
+
+    Raises:
+        ImportError: There is no such backend.
+        PluginRegistrationError: Faults of ``plugins``.
+        TypeError: It is no backend's class.
+    """
+    native: Any = import_string(backend) if isinstance(backend, str) else backend
+    if not (isinstance(native, type) and issubclass(native, BaseTaskBackend)):
+        msg = f"engine 'django': install() expected a task backend's class, got {native!r}"
+        raise TypeError(msg)
+    made = type(native.__name__, (_PluggedBackend, native), {"__module__": __name__})
+    BackendPlugins.install(made, plugins, discover=discover, intercept=intercept)
+    return made
+
+
+# What Django has announced in this context, and not called yet.
+_announced: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_announced", default=None)
+
+
+def _announce(task_result: Any, **_: Any) -> None:
+    _announced.set(task_result)
+
+
+_calling: Final = lru_cache(maxsize=1024)(calling)
+task_started.connect(_announce, dispatch_uid="qtasks_pluggy")
+
+
+class _Run(Run):
+    """A run of a task.
+
+    Args:
+        result: Django's record of it.
+        context: What a task that takes one gets as its first argument.
+    """
+
+    def __init__(self, result: Any, context: tuple[Any, ...]) -> None:
+        self.result, self.context = result, context
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the task's function."""
+        return self.result.task.func(*self.context, *args, **kwargs)
+
+
+class BackendPlugins(InPlace[type[Any]]):
+    """The plugins of a backend's class."""
+
+    name = "django"
+    kind = type
+    gives_ids = True
+    _stopped_at_exit_of = 0
+
+    def cover(self) -> None:
+        """Have the tasks that are declared for the backend call us."""
+        kind = self.native.task_class
+        namespace = {"__slots__": (), "__module__": __name__, "plugged": self}
+        self.native.task_class = type(kind.__name__, (_PluggedTask, kind), namespace)
+
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        """Every task that can be imported, by its dotted name."""
+        return Importable(lambda found: isinstance(found, Task))
+
+    def count(self) -> int:
+        """Say that there is something to do: which tasks a backend has it does not know."""
+        return 1
+
+    def run_of(self, task: Any, args: tuple[Any, ...]) -> _Run | None:
+        """Give the run that Django has announced; None where somebody calls a function."""
+        result = _announced.get()
+        if result is None or result.task.func is not task.func:
+            return None
+        _announced.set(None)
+        return _Run(result, args[:1] if task.takes_context else ())
+
+    def carry_out(self, run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make the attempts of a run, plain or async, in a copy of the worker's context (R19)."""
+        self._begin()
+        function = run.result.task.func
+        make = self.make_attempts
+        if iscoroutinefunction(function):
+            make = async_to_sync(self.make_attempts_async)
+        return copy_context().run(make, run, _calling(function), args, kwargs)
+
+    def _begin(self) -> None:
+        """Start the plugins before this process's first run, until it exits."""
+        try:
+            self.begin_for_run()
+        except Exception as error:
+            self.refusal(error)
+            raise
+        if self._stopped_at_exit_of != os.getpid():
+            self._stopped_at_exit_of = os.getpid()
+            atexit.register(self.end)
+
+    def message(self, run: _Run, args: Any, kwargs: Any) -> TaskMessage:
+        """Make a message of Django's record of a run."""
+        result = run.result
+        return TaskMessage(
+            result.task.module_path,
+            args,
+            kwargs,
+            uuid=str(result.id),
+            priority=int(result.task.priority),
+            created_at=result.enqueued_at.timestamp(),
+            attempt=run.attempt,
+            queue=result.task.queue_name,
+            engine=self.name,
+        )
+
+    def can(self, run: _Run | None) -> Capabilities:
+        """Say what the backend can do: one that keeps results keeps those of failed runs, too."""
+        keeps = self.native.supports_get_result
+        is_delayed = run is not None or self.native.supports_defer
+        return Capabilities(delay=is_delayed, dead_letter=keeps, results=keeps)
+
+    def encode(self, run: _Run | None, value: Any) -> object:  # noqa: ARG002  # the same for all
+        """Make JSON of a value, as Django does."""
+        return normalize_json(value)
+
+    def send(self, message: TaskMessage, delay: float | None) -> str:
+        """Enqueue a task on its own backend; Django gives the new run an id."""
+        task = self.tasks[message.name]
+        if delay:
+            task = task.using(run_after=timezone.now() + timedelta(seconds=delay))
+        return str(task.enqueue(*message.args, **message.kwargs).id)
+
+
+class _PluggedBackend:
+    """A backend whose tasks' errors plugins decide about."""
+
+    qtasks_pluggy_app: BackendPlugins
+
+    def check(self, **options: Any) -> Iterable[checks.CheckMessage]:
+        """Name the faults of the plugins, too, before a worker or a server starts."""
+        yield from super().check(**options)  # type: ignore[misc]  # a backend's
+        try:
+            load_plugins(self.qtasks_pluggy_app.app)
+        except QTasksError as error:
+            yield checks.Error(str(error), id="qtasks_pluggy.E001")
+
+
+class _PluggedTask:
+    """A task about whose errors plugins decide."""
+
+    __slots__ = ()
+    plugged: BackendPlugins
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function; for a backend, with plugins around it."""
+        run = self.plugged.run_of(self, args)
+        if run is None:
+            return super().call(*args, **kwargs)  # type: ignore[misc]  # a task's
+        with HANDS_OVER:
+            return self.plugged.carry_out(run, args[len(run.context) :], kwargs)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function from async code, likewise."""
+        if _announced.get() is None:
+            return await super().acall(*args, **kwargs)  # type: ignore[misc]  # a task's
+        return await sync_to_async(self.call)(*args, **kwargs)

@@ -1,0 +1,23 @@
+"""Dramatiq: plugins for a broker's own actors, or an app's runs on Dramatiq.
+
+===============  =================================================================================
+``install.py``   ``install(broker)``: plugins for the actors of a Dramatiq broker
+``forward.py``   ``QueueTasks("shop", engine=broker)``: its runs
+``settings.py``  what keeps the runs of a killed worker, and whether the servers answer
+===============  =================================================================================
+
+The worker is Dramatiq's own command, ``dramatiq module``. Runs survive a killed worker on
+RabbitMQ and on Redis.
+"""
+
+from __future__ import annotations
+
+from qtasks_pluggy.engines._versions import require
+
+require("dramatiq", "1.17")
+
+from qtasks_pluggy.engines.dramatiq.forward import DramatiqEngine
+from qtasks_pluggy.engines.dramatiq.install import install
+from qtasks_pluggy.engines.dramatiq.settings import at_least_once
+
+__all__ = ["DramatiqEngine", "at_least_once", "install"]

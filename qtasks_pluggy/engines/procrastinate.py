@@ -1,0 +1,216 @@
+"""Procrastinate: plugins for the tasks of an app, by one line.
+
+``install(app)`` covers the tasks when a worker begins, ``app.run_worker_async``, which is what
+``procrastinate worker`` calls. A covered task is given its job's context, by which a worker's call
+is told from a direct one, and its retry strategy has plugins' wishes before its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from inspect import iscoroutinefunction
+from typing import Any, Final
+
+from qtasks_pluggy.engines._versions import require
+
+require("procrastinate", "3.0.2")
+
+from procrastinate import App, JobContext, RetryDecision
+from procrastinate.exceptions import AppNotOpen, JobAborted, JobRetry
+from procrastinate.job_context import AbortReason
+from procrastinate.jobs import Job
+from procrastinate.retry import BaseRetryStrategy
+from procrastinate.tasks import Task
+
+from qtasks_pluggy import TaskMessage
+from qtasks_pluggy.engines import Attempt, Capabilities
+from qtasks_pluggy.engines.native import Native
+from qtasks_pluggy.exc import EngineError
+
+__all__ = ["install"]
+
+
+_context: Final[ContextVar[JobContext]] = ContextVar("qtasks_pluggy_job_context")
+
+
+class AppPlugins(Native[App]):
+    """The plugins of a Procrastinate app; a run is the context of a job."""
+
+    name = "procrastinate"
+    kind = App
+    control = (JobAborted,)
+    ends_worker = ()
+    gives_ids = True
+
+    def cover(self) -> None:
+        """Begin and end with each worker of the app."""
+        run_worker_async = self.native.run_worker_async
+
+        async def run_worker(**options: Any) -> None:
+            """Run a worker, with the plugins started."""
+            self.native.perform_import_paths()  # type: ignore[no-untyped-call]  # its cache
+            for task in self.tasks.values():
+                if not isinstance(task.retry_strategy, _Strategy):
+                    self._cover(task)
+            self.loop = asyncio.get_running_loop()
+            try:
+                await self.begin_async()
+            except Exception as error:
+                raise self.refusal(error) from error
+            try:
+                await run_worker_async(**options)
+            finally:
+                await self.end_async()
+                self.loop = None
+
+        self.native.run_worker_async = run_worker  # type: ignore[method-assign]  # of this one app
+
+    def _cover(self, task: Task[Any, Any, Any]) -> None:
+        """Have a worker's call of a task made with plugins around it."""
+        own, takes_context = task.func, task.pass_context
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return own(_context.get(), *args, **kwargs)
+
+        async def function_async(*args: Any, **kwargs: Any) -> Any:
+            return await own(_context.get(), *args, **kwargs)
+
+        given = function_async if iscoroutinefunction(own) else function
+        func = wraps(own)(given) if takes_context else own
+
+        @wraps(own)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not self._is_job(args):
+                return own(*args, **kwargs)
+            _context.set(args[0])
+            return self.work(args[0], func, args[1:], kwargs, key=args[0].job.id)
+
+        @wraps(own)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            if not self._is_job(args):
+                return await own(*args, **kwargs)
+            _context.set(args[0])
+            return await self.work_async(args[0], func, args[1:], kwargs, key=args[0].job.id)
+
+        task.func = call_async if iscoroutinefunction(own) else call
+        task.pass_context = True
+        task.retry_strategy = _Strategy(task.retry_strategy)
+
+    def _is_job(self, args: tuple[Any, ...]) -> bool:
+        """Say whether these are a worker's arguments, and not those of a call within a job."""
+        return (
+            bool(args) and isinstance(args[0], JobContext) and not self.is_at_work(args[0].job.id)
+        )
+
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        """The app's own tasks by name, and by their other names."""
+        tasks = self.native.tasks.items()
+        return {name: task for name, task in tasks if not task.name.startswith("builtin:")}
+
+    def count(self) -> int:
+        """Count the tasks, each once."""
+        return len({id(task) for task in self.tasks.values()})
+
+    def message(self, run: JobContext, args: Any, kwargs: Any) -> TaskMessage:
+        """Make a message of a job."""
+        job = run.job
+        return TaskMessage(
+            job.task_name,
+            args,
+            kwargs,
+            uuid=str(job.id),
+            priority=job.priority,
+            attempt=job.attempts + 1,
+            queue=job.queue,
+            engine=self.name,
+        )
+
+    def can(self, run: JobContext | None) -> Capabilities:  # noqa: ARG002  # the same for all
+        """Say what Procrastinate can do: it keeps failed jobs, and no results."""
+        return Capabilities(delay=True, dead_letter=True)
+
+    def will_retry(self, run: JobContext, error: BaseException) -> bool:
+        """Say whether the task's own strategy has the job run again."""
+        if isinstance(error, JobAborted) and run.abort_reason() is not AbortReason.SHUTDOWN:
+            return False
+        return run.task.get_retry_exception(error, run.job) is not None
+
+    def retry(self, run: JobContext, attempt: Attempt, number: int) -> Any:  # noqa: ARG002  # counts
+        """Have our strategy ask for another attempt, after what is the task's own error."""
+        self._strategy_of(run).decisions[run.job.id] = RetryDecision(
+            retry_at=datetime.now(UTC) + timedelta(seconds=attempt.delay or 0)
+        )
+        return attempt.error
+
+    def cancel(self, run: JobContext, attempt: Attempt) -> Any:
+        """Abort the job, which no strategy runs again."""
+        self._strategy_of(run).decisions[run.job.id] = None
+        aborted = JobAborted(attempt.reason)
+        aborted.__cause__ = attempt.error
+        return aborted
+
+    def dead_letter(self, run: JobContext, attempt: Attempt) -> Any:
+        """Let the job fail, and not be run again: the table of jobs keeps it."""
+        self._strategy_of(run).decisions[run.job.id] = None
+        return attempt.error
+
+    @staticmethod
+    def _strategy_of(run: JobContext) -> Any:
+        return run.task.retry_strategy
+
+    def encode(self, run: JobContext | None, value: Any) -> object:
+        """Make JSON of an argument; results are nobody's."""
+        return json.dumps(value) if run is None else None
+
+    def send(self, message: TaskMessage, delay: float | None) -> Any:
+        """Defer a job, which the database gives an id; on the worker's loop this is awaited.
+
+        Raises:
+            EngineError: It has positional arguments.
+        """
+        if message.args:
+            msg = f"engine 'procrastinate', task {message.name!r}: a job has keyword arguments only"
+            raise EngineError(msg)
+        options: Any = {"queue": message.queue, "task_kwargs": dict(message.kwargs)}
+        if delay:
+            options["schedule_at"] = datetime.now(UTC) + timedelta(seconds=delay)
+        job = self.tasks[message.name].configure(**options)
+        if self.loop is not None:
+            return _text(job.defer_async())
+        try:
+            return str(job.defer())
+        except AppNotOpen:
+            with self.native.open():
+                return str(job.defer())
+
+
+async def _text(sent: Any) -> str:
+    return str(await sent)
+
+
+class _Strategy(BaseRetryStrategy):
+    """When a job is run again: what plugins decided, else the task's own strategy.
+
+    Attributes:
+        decisions: Of jobs that plugins decided about, by their ids; None for not again.
+    """
+
+    def __init__(self, own: BaseRetryStrategy | None) -> None:
+        self._own = own
+        self.decisions: dict[int | None, RetryDecision | None] = {}
+
+    def get_retry_exception(self, exception: BaseException, job: Job) -> JobRetry | None:
+        """Answer Procrastinate, after an attempt that has failed."""
+        if job.id in self.decisions:
+            decision = self.decisions.pop(job.id)
+            return None if decision is None else JobRetry(decision)
+        return None if self._own is None else self._own.get_retry_exception(exception, job)
+
+
+install: Final = AppPlugins.install

@@ -1,0 +1,275 @@
+"""QTasks: plugins for the tasks of an app of the library that the idea came from.
+
+``install(app)`` makes QTasks' executor call each task through ours, for plain and for async apps.
+QTasks' own plugins go on as they are: what ours leave to them, and its middlewares, dependencies
+and models, which it applies to the arguments beforehand.
+
+Private names of QTasks that are used here, for want of public ones; tests pin them at both ends of
+the range of versions:
+
+===========================  ===================================================================
+``executor._args, _kwargs``  the arguments that its plugins and middlewares have prepared
+``worker._tasks``            the tasks, routers' and shared ones too, with their own executors
+===========================  ===================================================================
+"""
+
+# QTasks' types are for its own plugins.
+# pyright: reportMissingTypeStubs=false, reportMissingTypeArgument=false, reportAssignmentType=false
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from json import dumps
+from typing import Any, Final
+
+from qtasks_pluggy.engines._versions import require
+
+require("qtasks", "1.6")
+
+from qtasks.asyncio import QueueTasks as AsyncApp
+from qtasks.base.qtasks import BaseQueueTasks
+from qtasks.exc import TaskCancelError as NativeCancelError
+from qtasks.exc import TaskPluginTriggerError as NativeTriggerError
+from qtasks.plugins.base import BasePlugin
+
+from qtasks_pluggy import BasePlugin as PluginOfItsShape
+from qtasks_pluggy import TaskMessage
+from qtasks_pluggy.engines import Attempt, Capabilities
+from qtasks_pluggy.engines.in_place import InPlace, Run, calling
+from qtasks_pluggy.exc import TaskPluginTriggerError
+
+__all__ = ["install"]
+
+
+class AppPlugins(InPlace[Any]):
+    """The plugins of a QTasks app; a run is an executor of QTasks that calls a task."""
+
+    name = "qtasks"
+    kind = BaseQueueTasks
+    control = (NativeCancelError,)
+    ends_worker = ()
+    gives_ids = True
+
+    def take(self, plugins: Iterable[Any], **options: Any) -> None:
+        """Have these plugins; those of QTasks' shape are asked as ours of that shape are."""
+        given = [_Adapted(one) if isinstance(one, BasePlugin) else one for one in plugins]
+        super().take(given, **options)
+
+    def cover(self) -> None:
+        """Replace the executor of the app's worker, and hear when the worker begins and ends."""
+        worker = self.native.worker
+        self.is_async = isinstance(self.native, AsyncApp)
+        worker.task_executor = self._around(worker.task_executor)
+        self.native.add_plugin(_Life(self), ["worker_start", "worker_stop"], component="worker")
+
+    def cover_own_executors(self) -> None:
+        """Replace the executors of tasks that have one of their own."""
+        for task in self.native.worker._tasks.values():  # noqa: SLF001  # more than the app's
+            if task.executor is not None:
+                task.executor = self._around(task.executor)
+
+    def _around(self, kind: type[Any]) -> type[Any]:
+        if issubclass(kind, _Plugged):
+            return kind
+        return type(kind.__name__, (_Plugged, kind), {"plugged": self, "__module__": __name__})
+
+    @property
+    def app_name(self) -> str:
+        """The app's name."""
+        return str(self.native.name)
+
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        """The app's tasks by name."""
+        return dict(self.native.tasks)
+
+    def message(self, run: _Run, args: Any, kwargs: Any) -> TaskMessage:
+        """Make a message of QTasks' own."""
+        sent = run.executor.task_broker
+        return TaskMessage(
+            sent.name,
+            args,
+            kwargs,
+            uuid=str(sent.uuid),
+            priority=sent.priority,
+            created_at=sent.created_at,
+            attempt=run.attempt,
+            engine=self.name,
+        )
+
+    def options(self, run: _Run) -> Mapping[str, Any]:
+        """Give a task's tags, and what else it was declared with that QTasks does not know."""
+        task = run.executor.task_func
+        return {**(task.extra or {}), "tags": tuple(task.tags or ())}
+
+    def can(self, run: _Run | None) -> Capabilities:
+        """Say what QTasks can do: it has no delays of its own, and no place for dead letters."""
+        return Capabilities(delay=run is not None, results=True)
+
+    def cancel(self, run: _Run, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
+        """Give the run the status that QTasks has for that."""
+        cancelled = NativeCancelError(attempt.reason)
+        cancelled.__cause__ = attempt.error
+        return cancelled
+
+    def encode(self, run: _Run | None, value: Any) -> object:
+        """Make JSON of a value, as QTasks does, unless the task says how."""
+        if run is not None and run.executor.task_func.decode is not None:
+            return None
+        # A model of pydantic is stored as what it holds.
+        return dumps(value.model_dump() if hasattr(value, "model_dump") else value)
+
+    def send(self, message: TaskMessage, delay: float | None) -> Any:  # noqa: ARG002  # none
+        """Add a task to the app's broker, which gives it an id."""
+        sent = self.native.broker.add(
+            task_name=message.name,
+            priority=message.priority or 0,
+            args=tuple(message.args),
+            kwargs=dict(message.kwargs),
+        )
+        return self._id_of(sent) if self.is_async else str(sent.uuid)
+
+    async def _id_of(self, sent: Any) -> str:
+        return str((await sent).uuid)
+
+
+class _Run(Run):
+    """A run of a task.
+
+    Args:
+        executor: QTasks' executor of it, which has prepared the arguments.
+        run_task: Its own step that calls the function.
+    """
+
+    def __init__(self, executor: Any, run_task: Callable[[], Any]) -> None:
+        self.executor = executor
+        self._run_task = run_task
+        self._prepared = [*(executor._args or ())], {**(executor._kwargs or {})}  # noqa: SLF001  # no other way
+
+    @property
+    def sent(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as they were sent."""
+        message = self.executor.task_broker
+        return tuple(message.args), dict(message.kwargs)
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the task's function, with what QTasks has prepared of arguments that are as sent."""
+        executor, (own, named) = self.executor, self._prepared
+        if (args, kwargs) != self.sent:
+            echo = own[:1] if executor.task_func.echo else []
+            injected = {name: value for name, value in named.items() if name not in self.sent[1]}
+            own, named = [*echo, *args], injected | kwargs
+        executor._args, executor._kwargs = [*own], {**named}  # noqa: SLF001  # no other way
+        if executor.plugged.is_async:
+            return self._call_async()
+        try:
+            return self._run_task()
+        except NativeTriggerError as error:
+            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
+
+    async def _call_async(self) -> Any:
+        try:
+            return await self._run_task()
+        except NativeTriggerError as error:
+            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
+
+
+class _Plugged:
+    """An executor of QTasks that calls its task through ours."""
+
+    plugged: AppPlugins
+    task_func: Any
+
+    def run_task(self) -> Any:
+        """Call the task; in an async app this is awaited."""
+        run = _Run(self, super().run_task)  # type: ignore[misc]  # an executor's
+        func = _calling(self.task_func.func, is_async=self.plugged.is_async)
+        return self._run_async(run, func) if self.plugged.is_async else self._run(run, func)
+
+    def _run(self, run: _Run, func: Callable[..., Any]) -> Any:
+        try:
+            return self.plugged.make_attempts(run, func, *run.sent)
+        except TaskPluginTriggerError as error:
+            unanswered = _native(error)
+        # QTasks' own plugins may have an answer.
+        raise unanswered
+
+    async def _run_async(self, run: _Run, func: Callable[..., Any]) -> Any:
+        try:
+            return await self.plugged.make_attempts_async(run, func, *run.sent)
+        except TaskPluginTriggerError as error:
+            unanswered = _native(error)
+        raise unanswered
+
+
+def _native(error: TaskPluginTriggerError) -> BaseException:
+    """Return QTasks' own error that a trigger error stands for, with what was noted."""
+    native: BaseException | None = error.__cause__
+    if native is None or not isinstance(native, NativeTriggerError):
+        return error
+    for note in getattr(error, "__notes__", ()):
+        native.add_note(note)
+    return native
+
+
+_calling: Final = lru_cache(maxsize=1024)(calling)
+
+
+class _Adapted(PluginOfItsShape):
+    """A plugin that was written for QTasks."""
+
+    def __init__(self, native: Any) -> None:
+        super().__init__(native.name or type(native).__name__)
+        vars(self).update(start=native.start, stop=native.stop, trigger=native.trigger)
+        if isinstance(getattr(native, "handlers", None), dict):
+            self.handlers = native.handlers
+
+
+class _Life(BasePlugin):  # type: ignore[misc]  # without types
+    """Starts and stops the plugins with QTasks' worker; an async one awaits what it is given."""
+
+    def __init__(self, plugged: AppPlugins) -> None:
+        super().__init__(None)
+        self._plugged = plugged
+
+    def start(self, *_: Any, **__: Any) -> Any:
+        """Do nothing: QTasks calls this for some plugins only."""
+        return self.trigger("")
+
+    stop = start
+
+    def trigger(self, name: str, *_: Any, **__: Any) -> Any:
+        """Hear that the worker begins, or ends."""
+        plugged = self._plugged
+        if plugged.is_async:
+            return self._trigger_async(name)
+        if name == "worker_start":
+            with self._refused():
+                plugged.begin()
+        elif name == "worker_stop":
+            plugged.end()
+        return None
+
+    async def _trigger_async(self, name: str) -> None:
+        plugged = self._plugged
+        if name == "worker_start":
+            plugged.loop = asyncio.get_running_loop()
+            with self._refused():
+                await plugged.begin_async()
+        elif name == "worker_stop":
+            await plugged.end_async()
+
+    @contextmanager
+    def _refused(self) -> Generator[None]:
+        """End the worker that cannot start."""
+        try:
+            self._plugged.cover_own_executors()
+            yield
+        except Exception as error:
+            raise self._plugged.refusal(error) from error
+
+
+install: Final = AppPlugins.install

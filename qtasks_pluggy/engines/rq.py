@@ -1,0 +1,324 @@
+"""RQ: plugins for jobs, by the class of jobs that a worker is given.
+
+``rq worker --job-class qtasks_pluggy.engines.rq.PluggyJob`` asks the installed plugins;
+``--job-class shop.ShopJob`` also those of ``ShopJob = install([...])``. RQ has no app object and no
+list of tasks: every function that can be imported is a job.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from inspect import iscoroutinefunction
+from math import ceil
+from typing import Any, Final
+
+from qtasks_pluggy.engines._versions import require
+
+require("rq", "1.16")
+
+from rq import Queue, Retry
+from rq.command import send_shutdown_command
+from rq.job import Job, get_current_job
+from rq.results import Result
+from rq.timeouts import BaseTimeoutException
+from rq.worker import BaseWorker
+
+from qtasks_pluggy import TaskMessage
+from qtasks_pluggy.engines import Attempt, Capabilities, load_plugins
+from qtasks_pluggy.engines.native import Importable, Native, log_as
+from qtasks_pluggy.exc import EngineError
+
+__all__ = ["PluggyJob", "install"]
+
+# The key of a job's ``meta`` that counts its attempts, from the second on.
+_ATTEMPT: Final = "qtasks_pluggy_attempt"
+# An older RQ stores a returned Retry as any other result.
+_OBEYS_RETURNED_RETRY: Final = hasattr(Result.Type, "RETRIED")
+
+
+def install(
+    plugins: Iterable[Any] = (),
+    *,
+    job_class: type[Job] = Job,
+    discover: bool = True,
+    intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
+) -> type[Job]:
+    """Make a class of jobs about whose errors plugins decide.
+
+    Args:
+        plugins: As for ``QueueTasks``, or names, ``"module"`` or ``"module:attribute"``.
+        job_class: The class of jobs that the project has, if it is not RQ's own.
+        discover: As for ``QueueTasks``.
+        intercept: The exception classes that plugins are asked about, at every attempt.
+
+    Returns:
+        The class, for ``rq worker --job-class``, or the ``job_class`` of a worker. For RQ's
+        ``SpawnWorker``, which pickles it, write ``class ShopJob(install(...)): ...``.
+
+    Raises:
+        PluginRegistrationError: Faults of ``plugins``.
+        TypeError: ``job_class`` is no class of jobs.
+    """
+    if not (isinstance(job_class, type) and issubclass(job_class, Job)):
+        msg = f"engine 'rq': install(job_class=) expected a class of rq.job.Job, got {job_class!r}"
+        raise TypeError(msg)
+    made = type("PluggyJob", (_PluggedJob, job_class), {"__module__": __name__})
+    JobPlugins.install(made, plugins, discover=discover, intercept=intercept)
+    return made
+
+
+class _ReturnedRetry(Exception):  # noqa: N818  # a control exception
+    """The job returned RQ's ``Retry``, so RQ runs it again."""
+
+    def __init__(self, retry: Retry) -> None:
+        super().__init__(f"the job returned Retry(max={retry.max})")
+        self.retry = retry
+
+
+class JobPlugins(Native[type[Job]]):
+    """The plugins of a class of jobs; a run is a job."""
+
+    name = "rq"
+    kind = type
+    control = (BaseTimeoutException, _ReturnedRetry)
+    ends_worker = ()
+
+    def __init__(self, native: type[Job]) -> None:
+        super().__init__(native)
+        self.queue: Queue | None = None
+        self._functions: dict[tuple[str | None, bool], Callable[..., Any]] = {}
+        self._preloaded_in = self._stopped_at_exit_of = 0
+
+    def cover(self) -> None:
+        """Do nothing: a worker is given the class."""
+
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        """Every function that can be imported, by its dotted name."""
+        return Importable(callable)
+
+    def count(self) -> int:
+        """Say that there is something to do: nobody knows how much."""
+        return 1
+
+    def around(self, job: _PluggedJob) -> Callable[..., Any]:
+        """Return what RQ calls for a job: its function, with plugins around it."""
+        key = job.func_name, iscoroutinefunction(job.own_func)
+        # One for each name: of an object's method each job has another.
+        function = self._functions.setdefault(key, _reporting(job.own_func))
+
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            """Run by RQ itself, in the main thread, where its time limit can end it."""
+            try:
+                with self._alive(job), self._counted(job):
+                    return await self.work_async(job, function, args, kwargs, key=job.id)
+            except _ReturnedRetry as returned:
+                return returned.retry
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                with self._alive(job), self._counted(job):
+                    return self.work(job, function, args, kwargs, key=job.id)
+            except _ReturnedRetry as returned:
+                return returned.retry
+
+        return call_async if iscoroutinefunction(function) else call
+
+    @contextmanager
+    def _alive(self, job: Job) -> Generator[None]:
+        """Keep the plugins started around a job, and in a worker that does not fork, to its end."""
+        log_as("rq.worker")
+        try:
+            self.begin_for_run()
+        except Exception as error:
+            if not _is_sync(job):
+                # Another worker is to do it; this one would take all that there are, and fail them.
+                _add_retry(job, 0)
+                send_shutdown_command(job.connection, job.worker_name or "")
+            raise self.refusal(error) from error
+        try:
+            yield
+        finally:
+            if not _is_worker():
+                self.end()
+            elif self._stopped_at_exit_of != os.getpid():
+                self._stopped_at_exit_of = os.getpid()
+                atexit.register(self.end)
+
+    @contextmanager
+    def _counted(self, job: Job) -> Generator[None]:
+        """Count the attempts of a job that RQ runs again, which stores its ``meta`` then."""
+        is_retried = False
+        try:
+            yield
+        except BaseException as error:
+            is_retried = self.will_retry(job, error)
+            raise
+        finally:
+            if is_retried:
+                job.meta[_ATTEMPT] = job.meta.get(_ATTEMPT, 1) + 1
+            elif job.meta.pop(_ATTEMPT, None):
+                # Whoever requeues a failed job begins anew.
+                job.save_meta()  # type: ignore[no-untyped-call]  # RQ's
+
+    def preload(self) -> None:
+        """Import the plugins before a worker forks, or each work horse would do it anew."""
+        if self._preloaded_in != os.getpid() and _is_worker():
+            self._preloaded_in = os.getpid()
+            with suppress(Exception):  # the work horse says so
+                load_plugins(self.app)
+
+    def message(self, run: Job, args: Any, kwargs: Any) -> TaskMessage:
+        """Make a message of a job."""
+        made = run.created_at
+        return TaskMessage(
+            str(run.func_name),
+            args,
+            kwargs,
+            uuid=run.id,
+            priority=None,
+            # Before RQ 2 it has no time zone.
+            created_at=made.replace(tzinfo=made.tzinfo or UTC).timestamp(),
+            attempt=run.meta.get(_ATTEMPT, 1),
+            queue=run.origin,
+            engine=self.name,
+            metadata={name: value for name, value in run.meta.items() if name != _ATTEMPT},
+        )
+
+    def can(self, run: Job | None) -> Capabilities:
+        """Say what RQ can do; jobs that failed are kept in its ``FailedJobRegistry``."""
+        is_delayed = run is None or not _is_sync(run)
+        return Capabilities(delay=is_delayed, dead_letter=True, results=True, metadata=True)
+
+    def will_retry(self, run: Job, error: BaseException) -> bool:
+        """Say whether RQ runs a job again by itself."""
+        is_left = isinstance(error, _ReturnedRetry) or (run.retries_left or 0) > 0
+        return is_left and not _is_sync(run)
+
+    def retry(self, run: Job, attempt: Attempt, number: int) -> Any:  # noqa: ARG002  # ``_counted``
+        """Give a job one more retry, which its worker arranges when it fails."""
+        if _is_sync(run):
+            msg = f"engine 'rq', {run.func_name}: a queue with is_async=False runs a job once"
+            raise EngineError(msg)
+        _add_retry(run, ceil(attempt.delay or 0))
+        return attempt.error
+
+    def cancel(self, run: Job, attempt: Attempt) -> Any:
+        """Let a job fail without the retries that it has left."""
+        run.retries_left = 0
+        return attempt.error
+
+    dead_letter = cancel
+
+    def encode(self, run: Job | None, value: Any) -> object:
+        """Serialize what RQ would, and read it as RQ will."""
+        serializer = (self._queue if run is None else run).serializer
+        return serializer.loads(serializer.dumps(value))
+
+    def send(self, message: TaskMessage, delay: float | None) -> None:
+        """Enqueue a job, on the queue of the message where a job is at work."""
+        queue = self._queue
+        if message.queue:
+            queue = Queue(message.queue, connection=queue.connection, serializer=queue.serializer)
+        job = queue.create_job(
+            message.name,
+            args=message.args,
+            kwargs=message.kwargs,
+            job_id=str(message.uuid),
+            meta=message.metadata,
+        )
+        if delay:
+            queue.schedule_job(job, datetime.now(UTC) + timedelta(seconds=delay))
+        else:
+            queue.enqueue_job(job)
+
+    @property
+    def _queue(self) -> Queue:
+        """The queue of the job at work, or one that was asked for its plugins.
+
+        Raises:
+            EngineError: There is none, so no connection is known.
+        """
+        job = get_current_job()
+        if job is not None:
+            return Queue(job.origin, connection=job.connection, serializer=job.serializer)
+        if self.queue is None:
+            msg = "engine 'rq': no connection to send a job by; name a Queue, not its class of jobs"
+            raise EngineError(msg)
+        return self.queue
+
+
+class _PluggedJob(Job):
+    """A job about whose errors plugins decide."""
+
+    qtasks_pluggy_app: JobPlugins
+
+    @classmethod
+    def fetch(cls, *args: Any, **kwargs: Any) -> Any:
+        """Fetch a job, as a worker does before it forks."""
+        cls.qtasks_pluggy_app.preload()
+        return super().fetch(*args, **kwargs)
+
+    @property
+    def func(self) -> Any:
+        """The job's function; for the worker that performs the job, with plugins around it."""
+        plugged, own = self.qtasks_pluggy_app, self.own_func
+        if own is None or get_current_job() is not self or plugged.is_at_work(self.id):
+            return own
+        return plugged.around(self)
+
+    @property
+    def own_func(self) -> Any:
+        """The job's function, as RQ finds it."""
+        return super().func
+
+
+def _reporting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make what calls the function of the job at work, and raises a ``Retry`` that it returns."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        job: Any = get_current_job()
+        return _checked(job, job.own_func(*args, **kwargs))
+
+    @wraps(function)
+    async def call_async(*args: Any, **kwargs: Any) -> Any:
+        job: Any = get_current_job()
+        return _checked(job, await job.own_func(*args, **kwargs))
+
+    return call_async if iscoroutinefunction(function) else call
+
+
+def _checked(job: Job, result: Any) -> Any:
+    is_obeyed = isinstance(result, Retry) and _OBEYS_RETURNED_RETRY and not _is_sync(job)
+    if is_obeyed and (job.number_of_retries or 0) < result.max:
+        raise _ReturnedRetry(result)
+    return result
+
+
+def _is_worker() -> bool:
+    """Say whether this is a worker's own process, whose signals it handles; no work horse's."""
+    handler = signal.getsignal(signal.SIGTERM)
+    return isinstance(getattr(handler, "__self__", None), BaseWorker)
+
+
+def _is_sync(job: Job) -> bool:
+    """Say whether a job is done where it was enqueued, by ``is_async=False``."""
+    return job.worker_name in {None, "", "sync"}
+
+
+def _add_retry(job: Job, delay: int) -> None:
+    """Add a retry in so many seconds, before those that a job has left, with their intervals."""
+    left, own = job.retries_left or 0, job.retry_intervals or [0]
+    intervals = [own[max(len(own) - number, 0)] for number in range(left, 0, -1)]
+    job.retries_left, job.retry_intervals = left + 1, [delay, *intervals]
+
+
+class PluggyJob(install()):  # type: ignore[misc]  # a class that is made
+    """The class of jobs about whose errors the installed plugins decide."""

@@ -1,0 +1,143 @@
+"""Asking today's plugins about recorded errors, without effect: no task runs, nothing is sent.
+
+A recorded error is made again where its class is loaded, is an ``Exception``, and takes the
+arguments that it had. Else a stand-in takes its place: of the same class where that is loaded, of a
+class of the same name where it is not. Nothing is imported because a record says so.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+import attrs
+
+from qtasks_hookspecs import TaskMessage
+from qtasks_hookspecs.exc import PluginError, TaskNameError
+from qtasks_pluggy import QueueTasks
+from qtasks_pluggy.engines import executor_for
+from qtasks_pluggy.failures.claims import Recorded
+from qtasks_pluggy.failures.replay import Arguments
+from qtasks_pluggy.failures.values import UnreadableError, read_args, read_kwargs
+
+_ASKED: Final = "task_executor_run_task_trigger_error"
+
+
+@attrs.frozen(kw_only=True)
+class Answered:
+    """What plugins would make of one recorded error.
+
+    Attributes:
+        uuid: The id of the run.
+        status: How the attempt would end; None where nobody could be asked.
+        decided_by: The plugin that would decide; None for none.
+        decision: The kind of its decision.
+        is_stand_in: Whether the error could not be made again as it was.
+        why_not: Why nobody could be asked; empty where they were.
+    """
+
+    uuid: str
+    status: str | None = None
+    decided_by: str | None = None
+    decision: str | None = None
+    is_stand_in: bool = False
+    why_not: str = ""
+
+
+def ask(app: QueueTasks, runs: Iterable[Recorded], arguments: Arguments) -> Iterator[Answered]:
+    """Ask an app's plugins about the errors of recorded runs.
+
+    Args:
+        app: The app; its plugins are started.
+        runs: The runs.
+        arguments: Other arguments than the recorded ones.
+
+    Yields:
+        What they would make of each.
+    """
+    for run in runs:
+        try:
+            yield _ask(app, run, arguments.message_of(run, app))
+        except UnreadableError as error:
+            yield Answered(uuid=run.uuid, why_not=run.not_replayable or str(error))
+        except TaskNameError as error:
+            yield Answered(uuid=run.uuid, why_not=str(error))
+
+
+def _ask(app: QueueTasks, run: Recorded, message: TaskMessage) -> Answered:
+    executor = executor_for(app, message)
+    made = rebuilt(run)
+    if made is None:
+        return Answered(uuid=run.uuid, status="failed")
+    error, is_stand_in = made
+    with suppress(Exception):  # a class that refuses notes
+        error.add_note(f"qtasks_pluggy: made again from what is recorded of run {run.uuid}")
+    try:
+        outcome = executor.ask_about_sync(error)
+    except PluginError:  # as strict wants it; the run would fail with this one
+        return Answered(uuid=run.uuid, status="failed", is_stand_in=is_stand_in)
+    won = next((one for one in executor.trail if one.won and one.hook == _ASKED), None)
+    return Answered(
+        uuid=run.uuid,
+        status=str(outcome.status),
+        decided_by=outcome.decided_by,
+        decision=None if won is None else won.kind,
+        is_stand_in=is_stand_in,
+    )
+
+
+def rebuilt(run: Recorded) -> tuple[Exception, bool] | None:
+    """Make a recorded error again.
+
+    Args:
+        run: The run whose newest error it is.
+
+    Returns:
+        The error, and whether it is a stand-in; None for one that is no ``Exception``, about which
+        no plugin is asked.
+    """
+    kind = _loaded(run.error)
+    if kind is None:
+        return _named_alike(run), True
+    if not issubclass(kind, Exception):
+        return None
+    if run.error_arguments is not None:
+        with suppress(Exception):  # whatever a class makes of them
+            args, kwargs = read_args(run.error_arguments), read_kwargs(run.error_arguments)
+            error = kind(*args, **kwargs)
+            if type(error) is kind:
+                return error, False
+    with suppress(Exception):
+        # Past its own making: handlers that name the class are asked, as they would be.
+        error = kind.__new__(kind, run.message)
+        if type(error) is kind:
+            vars(BaseException)["args"].__set__(error, (run.message,))
+            return error, True
+    return _named_alike(run), True
+
+
+def _named_alike(run: Recorded) -> Exception:
+    """Make an error of a class that has the name alone, by which filters can know it."""
+    module, _, name = run.error.rpartition(".")
+    kind = type(name or "Exception", (Exception,), {"__module__": module or "builtins"})
+    error: Exception = kind(run.message)
+    return error
+
+
+def _loaded(name: str) -> type[BaseException] | None:
+    """Find a class of errors among the modules that are loaded."""
+    path, parts = f"builtins.{name}" if "." not in name else name, list[str]()
+    while "." in path:
+        path, _, part = path.rpartition(".")
+        parts.insert(0, part)
+        found: Any = sys.modules.get(path)
+        if found is None:
+            continue
+        for one in parts:
+            # Not getattr: a module's own may import.
+            found = getattr(found, "__dict__", {}).get(one)
+        is_error = isinstance(found, type) and issubclass(found, BaseException)
+        return found if is_error else None
+    return None

@@ -1,0 +1,387 @@
+"""``replay``: recorded runs, again; or what today's plugins would make of their errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import attrs
+import click
+
+from qtasks_pluggy import QueueTasks
+from qtasks_pluggy._console.load import Faults, Trouble, cannot_start, load_any_app
+from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy.engines import worker_lifespan
+from qtasks_pluggy.failures.command.asking import (
+    SELECTION,
+    Selection,
+    ask,
+    counted,
+    read_selection,
+    refuse_missing,
+    who,
+)
+from qtasks_pluggy.failures.command.options import (
+    NotThereError,
+    open_reader,
+    store_url,
+    takes,
+    using_store,
+)
+from qtasks_pluggy.failures.records import FINAL
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+    from qtasks_pluggy.failures.ask import Answered
+    from qtasks_pluggy.failures.claims import Claims, Recorded
+    from qtasks_pluggy.failures.queries import Reader
+    from qtasks_pluggy.failures.replay import Arguments, LeftOut, Replay, Replayed
+
+Step = TypeVar("Step")
+
+_EVERYTHING: Final = "all that failed"
+_WOULD: Final[Mapping[str, str]] = {
+    "recovered": "would be recovered",
+    "retried": "would be retried",
+    "cancelled": "would be cancelled",
+    "dead_lettered": "would be dead-lettered",
+    "failed": "would fail with another error,",
+}
+_HOW: Final = [
+    click.option("--args", "args_json", metavar="JSON", help="Other arguments: a JSON array."),
+    click.option("--kwargs", "kwargs_json", metavar="JSON", help="Other keywords: a JSON object."),
+    click.option(
+        "--rate",
+        metavar="N",
+        type=click.FloatRange(0, min_open=True),
+        help="At most N runs a second.",
+    ),
+    click.option(
+        "--stop-after",
+        metavar="N",
+        type=click.IntRange(1),
+        help="Stop once N new runs have failed as the old ones did; each end is waited for.",
+    ),
+    click.option("--again", is_flag=True, help="Take runs, too, that were replayed already."),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Send nothing: ask today's plugins what they would make of the errors.",
+    ),
+    click.option(
+        "--app",
+        "app_spec",
+        metavar="APP",
+        required=True,
+        help="The app that runs them: a QueueTasks, or one that install() was called on.",
+    ),
+    click.option("--url", metavar="URL", help="The store; else that of the app's settings."),
+    click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a summary."),
+]
+
+
+@click.command(name="replay")
+@takes(*SELECTION, *_HOW)
+def replay(
+    uuids: tuple[str, ...],
+    app_spec: str,
+    url: str | None,
+    args_json: str | None,
+    kwargs_json: str | None,
+    rate: float | None,
+    stop_after: int | None,
+    *,
+    yes: bool,
+    again: bool,
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Run recorded runs again, each once: in place, or by the app's engine.
+
+    Give ids of runs or filters; without either all that failed, and were not replayed. It asks
+    first; without a terminal it needs --yes. Arguments that you do not give stay as recorded.
+
+    \b
+    Exit codes:
+      0    all were sent, and none is known to have failed
+      1    one was not sent or failed, was replayed already, or is not there
+      2    nothing was done: usage, settings, import, or a store that cannot be used
+      130  interrupted; what was sent is marked as sent
+    """  # noqa: D301  # \b is click's own mark, not an escape
+    from qtasks_pluggy.failures.claims import Claims  # noqa: PLC0415  # an extra
+    from qtasks_pluggy.failures.replay import Arguments, Replay  # noqa: PLC0415  # an extra
+
+    selection = read_selection(uuids, given, _EVERYTHING)
+    arguments = Arguments(_read_args(args_json), _read_kwargs(kwargs_json))
+    app = load_any_app(app_spec)
+    where = store_url(url, app)
+    with using_store("read"):
+        claims = Claims(where)
+        found = _Found(claims, app, arguments, again=again or (dry_run and bool(uuids)))
+        chosen = found.choose(open_reader(where), selection)
+    if dry_run:
+        code = _ask_plugins(app, claims.find(chosen), len(chosen), arguments, as_json=as_json)
+        click.get_current_context().exit(code)
+    if chosen:
+        copies = f"; {found.copies:,} of them are replays that failed" if found.copies else ""
+        runs = counted(len(chosen), "run")
+        ask(f"replay {runs} of app {app.name!r} ({selection.scope}{copies})", yes=yes)
+    act = Replay(app, claims, arguments=arguments, again=again, rate=rate, stop_after=stop_after)
+    code = 0 if not chosen else _send(app, act, claims, chosen, selection.scope, as_json=as_json)
+    results = act.results()
+    resolved = _resolve(act, where, selection.scope) if results else []
+    if as_json:
+        fields = ("uuid", "replay_of", "status")
+        say_json([{name: getattr(one, name) for name in fields} for one in results])
+    else:
+        _show(results)
+        if resolved:
+            say(f"{counted(len(resolved), 'group')} resolved: no failure of theirs is left.")
+    if act.stopped:
+        say(f"Stopped before the end: {act.stopped}.", err=True)
+    good = all(one.uuid is not None and one.status not in FINAL for one in results)
+    click.get_current_context().exit(code or (0 if good and not act.stopped else 1))
+
+
+class _Found:
+    """The runs that are to be replayed, and why others are not."""
+
+    def __init__(
+        self, claims: Claims, app: QueueTasks, arguments: Arguments, *, again: bool
+    ) -> None:
+        self._claims = claims
+        self._app = app
+        self._arguments = arguments
+        self._again = again
+        self.copies = 0
+        """How many of them repeat others."""
+
+    def choose(self, reader: Reader, selection: Selection) -> list[str]:
+        """Choose the runs, the oldest first; name those that are left out.
+
+        Raises:
+            NotThereError: A run that was named is not there, or cannot be replayed.
+        """
+        if selection.uuids:
+            return self._named(selection.uuids)
+        uuids = reader.to_replay(selection.filters, is_claimed=False)
+        claimed = attrs.evolve(selection.filters, limit=None)
+        claimed_uuids = reader.to_replay(claimed, is_claimed=True)
+        if self._again:
+            uuids, claimed_uuids = [*uuids, *claimed_uuids], []
+        chosen: list[str] = []
+        others: Counter[str] = Counter()
+        for run in self._claims.find([*reversed(uuids), *claimed_uuids]):
+            if (why := self._left_out(run)) is None:
+                chosen.append(run.uuid)
+                self.copies += run.replay_of is not None
+            else:
+                others[why.kind] += 1
+        if others:
+            told = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common())
+            hint = "; --again takes what was claimed or replayed" if claimed_uuids else ""
+            say(f"Left out: {told}{hint}.", err=True)
+        return chosen
+
+    def _named(self, uuids: Sequence[str]) -> list[str]:
+        runs = {run.uuid: run for run in self._claims.find(uuids)}
+        refuse_missing("run", [one for one in uuids if one not in runs])
+        found = [(uuid, self._left_out(runs[uuid])) for uuid in uuids]
+        refused = [f"run {uuid} {why.why}" for uuid, why in found if why is not None]
+        if refused:
+            msg = "\n".join([*refused, "Nothing was sent."])
+            raise NotThereError(msg)
+        self.copies = sum(run.replay_of is not None for run in runs.values())
+        return list(uuids)
+
+    def _left_out(self, run: Recorded) -> LeftOut | None:
+        from qtasks_pluggy.failures.replay import left_out  # noqa: PLC0415  # an extra
+
+        return left_out(run, self._app, self._arguments, again=self._again)
+
+
+def _send(
+    app: QueueTasks, act: Replay, claims: Claims, chosen: list[str], scope: str, *, as_json: bool
+) -> int:
+    """Replay runs in an app that is started for it; return 130 if that is interrupted."""
+    interrupted = False
+    begun: int | None = None
+    try:
+        # What tasks print in place is not what --json promises.
+        with (
+            redirect_stdout(sys.stderr) if as_json else nullcontext(),
+            _without_events_of_each(),
+            started(app),
+        ):
+            with using_store("written"):
+                begun = claims.begin_act(len(chosen), who=who(), scope=scope)
+            for _ in _watched(act.run(claims.find(chosen)), len(chosen)):
+                pass
+    except KeyboardInterrupt:
+        interrupted = True
+        say("Interrupted.", err=True)
+    finally:
+        if begun is not None:
+            from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  # an extra
+
+            sent = sum(one.uuid is not None for one in act.done)
+            with suppress(SQLAlchemyError, OSError):  # it said so already, if it is out of reach
+                claims.end_act(begun, sent)
+    return 130 if interrupted else 0
+
+
+def _resolve(act: Replay, where: URL, scope: str) -> list[str]:
+    """Resolve the groups of which no failure is left; what fails again later is a regression."""
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  # an extra
+
+    from qtasks_pluggy.failures.acts import change_groups  # noqa: PLC0415  # an extra
+    from qtasks_pluggy.failures.connection import StoreError  # noqa: PLC0415  # an extra
+
+    try:
+        groups = act.mended()
+        return change_groups(where, "resolve", groups, who=who(), scope=f"replay of {scope}")
+    except (StoreError, SQLAlchemyError, OSError):
+        return []  # what went wrong with the store was said, or is said by the next command
+
+
+def _ask_plugins(
+    app: QueueTasks, runs: Iterable[Recorded], number: int, arguments: Arguments, *, as_json: bool
+) -> int:
+    """Ask an app's plugins about recorded errors; they are started, and its engine is not."""
+    from qtasks_pluggy.failures.ask import ask as ask_about  # noqa: PLC0415  # an extra
+
+    answers: list[Answered] = []
+    with started(app, by=worker_lifespan):
+        answers.extend(_watched(ask_about(app, runs, arguments), number))
+    if as_json:
+        fields = ("uuid", "decided_by", "decision")
+        say_json([{name: getattr(one, name) for name in fields} for one in answers])
+    else:
+        say(_forecast([one for one in answers if not one.why_not]))
+    stand_ins = sum(one.is_stand_in for one in answers)
+    if stand_ins:
+        errors = counted(stand_ins, "error")
+        say(f"For {errors} that could not be made again a stand-in was shown.", err=True)
+    for why, count in Counter(one.why_not for one in answers if one.why_not).most_common():
+        say(f"{counted(count, 'run')} could not be asked about: {why}.", err=True)
+    return 0
+
+
+def _forecast(answers: Sequence[Answered]) -> str:
+    """Say what plugins would decide: ``303 asked: 300 would be recovered by last-rate, 3 not``."""
+    if not answers:
+        return "There is nothing to ask about."
+    by = Counter((one.status, one.decided_by) for one in answers if one.decided_by is not None)
+    parts = [f"{n:,} {_WOULD[str(how)]} by {plugin}" for (how, plugin), n in by.most_common()]
+    rest = len(answers) - by.total()
+    if rest:
+        parts.append(f"{rest:,} not" if parts else "no plugin would decide")
+    return f"{len(answers):,} asked: {', '.join(parts)}"
+
+
+def _show(results: Sequence[Replayed]) -> None:
+    if not results:
+        say("There is nothing to replay.")
+        return
+    sent = [one for one in results if one.uuid is not None]
+    ends = Counter((one.status or "not known yet").replace("_", "-") for one in sent)
+    told = ", ".join(f"{number:,} {end}" for end, number in ends.most_common())
+    say(f"{counted(len(sent), 'run')} replayed{': ' if told else ''}{told}")
+    for why, count in Counter(one.why_not for one in results if one.why_not).most_common():
+        say(f"{counted(count, 'run')} not sent: {why}", err=True)
+
+
+@contextmanager
+def started(app: QueueTasks, by: Callable[[Any], Any] = lambda app: app) -> Generator[None]:
+    """Have an app started.
+
+    Args:
+        app: The app.
+        by: Gives what is entered: the app itself, or its plugins' life alone.
+
+    Raises:
+        Trouble: It does not start.
+    """
+    is_started = False
+    try:
+        with by(app):
+            is_started = True
+            yield
+    except Faults as error:
+        if is_started:
+            say(f"Error: app {app.name!r} did not stop well: {error}", err=True)
+            return
+        raise cannot_start(app, error) from None
+
+
+@contextmanager
+def _without_events_of_each() -> Generator[None]:
+    """Leave out the log event for each failed replay: what they came to is said at the end."""
+    logger = logging.getLogger("qtasks_pluggy")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("replay_failed ")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _watched(steps: Iterable[Step], number: int) -> Iterator[Step]:
+    """Show how far it is, on a terminal."""
+    if number == 1 or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield from steps
+        return
+    from rich.console import Console  # noqa: PLC0415  # slow to import
+    from rich.progress import track  # noqa: PLC0415  # likewise
+
+    console = Console(stderr=True, highlight=False)
+    yield from track(steps, "", total=number, console=console, transient=True)
+
+
+def _read_args(text: str | None) -> tuple[Any, ...] | None:
+    from qtasks_pluggy.failures.values import read_args  # noqa: PLC0415  # an extra
+
+    args: tuple[Any, ...] | None = _read("--args", text, list, "an array, as [1, 2]", read_args)
+    return args
+
+
+def _read_kwargs(text: str | None) -> dict[str, Any] | None:
+    from qtasks_pluggy.failures.values import read_kwargs  # noqa: PLC0415  # an extra
+
+    form = 'an object, as {"to": "EUR"}'
+    kwargs: dict[str, Any] | None = _read("--kwargs", text, dict, form, read_kwargs)
+    return kwargs
+
+
+def _read(option: str, text: str | None, kind: type, form: str, read: Callable[[str], Any]) -> Any:
+    """Read what an option gives in JSON, with the tags that ``show`` shows.
+
+    Raises:
+        Trouble: It is not of this form.
+    """
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        msg = f"{option}: this is no JSON ({error}); give {form}"
+        raise Trouble(msg) from None
+    if not isinstance(value, kind):
+        msg = f"{option}: expected {form}"
+        raise Trouble(msg)
+    try:
+        return read(json.dumps({option.strip("-"): value}))
+    except ValueError as error:
+        msg = f"{option}: {error}"
+        raise Trouble(msg) from None

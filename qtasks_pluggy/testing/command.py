@@ -1,0 +1,262 @@
+"""``qtasks-pluggy check`` and ``new-plugin``: for those who write plugins."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import attrs
+import click
+
+from qtasks_pluggy._console.load import Trouble
+from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy._console.table import Column, show_table
+from qtasks_pluggy._plugins.manager import BUILTINS
+from qtasks_pluggy.exc import PluginRegistrationError
+from qtasks_pluggy.testing.contract import CHECKS, PluginContract, import_fault
+from qtasks_pluggy.testing.given import GROUP, entry_point_named, find_plugin
+from qtasks_pluggy.testing.trial import ContractError, Finding, HangError
+
+_RESULTS: Final = [Column("check", style="bold"), Column("")]
+
+
+@click.command(name="check")
+@click.argument("plugin", metavar="NAME|PATH")
+@click.option("--settings", metavar="JSON", help="The plugin's own section, as a JSON object.")
+@click.option("--args", metavar="JSON", help="Arguments of the failing tasks, as a JSON array.")
+@click.option(
+    "--seconds",
+    metavar="N",
+    type=click.FloatRange(0, min_open=True),
+    default=PluginContract.seconds,
+    show_default=True,
+    help="How long one step may take.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text.")
+def check(
+    plugin: str, settings: str | None, args: str | None, seconds: float, *, as_json: bool
+) -> None:
+    """Try a plugin against what every plugin has to keep.
+
+    NAME is that of an installed plugin, or a module; PATH is file.py. Where that has several
+    plugins write module:attribute or file.py:attribute.
+
+    The plugin is run for real, with whatever it connects to and writes; no setting of this machine
+    and no other plugin takes part. Its own tests do the same by qtasks_pluggy.testing's
+    PluginContract.
+
+    \b
+    Exit codes:
+      0  all is well
+      1  something is wrong; each finding says what to do
+      2  usage, or there is no such plugin
+    """  # noqa: D301  # \b is click's own mark, not an escape
+    options: dict[str, Any] = {
+        "seconds": seconds,
+        "settings": _read("--settings", settings, dict),
+        "args": _read("--args", args, list),
+    }
+    with _quiet():
+        results = _examine(plugin, {key: one for key, one in options.items() if one is not None})
+    if as_json:
+        say_json({"plugin": plugin, "checks": results})
+    else:
+        _show(plugin, results)
+    click.get_current_context().exit(1 if any(one["findings"] for one in results) else 0)
+
+
+def _read(option: str, text: str | None, kind: type) -> Any:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        msg = f"{option}: expected JSON, {error}"
+        raise Trouble(msg) from None
+    if not isinstance(value, kind):
+        wanted = "an object" if kind is dict else "an array"
+        msg = f"{option}: expected {wanted} of JSON, got {type(value).__name__}"
+        raise Trouble(msg)
+    return value
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keep standard output for the results, and leave out the log of failures made on purpose."""
+    logger = logging.getLogger("qtasks_pluggy")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _examine(plugin: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run the checks, up to one that hangs; of what cannot be imported only the first."""
+    where, file = _where(plugin)
+    fault = import_fault(where.partition(":")[0], file)
+    if fault is not None:
+        return [_result(CHECKS[0], [fault])]
+    try:
+        where = _or_its_class(where)
+        find_plugin(where)
+    except PluginRegistrationError as error:
+        raise Trouble(str(error)) from None
+    contract = type("Checked", (PluginContract,), {"plugin": where, **options})()
+    results: list[dict[str, Any]] = []
+    for name in CHECKS:
+        broken = _broken(getattr(contract, name))
+        results.append(_result(name, () if broken is None else broken.findings))
+        if isinstance(broken, HangError):
+            break
+    return results
+
+
+def _or_its_class(where: str) -> str:
+    """Return the class of a module that has its handlers in one; else what was given.
+
+    Raises:
+        PluginRegistrationError: It cannot be imported.
+        Trouble: The module has several such classes.
+    """
+    module = find_plugin(where).make() if ":" not in where else None
+    if not isinstance(module, ModuleType) or _has_handlers(module):
+        return where
+    own = [one for one in vars(module).values() if getattr(one, "__module__", "") == where]
+    classes = [one.__name__ for one in own if isinstance(one, type) and _has_handlers(one)]
+    if len(classes) > 1:
+        msg = f"{where!r} has several plugins; name one: {', '.join(classes)}, as in {where}:Name"
+        raise Trouble(msg)
+    return f"{where}:{classes[0]}" if classes else where
+
+
+def _has_handlers(owner: object) -> bool:
+    return any(hasattr(one, "qtasks_pluggy_impl") for one in vars(owner).values())
+
+
+def _broken(call: Callable[[], None]) -> ContractError | None:
+    try:
+        call()
+    except ContractError as broken:
+        return broken
+    return None
+
+
+def _result(name: str, findings: Iterable[Finding]) -> dict[str, Any]:
+    claim = inspect.getdoc(getattr(PluginContract, name)) or ""
+    return {
+        "check": name.removeprefix("test_"),
+        "claim": claim,
+        "findings": [attrs.asdict(one) for one in findings],
+    }
+
+
+def _where(plugin: str) -> tuple[str, str | None]:
+    """Return a plugin as tests name it, and the file of its module where it is given by one.
+
+    Raises:
+        Trouble: There is no such plugin.
+    """
+    point = entry_point_named(plugin)
+    if point is not None:
+        return point.value, None
+    if plugin in BUILTINS:
+        return BUILTINS[plugin], None
+    where, colon, attribute = plugin.partition(":")
+    path = Path(where).resolve()
+    file = str(path) if where.endswith(".py") else None
+    folder = Path.cwd() if file is None else path.parent
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    if file is not None:
+        if not path.is_file():
+            msg = f"the file {where} does not exist; give the plugin's name, or its file"
+            raise Trouble(msg)
+        where = path.stem
+    elif not _is_module(where):
+        known = sorted({*BUILTINS, *importlib.metadata.entry_points(group=GROUP).names})
+        msg = (
+            f"there is no plugin and no module {where!r}; plugins here are {', '.join(known)}; or"
+            " give its file, as in path/to/file.py"
+        )
+        raise Trouble(msg)
+    return f"{where}{colon}{attribute}", file
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _show(plugin: str, results: Sequence[dict[str, Any]]) -> None:
+    rows = [
+        [one["check"].replace("_", " "), "wrong" if one["findings"] else "fine"] for one in results
+    ]
+    show_table(_RESULTS, rows)
+    findings = [finding for one in results for finding in one["findings"]]
+    for finding in findings:
+        say(f"\n{finding['text']}\n  -> {finding['remedy']}")
+    if findings:
+        say(f"\n{plugin}: {len(findings)} to mend", bold=True)
+    else:
+        say(f"\n{plugin}: keeps the contract", bold=True)
+
+
+@click.command(name="new-plugin")
+@click.argument("name")
+@click.option(
+    "--dir", "folder", metavar="D", default=".", help="Where its folder is made; else here."
+)
+def new_plugin(name: str, folder: str) -> None:
+    """Write a plugin that can be published, with its tests.
+
+    NAME is the plugin's name, in lower case with hyphens; its folder is named so too, and its
+    distribution qtasks-NAME. Four files are written: pyproject.toml, the module, its tests, README.
+
+    \b
+    Exit codes:
+      0  the folder is there
+      2  nothing was written; the error says why
+    """  # noqa: D301  # \b is click's own mark, not an escape
+    try:
+        from qtasks_pluggy.testing.project import (  # noqa: PLC0415  # an extra
+            NameNotAllowedError,
+            new_project,
+        )
+    except ModuleNotFoundError as error:
+        if error.name != "jinja2":
+            raise
+        msg = (
+            "new-plugin needs jinja2, which is not installed; install the extra that brings it:"
+            " python -m pip install 'qtasks-pluggy[testing]'"
+        )
+        raise Trouble(msg) from None
+    parent = Path(folder)
+    try:
+        files = new_project(name, parent, frozenset(BUILTINS))
+    except NameNotAllowedError as error:
+        raise Trouble(str(error)) from None
+    except FileExistsError:
+        msg = f"{parent / name} is there already; give another name or --dir, or move it away"
+        raise Trouble(msg) from None
+    except OSError as error:
+        msg = f"{parent / name} cannot be written: {error.strerror}; give another --dir"
+        raise Trouble(msg) from None
+    say(f"{parent / name}: {', '.join(map(str, files))}")
+    say(f"Next: cd {parent / name}", bold=True)
+    say("      python -m pip install --editable '.[test]'")
+    say("      python -m pytest")
+    say(f"      qtasks-pluggy check {name}")

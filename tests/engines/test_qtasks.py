@@ -1,0 +1,315 @@
+"""Plugins for a QTasks app's tasks: its own worker command over Redis, plain and async alike."""
+
+from __future__ import annotations
+
+import json
+import sys
+from uuid import uuid4
+
+import pytest
+from redis import Redis
+
+from qtasks_pluggy.failures.connection import StoreError, read_url
+from qtasks_pluggy.failures.queries import Filters, Reader
+from tests.engines.huey_apps import LONG
+from tests.engines.pages import module_of
+from tests.engines.processes import wait_until
+from tests.engines.versions import is_older
+
+pytestmark = pytest.mark.engines
+
+# The page of QTasks that this project comes from, with what it leaves out: imports, and where the
+# plugin goes. Its sync twin has the same lines without ``async``.
+PAGE = """
+    import os
+    from qtasks{asyncio} import QueueTasks
+    from qtasks.plugins.base import BasePlugin
+    from qtasks.registries import {kind}
+    from qtasks.exc import TaskPluginTriggerError
+
+    app = QueueTasks(name=os.environ["SHOP"], broker_url=os.environ["SHOP_URL"])
+
+    @app.task(echo=True)
+    {async_}def test_task(self: {kind}):
+        self.ctx.plugin_error(message="Non-standard situation")
+
+    @app.task
+    {async_}def direct():
+        raise TaskPluginTriggerError("Direct error")
+
+    class TestPlugin(BasePlugin):
+        def __init__(self, name=None):
+            super().__init__(name)
+            self.handlers = {{"task_executor_run_task_trigger_error": self.task_trigger_error}}
+
+        {async_}def start(self, *args, **kwargs):
+            return super().start(*args, **kwargs)
+
+        {async_}def stop(self, *args, **kwargs):
+            return super().stop(*args, **kwargs)
+
+        {async_}def trigger(self, name, **kwargs):
+            handler = self.handlers.get(name)
+            if handler:
+                return handler(**kwargs)
+            return None
+
+        def task_trigger_error(self, **kwargs):
+            print(kwargs)
+            return 123
+
+    from qtasks_pluggy.engines.qtasks import install
+    install(app, plugins=[TestPlugin()])
+"""
+SHOP = """
+    import os, sys
+    from qtasks{asyncio} import QueueTasks
+    from qtasks.exc import TaskPluginTriggerError
+    from qtasks.executors import {kind}Executor
+    from qtasks.registries import {kind}
+    from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl, on_error
+    from qtasks_pluggy.engines.qtasks import install
+
+    app = QueueTasks(name=os.environ["SHOP"], broker_url=os.environ["SHOP_URL"])
+    attempts = []
+
+    @app.task
+    {async_}def fine(number, extra=1):
+        return number + extra
+
+    @app.task(tags=["prices"], shelf=7)
+    {async_}def fail(name):
+        attempts.append(name)
+        raise LookupError(name)
+
+    @app.task(executor={kind}Executor)
+    {async_}def has_its_own_executor():
+        raise LookupError("zero")
+
+    @app.task(echo=True)
+    {async_}def asks(self, **kwargs):
+        self.ctx.plugin_error(message="nobody knows", **kwargs)
+
+    @app.task(echo=True)
+    {async_}def cancels(self):
+        self.ctx.cancel("by the task")
+
+    @app.task(echo=True)
+    {async_}def gives(self: {kind}, first, second=2):
+        return [type(self).__name__, first, second]
+
+    @app.task
+    {async_}def yields(number):
+        yield number
+        raise TaskPluginTriggerError("late", code="zero")
+
+    @on_error(LookupError)
+    def decide(error, task_broker, task_func):
+        name = str(error.args[0])
+        answers = {{
+            "zero": 0, "none": Replace(None), "raise": Raise(OSError("clearer")),
+            "cancel": Cancel("why"), "dead": DeadLetter("why"), "object": object(),
+            "tags": [*task_func.tags, task_func.extra, task_broker.attempt, task_broker.priority],
+        }}
+        if name == "third" and task_broker.attempt == 3:
+            return task_broker.attempt
+        if name in {{"third", "spent"}}:
+            return Retry(delay=0.01, limit=2)
+        return answers.get(name)
+
+    @hookimpl
+    def task_executor_run_task_trigger_error(e):
+        return {{"zero": 0, "kind": e.message}}.get(e.kwargs.get("code"))
+
+    @hookimpl
+    def task_executor_args_replace(task_func, args, kwargs):
+        return ((10,), kwargs) if task_func.name == "fine" and args == (9,) else None
+
+    @hookimpl
+    def task_executor_task_close(task_executor, task_broker, outcome):
+        if task_broker.args == ("again",):
+            task_executor.app.replay(task_broker, args=("zero",))
+        print("close", task_broker.name, *task_broker.args, outcome.status, outcome.attempt)
+
+    @hookimpl
+    def qtasks_start():
+        print("start")
+        if "NO_LICENCE" in os.environ:
+            raise LookupError("no licence")
+
+    @hookimpl
+    def qtasks_stop():
+        print("stop")
+
+    install(app, [sys.modules[__name__]], discover=False)
+"""
+KINDS = {
+    "async": {"asyncio": ".asyncio", "async_": "async ", "kind": "AsyncTask"},
+    "sync": {"asyncio": "", "async_": "", "kind": "SyncTask"},
+}
+
+
+class Project:
+    """A project whose tasks are run by QTasks' own command."""
+
+    def __init__(self, folder, url, worker):
+        self.folder, self._worker = folder, worker
+        self.name = f"q{uuid4().hex}"
+        self.env = {"SHOP": self.name, "SHOP_URL": url, "PYTHONUNBUFFERED": "1"}
+        self.redis = Redis.from_url(url, decode_responses=True)
+
+    def work(self, module="shop", **env):
+        command = (sys.executable, "-m", "qtasks", "-A", f"{module}:app", "run")
+        return self._worker(*command, cwd=self.folder, env=self.env | env)
+
+    def send(self, name, *args, **kwargs):
+        """Add a task, as QTasks does from anywhere; return its id."""
+        uuid = str(uuid4())
+        new = {"task_name": name, "status": "new", "priority": 0, "created_at": 1.0}
+        new |= {"updated_at": 1.0, "args": json.dumps(args), "kwargs": json.dumps(kwargs)}
+        self.redis.hset(f"{self.name}:{uuid}", mapping=new)
+        self.redis.rpush(f"{self.name}:task_queue", f"{name}:{uuid}:0")
+        return uuid
+
+    def run(self, name, *args, **kwargs):
+        """Have a task run; return its status, and its result or what says why it has none.
+
+        The plain worker of QTasks now and then forgets to store an end; then it is asked again.
+        """
+
+        def is_over():
+            return self.redis.hget(key, "status") in {"success", "error", "cancel"}
+
+        for _ in range(1 if self.kind == "AsyncTask" else 4):
+            key = f"{self.name}:{self.send(name, *args, **kwargs)}"
+            if wait_until(is_over, LONG / 2):
+                break
+        else:
+            pytest.fail(str(self.redis.hgetall(key)))
+        found = self.redis.hgetall(key)
+        if found["status"] == "success":
+            return "success", json.loads(found["returning"])
+        said = found.get("cancel_reason") or found["traceback"].strip().splitlines()
+        return found["status"], said if isinstance(said, str) else said[-1]
+
+
+@pytest.fixture(params=KINDS)
+def shop(request, project, redis_url, worker):
+    """A project on QTasks, async and its plain twin."""
+    files = {"shop.py": SHOP.format(**KINDS[request.param])}
+    files["page.py"] = PAGE.format(**KINDS[request.param])
+    made = Project(project(files), redis_url, worker)
+    made.kind = KINDS[request.param]["kind"]
+    yield made
+    made.redis.close()
+
+
+def test_the_page_s_example(shop):
+    """What the page says: the plugin's value is the task's result, for both kinds of the error."""
+    shop.work("page")
+    for name in ("test_task", "direct"):
+        assert ("success", 123) == shop.run(name)
+
+
+def test_the_page_s_project_works_as_it_says(shop, project, redis_url):
+    """How-to: two lines, and both kinds of error have the plugin's result."""
+    servers = {'"shop"': repr(shop.name), "redis://localhost:6379/0": redis_url}
+    project({"shop.py": module_of("use-qtasks.md", servers)})
+    shop.kind = "AsyncTask"
+    shop.work()
+    assert ("success", "call us (no price for tea)") == shop.run("price", "tea")
+    assert ("success", 0) == shop.run("parse", "many")
+
+
+def test_what_plugins_decide(shop):
+    """Each decision, in the words of QTasks' own storage; a worker's log says who asked."""
+    ends = {
+        "zero": ("success", 0),
+        "none": ("success", None),
+        "third": ("success", 3),
+        "tags": ("success", ["prices", {"shelf": 7}, 1, 0]),
+        "spent": ("error", "LookupError: spent"),
+        "raise": ("error", "OSError: clearer"),
+        "cancel": ("cancel", "why"),
+        # QTasks has no place for it.
+        "dead": ("error", "LookupError: dead"),
+        # R7: it is no JSON.
+        "object": ("error", "LookupError: object"),
+        "other": ("error", "LookupError: other"),
+    }
+    worker = shop.work()
+    found = {name: shop.run("fail", name) for name in ends}
+    notes = {name: end for name, end in found.items() if end[1:] != ends[name][1:]}
+    assert set(notes) <= {"dead", "object"}, found
+    for name in notes:
+        assert "error" == found[name][0]
+    log = worker.log()
+    for name, status, attempt in (
+        ("zero", "recovered", 1),
+        ("third", "recovered", 3),
+        ("spent", "failed", 3),
+        ("cancel", "cancelled", 1),
+        ("dead", "failed", 1),
+    ):
+        assert f"close fail {name} {status} {attempt}" in log
+    assert ("success", 0) == shop.run("has_its_own_executor")
+
+
+def test_what_is_qtasks_own_stays_so(shop):
+    """Results, echo, its errors with keywords, generators, cancellation, and arguments of ours."""
+    shop.work()
+    if shop.kind == "AsyncTask" or not is_older("qtasks", "1.7"):
+        # There a plain one drops positional arguments that are sent with keywords.
+        assert ("success", 3) == shop.run("fine", 1, extra=2)
+        assert ("success", 12) == shop.run("fine", 9, extra=2)
+        assert ("success", [shop.kind, 1, 3]) == shop.run("gives", 1, second=3)
+        assert ("success", 0) == shop.run("asks", code="zero")
+        assert ("success", "nobody knows") == shop.run("asks", code="kind")
+    assert ("success", 0) == shop.run("yields", 1)
+    status, said = shop.run("asks")
+    assert "error" == status
+    assert said.startswith("qtasks.exc.plugins.TaskPluginTriggerError")
+    assert ("cancel", "by the task") == shop.run("cancels")
+
+
+def test_a_plugin_sends_a_run_again(shop):
+    """``app.replay`` adds the task anew, with an id that QTasks gives it."""
+    worker = shop.work()
+    shop.run("fail", "again")
+    assert wait_until(lambda: "close fail zero recovered" in worker.log(), LONG)
+
+
+def test_a_worker_whose_plugin_cannot_start_ends(shop):
+    """The command ends with an error code, and its log says why."""
+    worker = shop.work(NO_LICENCE="1")
+    assert 1 == worker.wait(LONG)
+    assert "worker_cannot_start" in worker.log()
+    assert "LookupError: no licence" in worker.log()
+
+
+def test_a_worker_without_tasks_is_refused(shop, project):
+    """A worker in which ``install`` covers nothing takes no run, and says why."""
+    sources = shop.folder.joinpath("shop.py").read_text()
+    begin, end = sources.index("@app.task\n"), sources.index("@on_error")
+    project({"shop.py": sources[:begin] + sources[end:]})
+    worker = shop.work()
+    assert 1 == worker.wait(LONG)
+    assert "covers no task" in worker.log()
+
+
+def test_what_fails_is_recorded(shop, tmp_path):
+    """``enable=["failures"]`` in the worker's environment records each failing task."""
+    url = f"sqlite:///{tmp_path / 'failures.db'}"
+    enabled = {"QTASKS_PLUGGY_ENABLE": "failures", "QTASKS_PLUGGY_PLUGIN_FAILURES_URL": url}
+    shop.work(**enabled)
+    names = ("zero", "other", "cancel")
+    ids = [shop.send("fail", name) for name in names]
+
+    def statuses():
+        try:
+            found = {run.uuid: run.status for run in Reader(read_url(url)).runs(Filters())}
+        except StoreError:  # nothing yet
+            return []
+        return [found.get(one) for one in ids]
+
+    assert wait_until(lambda: ["recovered", "failed", "cancelled"] == statuses(), LONG)
