@@ -6,15 +6,14 @@
 ``celery/``           Celery, on RabbitMQ or Redis
 ``dramatiq/``         Dramatiq, on RabbitMQ or Redis
 ``huey/``             Huey; on SQLite, ``huey+sqlite:///file.db``, durable with no server
-``taskiq.py``         Taskiq, on RabbitMQ or Redis
+``taskiq/``           Taskiq, on RabbitMQ or Redis
 ``rq.py``             RQ, on Redis; as the next three it has ``install()`` alone
 ``procrastinate.py``  Procrastinate, on PostgreSQL
 ``django.py``         Django's tasks, on any backend of theirs
 ``qtasks.py``         QTasks
 ``in_place.py``       retries for those last two, which have none that plugins could ask for
 ``memory.py``         ``memory://``: in this process, gone with it
-``reverse.py``        the base of ``install()`` before ``native.py``
-``servers.py``        what adapters over message servers shared before ``forward.py``
+``servers.py``        how an error that is no ``Exception`` is named, for ``memory.py``
 ====================  ==========================================================================
 
 An adapter for another engine is a class that is called with what the app was given, a URL or the

@@ -20,8 +20,8 @@ from qtasks_pluggy.engines import celery as celery_engine
 from qtasks_pluggy.engines import dramatiq as dramatiq_engine
 from qtasks_pluggy.engines import huey as huey_engine
 from qtasks_pluggy.engines import taskiq as taskiq_engine
-from qtasks_pluggy.engines._taskiq_brokers import can_delay, is_safe
 from qtasks_pluggy.engines.celery import install
+from qtasks_pluggy.engines.taskiq.brokers import can_delay, is_safe
 from tests.engines import celery_apps, dramatiq_apps, taskiq_apps
 from tests.engines.huey_apps import LONG, Keeps
 from tests.engines.natives import NATIVES, Hears
@@ -234,7 +234,7 @@ async def test_r16_no_plugin_decides_about_a_cancelled_run(answer):
 @pytest.mark.parametrize("attempt", [-1_000_000, 0, None, "2", 1.5, True])
 def test_r9_no_message_gives_its_run_more_retries(attempt):
     """R9: an attempt that is no whole number from 1 is the first."""
-    from qtasks_pluggy.engines.servers import attempt_of
+    from qtasks_pluggy.engines.native import attempt_of
 
     assert 1 == attempt_of({"attempt": attempt})
     assert 3 == attempt_of({"attempt": 3})

@@ -227,19 +227,6 @@ def test_huey_does_not_guess_which_task_is_meant():
         installed_in(native).replay(TaskMessage("keep"))
 
 
-@pytest.mark.parametrize(
-    ("make", "install"),
-    [(InMemoryBroker, taskiq.install)],
-    ids=["taskiq"],
-)
-def test_other_engines_say_that_they_cannot(make, install):
-    """No run is sent, and the error says so."""
-    native = make()
-    install(native, discover=False)
-    with pytest.raises(CapabilityError, match="task 'keep' cannot be sent again"):
-        installed_in(native).replay(TaskMessage("keep"))
-
-
 def test_taskiq_says_that_its_own_loop_cannot_wait():
     """A hookimpl on the broker's loop gets one clear error; a thread of its own may send."""
     app = QueueTasks("shop", engine=InMemoryBroker(), discover=False)
@@ -254,6 +241,72 @@ def test_taskiq_says_that_its_own_loop_cannot_wait():
 
     asyncio.run(main())
     assert [(1, None)] == seen
+
+
+def test_a_plugin_sends_a_taskiq_run_again():
+    """From a plain task and an async one, whose loop is the broker's; with tags and labels."""
+    ends = []
+
+    class Again:
+        name = "again"
+
+        @hookimpl
+        def task_executor_task_close(self, task_executor, task_func, task_broker, outcome):
+            ends.append((task_broker, task_func.tags, dict(task_func.extra), outcome.status))
+            if outcome.status == "failed":
+                task_executor.app.replay(task_broker, args=(4,), metadata={"by": ["me"]})
+
+    native = InMemoryBroker()
+
+    @native.task(task_name="plain", tags=["price"], owner="me")
+    def plain(x):
+        return 1 / x
+
+    @native.task(task_name="async", tags=["price"], owner="me")
+    async def divide_async(x):
+        return 1 / x
+
+    taskiq.install(native, [Again()], discover=False)
+
+    async def main(task):
+        await native.startup()
+        await task.kicker().with_labels(tenant="blue").kiq(0)
+        while len(ends) < 2:
+            await asyncio.sleep(0.01)
+
+    for task in (plain, divide_async):
+        ends.clear()
+        asyncio.run(main(task))
+        (first, tags, extra, failed), (second, _, _, succeeded) = ends
+        assert (("price",), {"owner": "me"}) == (tags, extra)
+        assert ("failed", "succeeded", (4,)) == (failed, succeeded, second.args)
+        assert {"tenant": "blue"} == dict(first.metadata)
+        lineage = {"tenant": "blue", "by": ["me"], "replay_of": first.uuid}
+        assert lineage == dict(second.metadata)
+
+
+def test_a_client_of_taskiq_needs_no_open_broker(redis_url):
+    """Plain code that has not opened the broker sends runs, one after another, by the metadata."""
+    from taskiq_redis import ListQueueBroker
+
+    native, heard = ListQueueBroker(redis_url, queue_name=f"replay-{uuid4().hex}"), []
+    native.task(task_name="keep", owner="me")(keep_in([]))
+    taskiq.install(native, discover=False)
+    app = installed_in(native)
+    for number in (1, 2):
+        app.replay(TaskMessage("keep", (number,), uuid="the-first"))
+    with pytest.raises(CapabilityError):
+        app.replay(TaskMessage("keep", (3,)), delay=5)
+
+    async def main():
+        async for data in native.listen():
+            heard.append(native.formatter.loads(data))
+            if len(heard) == 2:
+                return
+
+    asyncio.run(asyncio.wait_for(main(), LONG))
+    assert [[1], [2]] == [one.args for one in heard]
+    assert {("me", "the-first")} == {(m.labels["owner"], m.labels["replay_of"]) for m in heard}
 
 
 MORE = """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import datetime as dt
+import sqlite3
 import threading
 from typing import Annotated
 
@@ -22,8 +24,8 @@ from taskiq.exceptions import TaskRejectedError
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines.taskiq import CancelledRunError, install
-from qtasks_pluggy.exc import EngineError, TaskTimeoutError
+from qtasks_pluggy.engines.taskiq import install
+from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskTimeoutError
 from tests.engines.huey_apps import Keeps
 from tests.engines.taskiq_apps import broker_of, ended, working
 from tests.engines.versions import since
@@ -77,7 +79,7 @@ async def test_plugins_answer_for_native_tasks(native):
     [
         (None, OSError, "broken"),
         (Raise(LookupError("clearer")), LookupError, "clearer"),
-        (Cancel("why"), CancelledRunError, "why"),
+        (Cancel("why"), TaskCancelError, "why"),
         (DeadLetter("why"), OSError, "broken"),
     ],
 )
@@ -204,7 +206,7 @@ async def test_a_cancelled_run_is_over_though_taskiq_has_retries_left():
     install(native, [plugin], discover=False)
     async with working(native):
         result = await ended(await task.kiq("broken"))
-    assert isinstance(result.error, TaskRejectedError)
+    assert isinstance(result.error, TaskCancelError)
     assert "why" == str(result.error)
     assert ["broken"] == seen
     assert ["start", "close", "stop"] == plugin.heard
@@ -347,7 +349,7 @@ async def test_a_retry_that_cannot_be_sent_is_the_end(native):
     native.kick = kick_once
     async with working(native):
         result = await ended(await task.kiq("broken"))
-    assert "attempt 2 cannot be sent" in str(result.error)
+    assert "'fail': the broker failed: ConnectionError" in str(result.error)
     assert ["start", "failed", "close", "stop"] == plugin.heard
 
 
@@ -396,3 +398,28 @@ async def test_no_result_stays_no_result(native):
         await native.wait_all()
         assert not await ticket.is_ready()
     assert ["start", "close", "stop"] == plugin.heard
+
+
+async def test_what_fails_on_taskiq_is_recorded(native, monkeypatch, tmp_path):
+    """With ``enable = ["failures"]`` a failed native run is in the store, whatever its kind."""
+    monkeypatch.setenv("QTASKS_PLUGGY_ENABLE", "failures")
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_FAILURES_URL", f"sqlite:///{tmp_path}/failures.db")
+
+    @native.task(task_name="plain")
+    def plain(text):
+        raise OSError(text)
+
+    task, _ = failing(native)
+    install(native, discover=False)
+    async with working(native):
+        sent = [await task.kiq("one"), await plain.kiq("two")]
+        for one in sent:
+            await ended(one)
+    with contextlib.closing(sqlite3.connect(tmp_path / "failures.db")) as store:
+        runs = store.execute(
+            "SELECT uuid, task, status, engine FROM failures_runs ORDER BY task"
+        ).fetchall()
+    assert [
+        (sent[0].task_id, "fail", "failed", "taskiq"),
+        (sent[1].task_id, "plain", "failed", "taskiq"),
+    ] == runs

@@ -22,6 +22,7 @@ WORKER = (sys.executable, "-m", "taskiq", "worker", "--workers", "1", "--max-asy
 APP = """
     import asyncio, os, time
     from pathlib import Path
+    from taskiq import TaskiqEvents
     from taskiq_aio_pika import *
     from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
     from qtasks_pluggy import QueueTasks
@@ -43,6 +44,22 @@ APP = """
         tell("done", self.ctx.uuid)
         return number * 2
 
+    @broker.task(task_name="tick", ack_type="when_received")
+    async def tick():
+        pass
+
+    @broker.on_event(TaskiqEvents.WORKER_STARTUP)
+    async def look_for_lost_runs(state):
+        async def look():
+            while True:
+                await asyncio.sleep(1)
+                await tick.kiq()
+        state.looking = asyncio.create_task(look())
+
+    @broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
+    async def look_no_more(state):
+        state.looking.cancel()
+
     @app.task(echo=True)
     async def wait(self):
         tell("began", self.ctx.uuid)
@@ -51,7 +68,8 @@ APP = """
         return "waited"
 """
 BROKERS = {
-    "stream": "RedisStreamBroker({redis!r}, {queue!r}, idle_timeout=1500, xread_block=200)",
+    "stream": "RedisStreamBroker({redis!r}, {queue!r}, idle_timeout=1500, xread_block=200,"
+    " xread_count=10, unacknowledged_lock_timeout=5)",
     "rabbitmq": """AioPikaBroker(
         {rabbitmq!r}, exchange=Exchange(name={queue!r}), task_queues=[Queue(name={queue!r})],
         dead_letter_queue=Queue(name={queue!r} + ".dead"),
@@ -174,3 +192,70 @@ def test_a_worker_that_is_stopped_leaves_no_run_behind(shop):
         shop.worker()
         assert [2 * n for n in range(6)] == [one.result(timeout=LONG) for one in later]
     assert 4 + 6 <= len(shop.told("began"))
+
+
+OWN = """
+    import os, sys, time
+    from pathlib import Path
+    from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
+    from qtasks_hookspecs import Retry, hookimpl
+    from qtasks_pluggy.engines.taskiq import at_least_once, install
+
+    broker = AioPikaBroker(
+        {url!r}, exchange=Exchange(name={queue!r}), task_queues=[Queue(name={queue!r})],
+        dead_letter_queue=Queue(name={queue!r} + ".dead"),
+    )
+
+    def tell(what, number):
+        with Path(__file__).with_name(what).open("a") as file:
+            file.write(f"{{number}} {{os.getpid()}}\\n")
+
+    @broker.task(task_name="work")
+    def work(number, first=True):
+        tell("began", number)
+        time.sleep(0.05)
+        raise OSError(number)
+
+    @hookimpl
+    def task_executor_run_task_trigger_error(task_executor, task_broker):
+        if task_broker.attempt == 1:
+            return Retry()
+        tell("done", task_broker.args[0])
+        return 0
+
+    at_least_once(broker)
+    install(broker, [sys.modules[__name__]], discover=False)
+"""
+SEND = """
+import asyncio, own
+async def main():
+    await own.broker.startup()
+    for number in range(24):
+        await own.work.kiq(number)
+    await own.broker.shutdown()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(is_older("taskiq-aio-pika", "0.6"), reason="it makes its queues itself")
+def test_native_runs_and_their_retries_outlive_killed_workers(project, worker, rabbitmq_url):
+    """Under install() all of 24 plain runs, each retried once, finish though workers are killed."""
+    text = OWN.format(url=rabbitmq_url, queue=f"kill-{uuid.uuid4().hex}")
+    folder = project({"own.py": text, "send.py": SEND})
+    worker(sys.executable, "send.py", cwd=folder).wait(LONG)
+
+    def told(what):
+        path = folder / what
+        return path.read_text().splitlines() if path.exists() else []
+
+    command = (*WORKER, "--max-threadpool-threads", "4", "own:broker")
+    kills = 0
+    for begun in (8, 24):
+        one = worker(*command, cwd=folder, ready="Listening started")
+        assert wait_until(lambda begun=begun: len(told("began")) >= begun, LONG)
+        one.kill()
+        kills += 1
+    worker(*command, cwd=folder, ready="Listening started")
+    assert wait_until(lambda: len({line.split()[0] for line in told("done")}) == 24, LONG)
+    # Four at work when a worker dies, and as many whose end it had not yet acknowledged.
+    assert len(told("began")) <= 2 * 24 + 2 * 8 * kills
