@@ -739,7 +739,8 @@ class Host:
 
     def __init__(self, native: Native[Any], run: Any) -> None:
         self._native, self._run = native, run
-        self.name, self.control = native.name, native.control
+        self.name: str = native.name
+        self.control: tuple[type[Exception], ...] = native.control
 
     @property
     def capabilities(self) -> Capabilities:

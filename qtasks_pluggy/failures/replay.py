@@ -195,7 +195,7 @@ class Replay:
         self._wait = wait
         self._ends = Ends()
         self.done: Final[list[Replayed]] = []
-        self.stopped = ""
+        self.stopped: str = ""
         """Why it ended before its last run; empty where it did not."""
 
     def run(self, runs: Iterable[Recorded]) -> Iterator[Replayed]:

@@ -128,7 +128,7 @@ def _app(workplace):
 @every_engine
 @both_kinds
 def test_every_run_is_a_line_that_says_how_it_ended(workplace, task, engine):
-    """Line, uuid, status, result, plugin and error; retries and dead letters are as in the app."""
+    """Line, uuid, status, result, plugin (where it is known) and error, as in the app."""
     workplace.records(RECORDS)
 
     each = ("--each", "in.jsonl", "--out", "out.jsonl", *engine)
@@ -146,7 +146,11 @@ def test_every_run_is_a_line_that_says_how_it_ended(workplace, task, engine):
     cut = "SystemExit: 3"
     if name:
         cut = f"EngineError: engine {name!r}: the task raised SystemExit: 3"
-    assert ENDS | {10: ("failed", None, None, cut)} == {
+    ends = ENDS | {10: ("failed", None, None, cut)}
+    if name == "huey":
+        # What travels through a file is the result: who decided is what failures keeps.
+        ends = {number: (*end[:2], None, end[3]) for number, end in ends.items()}
+    assert ends == {
         number: tuple(lines[number][key] for key in ("status", "result", "plugin", "error"))
         for number in (*ENDS, 10)
     }
