@@ -55,6 +55,9 @@ async def receiving(broker):
         while not task.done():
             task.cancel()
             await asyncio.wait({task}, timeout=0.2)
+            if not task.done() and isinstance(broker, RedisStreamBroker):
+                # Taskiq ends a stream's receiver only with its next message.
+                await broker.connection_pool.disconnect()
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,6 @@ async def test_at_least_once_deletes_nothing_of_a_stream(redis_url):
             assert 5 == await redis.xlen(name)
 
 
-@pytest.mark.skip(reason="not passing yet: the further message does not bring the lost run back")
 async def test_native_runs_outlive_their_worker_too(redis_url):
     """``at_least_once`` holds for an own broker too, and gets what came before its workers."""
     name = f"own-{uuid.uuid4().hex}"
@@ -247,11 +249,11 @@ async def test_native_runs_outlive_their_worker_too(redis_url):
         async with receiving(native):
             assert 1 == (await ended(ticket)).return_value
         await native.shutdown()
-    # Not acknowledged before its end.
-    assert 1 in acknowledged
+    # Neither was acknowledged before its end.
+    assert 2 == len(acknowledged)
+    assert min(acknowledged) >= 1
 
 
-@pytest.mark.skip(reason="not passing yet: its receiver does not stop on a stream")
 async def test_the_status_of_a_run_is_that_of_its_end(redis_url):
     """Over a server plain code asks for it; on the event loop it is known once it was awaited."""
     native = RedisStreamBroker(
