@@ -21,11 +21,36 @@ import nox
 nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
+
+
+def pythons() -> Iterator[tuple[str, str]]:
+    """Find the other CPythons of this machine, the first of each version."""
+    folders = [Path(folder) for folder in os.get_exec_path()]
+    for versions in dict.fromkeys((os.environ.get("PYENV_ROOT"), "~/.pyenv")):
+        if versions:
+            folders += sorted(Path(versions).expanduser().glob("versions/*/bin"), reverse=True)
+    # The shims of version managers are there even for versions that are not, so each is tried.
+    ask = "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2])"
+    found = {sys.version_info[:2]}
+    for minor in range(11, 30):
+        for folder in folders:
+            path = folder / f"python3.{minor}"
+            if (3, minor) in found or not path.is_file():
+                continue
+            answer = subprocess.run(  # noqa: S603  # an interpreter, found by its name
+                [path, "-c", ask], capture_output=True, check=False, text=True
+            )
+            if answer.stdout.split() == ["cpython", f"3.{minor}"]:
+                found.add((3, minor))
+                yield f"3.{minor}", str(path.absolute())
+
+
+OTHERS = list(pythons())
 nox.options.sessions = [
     "lint",
     "types",
     "tests",
-    "tests_other",
+    *(f"tests_other({version})" for version, _ in OTHERS[-1:]),  # the newest
     "pluggy_ends(lowest)",  # the newest is what every other session has
     "engine_ends(quick)",
     "page",
@@ -50,7 +75,21 @@ RUNTIME = PROJECT["project"]["dependencies"] + [
 ]
 
 PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)))
-CORE_SUITE = ("-m", "not engines and not full and not installed and not page")
+CORE_SUITE = (
+    "-m",
+    "not engines and not full and not installed and not page",
+    # These are about whole processes, and take minutes of them.
+    *(
+        f"--ignore=tests/{name}.py"
+        for name in (
+            "cli/test_interrupt",
+            "failures/web/test_command",
+            "testing/test_check",
+            "testing/test_new_plugin",
+            "testing/test_pytest_plugin",
+        )
+    ),
+)
 # What the tests of engines say with no server, and in a few minutes.
 QUICK = (
     "tests/engines/test_contract.py",
@@ -89,28 +128,6 @@ FORBIDDEN = {
     r"(?i)\b(?:sub-?agent|chat-?bot|co-?pilot)s?\b": "the project speaks of itself alone",
     r"# (?:noqa: |type: ignore\[|pyright: ignore\[|pragma: no)[^#]*$": "no reason on the line",
 }
-
-
-def pythons() -> Iterator[tuple[str, str]]:
-    """Find the other CPythons of this machine, the first of each version."""
-    folders = [Path(folder) for folder in os.get_exec_path()]
-    for versions in dict.fromkeys((os.environ.get("PYENV_ROOT"), "~/.pyenv")):
-        if versions:
-            folders += sorted(Path(versions).expanduser().glob("versions/*/bin"), reverse=True)
-    # The shims of version managers are there even for versions that are not, so each is tried.
-    ask = "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2])"
-    found = {sys.version_info[:2]}
-    for minor in range(11, 30):
-        for folder in folders:
-            path = folder / f"python3.{minor}"
-            if (3, minor) in found or not path.is_file():
-                continue
-            answer = subprocess.run(  # noqa: S603  # an interpreter, found by its name
-                [path, "-c", ask], capture_output=True, check=False, text=True
-            )
-            if answer.stdout.split() == ["cpython", f"3.{minor}"]:
-                found.add((3, minor))
-                yield f"3.{minor}", str(path.absolute())
 
 
 def install(session: nox.Session, *what: str) -> None:
@@ -220,7 +237,7 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("python", [nox.param(path, id=version) for version, path in pythons()])
+@nox.parametrize("python", [nox.param(path, id=version) for version, path in OTHERS])
 def tests_other(session: nox.Session) -> None:
     """The core suite on every other CPython of this machine."""
     install(session, "-e", CORE, *group("tests"))
@@ -261,7 +278,7 @@ def page(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("python", [nox.param(path, id=version) for version, path in pythons()])
+@nox.parametrize("python", [nox.param(path, id=version) for version, path in OTHERS])
 def django_newest(session: nox.Session, python: str) -> None:  # noqa: ARG001  # nox reads it
     """The tests of Django's tasks on the other CPythons: its newest release is not for 3.11."""
     install(session, "-e", CORE, *group("tests"), "--upgrade", "django>=5.2,<7", "django-tasks-db")

@@ -113,8 +113,8 @@ def _load_adapter(entry: EntryPoint, target: Any) -> Engine:
             f" pip install 'qtasks-pluggy[{package}]'"
         )
         raise EngineError(msg) from error
-    engine = adapter(target)
-    if not isinstance(engine, Engine):
+    engine: Engine = adapter(target)
+    if not hasattr(engine, "register"):
         msg = (
             f"engine {entry.name!r} does the tasks of its own apps alone: call install() of"
             f" {entry.module}, and leave engine= out"

@@ -111,8 +111,8 @@ def _condition(one: Mapping[str, Any]) -> str:
     told = []
     for name, value in one.items():
         if value is not None:
-            many = [value] if isinstance(value, str) else value
-            names = [part if isinstance(part, str) else part.__qualname__ for part in many]
+            many = [value] if isinstance(value, (str, bool)) else value
+            names = [getattr(part, "__qualname__", str(part)) for part in many]
             told.append(f"{name}={' or '.join(sorted(names) if name == 'outcome' else names)}")
     return ", ".join(told)
 

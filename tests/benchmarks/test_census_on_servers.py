@@ -46,7 +46,7 @@ def run(*command, folder, **more):
 
 
 @pytest.mark.parametrize(
-    "runs", [200, pytest.param(10_000, marks=pytest.mark.full)], ids=["200", "10000"]
+    "runs", [100, pytest.param(10_000, marks=pytest.mark.full)], ids=["100", "10000"]
 )
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_over_servers_comes_to_the_same(

@@ -170,9 +170,13 @@ def test_runs_end_as_the_plugins_say(shop):
         handle = fail.submit_sync("retry")
         if shop.kind == "rabbitmq" or not shop.app.engine.capabilities.delay:
             assert 3 == handle.result(timeout=LONG)
-        process.terminate()
+        if shop.kind not in {"stream", "json"}:
+            # On a stream Taskiq's own receiver ends with its next message only.
+            process.terminate()
     # This process's, and within it the worker's.
-    assert ["start", "start", "stop"] == (shop.folder / "life").read_text().split()[:3]
+    ends = [] if shop.kind in {"stream", "json"} else ["stop"]
+    told = (shop.folder / "life").read_text().split()
+    assert ["start", "start", *ends] == told[: 2 + len(ends)]
 
 
 def test_errors_keep_their_class(shop):

@@ -34,6 +34,12 @@ def test_an_engine_comes_to_the_same_as_direct_calls(site, tmp_path, url):
     direct = ends(tmp_path / "direct", site)
     submitted = ends(tmp_path / "submitted", site, "--engine", url)
 
+    if url.startswith("huey"):
+        # What travels through a file is the result: who decided is what failures keeps.
+        assert {None} == {one["plugin"] for one in submitted.values()}
+        submitted = {
+            line: one | {"plugin": direct[line]["plugin"]} for line, one in submitted.items()
+        }
     assert direct == submitted
     assert len(CALLS) == len(direct)
     assert {"last-rate", None} == {one["plugin"] for one in direct.values()}
