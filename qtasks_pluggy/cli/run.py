@@ -80,10 +80,10 @@ class _Options:
     "-i", "--each", metavar="FILE", type=_FILE, help="Run once for each record of FILE; - is stdin."
 )
 @_for_many(
-    "-o", "--out", metavar="FILE", type=_OUT, help="Write a JSON line for each run; - is stdout."
+    "-o", "--out", metavar="FILE", type=_OUT, help="Write a JSON line for each run (replaces FILE)."
 )
 @_for_many(
-    "--resume", metavar="OUT", type=_OUT, help="Skip the records that OUT has; add the others."
+    "--resume", metavar="OUT", type=_OUT, help="Skip what OUT has, failed too; add the others."
 )
 @_for_many(
     "--format", "form", type=click.Choice(FORMATS), help="What FILE is, if its name does not tell."

@@ -111,12 +111,14 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         if task_func.is_async:
 
             async def run_async(args: Any, kwargs: Any) -> Any:
+                """Make one attempt on Taskiq's event loop."""
                 return await self.work_async(take(name), func, tuple(args), kwargs)
 
             body = run_async
         else:
 
             def run_plain(args: Any, kwargs: Any) -> Any:
+                """Make one attempt in a thread of Taskiq's pool."""
                 return self.work(take(name), func, tuple(args), kwargs)
 
             body = run_plain
