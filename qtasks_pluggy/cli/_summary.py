@@ -108,7 +108,7 @@ def show_summary(tally: Tally, batch: Batch, seconds: float, *, err: bool) -> No
     stream = sys.stderr if err else own_stdout()
     rate = f", {tally.runs / seconds:,.0f} a second" if tally.runs > 1 and seconds > 0 else ""
     # From a minute on as the progress bar shows it.
-    took = f"{seconds:.1f} s" if seconds < 60 else timedelta(seconds=round(seconds))  # noqa: PLR2004
+    took = f"{seconds:.1f} s" if seconds < 60 else timedelta(seconds=round(seconds))  # noqa: PLR2004  # a minute
     title = f"{batch.task.name}: {count_runs(tally.runs)} in {took}{rate}"
     say(f"{title}{', then ' + batch.word.lower() if batch.word else ''}", bold=True, err=err)
     say(err=err)
