@@ -225,7 +225,14 @@ def untyped(session: nox.Session, package: str) -> list[str]:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite on this CPython, with branch coverage."""
+    """The whole suite on this CPython."""
+    install(session, "-e", EVERYTHING, *group("engines"))
+    session.run("pytest", *PARALLEL, *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """The whole suite with branch coverage, which makes it half as slow again."""
     install(session, "-e", EVERYTHING, *group("engines"))
     session.run("coverage", "erase")
     session.run("pytest", *PARALLEL, "--cov", "--cov-report=", *session.posargs)
