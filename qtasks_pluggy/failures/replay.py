@@ -24,6 +24,8 @@ from qtasks_pluggy.failures.connection import StoreError, why
 from qtasks_pluggy.failures.records import FINAL
 from qtasks_pluggy.failures.values import UnreadableError, read_args, read_kwargs
 
+MARK_AGAIN: Final = (0.05, 0.2, 0.5)
+"""Seconds between the tries to mark a run that was sent."""
 WAIT_SECONDS: Final = 60.0
 """How long the end of one replay is waited for."""
 LOOK_SECONDS: Final = 0.2
@@ -258,13 +260,22 @@ class Replay:
             return self._not_sent(run, why_not), True
         self.done.append(one := Replayed(uuid=uuid, replay_of=run.uuid, group=run.group))
         try:
-            self._claims.mark_sent(run, uuid)
+            self._mark_sent(run, uuid)
         except BaseException:
             # A lock that was held too long, or an interruption: it is sent all the same.
             with suppress(StoreError, SQLAlchemyError, OSError):
                 self._claims.mark_sent(run, uuid)
             raise
         return one, False
+
+    def _mark_sent(self, run: Recorded, uuid: str) -> None:
+        """Mark a run; SQLite says at once that it is locked while another process opens it."""
+        for pause in MARK_AGAIN:
+            with suppress(StoreError, SQLAlchemyError, OSError):
+                self._claims.mark_sent(run, uuid)
+                return
+            time.sleep(pause)
+        self._claims.mark_sent(run, uuid)
 
     def _not_sent(self, run: Recorded, why_not: str) -> Replayed:
         one = Replayed(uuid=None, replay_of=run.uuid, group=run.group, why_not=why_not)

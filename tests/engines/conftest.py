@@ -22,6 +22,8 @@ from tests.engines.servers import NotInstalledError, RabbitMQ, Redis
 from tests.engines.versions import is_older
 
 FORGETS = pytest.StashKey[bool]()
+# Whose own clients leave connections behind, for the garbage collector to find at any time.
+LEAVES = ("taskiq", "qtasks", "test_replay")
 
 # The core suite runs without the engines.
 ENGINES = ("celery", "dramatiq", "huey", "taskiq")
@@ -206,7 +208,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     try:
         return (yield)
     finally:
-        if FORGETS in item.stash:
+        if FORGETS in item.stash or any(name in item.nodeid for name in LEAVES):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 gc.collect()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import httpx
 import pytest
 
 from tests.engines.conftest import guard, worker  # noqa: F401  # fixtures
@@ -13,6 +12,7 @@ from tests.engines.servers import free_port
 from tests.examples.conftest import EXAMPLES
 
 pytestmark = pytest.mark.engines
+httpx = pytest.importorskip("httpx", reason="of the engines' group")
 
 
 @pytest.fixture

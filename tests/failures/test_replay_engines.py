@@ -12,9 +12,11 @@ import pytest
 
 from qtasks_pluggy.failures.connection import StoreError
 from qtasks_pluggy.failures.records import Filters
-from tests.engines.celery_apps import forget_connections
 from tests.engines.conftest import guard, redis_url, worker  # noqa: F401  # fixtures
 from tests.engines.processes import wait_until
+
+pytest.importorskip("kombu", reason="of the engines' group")
+from tests.engines.celery_apps import forget_connections  # needs it
 
 pytestmark = [pytest.mark.engines, pytest.mark.usefixtures("patient")]
 
