@@ -51,7 +51,6 @@ nox.options.sessions = [
     "types",
     "tests",
     *(f"tests_other({version})" for version, _ in OTHERS[-1:]),  # the newest
-    "pluggy_ends(lowest)",  # the newest is what every other session has
     "engine_ends(quick)",
     "page",
     "wheel",

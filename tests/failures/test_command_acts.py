@@ -81,7 +81,7 @@ def test_on_a_terminal_it_asks(filled, answer, code, told, state):
         stdout=subprocess.PIPE,
         text=True,
     )
-    terminal.read_until(r"Resolve 1 group \(run one\)\? \[y/N\]: ")
+    terminal.read_until(r"Resolve 1 group \(run one\)\? \[y/N\]:")
     os.write(terminal.reading, answer.encode())
     out, _ = process.communicate(timeout=60)
     os.close(terminal.writing)
