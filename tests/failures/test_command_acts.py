@@ -88,7 +88,8 @@ def test_on_a_terminal_it_asks(filled, answer, code, told, state):
     seen = terminal.read_until(None)
     os.close(terminal.reading)
 
-    assert (code, told) == (process.returncode, out), seen
+    # Older clicks write the blank after the question to standard output.
+    assert (code, told) == (process.returncode, out.removeprefix(" ")), seen
     assert (code == 1) == ("Nothing was done." in seen)
     assert state == _states(filled)["a-group"]
 
