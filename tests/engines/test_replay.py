@@ -22,6 +22,7 @@ from tests.engines import celery_apps, dramatiq_apps
 from tests.engines.celery_apps import celery_app
 from tests.engines.huey_apps import LONG, consuming
 from tests.engines.processes import wait_until
+from tests.engines.versions import since
 
 pytestmark = pytest.mark.engines
 
@@ -227,6 +228,7 @@ def test_huey_does_not_guess_which_task_is_meant():
         installed_in(native).replay(TaskMessage("keep"))
 
 
+@since("taskiq", "0.12", "older ones send from their own loop")
 def test_taskiq_says_that_its_own_loop_cannot_wait():
     """A hookimpl on the broker's loop gets one clear error; a thread of its own may send."""
     app = QueueTasks("shop", engine=InMemoryBroker(), discover=False)
@@ -243,6 +245,7 @@ def test_taskiq_says_that_its_own_loop_cannot_wait():
     assert [(1, None)] == seen
 
 
+@since("taskiq", "0.12", "with_labels adds to the task's own labels")
 def test_a_plugin_sends_a_taskiq_run_again():
     """From a plain task and an async one, whose loop is the broker's; with tags and labels."""
     ends = []
