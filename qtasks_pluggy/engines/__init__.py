@@ -13,7 +13,6 @@
 ``qtasks.py``         QTasks
 ``in_place.py``       retries for those last two, which have none that plugins could ask for
 ``memory.py``         ``memory://``: in this process, gone with it
-``servers.py``        how an error that is no ``Exception`` is named, for ``memory.py``
 ====================  ==========================================================================
 
 An adapter for another engine is a class that is called with what the app was given, a URL or the

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from qtasks_pluggy import TaskExecutor, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Attempt, RunResult, log_event, url_options
-from qtasks_pluggy.engines.servers import named
+from qtasks_pluggy.engines.native import named
 from qtasks_pluggy.exc import EngineError, NotRunningError, QueueFullError, TaskCancelError
 
 

@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Attempt, Backend, RunResult, executor_for, load_plugins
-from qtasks_pluggy.engines.native import PLAIN, Host, Native, text_of, unstorable
+from qtasks_pluggy.engines.native import PLAIN, Host, Native, named, text_of, unstorable
 from qtasks_pluggy.exc import (
     CapabilityError,
     EngineError,
@@ -234,11 +234,7 @@ class Forward(Native[N]):
 
     def failure(self, error: BaseException) -> BaseException | None:
         """Name an error that is no ``Exception``, for those who wait: it would end them too."""
-        if isinstance(error, self.ends_worker):
-            return None
-        failure = EngineError(f"engine {self.name!r}: the task raised {text_of(error)}")
-        failure.__cause__ = error
-        return failure
+        return None if isinstance(error, self.ends_worker) else named(error, self.name)
 
     def check_result(self, task: str, value: Any) -> None:
         """Refuse a result that cannot be stored.

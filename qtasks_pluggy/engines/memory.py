@@ -43,7 +43,7 @@ from qtasks_pluggy.engines._memory_queue import (
     refuse_in_a_fork,
 )
 from qtasks_pluggy.engines._memory_threads import Threads
-from qtasks_pluggy.engines.servers import named
+from qtasks_pluggy.engines.native import named
 from qtasks_pluggy.exc import EngineError, TaskCancelError
 
 if TYPE_CHECKING:

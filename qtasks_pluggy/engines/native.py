@@ -888,6 +888,18 @@ def text_of(error: BaseException | None) -> str:
         return type(error).__name__
 
 
+def named(error: BaseException, engine: str) -> EngineError:
+    """Name an error that is no ``Exception``, for those who wait: it would end them too.
+
+    Args:
+        error: ``SystemExit``, or a class of the user's own.
+        engine: The engine's name.
+    """
+    failure = EngineError(f"engine {engine!r}: the task raised {text_of(error)}")
+    failure.__cause__ = error
+    return failure
+
+
 def unstorable(what: str, value: Any, error: BaseException, *, engine: str) -> EngineError:
     """Say that an engine cannot store a result.
 
