@@ -11,17 +11,12 @@ of the app's. What an engine says besides the answers of ``Native``:
 ``reach``           raise where its server does not answer
 ==================  ============================================================================
 
-How errors travel is written once too. An error that its class and arguments make again is sent as
-these; any other as an ``EngineError`` that has the task, the class and the text. A class is looked
-for among the modules that are loaded, and only an ``Exception`` is made: nothing is imported, and
-nothing else called, because a message says so.
+How errors travel is written in ``_errors.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -30,14 +25,32 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Attempt, Backend, RunResult, executor_for, load_plugins
-from qtasks_pluggy.engines.native import PLAIN, Host, Native, named, text_of, unstorable
+from qtasks_pluggy.engines._errors import (
+    PLAIN,
+    named,
+    pack_error,
+    portable,
+    text_of,
+    unpack_error,
+    unstorable,
+)
+from qtasks_pluggy.engines.native import Host, Native
 from qtasks_pluggy.exc import (
     CapabilityError,
     EngineError,
     QTasksError,
     TaskCancelError,
-    TaskPluginTriggerError,
 )
+
+__all__ = [
+    "PATIENCE",
+    "POLL",
+    "Forward",
+    "pack_error",
+    "portable",
+    "trouble_within",
+    "unpack_error",
+]
 
 N = TypeVar("N")
 # Seconds in which a server has to answer when an app starts.
@@ -273,97 +286,3 @@ def trouble_within(seconds: float, ask: Callable[[], object]) -> BaseException |
         return answer.exception(seconds)
     except TimeoutError:
         return TimeoutError(f"no answer within {seconds:g} seconds")
-
-
-def pack_error(error: BaseException) -> dict[str, Any]:
-    """Make JSON of an error: its class, arguments, text and notes."""
-    args = list(error.args)
-    kwargs = error.kwargs if isinstance(error, TaskPluginTriggerError) else {}
-    try:
-        json.dumps([args, kwargs])
-    except (TypeError, ValueError, RecursionError):
-        args, kwargs = [text_alone(error)], {}
-    kind = type(error)
-    notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
-    return {
-        "module": kind.__module__,
-        "class": kind.__qualname__,
-        "args": args,
-        "kwargs": kwargs,
-        "text": text_alone(error),
-        "notes": notes,
-    }
-
-
-def unpack_error(told: Mapping[str, Any], who: str) -> Exception:
-    """Make an error again of what ``pack_error`` made of it.
-
-    Args:
-        told: Anybody may have written it.
-        who: The engine and the task, for an error that cannot be made again.
-
-    Returns:
-        The error, or an ``EngineError`` that has its class and its text.
-    """
-    try:
-        module, name, text = told["module"], told["class"], told["text"]
-        error = rebuilt(module, name, told["args"], told["kwargs"], text)
-        if error is None:
-            error = EngineError(f"{who}: {module}.{name}: {text}")
-        for note in told["notes"]:
-            error.add_note(note)
-    except Exception as broken:  # noqa: BLE001  # whatever it is made of
-        return EngineError(f"{who}: its end cannot be read: {text_of(broken)}")
-    return error
-
-
-def rebuilt(module: str, name: str, args: Any, kwargs: Any, text: str) -> Exception | None:
-    """Make an error of its class and arguments; None if that is not the error that it was."""
-    # Only a class that is there already: whoever writes results must not choose what is imported.
-    kind: Any = sys.modules.get(module)
-    for part in name.split("."):
-        kind = getattr(kind, part, None)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)):
-        return None
-    try:
-        error = kind(*args, **kwargs)
-        return error if str(error) == text else None
-    except Exception:  # noqa: BLE001  # a class that is made in another way
-        return None
-
-
-def portable(error: BaseException | None, who: str) -> BaseException | None:
-    """Give an error for an engine that keeps class and arguments alone.
-
-    Args:
-        error: What the run ended in.
-        who: The engine and the task.
-
-    Returns:
-        The error, if these make it again; else an ``EngineError`` with its class and text, and the
-        error as its cause.
-    """
-    if error is None or isinstance(error, EngineError):
-        return error
-    kind, text = type(error), text_alone(error)
-    if isinstance(error, TaskPluginTriggerError) and not error.args:
-        # Of its keywords nothing would be left.
-        error.args = (text,)
-    try:
-        args = json.loads(json.dumps(error.args))
-    except (TypeError, ValueError, RecursionError):
-        args = None
-    made = None if args is None else rebuilt(kind.__module__, kind.__qualname__, args, {}, text)
-    if made is not None:
-        return error
-    told = EngineError(f"{who}: {kind.__module__}.{kind.__qualname__}: {text}")
-    told.__cause__ = error
-    return told
-
-
-def text_alone(error: BaseException) -> str:
-    """Return an error's text, whatever its class makes of ``str``."""
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
-        return ""

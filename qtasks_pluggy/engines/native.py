@@ -29,17 +29,13 @@ The object lives on the engine's own app and nowhere else, so it goes with it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar, copy_context
-from pkgutil import resolve_name
-from types import TracebackType
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 import attrs
 
-from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask, TaskExecutor, TaskFunc, TaskMessage
 from qtasks_pluggy.engines import (
     ASYNCIO_WORKER,
@@ -47,38 +43,43 @@ from qtasks_pluggy.engines import (
     Attempt,
     Backend,
     Capabilities,
-    is_here,
     is_pending,
-    is_started,
     load_plugins,
     lock_of,
     log_event,
     prepare,
     run_to_completion,
     wait_for,
-    worker_lifespan,
 )
+from qtasks_pluggy.engines._errors import HANDS_OVER, PLAIN, named, text_of, unstorable
+from qtasks_pluggy.engines._host import Host
 from qtasks_pluggy.engines._installed import INSTALLED
-from qtasks_pluggy.exc import (
-    CapabilityError,
-    EngineError,
-    PluginRegistrationError,
-    QTasksError,
-)
+from qtasks_pluggy.engines._life import Life, log_as
+from qtasks_pluggy.engines._native_app import NativeApp, resolved
+from qtasks_pluggy.engines._native_tasks import Importable, attempt_of, declared
+from qtasks_pluggy.engines._replays import SENDING, refused, send_again
+from qtasks_pluggy.exc import CapabilityError, EngineError
+
+__all__ = [
+    "HANDS_OVER",
+    "PLAIN",
+    "Host",
+    "Importable",
+    "Native",
+    "attempt_of",
+    "declared",
+    "log_as",
+    "named",
+    "text_of",
+    "unstorable",
+]
 
 N = TypeVar("N")
 
-# Results of these types travel as they are, whatever serializes them; a whole number can have too
-# many digits for JSON.
-PLAIN: Final = frozenset({type(None), bool, float, str})
-# The packages whose frames lead from an engine to a task: ours, and those by which we wait.
-_OURS: Final = frozenset({"asyncio", "concurrent", "contextlib", "qtasks_pluggy", "threading"})
 # The runs at work here, so that a task that calls itself calls a function.
 _at_work: Final[ContextVar[frozenset[Any]]] = ContextVar(
     "qtasks_pluggy_at_work", default=frozenset()
 )
-# The replays that the attempt at work has begun to send on its own event loop.
-_sending: Final[ContextVar[list[asyncio.Task[Any]]]] = ContextVar("qtasks_pluggy_sending")
 
 
 @attrs.frozen
@@ -226,9 +227,17 @@ class Native(Generic[N]):
         """
         return {}
 
-    def send(self, message: TaskMessage, delay: float | None) -> Any:
-        """Send a message to one of ``tasks``, under the message's own id."""
-        raise NotImplementedError
+    def send(self, message: TaskMessage, delay: float | None) -> Any:  # noqa: ARG002  # an engine's
+        """Send a message to one of ``tasks``, under the message's own id.
+
+        Raises:
+            CapabilityError: The engine has no way to send one.
+        """
+        msg = (
+            f"app {self.app.name!r}, install(): a run of task {message.name!r} cannot be sent again"
+            " on this engine; send it as your own code does"
+        )
+        raise CapabilityError(msg)
 
     def function_of(self, name: str) -> Callable[..., Any]:
         """Give the function of one of ``tasks``, for plugins that are asked about a past run."""
@@ -302,7 +311,7 @@ class Native(Generic[N]):
         self._app: NativeApp | None = None
         self._tasks: dict[str, AsyncTask[..., Any] | SyncTask[..., Any]] = {}
         self._made_in = 0
-        self._life = _Life()
+        self._life = Life()
         self._lock = lock_of(self)
         self._hears_of_answers = type(self).answered is not Native.answered
 
@@ -453,7 +462,7 @@ class Native(Generic[N]):
         """Make one attempt on this event loop, as ``work`` does, in the caller's context."""
         token = _at_work.set(_at_work.get() | {key})
         sending: list[asyncio.Task[Any]] = []
-        replays = _sending.set(sending)
+        replays = SENDING.set(sending)
         try:
             with HANDS_OVER:
                 ended = await self._attempt(ASYNCIO_WORKER, run, func, args, kwargs)
@@ -462,7 +471,7 @@ class Native(Generic[N]):
                 return ended
         finally:
             _at_work.reset(token)
-            _sending.reset(replays)
+            SENDING.reset(replays)
             for one in sending:
                 await one
 
@@ -560,357 +569,9 @@ class Native(Generic[N]):
         return self.can(None)
 
     def submit(self, message: TaskMessage, delay: float | None) -> Any:
-        """Send a message; on the engine's own event loop it is sent before the attempt ends.
-
-        Args:
-            message: It names one of ``tasks``.
-            delay: Seconds before it may run; None and 0 for at once.
-
-        Raises:
-            CapabilityError: This is the engine's own event loop, and no attempt is at work.
-            EngineError: The engine failed, or an argument does not travel.
-        """
-        try:
-            sent = self.send(message, delay)
-            if not is_pending(sent):
-                return sent
-            if not is_here(self.loop) or self.loop is None:
-                return run_to_completion(wait_for(sent, self, SYNC, "send"))  # type: ignore[arg-type]  # as above
-        except QTasksError:
-            raise
-        except Exception as error:
-            raise self._refused(message, error) from error
-        sending = _sending.get(None)
-        if sending is None:
-            sent.close()
-            msg = (
-                f"engine {self.name!r} sends on this thread's event loop, so a replay of task"
-                f" {message.name!r} cannot wait for it here; call it in a thread, as by"
-                " asyncio.to_thread(app.replay, message)"
-            )
-            raise CapabilityError(msg)
-        sending.append(self.loop.create_task(self._sent(message, sent)))
-        return None
-
-    async def _sent(self, message: TaskMessage, sent: Coroutine[Any, Any, Any]) -> None:
-        try:
-            await sent
-        except Exception as error:  # noqa: BLE001  # nobody waits for it who could be told
-            refused = error if isinstance(error, QTasksError) else self._refused(message, error)
-            known = {"task": message.name, "uuid": str(message.uuid)}
-            log_event("error", "replay_not_sent", **known, error=text_of(refused))
+        """Send a message, for a replay."""
+        return send_again(self, message, delay)
 
     def _refused(self, message: TaskMessage, error: Exception) -> EngineError:
-        """Say why a message could not be sent; of an argument its place and type, not its value."""
-        what = "the call"
-        for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
-            try:
-                self.encode(None, value)
-            except Exception:  # noqa: BLE001  # whatever a value's own methods raise
-                what = f"argument {place!r}, a {type(value).__name__},"
-                break
-        return EngineError(
-            f"engine {self.name!r} cannot take task {message.name!r}: {what} was refused"
-            f" ({text_of(error)}); give it arguments that fit and can be serialized, and look"
-            " whether its broker runs"
-        )
-
-
-class NativeApp(QueueTasks):
-    """An engine's own app as its plugins see it.
-
-    Args:
-        native: What sends its runs again.
-        options: As for ``QueueTasks``.
-    """
-
-    # The engine's own app, which sends them, needs no start.
-    _sends_unstarted = True
-
-    def __init__(self, native: Native[Any], **options: Any) -> None:
-        super().__init__(native.app_name, **options)
-        self._native = native
-
-    @property
-    def engine(self) -> Native[Any]:
-        """What sends its runs again, whose ``native`` is the engine's own app."""
-        return self._native
-
-    @property
-    def tasks(self) -> Mapping[str, Any]:
-        """The engine's own tasks by name."""
-        return self._native.tasks
-
-    def _executor_for(self, message: TaskMessage) -> TaskExecutor:
-        """Make an executor by which plugins are asked about a run that happened elsewhere."""
-        if message.name not in self.tasks:
-            return super()._executor_for(message)
-        prepare(self)
-        func = TaskFunc(message.name, self._native.function_of(message.name))
-        kind = AsyncTask if func.is_async else SyncTask
-        return TaskExecutor(kind(func, self), message, plugins=self.plugins)
-
-    def replay(self, message: TaskMessage, **options: Any) -> Any:
-        """Send a run of one of the engine's own tasks again, as ``QueueTasks.replay`` does.
-
-        Raises:
-            CapabilityError: The engine cannot.
-        """
-        if type(self._native).send is Native.send:
-            msg = (
-                f"app {self.name!r}, install(): a run of task {message.name!r} cannot be sent again"
-                " on this engine; send it as your own code does"
-            )
-            raise CapabilityError(msg)
-        return super().replay(message, **options)
-
-
-class _Life:
-    """Whether the plugins are started in this process, and for how many workers."""
-
-    def __init__(self) -> None:
-        self._pid = 0
-        self._lifespan: Any = None
-        self.workers = 0
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether they are started here."""
-        return self._pid == os.getpid() and self._lifespan is not None
-
-    def begin(self, app: Callable[[], QueueTasks]) -> None:
-        """Start them, unless they are."""
-        lifespan = self._new(app)
-        if lifespan is not None:
-            lifespan.__enter__()
-            self._lifespan = lifespan
-
-    async def begin_async(self, app: Callable[[], QueueTasks]) -> None:
-        """Start them on this event loop, unless they are."""
-        lifespan = self._new(app)
-        if lifespan is not None:
-            await lifespan.__aenter__()
-            self._lifespan = lifespan
-
-    def end(self) -> None:
-        """Stop them after the last worker."""
-        lifespan = self._over()
-        if lifespan is not None:
-            lifespan.__exit__(None, None, None)
-
-    async def end_async(self) -> None:
-        """Stop them on this event loop after the last worker."""
-        lifespan = self._over()
-        if lifespan is not None:
-            await lifespan.__aexit__(None, None, None)
-
-    def replace(self, app: QueueTasks | None) -> None:
-        """Stop them, and start another app's, if they are started."""
-        if app is None or not self.is_begun:
-            return
-        lifespan, self._lifespan = self._lifespan, None
-        lifespan.__exit__(None, None, None)
-        self.begin(lambda: app)
-
-    def _new(self, app: Callable[[], QueueTasks]) -> Any:
-        if self._pid != os.getpid():
-            # A forked process has what its parent had begun.
-            self._pid, self._lifespan, self.workers = os.getpid(), None, 0
-        if self._lifespan is not None:
-            return None
-        new = app()
-        # One that is started already is its starter's to stop.
-        return None if is_started(new) else worker_lifespan(new)
-
-    def _over(self) -> Any:
-        if self._pid != os.getpid():
-            return None
-        self.workers = max(self.workers - 1, 0)
-        if self.workers:
-            return None
-        lifespan, self._lifespan = self._lifespan, None
-        return lifespan
-
-
-class Host:
-    """An engine as the executor of one attempt sees it."""
-
-    __slots__ = ("_native", "_run", "control", "name")
-
-    def __init__(self, native: Native[Any], run: Any) -> None:
-        self._native, self._run = native, run
-        self.name: str = native.name
-        self.control: tuple[type[Exception], ...] = native.control
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the engine can do for this run."""
-        return self._native.can(self._run)
-
-    def will_retry(self, error: BaseException) -> bool:
-        """Say whether the engine makes the run again by itself."""
-        return self._native.will_retry(self._run, error)
-
-    def failure(self, error: BaseException) -> BaseException | None:
-        """Say what the run fails in, if it does not end the worker."""
-        return self._native.failure(error)
-
-    def check_answer(self, value: Any) -> None:
-        """Refuse an answer that cannot be stored.
-
-        Raises:
-            EngineError: It cannot be encoded.
-        """
-        if type(value) not in PLAIN:
-            try:
-                self._native.encode(self._run, value)
-            except Exception as error:
-                what = "the answer"
-                raise unstorable(what, value, error, engine=self.name) from error
-
-    def check_result(self, run: RunningTask) -> None:
-        """Refuse a result that cannot be stored.
-
-        Raises:
-            EngineError: It cannot be encoded.
-        """
-        self._native.check_result(run.task_func.name, run.result)
-
-
-class HandsOver:
-    """Cuts the leading frames that are ours from an error that leaves for the engine (R6)."""
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Cut them; the error goes on."""
-        if error is not None:
-            # Past the class's own, which a frozen one can have.
-            BaseException.with_traceback(error, _theirs(error.__traceback__))
-
-
-HANDS_OVER: Final = HandsOver()
-
-
-def _theirs(traceback: TracebackType | None) -> TracebackType | None:
-    """Find where a traceback enters code that is neither ours nor what we wait by."""
-    while traceback is not None and traceback.tb_next is not None:
-        module = str(traceback.tb_frame.f_globals.get("__name__"))
-        if module.partition(".")[0] not in _OURS:
-            break
-        traceback = traceback.tb_next
-    return traceback
-
-
-class Importable(Mapping[str, Any]):
-    """The tasks of an engine that has no list of them: what can be imported, by dotted names.
-
-    Args:
-        is_task: Says whether what was imported is a task.
-    """
-
-    def __init__(self, is_task: Callable[[Any], bool]) -> None:
-        self._is_task = is_task
-
-    def __getitem__(self, name: str) -> Any:
-        """Import a task."""
-        try:
-            task = resolve_name(name)
-        except (AttributeError, ImportError, ValueError) as error:
-            raise KeyError(name) from error
-        if not self._is_task(task):
-            raise KeyError(name)
-        return task
-
-    def __iter__(self) -> Iterator[str]:
-        """List nothing."""
-        return iter(())
-
-    def __len__(self) -> int:
-        """Count nothing."""
-        return 0
-
-
-def log_as(name: str) -> None:
-    """Let a worker's log have our events too, where its command sets up the engine's logger alone.
-
-    Args:
-        name: The engine's logger.
-    """
-    ours, theirs = logging.getLogger("qtasks_pluggy"), logging.getLogger(name)
-    if not ours.hasHandlers():
-        for handler in theirs.handlers:
-            ours.addHandler(handler)
-        ours.setLevel(theirs.level)
-
-
-def resolved(plugin: Any) -> Any:
-    """Import a plugin that is given by its name.
-
-    Raises:
-        PluginRegistrationError: There is none of this name.
-    """
-    if not isinstance(plugin, str):
-        return plugin
-    try:
-        return resolve_name(plugin)
-    except (ImportError, AttributeError, ValueError) as error:
-        msg = f"install(): plugin {plugin!r} cannot be imported: {error}; name 'module:attribute'"
-        raise PluginRegistrationError(msg) from error
-
-
-def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:
-    """Find what a class that an engine made of a task has of the task's own declaration.
-
-    Args:
-        kind: The class.
-        known: The names that are the engine's own.
-    """
-    return {
-        name: value
-        for name, value in vars(kind).items()
-        if not (name.startswith("_") or name in known or hasattr(value, "__get__"))
-    }
-
-
-def attempt_of(header: Mapping[str, Any]) -> int:
-    """Read a run's attempt from what travels with its message, which anybody may have written."""
-    attempt = header.get("attempt")
-    return attempt if type(attempt) is int and attempt > 1 else 1
-
-
-def text_of(error: BaseException | None) -> str:
-    """Return an error's class and text, whatever the class makes of ``str``."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
-        return type(error).__name__
-
-
-def named(error: BaseException, engine: str) -> EngineError:
-    """Name an error that is no ``Exception``, for those who wait: it would end them too.
-
-    Args:
-        error: ``SystemExit``, or a class of the user's own.
-        engine: The engine's name.
-    """
-    failure = EngineError(f"engine {engine!r}: the task raised {text_of(error)}")
-    failure.__cause__ = error
-    return failure
-
-
-def unstorable(what: str, value: Any, error: BaseException, *, engine: str) -> EngineError:
-    """Say that an engine cannot store a result.
-
-    Args:
-        what: Whose value it is, for people.
-        value: Of which the type is shown.
-        error: What the engine's own serializer says.
-        engine: The engine's name.
-    """
-    msg = (
-        f"engine {engine!r}: {what}, a {type(value).__name__}, cannot be stored"
-        f" ({text_of(error)}); return something that can, an id or a path"
-    )
-    return EngineError(msg)
+        """Say why a message could not be sent."""
+        return refused(self, message, error)

@@ -1,0 +1,179 @@
+"""How errors leave a run: without our frames, named for those who wait, or carried as JSON.
+
+An error that its class and arguments make again is sent as these; any other as an ``EngineError``
+that has the task, the class and the text. A class is looked for among the modules that are loaded,
+and only an ``Exception`` is made: nothing is imported, and nothing else called, because a message
+says so.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final
+
+from qtasks_pluggy.exc import EngineError, TaskPluginTriggerError
+
+# Results of these types travel as they are, whatever serializes them; a whole number can have too
+# many digits for JSON.
+PLAIN: Final = frozenset({type(None), bool, float, str})
+# The packages whose frames lead from an engine to a task: ours, and those by which we wait.
+_OURS: Final = frozenset({"asyncio", "concurrent", "contextlib", "qtasks_pluggy", "threading"})
+
+
+class HandsOver:
+    """Cuts the leading frames that are ours from an error that leaves for the engine (R6)."""
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Cut them; the error goes on."""
+        if error is not None:
+            # Past the class's own, which a frozen one can have.
+            BaseException.with_traceback(error, _theirs(error.__traceback__))
+
+
+HANDS_OVER: Final = HandsOver()
+
+
+def _theirs(traceback: TracebackType | None) -> TracebackType | None:
+    """Find where a traceback enters code that is neither ours nor what we wait by."""
+    while traceback is not None and traceback.tb_next is not None:
+        module = str(traceback.tb_frame.f_globals.get("__name__"))
+        if module.partition(".")[0] not in _OURS:
+            break
+        traceback = traceback.tb_next
+    return traceback
+
+
+def text_of(error: BaseException | None) -> str:
+    """Return an error's class and text, whatever the class makes of ``str``."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
+        return type(error).__name__
+
+
+def named(error: BaseException, engine: str) -> EngineError:
+    """Name an error that is no ``Exception``, for those who wait: it would end them too.
+
+    Args:
+        error: ``SystemExit``, or a class of the user's own.
+        engine: The engine's name.
+    """
+    failure = EngineError(f"engine {engine!r}: the task raised {text_of(error)}")
+    failure.__cause__ = error
+    return failure
+
+
+def unstorable(what: str, value: Any, error: BaseException, *, engine: str) -> EngineError:
+    """Say that an engine cannot store a result.
+
+    Args:
+        what: Whose value it is, for people.
+        value: Of which the type is shown.
+        error: What the engine's own serializer says.
+        engine: The engine's name.
+    """
+    msg = (
+        f"engine {engine!r}: {what}, a {type(value).__name__}, cannot be stored"
+        f" ({text_of(error)}); return something that can, an id or a path"
+    )
+    return EngineError(msg)
+
+
+def pack_error(error: BaseException) -> dict[str, Any]:
+    """Make JSON of an error: its class, arguments, text and notes."""
+    args = list(error.args)
+    kwargs = error.kwargs if isinstance(error, TaskPluginTriggerError) else {}
+    try:
+        json.dumps([args, kwargs])
+    except (TypeError, ValueError, RecursionError):
+        args, kwargs = [text_alone(error)], {}
+    kind = type(error)
+    notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
+    return {
+        "module": kind.__module__,
+        "class": kind.__qualname__,
+        "args": args,
+        "kwargs": kwargs,
+        "text": text_alone(error),
+        "notes": notes,
+    }
+
+
+def unpack_error(told: Mapping[str, Any], who: str) -> Exception:
+    """Make an error again of what ``pack_error`` made of it.
+
+    Args:
+        told: Anybody may have written it.
+        who: The engine and the task, for an error that cannot be made again.
+
+    Returns:
+        The error, or an ``EngineError`` that has its class and its text.
+    """
+    try:
+        module, name, text = told["module"], told["class"], told["text"]
+        error = rebuilt(module, name, told["args"], told["kwargs"], text)
+        if error is None:
+            error = EngineError(f"{who}: {module}.{name}: {text}")
+        for note in told["notes"]:
+            error.add_note(note)
+    except Exception as broken:  # noqa: BLE001  # whatever it is made of
+        return EngineError(f"{who}: its end cannot be read: {text_of(broken)}")
+    return error
+
+
+def rebuilt(module: str, name: str, args: Any, kwargs: Any, text: str) -> Exception | None:
+    """Make an error of its class and arguments; None if that is not the error that it was."""
+    # Only a class that is there already: whoever writes results must not choose what is imported.
+    kind: Any = sys.modules.get(module)
+    for part in name.split("."):
+        kind = getattr(kind, part, None)
+    if not (isinstance(kind, type) and issubclass(kind, Exception)):
+        return None
+    try:
+        error = kind(*args, **kwargs)
+        return error if str(error) == text else None
+    except Exception:  # noqa: BLE001  # a class that is made in another way
+        return None
+
+
+def portable(error: BaseException | None, who: str) -> BaseException | None:
+    """Give an error for an engine that keeps class and arguments alone.
+
+    Args:
+        error: What the run ended in.
+        who: The engine and the task.
+
+    Returns:
+        The error, if these make it again; else an ``EngineError`` with its class and text, and the
+        error as its cause.
+    """
+    if error is None or isinstance(error, EngineError):
+        return error
+    kind, text = type(error), text_alone(error)
+    if isinstance(error, TaskPluginTriggerError) and not error.args:
+        # Of its keywords nothing would be left.
+        error.args = (text,)
+    try:
+        args = json.loads(json.dumps(error.args))
+    except (TypeError, ValueError, RecursionError):
+        args = None
+    made = None if args is None else rebuilt(kind.__module__, kind.__qualname__, args, {}, text)
+    if made is not None:
+        return error
+    told = EngineError(f"{who}: {kind.__module__}.{kind.__qualname__}: {text}")
+    told.__cause__ = error
+    return told
+
+
+def text_alone(error: BaseException) -> str:
+    """Return an error's text, whatever its class makes of ``str``."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
+        return ""

@@ -1,0 +1,56 @@
+"""An engine as the executor of one attempt sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtasks_hookspecs import RunningTask
+from qtasks_pluggy.engines import Capabilities
+from qtasks_pluggy.engines._errors import PLAIN, unstorable
+
+
+class Host:
+    """An engine as the executor of one attempt sees it."""
+
+    __slots__ = ("_native", "_run", "control", "name")
+
+    def __init__(self, native: Any, run: Any) -> None:
+        self._native, self._run = native, run
+        self.name: str = native.name
+        self.control: tuple[type[Exception], ...] = native.control
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do for this run."""
+        can: Capabilities = self._native.can(self._run)
+        return can
+
+    def will_retry(self, error: BaseException) -> bool:
+        """Say whether the engine makes the run again by itself."""
+        return bool(self._native.will_retry(self._run, error))
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Say what the run fails in, if it does not end the worker."""
+        failure: BaseException | None = self._native.failure(error)
+        return failure
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
+
+        Raises:
+            EngineError: It cannot be encoded.
+        """
+        if type(value) not in PLAIN:
+            try:
+                self._native.encode(self._run, value)
+            except Exception as error:
+                what = "the answer"
+                raise unstorable(what, value, error, engine=self.name) from error
+
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a result that cannot be stored.
+
+        Raises:
+            EngineError: It cannot be encoded.
+        """
+        self._native.check_result(run.task_func.name, run.result)
