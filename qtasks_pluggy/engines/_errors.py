@@ -69,20 +69,55 @@ def named(error: BaseException, engine: str) -> EngineError:
     return failure
 
 
-def unstorable(what: str, value: Any, error: BaseException, *, engine: str) -> EngineError:
-    """Say that an engine cannot store a result.
+def wrong_app(kind: Any, given: Any) -> TypeError:
+    """Say what ``install`` takes.
 
     Args:
-        what: Whose value it is, for people.
-        value: Of which the type is shown.
-        error: What the engine's own serializer says.
-        engine: The engine's name.
+        kind: The class of engine.
+        given: What it was given instead of the engine's own app.
     """
-    msg = (
-        f"engine {engine!r}: {what}, a {type(value).__name__}, cannot be stored"
-        f" ({text_of(error)}); return something that can, an id or a path"
+    package, got = kind.kind.__module__.partition(".")[0], type(given)
+    return TypeError(
+        f"engine {kind.name!r}: install() expected a {package}.{kind.kind.__name__}, got a"
+        f" {got.__module__}.{got.__qualname__}; give it the object that you make with"
+        f" {kind.name} itself"
     )
-    return EngineError(msg)
+
+
+def check_storable(native: Any, run: Any, what: str, value: Any) -> None:
+    """Refuse a value that an engine cannot store.
+
+    Args:
+        native: The engine.
+        run: What its ``encode`` knows the run by.
+        what: Whose value it is, for people.
+        value: The error shows its type only.
+
+    Raises:
+        EngineError: It cannot be encoded.
+    """
+    if type(value) in PLAIN:
+        return
+    try:
+        native.encode(run, value)
+    except Exception as error:
+        msg = (
+            f"engine {native.name!r}: {what}, a {type(value).__name__}, cannot be stored"
+            f" ({text_of(error)}); return something that can, an id or a path"
+        )
+        raise EngineError(msg) from error
+
+
+def unsent(engine: str, task: str, error: BaseException | None, failure: Exception) -> EngineError:
+    """Say that a retry could not be sent; the cause is the task's own error."""
+    told = failure
+    if not isinstance(told, EngineError):
+        told = EngineError(
+            f"engine {engine!r}, task {task!r}: a retry was decided, and the broker did not take"
+            f" it: {text_of(failure)}; check that the broker runs and has room"
+        )
+    told.__cause__ = error
+    return told
 
 
 def pack_error(error: BaseException) -> dict[str, Any]:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy.engines import Capabilities
-from qtasks_pluggy.engines._errors import PLAIN, unstorable
+from qtasks_pluggy.engines._errors import check_storable
 
 
 class Host:
-    """An engine as the executor of one attempt sees it."""
+    """What the executor asks about one run; ``Native`` answers it."""
 
-    __slots__ = ("_native", "_run", "control", "name")
+    __slots__ = ("_native", "_run", "control", "failure", "name")
 
     def __init__(self, native: Any, run: Any) -> None:
         self._native, self._run = native, run
         self.name: str = native.name
         self.control: tuple[type[Exception], ...] = native.control
+        self.failure: Callable[[BaseException], BaseException | None] = native.failure
 
     @property
     def capabilities(self) -> Capabilities:
@@ -26,13 +28,8 @@ class Host:
         return can
 
     def will_retry(self, error: BaseException) -> bool:
-        """Say whether the engine makes the run again by itself."""
+        """Return whether the engine repeats the run by itself."""
         return bool(self._native.will_retry(self._run, error))
-
-    def failure(self, error: BaseException) -> BaseException | None:
-        """Say what the run fails in, if it does not end the worker."""
-        failure: BaseException | None = self._native.failure(error)
-        return failure
 
     def check_answer(self, value: Any) -> None:
         """Refuse an answer that cannot be stored.
@@ -40,12 +37,7 @@ class Host:
         Raises:
             EngineError: It cannot be encoded.
         """
-        if type(value) not in PLAIN:
-            try:
-                self._native.encode(self._run, value)
-            except Exception as error:
-                what = "the answer"
-                raise unstorable(what, value, error, engine=self.name) from error
+        check_storable(self._native, self._run, "the answer", value)
 
     def check_result(self, run: RunningTask) -> None:
         """Refuse a result that cannot be stored.

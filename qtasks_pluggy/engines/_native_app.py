@@ -34,7 +34,8 @@ class NativeApp(QueueTasks):
     @property
     def tasks(self) -> Mapping[str, Any]:
         """The engine's own tasks by name."""
-        return self._native.tasks
+        tasks: Mapping[str, Any] = self._native.tasks
+        return tasks
 
     def _executor_for(self, message: TaskMessage) -> TaskExecutor:
         """Make an executor by which plugins are asked about a run that happened elsewhere."""

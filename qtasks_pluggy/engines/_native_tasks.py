@@ -1,4 +1,4 @@
-"""What engines know of their tasks and messages, read alike."""
+"""How engines describe their tasks, and what they read from messages."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
+from qtasks_pluggy import TaskFunc
+
 
 class Importable(Mapping[str, Any]):
-    """The tasks of an engine that has no list of them: what can be imported, by dotted names.
+    """The tasks of an engine that has no list of them: whatever can be imported by a dotted name.
 
     Args:
-        is_task: Says whether what was imported is a task.
+        is_task: Returns whether an imported object is a task.
     """
 
     def __init__(self, is_task: Callable[[Any], bool]) -> None:
@@ -36,8 +38,27 @@ class Importable(Mapping[str, Any]):
         return 0
 
 
+def described(name: str, func: Any, options: Mapping[str, Any], intercept: Any) -> TaskFunc:
+    """Describe a task by what it was declared with, which may be anything.
+
+    Args:
+        name: Its name.
+        func: Its function.
+        options: ``tags`` are its tags, if they are words; the rest is ``extra``.
+        intercept: The exception classes that plugins are asked about.
+    """
+    extra = dict(options)
+    tags: Any = extra.get("tags", ())
+    tags = (tags,) if isinstance(tags, str) else tags
+    if isinstance(tags, (tuple, list, set, frozenset)) and all(isinstance(t, str) for t in tags):
+        extra.pop("tags", None)
+    else:
+        tags = ()
+    return TaskFunc(name, func, intercept=intercept, tags=tuple(tags), extra=extra)
+
+
 def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:
-    """Find what a class that an engine made of a task has of the task's own declaration.
+    """Return what a task was declared with, of the class that its engine made from it.
 
     Args:
         kind: The class.
@@ -51,6 +72,6 @@ def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:
 
 
 def attempt_of(header: Mapping[str, Any]) -> int:
-    """Read a run's attempt from what travels with its message, which anybody may have written."""
+    """Read a run's attempt from its message's header, which anybody may have written."""
     attempt = header.get("attempt")
     return attempt if type(attempt) is int and attempt > 1 else 1

@@ -26,13 +26,12 @@ from typing import Any, ClassVar, Final, TypeVar
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Attempt, Backend, RunResult, executor_for, load_plugins
 from qtasks_pluggy.engines._errors import (
-    PLAIN,
+    check_storable,
     named,
     pack_error,
     portable,
     text_of,
     unpack_error,
-    unstorable,
 )
 from qtasks_pluggy.engines.native import Host, Native
 from qtasks_pluggy.exc import (
@@ -255,12 +254,7 @@ class Forward(Native[N]):
         Raises:
             EngineError: It cannot be encoded.
         """
-        if type(value) not in PLAIN:
-            try:
-                self.encode(self._declared[task], value)
-            except Exception as error:
-                what = f"the result of task {task!r}"
-                raise unstorable(what, value, error, engine=self.name) from error
+        check_storable(self, self._declared[task], f"the result of task {task!r}", value)
 
 
 def trouble_within(seconds: float, ask: Callable[[], object]) -> BaseException | None:

@@ -424,7 +424,7 @@ class CeleryNative(Native[Celery]):
         if current_app != self.native and not spawned:
             return
         try:
-            self.begin(is_checked=True)
+            self.begin()
         except Exception as error:
             if current_process().name != "MainProcess":
                 # The pool would replace this child for ever.

@@ -269,7 +269,7 @@ class HueyEngine(Forward[Huey], HueyNative):
             try:
                 return native(data)
             except Exception as error:
-                if self._life.workers:
+                if self._workers:
                     self._end_unread(data, error)
                 raise
 

@@ -27,7 +27,7 @@ from huey.api import Task
 from huey.constants import EmptyData
 
 from qtasks_pluggy.engines import lock_of, log_event
-from qtasks_pluggy.engines.native import PLAIN
+from qtasks_pluggy.engines._errors import PLAIN
 from qtasks_pluggy.exc import EngineError
 
 _PREFIX: Final = "qtasks-ledger:"
