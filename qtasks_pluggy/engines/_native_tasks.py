@@ -71,7 +71,22 @@ def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:
     }
 
 
+def header_of(given: Any) -> dict[str, Any]:
+    """Read our header of a message, which anybody, or another version, may have written.
+
+    Args:
+        given: What the message has in its place.
+
+    Returns:
+        The header; without ``metadata`` unless that is a dictionary.
+    """
+    header = dict(given) if isinstance(given, dict) else {}
+    if not isinstance(header.get("metadata"), dict):
+        header.pop("metadata", None)
+    return header
+
+
 def attempt_of(header: Mapping[str, Any]) -> int:
-    """Read a run's attempt from its message's header, which anybody may have written."""
+    """Read a run's attempt from our header; what is no whole number from 1 is the first."""
     attempt = header.get("attempt")
     return attempt if type(attempt) is int and attempt > 1 else 1

@@ -168,6 +168,8 @@ class Forward(Native[N]):
             raise EngineError(msg)
         self._belong_to(app)
         trouble = trouble_within(PATIENCE, self.reach)
+        if isinstance(trouble, EngineError):
+            raise trouble
         if trouble is not None:
             msg = f"engine {self.name!r}, app {app.name!r}: {trouble}; start it, or name another"
             raise EngineError(msg) from trouble

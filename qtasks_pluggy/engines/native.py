@@ -49,7 +49,13 @@ from qtasks_pluggy.engines._host import Host
 from qtasks_pluggy.engines._installed import INSTALLED
 from qtasks_pluggy.engines._life import InWorkers, log_as
 from qtasks_pluggy.engines._native_app import NativeApp, resolved
-from qtasks_pluggy.engines._native_tasks import Importable, attempt_of, declared, described
+from qtasks_pluggy.engines._native_tasks import (
+    Importable,
+    attempt_of,
+    declared,
+    described,
+    header_of,
+)
 from qtasks_pluggy.engines._replays import SENDING, refused, send_again
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
@@ -61,6 +67,7 @@ __all__ = [
     "Native",
     "attempt_of",
     "declared",
+    "header_of",
     "log_as",
     "named",
     "text_of",

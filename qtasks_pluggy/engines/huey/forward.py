@@ -1,8 +1,8 @@
-"""An app's runs on Huey: on a file, the durable engine with no server, or on a Huey object.
+"""Huey as the engine of a ``QueueTasks`` app: on a SQLite file, or on a Huey object.
 
-What is replaced on the Huey, because there is no hook for it: ``build_error_result``, to keep class
-and arguments of an error, and ``deserialize_task``, to end a run that no worker can read. On a
-consumer of ours ``_set_signal_handlers``, because the process's signals are the app's.
+What is replaced on the Huey, because there is no hook for it: ``build_error_result``, to keep an
+error's class and arguments, and ``deserialize_task``, to end a run that no worker can read. On a
+consumer in this process ``_set_signal_handlers``, because the process's signals are the app's.
 """
 
 # Huey has no types, and its tasks carry what is ours.
@@ -21,7 +21,7 @@ from huey.api import Task
 from huey.constants import EmptyData
 from huey.exceptions import HueyException, RetryTask
 from huey.storage import MemoryStorage, SqliteStorage
-from huey.utils import Error, normalize_time
+from huey.utils import Error
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, log_event
@@ -32,9 +32,10 @@ from qtasks_pluggy.engines.huey.install import (
     HueyNative,
     cancel_execution,
     open_in_workers,
+    task_of,
 )
 from qtasks_pluggy.engines.huey.ledger import ledger_of
-from qtasks_pluggy.engines.huey.storage import reach, sqlite_huey, told
+from qtasks_pluggy.engines.huey.storage import sqlite_huey, told
 from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.exc import EngineError, TaskCancelError
 
@@ -88,13 +89,10 @@ class HueyEngine(Forward[Huey], HueyNative):
         self._consumer: Consumer | None = None
 
     def cover(self) -> None:
-        """Hear of runs and workers; keep what an end is besides Huey's words for it."""
+        """Hook into runs and workers, and keep more of an end than Huey does."""
         huey = self.native
-        # A Huey can be behind several apps.
-        name = f"{MODULE}-{id(self)}"
-        huey.pre_execute(name=name)(self._wrap)
-        huey.on_startup(name=name)(self._worker_begins)
-        huey.on_shutdown(name=name)(self.end)
+        # A Huey can be the engine of several apps.
+        self._hook(f"{MODULE}-{id(self)}")
         huey.signal("revoked", "expired", "canceled")(self._ended_without_us)
         huey.signal("retrying")(self._forget_error)
         huey.build_error_result = self._with_end(huey.build_error_result)
@@ -131,9 +129,8 @@ class HueyEngine(Forward[Huey], HueyNative):
         )
 
     def start(self, app: QueueTasks, workers: int | None) -> None:
-        """Look whether the storage can be used; do runs in this process, if asked to."""
-        self._belong_to(app)
-        reach(self.native, app.name)
+        """Check that the storage can be used, and do runs in this process if asked to."""
+        super().start(app, None)
         if workers:
             consumer: Any = self.native.create_consumer(
                 workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
@@ -143,6 +140,14 @@ class HueyEngine(Forward[Huey], HueyNative):
             consumer.start()
             self._consumer = consumer
 
+    def reach(self) -> None:
+        """Read from the storage.
+
+        Raises:
+            EngineError: It cannot be used.
+        """
+        told(self.native, self.app.name, self.native.pending_count)
+
     def stop(self) -> None:
         """Finish the runs that this process is doing; those that wait stay in the storage."""
         if self._consumer is not None:
@@ -150,39 +155,24 @@ class HueyEngine(Forward[Huey], HueyNative):
             self._consumer = None
 
     def send(self, message: TaskMessage, delay: float | None) -> Ticket:
-        """Enqueue a native task, which the ledger has before, so that no crash can lose it."""
-        huey, kwargs = self.native, dict(message.kwargs)
-        if message.metadata:
-            kwargs[HEADER] = {"metadata": dict(message.metadata)}
-        task = self.tasks[message.name](
-            message.args,
-            kwargs,
-            id=str(message.uuid),
-            eta=normalize_time(None, delay, huey.utc) if delay else None,
-            priority=message.priority or None,
-            retries=0,
-        )
+        """Enqueue a run.
+
+        Raises:
+            EngineError: An argument cannot be stored, or the storage cannot be used.
+        """
+        huey, kind = self.native, self.tasks[message.name]
+        header = {HEADER: {"metadata": dict(message.metadata)}} if message.metadata else {}
+        task = task_of(huey, kind, message, header, delay, retries=0)
         # Read as a worker would, before it is too late.
         self.encode(None, (task.args, task.kwargs))
         try:
             told(huey, message.name, huey.enqueue, task)
-        except BaseException as error:
-            undone = self._ledger is None
-            if self._ledger is not None:
-                # Whoever is told that it is not submitted may submit it again.
-                with suppress(Exception):
-                    self._ledger.delete(task.id)
-                    undone = True
-            if isinstance(error, OverflowError):
-                msg = (
-                    f"engine 'huey', task {message.name!r}: the storage does not take its priority,"
-                    f" {message.priority}, or its delay, {delay}: {error}; give it smaller ones"
-                )
-                raise EngineError(msg) from error
-            if isinstance(error, EngineError) and not undone:
-                msg = f"{error}; it may be done all the same, once the storage can be used"
-                raise EngineError(msg) from error
-            raise
+        except OverflowError as error:
+            msg = (
+                f"engine 'huey', task {message.name!r}: the storage does not take its priority,"
+                f" {message.priority}, or its delay, {delay}: {error}; give it smaller ones"
+            )
+            raise EngineError(msg) from error
         return Ticket(task.id, message.name)
 
     # --- one attempt
@@ -197,20 +187,14 @@ class HueyEngine(Forward[Huey], HueyNative):
         try:
             value = super()._execute(task, function)
         except CancelExecution as error:
-            # Huey tells of its end, and stores it, before it looks whether the task goes on.
+            # Huey reports and stores the end of a task before it checks whether it repeats it.
             if error.retry:
                 raise RetryTask from error
             if task.our_end is None:
                 task.our_end = _packed(TaskStatus.cancelled, TaskCancelError(str(error)))
             raise
-        huey = self.native
-        if value is None and huey.results and not huey.store_none:
-            # Or else nobody who waits would hear of it.
-            huey.put_result(task.id, None)
-        return value
-
-    def answered(self, run: Any, value: Any) -> Any:  # noqa: ARG002  # of all the same
-        """Give the value: a None is stored anyway."""
+        if value is None:
+            self.store_none(task)
         return value
 
     def failure(self, error: BaseException) -> BaseException | None:

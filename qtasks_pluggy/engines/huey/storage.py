@@ -14,7 +14,6 @@ from urllib.parse import unquote
 from huey import Huey, SqliteHuey
 
 from qtasks_pluggy.engines import url_options
-from qtasks_pluggy.engines.forward import PATIENCE, trouble_within
 from qtasks_pluggy.exc import EngineError
 
 SCHEME: Final = "huey+sqlite://"
@@ -88,18 +87,3 @@ def told(huey: Huey, who: str, call: Callable[..., Any], *args: Any, **kwargs: A
             )
             raise EngineError(msg) from error
         raise
-
-
-def reach(huey: Huey, who: str) -> None:
-    """Look whether the storage can be used.
-
-    Raises:
-        EngineError: It cannot, or says nothing for some seconds.
-    """
-    trouble = trouble_within(PATIENCE, lambda: told(huey, who, huey.pending_count))
-    if isinstance(trouble, EngineError):
-        raise trouble
-    if trouble is not None:
-        kind = type(huey.storage).__name__
-        msg = f"engine 'huey', {who}: its {kind} cannot be used: {trouble}; is its server up?"
-        raise EngineError(msg) from trouble
