@@ -100,9 +100,10 @@ class Forward(Native[N]):
     def __init__(self, given: Any) -> None:
         if isinstance(given, str):
             scheme = given.partition("://")[0]
+            kind = self.kind.__name__
             msg = (
-                f"engine {self.name!r} takes its own object, got a URL, {scheme}://...; make a"
-                f" {self.kind.__name__} with it, and give that: QueueTasks(engine=...)"
+                f"engine {self.name!r} takes a {kind} object, not a URL, {scheme}://...; make one"
+                f" with {self.name} itself, and pass it: QueueTasks(engine=...)"
             )
             raise EngineError(msg)
         super().__init__(self.unwrap(given))
