@@ -1,9 +1,8 @@
-"""How errors leave a run: without our frames, named for those who wait, or carried as JSON.
+"""How errors leave a run: without our frames, wrapped for the caller, or as JSON.
 
-An error that its class and arguments make again is sent as these; any other as an ``EngineError``
-that has the task, the class and the text. A class is looked for among the modules that are loaded,
-and only an ``Exception`` is made: nothing is imported, and nothing else called, because a message
-says so.
+An error that its class and arguments rebuild is sent as these, any other as an ``EngineError`` with
+the task, the class and the text. Reading looks for the class in loaded modules only, and builds an
+``Exception`` only: no message can make us import or call anything else.
 """
 
 from __future__ import annotations
@@ -16,23 +15,22 @@ from typing import Any, Final
 
 from qtasks_pluggy.exc import EngineError, TaskPluginTriggerError
 
-# Results of these types travel as they are, whatever serializes them; a whole number can have too
-# many digits for JSON.
+# Every serializer takes values of these types; a whole number can have too many digits for JSON.
 PLAIN: Final = frozenset({type(None), bool, float, str})
-# The packages whose frames lead from an engine to a task: ours, and those by which we wait.
+# The packages whose frames lead from an engine to a task: ours, and those that we wait with.
 _OURS: Final = frozenset({"asyncio", "concurrent", "contextlib", "qtasks_pluggy", "threading"})
 
 
 class HandsOver:
-    """Cuts the leading frames that are ours from an error that leaves for the engine (R6)."""
+    """Cuts our leading frames from an error on its way to the engine (R6)."""
 
     def __enter__(self) -> None:
         """Do nothing."""
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Cut them; the error goes on."""
+        """Cut them, and let the error pass."""
         if error is not None:
-            # Past the class's own, which a frozen one can have.
+            # Not the error's own method: a frozen class refuses it.
             BaseException.with_traceback(error, _theirs(error.__traceback__))
 
 
@@ -40,7 +38,7 @@ HANDS_OVER: Final = HandsOver()
 
 
 def _theirs(traceback: TracebackType | None) -> TracebackType | None:
-    """Find where a traceback enters code that is neither ours nor what we wait by."""
+    """Find where a traceback enters code that is neither ours nor waits for us."""
     while traceback is not None and traceback.tb_next is not None:
         module = str(traceback.tb_frame.f_globals.get("__name__"))
         if module.partition(".")[0] not in _OURS:
@@ -50,7 +48,7 @@ def _theirs(traceback: TracebackType | None) -> TracebackType | None:
 
 
 def text_of(error: BaseException | None) -> str:
-    """Return an error's class and text, whatever the class makes of ``str``."""
+    """Return an error's class and text, even if its ``str`` fails."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001  # whatever an error's own methods raise
@@ -58,7 +56,7 @@ def text_of(error: BaseException | None) -> str:
 
 
 def named(error: BaseException, engine: str) -> EngineError:
-    """Name an error that is no ``Exception``, for those who wait: it would end them too.
+    """Wrap an error that is no ``Exception``: it would end the caller too.
 
     Args:
         error: ``SystemExit``, or a class of the user's own.
@@ -121,7 +119,7 @@ def unsent(engine: str, task: str, error: BaseException | None, failure: Excepti
 
 
 def pack_error(error: BaseException) -> dict[str, Any]:
-    """Make JSON of an error: its class, arguments, text and notes."""
+    """Pack an error for JSON: its class, arguments, text and notes."""
     args = list(error.args)
     kwargs = error.kwargs if isinstance(error, TaskPluginTriggerError) else {}
     try:
@@ -141,14 +139,14 @@ def pack_error(error: BaseException) -> dict[str, Any]:
 
 
 def unpack_error(told: Mapping[str, Any], who: str) -> Exception:
-    """Make an error again of what ``pack_error`` made of it.
+    """Rebuild an error from what ``pack_error`` returned.
 
     Args:
-        told: Anybody may have written it.
-        who: The engine and the task, for an error that cannot be made again.
+        told: The packed error; anybody may have written it.
+        who: The engine and the task, for an error that cannot be rebuilt.
 
     Returns:
-        The error, or an ``EngineError`` that has its class and its text.
+        The error, or an ``EngineError`` with its class and text.
     """
     try:
         module, name, text = told["module"], told["class"], told["text"]
@@ -157,14 +155,14 @@ def unpack_error(told: Mapping[str, Any], who: str) -> Exception:
             error = EngineError(f"{who}: {module}.{name}: {text}")
         for note in told["notes"]:
             error.add_note(note)
-    except Exception as broken:  # noqa: BLE001  # whatever it is made of
+    except Exception as broken:  # noqa: BLE001  # whatever it holds
         return EngineError(f"{who}: its end cannot be read: {text_of(broken)}")
     return error
 
 
 def rebuilt(module: str, name: str, args: Any, kwargs: Any, text: str) -> Exception | None:
-    """Make an error of its class and arguments; None if that is not the error that it was."""
-    # Only a class that is there already: whoever writes results must not choose what is imported.
+    """Rebuild an error from its class and arguments; None if that gives another error."""
+    # A loaded class only: whoever writes results must not choose what is imported.
     kind: Any = sys.modules.get(module)
     for part in name.split("."):
         kind = getattr(kind, part, None)
@@ -173,26 +171,26 @@ def rebuilt(module: str, name: str, args: Any, kwargs: Any, text: str) -> Except
     try:
         error = kind(*args, **kwargs)
         return error if str(error) == text else None
-    except Exception:  # noqa: BLE001  # a class that is made in another way
+    except Exception:  # noqa: BLE001  # a class that takes other arguments
         return None
 
 
 def portable(error: BaseException | None, who: str) -> BaseException | None:
-    """Give an error for an engine that keeps class and arguments alone.
+    """Return an error that an engine can store by its class and arguments alone.
 
     Args:
-        error: What the run ended in.
+        error: The error of the run.
         who: The engine and the task.
 
     Returns:
-        The error, if these make it again; else an ``EngineError`` with its class and text, and the
-        error as its cause.
+        The error itself if these rebuild it, else an ``EngineError`` with its class and text, and
+        the error as its cause.
     """
     if error is None or isinstance(error, EngineError):
         return error
     kind, text = type(error), text_alone(error)
     if isinstance(error, TaskPluginTriggerError) and not error.args:
-        # Of its keywords nothing would be left.
+        # Its keywords would be lost.
         error.args = (text,)
     try:
         args = json.loads(json.dumps(error.args))
@@ -207,7 +205,7 @@ def portable(error: BaseException | None, who: str) -> BaseException | None:
 
 
 def text_alone(error: BaseException) -> str:
-    """Return an error's text, whatever its class makes of ``str``."""
+    """Return an error's text, even if its ``str`` fails."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001  # whatever an error's own methods raise

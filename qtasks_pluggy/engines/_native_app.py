@@ -15,11 +15,11 @@ class NativeApp(QueueTasks):
     """An engine's own app as its plugins see it.
 
     Args:
-        native: What sends its runs again.
+        native: The engine, which sends its runs again.
         options: As for ``QueueTasks``.
     """
 
-    # The engine's own app, which sends them, needs no start.
+    # Runs are sent by the engine's own app, which needs no start.
     _sends_unstarted = True
 
     def __init__(self, native: Any, **options: Any) -> None:
@@ -28,7 +28,7 @@ class NativeApp(QueueTasks):
 
     @property
     def engine(self) -> Any:
-        """What sends its runs again, whose ``native`` is the engine's own app."""
+        """The engine; its ``native`` is the engine's own app."""
         return self._native
 
     @property
@@ -38,7 +38,7 @@ class NativeApp(QueueTasks):
         return tasks
 
     def _executor_for(self, message: TaskMessage) -> TaskExecutor:
-        """Make an executor by which plugins are asked about a run that happened elsewhere."""
+        """Make an executor that asks plugins about a past run."""
         if message.name not in self.tasks:
             return super()._executor_for(message)
         prepare(self)
@@ -48,15 +48,15 @@ class NativeApp(QueueTasks):
 
 
 def resolved(plugin: Any) -> Any:
-    """Import a plugin that is given by its name.
+    """Import a plugin that is given as a name.
 
     Raises:
-        PluginRegistrationError: There is none of this name.
+        PluginRegistrationError: The name cannot be imported.
     """
     if not isinstance(plugin, str):
         return plugin
     try:
         return resolve_name(plugin)
     except (ImportError, AttributeError, ValueError) as error:
-        msg = f"install(): plugin {plugin!r} cannot be imported: {error}; name 'module:attribute'"
+        msg = f"install(): plugin {plugin!r} cannot be imported: {error}; write 'module:attribute'"
         raise PluginRegistrationError(msg) from error

@@ -21,7 +21,7 @@ def send_again(native: Any, message: TaskMessage, delay: float | None) -> Any:
 
     Args:
         native: The engine.
-        message: It names one of ``tasks``.
+        message: It names one of the engine's ``tasks``.
         delay: Seconds before it may run; None and 0 for at once.
 
     Raises:
@@ -43,7 +43,7 @@ def send_again(native: Any, message: TaskMessage, delay: float | None) -> Any:
         sent.close()
         msg = (
             f"engine {native.name!r} sends on this thread's event loop, so a replay of task"
-            f" {message.name!r} cannot wait for it here; call it in a thread, as by"
+            f" {message.name!r} cannot wait for it here; call it in a thread, with"
             " asyncio.to_thread(app.replay, message)"
         )
         raise CapabilityError(msg)
@@ -54,14 +54,14 @@ def send_again(native: Any, message: TaskMessage, delay: float | None) -> Any:
 async def _sent(native: Any, message: TaskMessage, sent: Coroutine[Any, Any, Any]) -> None:
     try:
         await sent
-    except Exception as error:  # noqa: BLE001  # nobody waits for it who could be told
+    except Exception as error:  # noqa: BLE001  # nobody waits for it
         failure = error if isinstance(error, QTasksError) else refused(native, message, error)
         known = {"task": message.name, "uuid": str(message.uuid)}
         log_event("error", "replay_not_sent", **known, error=text_of(failure))
 
 
 def refused(native: Any, message: TaskMessage, error: Exception) -> EngineError:
-    """Say why a message could not be sent; of an argument its place and type, not its value."""
+    """Say why a message could not be sent; name an argument by place and type, never its value."""
     what = "the call"
     for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
         try:
@@ -71,6 +71,6 @@ def refused(native: Any, message: TaskMessage, error: Exception) -> EngineError:
             break
     return EngineError(
         f"engine {native.name!r} cannot take task {message.name!r}: {what} was refused"
-        f" ({text_of(error)}); give it arguments that fit and can be serialized, and look"
-        " whether its broker runs"
+        f" ({text_of(error)}); give it arguments that fit and can be serialized, and"
+        " check that its broker runs"
     )

@@ -127,7 +127,7 @@ def test_a_database_that_another_process_holds_is_told(path):
             lambda: work.submit(2),
             lambda: waiting.cancel(),
         ):
-            with pytest.raises(EngineError, match="another process holds it"):
+            with pytest.raises(EngineError, match="another process locks it"):
                 use()
         other.close()
     app.set_engine(app.engine, workers=1)
@@ -165,7 +165,7 @@ def test_a_folder_in_the_file_s_place_is_told(path):
 
 
 def test_tables_that_are_gone_are_told(path):
-    """A database that somebody made anew under the app is one error."""
+    """A database that somebody replaces while the app runs is one error."""
     app, work = shop_on(path)
     with app:
         with sqlite3.connect(path) as other:

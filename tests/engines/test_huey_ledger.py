@@ -6,6 +6,7 @@ import fcntl
 import pickle
 import stat
 import threading
+import time
 from pathlib import Path
 
 import huey
@@ -109,6 +110,23 @@ def test_a_lock_of_somebody_else_s_is_never_waited_for(native):
         fcntl.flock(theirs, fcntl.LOCK_SH)
         with pytest.raises(EngineError, match="another consumer"):
             ledger_of(native).open()
+
+
+def test_what_is_due_when_a_consumer_begins_is_done_once(native):
+    """The recovery takes nothing for lost that the scheduler is about to enqueue."""
+    seen, put = [], native.storage.enqueue
+    task = native.task(name="work")(seen.append)
+    for number in range(20):
+        native.add_schedule(task.s(number))
+
+    def enqueue(*args):
+        time.sleep(0.1)
+        put(*args)
+
+    native.storage.enqueue = enqueue
+    with consuming(native):
+        assert wait_until(lambda: len(seen) >= 20 and not native.pending_count(), LONG)
+    assert list(range(20)) == seen
 
 
 def test_a_recovered_run_knows_that_it_was_delivered_before(native):

@@ -83,12 +83,12 @@ def _begin(native: HueyNative, begin: Callable[[], None]) -> None:
 
 
 class HueyNative(Native[Huey]):
-    """Plugins for the tasks of a Huey, asked at every attempt."""
+    """The plugins of a Huey app, asked at every attempt."""
 
     name = "huey"
     kind = Huey
     control = CONTROL
-    # It ends the worker's thread, and Huey stores no end.
+    # Such an error ends the worker's thread, and Huey stores no end.
     ends_worker: ClassVar[tuple[type[BaseException], ...]] = (BaseException,)
 
     def cover(self) -> None:
@@ -112,7 +112,7 @@ class HueyNative(Native[Huey]):
         return {kind.__name__: kind for kind in self._kinds()}
 
     def count(self) -> int:
-        """Count its own tasks, of which several can have one name."""
+        """Count its own tasks; several can have the same name."""
         return len(self._kinds())
 
     def _kinds(self) -> list[type[Task]]:
@@ -160,11 +160,11 @@ class HueyNative(Native[Huey]):
             raise
         finally:
             _current.reset(token)
-            # What the task was given, for Huey and for the next attempt, which counts on.
+            # Put back what the task was given, for Huey and for the next attempt.
             task.args, task.kwargs = args, {**kwargs, HEADER: header} if header else kwargs
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
-        """Make a message of a task."""
+        """Make a message from a task."""
         return TaskMessage(
             run.name,
             args,
@@ -182,7 +182,7 @@ class HueyNative(Native[Huey]):
         """Return what a task was declared with that Huey itself does not use."""
         return declared(type(run), _TASK)
 
-    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
+    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # the same for all
         """Return what Huey can do; in immediate mode nobody reads its schedule."""
         huey = self.native
         results = bool(huey.results)
@@ -197,7 +197,7 @@ class HueyNative(Native[Huey]):
         return isinstance(error, RetryTask) or bool(run.retries)
 
     def encode(self, run: Any, value: Any) -> object:
-        """Pickle an answer or an argument as Huey does, and read it again."""
+        """Serialize an answer or an argument as Huey does, and read it back."""
         serializer = self.native.serializer
         if run is not None and not self.native.results:
             return None
@@ -232,7 +232,7 @@ class HueyNative(Native[Huey]):
         )
         return again
 
-    def cancel(self, run: Any, attempt: Attempt) -> BaseException:  # noqa: ARG002  # of all the same
+    def cancel(self, run: Any, attempt: Attempt) -> BaseException:  # noqa: ARG002  # the same for all
         """End the run, whatever retries Huey has left for it."""
         return cancel_execution(str(attempt.error))
 
@@ -249,8 +249,8 @@ class HueyNative(Native[Huey]):
         if len(kinds) > 1:
             modules = " and ".join(kind.__module__ for kind in kinds)
             msg = (
-                f"engine 'huey', {huey.name}: {modules} both have a task {name!r}, and a run is"
-                " known by that name alone; give one of them another name="
+                f"engine 'huey', {huey.name}: {modules} both have a task {name!r}, and a replay"
+                " knows a run by that name only; give one of them another name="
             )
             raise TaskNameError(msg)
         header = {HEADER: {"metadata": message.metadata}}

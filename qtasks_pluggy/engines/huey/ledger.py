@@ -7,9 +7,9 @@ again what is in the ledger, and neither waits nor is being done.
 One consumer at a time, with all of its threads or processes, does the runs of a Huey. It holds a
 lock on a file beside the database.
 
-What is replaced on the Huey's storage: ``enqueue`` and ``add_to_schedule``, which write a message
-and its copy in one transaction. They and the recovery use its tables ``kv``, ``task`` and
-``schedule``; the rest uses Huey's signals and hooks.
+What is replaced on the Huey's storage: ``enqueue`` and ``add_to_schedule`` write a message and its
+copy in one transaction, and ``read_schedule`` waits for the recovery. These use the tables ``kv``,
+``task`` and ``schedule``; the rest uses Huey's signals and hooks.
 """
 
 # Huey has no types, and its tasks carry what is ours.
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
 from datetime import datetime
 from typing import Any, Final
 
@@ -34,8 +33,6 @@ from qtasks_pluggy.engines.huey.lock import ConsumerLock
 
 _PREFIX: Final = "qtasks-ledger:"
 _VERSION: Final = 1
-# Seconds that the scheduler may need from reading a message to enqueueing it.
-_BETWEEN: Final = 1.0
 # How many of the recovered runs their event names.
 _SHOWN: Final = 20
 
@@ -90,8 +87,10 @@ class Ledger:
         self._consumer = ConsumerLock(huey)
         # The ids of runs that have ended, by those of the runs that follow, until those wait.
         self._followed: dict[str, str] = {}
+        self._native_read_schedule = self._storage.read_schedule
         self._storage.enqueue = self._enqueue
         self._storage.add_to_schedule = self._add_to_schedule
+        self._storage.read_schedule = self._read_schedule
         name = "qtasks_pluggy-ledger"
         huey.signal("revoked", "expired", "canceled")(self._drop)
         huey.pre_execute(name=name)(self._begin)
@@ -115,14 +114,9 @@ class Ledger:
         """
         with self._lock:
             self._consumer.acquire()
-            with self._storage.db() as cursor:
-                lost = self._lost(cursor)
-            if any(entry.owner is None for entry in lost.values()):
-                # The scheduler of this consumer may be about to enqueue what it has just read.
-                time.sleep(_BETWEEN)
             # In one transaction: other workers of this consumer may be recovering too.
             with self._storage.db(commit=True) as cursor:
-                lost = {uuid: entry for uuid, entry in self._lost(cursor).items() if uuid in lost}
+                lost = self._lost(cursor)
                 for uuid, entry in lost.items():
                     again = entry.again or entry.owner is not None
                     self._put(cursor, uuid, attrs.evolve(entry, owner=None, again=again))
@@ -170,6 +164,14 @@ class Ledger:
                 "insert into schedule (queue, data, timestamp) values (?, ?, ?)",
                 (self._storage.name, data, eta.timestamp()),
             )
+
+    def _read_schedule(self, now: datetime) -> list[bytes]:
+        """Read what is due; but nothing before a worker has recovered what was lost."""
+        if self._consumer.is_new():
+            # What the scheduler has read, and not enqueued yet, would look lost.
+            return []
+        due: list[bytes] = self._native_read_schedule(now)
+        return due
 
     def _enter(self, cursor: Any, data: bytes) -> None:
         message = self._huey.serializer.deserialize(data)
