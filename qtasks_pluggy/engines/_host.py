@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from qtasks_hookspecs import RunningTask
@@ -13,13 +12,12 @@ from qtasks_pluggy.engines._errors import check_storable
 class Host:
     """What the executor asks about one run; ``Native`` answers it."""
 
-    __slots__ = ("_native", "_run", "control", "failure", "name")
+    __slots__ = ("_native", "_run", "control", "name")
 
     def __init__(self, native: Any, run: Any) -> None:
         self._native, self._run = native, run
         self.name: str = native.name
         self.control: tuple[type[Exception], ...] = native.control
-        self.failure: Callable[[BaseException], BaseException | None] = native.failure
 
     @property
     def capabilities(self) -> Capabilities:
@@ -30,6 +28,11 @@ class Host:
     def will_retry(self, error: BaseException) -> bool:
         """Return whether the engine repeats the run by itself."""
         return bool(self._native.will_retry(self._run, error))
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Return the error of a run whose task raised one that is no ``Exception``."""
+        failure: BaseException | None = self._native.failure(error)
+        return failure
 
     def check_answer(self, value: Any) -> None:
         """Refuse an answer that cannot be stored.
