@@ -31,7 +31,7 @@ from rq.worker import BaseWorker
 
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities, load_plugins
-from qtasks_pluggy.engines.native import Importable, Native, log_as
+from qtasks_pluggy.engines.native import Importable, Native, attempt_of, log_as
 from qtasks_pluggy.exc import EngineError
 
 __all__ = ["PluggyJob", "install"]
@@ -162,7 +162,7 @@ class JobPlugins(Native[type[Job]]):
             raise
         finally:
             if is_retried:
-                job.meta[_ATTEMPT] = job.meta.get(_ATTEMPT, 1) + 1
+                job.meta[_ATTEMPT] = attempt_of({"attempt": job.meta.get(_ATTEMPT)}) + 1
             elif job.meta.pop(_ATTEMPT, None):
                 # Whoever requeues a failed job begins anew.
                 job.save_meta()  # type: ignore[no-untyped-call]  # RQ's
@@ -185,7 +185,7 @@ class JobPlugins(Native[type[Job]]):
             priority=None,
             # Before RQ 2 it has no time zone.
             created_at=made.replace(tzinfo=made.tzinfo or UTC).timestamp(),
-            attempt=run.meta.get(_ATTEMPT, 1),
+            attempt=attempt_of({"attempt": run.meta.get(_ATTEMPT)}),
             queue=run.origin,
             engine=self.name,
             metadata={name: value for name, value in run.meta.items() if name != _ATTEMPT},

@@ -278,7 +278,7 @@ class TaskiqNative(Native[AsyncBroker]):
             queue=queue_of(self.native, labels),
             engine=self.name,
             redelivered=None,
-            metadata={**metadata, **json.loads(labels.get(OURS, "{}"))},
+            metadata={**metadata, **_hidden(labels.get(OURS))},
         )
 
     def options(self, run: Any) -> Mapping[str, Any]:
@@ -442,9 +442,21 @@ def _retried(
     return tuple(declared.get("types_of_exceptions") or general or (Exception,))
 
 
+def _hidden(label: Any) -> dict[str, Any]:
+    """Read the metadata that no label can carry as it is; anybody may have written it."""
+    try:
+        given = json.loads(label)
+    except (TypeError, ValueError):
+        return {}
+    return given if isinstance(given, dict) else {}
+
+
 def _count(labels: Mapping[str, Any], name: str) -> int:
     # They come with the message, and bound the retries.
-    return max(int(labels.get(name, 0)), 0)
+    try:
+        return max(int(labels.get(name, 0)), 0)
+    except (TypeError, ValueError):
+        return 0
 
 
 install: Final = TaskiqNative.install
