@@ -1,22 +1,31 @@
-"""``memory://``: runs are done in this process, and gone with it.
+"""``memory://``: submitted runs are done in this process, and lost with it.
 
-In an app that was started by ``async with``, every run is a task on that event loop. In one that
-was started by ``with``, async tasks run on the background event loop, and plain ones in threads.
+A run is in one place at a time: in ``_outside`` while it waits for room, in ``_queued`` while it
+waits for its time or its turn, in ``_running`` while an attempt is made. ``_dispatch`` begins the
+runs whose turn it is, and is called after every change.
 
-The lock is held while a run changes its place; what that leads to, ``_begin`` does after it.
+In an app that was started by ``async with``, each attempt is an asyncio task on that event loop. In
+one that was started by ``with``, async tasks use the background event loop, and plain ones threads.
+Those are daemon threads of our own: Python joins the threads of a ``ThreadPoolExecutor`` at exit,
+so that one hanging task would keep the process from ending.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import os
+import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
+
+import attrs
 
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
@@ -27,47 +36,58 @@ from qtasks_pluggy.engines import (
     RunResult,
     background,
     executor_for,
+    is_here,
     log_event,
+    url_options,
 )
-from qtasks_pluggy.engines._memory_queue import (
-    Alarm,
-    EndFuture,
-    Loans,
-    MemoryQueue,
-    MemoryRun,
-    due_after,
-    no_room_for_a_run,
-    not_running,
-    options_of,
-    outcome_of,
-    refuse_in_a_fork,
-)
-from qtasks_pluggy.engines._memory_threads import Threads
 from qtasks_pluggy.engines.native import named
-from qtasks_pluggy.exc import EngineError, TaskCancelError
+from qtasks_pluggy.exc import EngineError, NotRunningError, QueueFullError, TaskCancelError
 
 if TYPE_CHECKING:
     from qtasks_pluggy import QueueTasks
 
-_GAVE_UP: Final = "the app stopped, and its time for finishing was over"
-# Seconds in which runs that a stop cancels can clean up; those that take longer are left behind.
-_CLEANING_UP: Final = 1.0
+_GAVE_UP: Final = "the app stopped before the run ended"
+# Seconds for cancelled runs to clean up when the app stops; slower ones are left behind.
+_CLEANUP_SECONDS: Final = 1.0
 
-# The run that we are in: it must not wait for room, and lends its place while it waits for another.
-_inside: Final[contextvars.ContextVar[MemoryRun | None]] = contextvars.ContextVar(
-    "qtasks_pluggy_memory_run", default=None
+# The engine whose run the current code belongs to: a run must not wait for room in its own queue.
+_current_engine: Final[contextvars.ContextVar[MemoryEngine | None]] = contextvars.ContextVar(
+    "qtasks_pluggy_memory_engine", default=None
 )
+
+
+@attrs.define(eq=False, repr=False, weakref_slot=False)
+class MemoryRun:
+    """One submitted run."""
+
+    message: TaskMessage
+    is_plain: bool
+    due: float  # in seconds of time.monotonic(); 0 once it may begin
+    status: TaskStatus = TaskStatus.queued
+    timer: asyncio.TimerHandle | None = None  # until it is due
+    executor: TaskExecutor | None = None  # from its first attempt on
+    task: asyncio.Task[None] | None = None  # during an attempt on the event loop
+    cancelling: str | None = None  # the reason, once it is being cancelled
+    ended: RunResult | None = None
+    future: Future[RunResult] | None = None  # once somebody waits for the end
+    seen: bool = False  # whether anybody asked for the end
+
+    def __del__(self) -> None:
+        """Log an error that nobody asked for, as asyncio does."""
+        if self.status is TaskStatus.failed and not self.seen and self.ended is not None:
+            known = {"task": self.message.name, "uuid": str(self.message.uuid)}
+            log_event("error", "task_error_never_seen", **known, exc_info=self.ended.error)
 
 
 class MemoryEngine:
     """Does submitted runs in this process, the highest priority first.
 
     Args:
-        url: ``memory://``, with any of ``?workers=8&size=10000&grace=10``: how many runs at a
-            time, how many may wait for their turn, and the seconds that a stop gives them.
+        url: ``memory://``, optionally with ``?workers=8&size=10000&grace=10``: how many runs are
+            done at a time, how many may be queued, and for how many seconds a stop waits for them.
 
     Raises:
-        EngineError: The URL has something else in it.
+        EngineError: The URL contains anything else.
     """
 
     name = "memory"
@@ -76,338 +96,372 @@ class MemoryEngine:
         delay=True, dead_letter=True, cancel_queued=True, results=True, priority=True, metadata=True
     )
     blocking = False
+    control: tuple[type[Exception], ...] = ()
 
     def __init__(self, url: str) -> None:
-        options = options_of(url)
+        if url.partition("?")[0] != "memory://":
+            # The URL is not shown: it may contain a password.
+            msg = (
+                "engine 'memory': its URL has no host and no path, so nothing can stand between"
+                " 'memory://' and '?'; write memory:// or memory://?workers=8&size=10000&grace=10"
+            )
+            raise EngineError(msg)
+        options = url_options(url, {"workers": 8, "size": 10_000, "grace": 10.0})
         self.workers: int = options["workers"]
         self.size: int = options["size"]
         self.grace: float = options["grace"]
-        self.control: tuple[type[Exception], ...] = ()
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._warned = False
         self._app: QueueTasks
         self._pid: int
-
-    def will_retry(self, error: BaseException) -> bool:  # noqa: ARG002  # the seam's name
-        """Say no: whoever retries is a plugin."""
-        return False
-
-    def failure(self, error: BaseException) -> BaseException | None:
-        """Name what ends the task's own run: a task that calls sys.exit() ends itself alone."""
-        if isinstance(error, KeyboardInterrupt):
-            with suppress(RuntimeError):
-                # There it is the whole process's.
-                asyncio.get_running_loop()
-                return None
-        return named(error, self.name)
-
-    def check_answer(self, value: Any) -> None:
-        """Do nothing: a result stays in this process."""
-
-    def check_result(self, run: RunningTask) -> None:
-        """Do nothing: a result stays in this process."""
-
-    def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
-        """Do nothing: the app knows its tasks."""
+        self._has_warned = False
 
     async def start(self, app: QueueTasks, workers: int | None) -> None:
-        """Begin to do runs, on the event loop that this runs on.
+        """Start doing runs, with the running event loop for those that need one.
 
         Raises:
-            EngineError: It does the runs of another app.
+            EngineError: It is doing the runs of another app.
         """
         if self.loop is not None and not self.loop.is_closed() and self._pid == os.getpid():
-            msg = f"engine 'memory' is behind app {self._app.name!r} already; make one for each app"
+            msg = (
+                f"engine 'memory' already does the runs of app {self._app.name!r}; give app"
+                f" {app.name!r} an engine of its own"
+            )
             raise EngineError(msg)
-        if not self._warned:
-            self._warned = True
+        if not self._has_warned:
+            self._has_warned = True
             hint = "submitted runs die with this process"
             log_event("info", "memory_engine_keeps_nothing", app=app.name, hint=hint)
         self.workers = workers or self.workers
         self._app = app
-        self._in_threads = background.in_loop_thread()
         self._pid = os.getpid()
-        self._lock = threading.RLock()
+        self._uses_threads = background.in_loop_thread()
         self._context = contextvars.copy_context()
-        self._queue = MemoryQueue(self.size)
+        self._context.run(_current_engine.set, self)
+        self._lock = threading.RLock()
+        self._outside: deque[tuple[MemoryRun, Future[MemoryRun]]] = deque()
+        self._queued: set[MemoryRun] = set()
+        # Those of them that are due, by priority and then by arrival.
+        self._ready: list[tuple[int, int, MemoryRun]] = []
+        self._numbers = itertools.count()
         self._running: set[MemoryRun] = set()
-        self._loans = Loans()
-        self._armed: float | None = None
-        self._threads = Threads(self._work)
-        self._clock, self._ending = Alarm(), Alarm()
-        self._stopped: Future[None] | None = None
+        self._threads = 0
+        self._to_threads: queue.SimpleQueue[MemoryRun | None] = queue.SimpleQueue()
+        self._is_stopping = False
+        self._all_ended = asyncio.Event()
         self.loop = asyncio.get_running_loop()
 
+    def stop(self) -> Future[None] | None:
+        """Wait ``grace`` seconds for the runs to end, then give up the rest."""
+        loop = self.loop
+        if loop is None or self._pid != os.getpid():
+            self.loop = None
+            return None
+        with self._lock:
+            self._is_stopping = True
+            for run, room in self._outside:
+                if room.set_running_or_notify_cancel():
+                    room.set_exception(_not_running(run.message))
+            self._outside.clear()
+        return asyncio.run_coroutine_threadsafe(self._wind_down(), loop)
+
+    async def _wind_down(self) -> None:
+        self._give_up(due_after=time.monotonic() + self.grace)
+        self._dispatch()
+        all_ended = asyncio.ensure_future(self._all_ended.wait())
+        try:
+            await asyncio.wait({all_ended}, timeout=self.grace)
+        finally:
+            # Also if the caller of the stop was cancelled, or pressed Ctrl-C.
+            self._give_up()
+            await asyncio.wait({all_ended}, timeout=_CLEANUP_SECONDS)
+            all_ended.cancel()
+            for run in self._unfinished():
+                # It swallowed its cancellation, or its thread hangs; nobody has to wait for it.
+                self._settle(run, Attempt("cancel", TaskCancelError(_GAVE_UP)))
+            self.loop = None
+            for _ in range(self._threads):
+                self._to_threads.put(None)
+
+    def _unfinished(self) -> list[MemoryRun]:
+        with self._lock:
+            return [*self._queued, *self._running]
+
+    def _give_up(self, *, due_after: float = 0.0) -> None:
+        """Cancel unfinished runs because the app stops, and name them in one warning."""
+        with self._lock:
+            runs = [run for run in self._unfinished() if run.due >= due_after]
+            known = [f"{run.message.name} {run.message.uuid} {run.status}" for run in runs]
+            for run in runs:
+                self._cancel(run, _GAVE_UP)
+        if known:
+            log_event("warning", "memory_engine_gave_up", app=self._app.name, runs=known)
+
     def submit(self, message: TaskMessage, delay: float | None) -> MemoryRun:
-        """Queue a run, or let it wait outside for room.
+        """Queue a run.
 
         Raises:
-            EngineError: This is a fork of the process that does the runs.
-            NoRoomError: It is full.
-            NotRunningError: The engine is stopping.
-            QueueFullError: It is full, and this is one of its own runs.
+            EngineError: This process was forked from the one that does the runs.
+            NoRoomError: The queue is full; the caller is to wait.
+            NotRunningError: The engine is stopping or has stopped.
+            QueueFullError: The queue is full, and the caller is one of the runs.
         """
         if self.loop is None:
-            raise not_running(message)
-        refuse_in_a_fork(self._pid)
-        run = MemoryRun(message)
-        if self._in_threads:
-            run.in_thread = not self._app.tasks[message.name].task_func.is_async
+            raise _not_running(message)
+        self._refuse_in_a_fork()
+        is_plain = not self._app.tasks[message.name].task_func.is_async
+        run = MemoryRun(message, is_plain, _due_after(delay))
         with self._lock:
-            if self._stopped is not None:
-                raise not_running(message)
-            if self._queue.is_full:
-                if _inside.get() in self._running:
-                    raise no_room_for_a_run(self._queue, message)
+            if self._is_stopping:
+                raise _not_running(message)
+            if self._outside or len(self._queued) >= self.size:
+                if _current_engine.get() is self:
+                    msg = (
+                        f"engine 'memory' is full, {len(self._queued)} runs are queued; a run that"
+                        f" submits task {message.name!r} cannot wait for room, because all runs"
+                        " could be waiting; raise the limit with memory://?size=..."
+                    )
+                    raise QueueFullError(msg)
                 room: Future[MemoryRun] = Future()
-                self._queue.outside.append((run, due_after(delay), room))
+                self._outside.append((run, room))
                 raise NoRoomError(room)
-            self._queue.put(run, due_after(delay))
-            begun = self._take()
-        self._begin(begun)
+            self._put(run)
+        self._dispatch()
         return run
 
-    def result(self, ticket: MemoryRun, timeout: float | None) -> RunResult | Future[RunResult]:  # noqa: ARG002  # the waiting is the caller's
-        """Return a run's end, or what to wait for it with."""
+    def result(self, ticket: MemoryRun, timeout: float | None) -> RunResult | Future[RunResult]:  # noqa: ARG002  # the caller does the waiting
+        """Return how a run ended, or a future of that."""
         ticket.seen = True
         if ticket.ended is not None:
             return ticket.ended
-        refuse_in_a_fork(self._pid)
-        begun: list[MemoryRun] = []
+        self._refuse_in_a_fork()
         with self._lock:
             if ticket.ended is not None:
                 return ticket.ended
-            future = ticket.future = ticket.future or EndFuture(
-                lambda: self._loans.end(_inside.get())
-            )
-            inside = _inside.get()
-            if inside is not None and inside in self._running:
-                self._loans.lend(inside, future)
-                begun = self._take()
-        self._begin(begun)
-        return future
+            if ticket.future is None:
+                ticket.future = Future()
+            return ticket.future
 
     def status(self, ticket: MemoryRun) -> TaskStatus:
-        """Tell how far a run is."""
+        """Return how far a run is."""
         return ticket.status
 
     def trail(self, ticket: MemoryRun) -> Trail:
-        """Tell who was asked so far."""
+        """Return who was asked about a run's errors so far."""
         return Trail() if ticket.executor is None else ticket.executor.trail
 
     def revoke(self, ticket: MemoryRun, reason: str) -> bool:
-        """Cancel a run that waits for its turn, or whose function runs on the event loop."""
-        refuse_in_a_fork(self._pid)
-        is_async = self._app.tasks[ticket.message.name].task_func.is_async
-        return self._cut(ticket, reason, only_queued=not is_async)
-
-    def _cut(self, ticket: MemoryRun, reason: str, *, only_queued: bool) -> bool:
+        """Cancel a run that is queued, or whose function runs on the event loop."""
+        self._refuse_in_a_fork()
         with self._lock:
-            if ticket.ended is not None or ticket.cancelling is not None:
+            # A thread cannot be interrupted.
+            return (not ticket.is_plain or ticket in self._queued) and self._cancel(ticket, reason)
+
+    def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
+        """Do nothing: the app knows its tasks."""
+
+    def will_retry(self, error: BaseException) -> bool:  # noqa: ARG002  # the protocol's parameter
+        """Return False: only plugins cause retries."""
+        return False
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Return the error of a run that raised ``SystemExit`` or the like: it ends alone.
+
+        A ``KeyboardInterrupt`` on the event loop goes on, because it is meant for the process.
+        """
+        if isinstance(error, KeyboardInterrupt) and is_here(self.loop):
+            return None
+        return named(error, self.name)
+
+    def check_answer(self, value: Any) -> None:
+        """Accept any answer: it stays in this process."""
+
+    def check_result(self, run: RunningTask) -> None:
+        """Accept any result: it stays in this process."""
+
+    def _refuse_in_a_fork(self) -> None:
+        if self._pid != os.getpid():
+            msg = (
+                "engine 'memory' does its runs in the process that this one was forked from; start"
+                " the app in this process"
+            )
+            raise EngineError(msg)
+
+    def _put(self, run: MemoryRun) -> None:
+        """Queue a run, whether there is room or not; with the lock."""
+        run.status = TaskStatus.queued
+        self._queued.add(run)
+        if run.due:
+            self._on_loop(self._set_timer, run)
+        else:
+            heappush(self._ready, (-(run.message.priority or 0), next(self._numbers), run))
+
+    def _set_timer(self, run: MemoryRun) -> None:
+        with self._lock:
+            if run in self._queued:
+                # In the engine's context, because a timer keeps the one that it was made in.
+                run.timer = asyncio.get_running_loop().call_later(
+                    run.due - time.monotonic(), self._fall_due, run, context=self._context
+                )
+
+    def _fall_due(self, run: MemoryRun) -> None:
+        with self._lock:
+            run.timer, run.due = None, 0.0
+            if run in self._queued:
+                self._put(run)
+        self._dispatch()
+
+    def _take(self) -> MemoryRun | None:
+        """Move the run whose turn it is to ``_running``, if there is one and a worker is free."""
+        with self._lock:
+            while self._ready and len(self._running) < self.workers:
+                run = heappop(self._ready)[2]
+                if run in self._queued:  # else it was cancelled
+                    self._move_to_running(run)
+                    return run
+            if self._is_stopping and not self._queued and not self._running:
+                self._on_loop(self._all_ended.set)
+            return None
+
+    def _move_to_running(self, run: MemoryRun) -> None:
+        """Take a run out of the queue, and let in who waits for room; with the lock."""
+        run.status = TaskStatus.running
+        self._queued.remove(run)
+        self._running.add(run)
+        while self._outside and len(self._queued) < self.size:
+            other, room = self._outside.popleft()
+            if room.set_running_or_notify_cancel():
+                self._put(other)
+                room.set_result(other)
+
+    def _cancel(self, run: MemoryRun, reason: str) -> bool:
+        """Cancel a run that has not ended; return whether it could be."""
+        with self._lock:
+            if run.ended is not None or run.cancelling is not None:
                 return False
-            queued = ticket.status is TaskStatus.queued
-            if only_queued and not queued:
-                return False
-            ticket.cancelling = reason
-            begun: list[MemoryRun] = []
-            if not queued:
-                self._on_loop(lambda: ticket.task and ticket.task.cancel())
-            else:
-                self._queue.drop(ticket)
-                if ticket.executor is None:
-                    self._end(ticket, Attempt("cancel", TaskCancelError(reason)))
+            run.cancelling = reason
+            if run in self._queued:
+                if run.timer is not None:
+                    self._on_loop(run.timer.cancel)
+                self._move_to_running(run)
+                if run.executor is None:
+                    self._settle(run, Attempt("cancel", TaskCancelError(reason)))
                 else:
-                    # It has begun before, so the plugins are to be told of its end.
-                    self._running.add(ticket)
-                    begun = [ticket]
-                begun += self._take()
-        self._begin(begun)
+                    # Its plugins know it from an earlier attempt, and hear of its end.
+                    self._begin(run)
+                # Its entry would stay until its turn, so sometimes such entries are swept out.
+                if len(self._ready) > 2 * len(self._queued) + 100:
+                    self._ready = [entry for entry in self._ready if entry[2] in self._queued]
+                    heapify(self._ready)
+            elif run.task is not None:
+                self._on_loop(run.task.cancel)
+        self._dispatch()
         return True
 
-    def stop(self) -> Future[None]:
-        """Finish what was submitted, for ``grace`` seconds, then list what is given up."""
-        stopped: Future[None] = Future()
-        if self.loop is None or self._pid != os.getpid():
-            self.loop = None
-            stopped.set_result(None)
-            return stopped
-        # So that nobody who gives up waiting for the stop can cancel it.
-        stopped.set_running_or_notify_cancel()
-        with self._lock:
-            self._stopped = stopped
-            for run, _, room in self._queue.outside:
-                if room.set_running_or_notify_cancel():
-                    room.set_exception(not_running(run.message))
-            self._queue.outside.clear()
-            hopeless = self._queue.runs(due_after=time.monotonic() + self.grace)
-        self._on_loop(self._ending.set, self.grace, self._run_out)
-        self._give_up(hopeless)
-        self._let_go_if_empty()
-        return stopped
+    def _dispatch(self) -> None:
+        """Begin the runs whose turn it is."""
+        while (run := self._take()) is not None:
+            self._begin(run)
 
-    def _run_out(self) -> None:
-        self._give_up(self._every())
-        self._ending.set(_CLEANING_UP, self._leave_behind)
-
-    def _leave_behind(self) -> None:
-        """End what swallowed its cancellation, for those who wait for it."""
-        for run in self._every():
-            self._begin(self.settle(Attempt("cancel", TaskCancelError(_GAVE_UP)), run))
-        self._let_go()
-
-    def _every(self) -> list[MemoryRun]:
-        # With the lock: a run on its way from one place to the next is in neither.
-        with self._lock:
-            return [*self._queue.runs(), *self._running]
-
-    def _give_up(self, runs: Iterable[MemoryRun]) -> None:
-        with self._lock:
-            lost = [run for run in runs if run.ended is None]
-        if not lost:
-            return
-        known = [f"{run.message.name} {run.message.uuid} {run.status}" for run in lost]
-        log_event("warning", "memory_engine_gave_up", app=self._app.name, runs=known)
-        for run in lost:
-            if not self._cut(run, _GAVE_UP, only_queued=run.in_thread):
-                # Nothing can cut it; but whoever waits for it need not.
-                self._begin(self.settle(Attempt("cancel", TaskCancelError(_GAVE_UP)), run))
-
-    def _let_go_if_empty(self) -> None:
-        if self._stopped is None:
+    def _begin(self, run: MemoryRun) -> None:
+        """Have an attempt made, or the end of a cancelled run."""
+        if not (run.is_plain and self._uses_threads) or run.cancelling is not None:
+            self._on_loop(self._make_task, run)
             return
         with self._lock:
-            if not self._queue.queued and not self._running:
-                self._let_go()
-
-    def _let_go(self) -> None:
-        with self._lock:
-            if self._stopped is not None and not self._stopped.done():
-                for alarm in (self._clock, self._ending):
-                    self._on_loop(alarm.cancel)
-                self.loop = None
-                self._threads.let_go()
-                self._stopped.set_result(None)
-
-    def _take(self) -> list[MemoryRun]:
-        """Take the runs whose turn it is; with the lock."""
-        begun: list[MemoryRun] = []
-        while len(self._running) - len(self._loans) < self.workers:
-            run = self._queue.take()
-            if run is None:
-                break
-            self._running.add(run)
-            begun.append(run)
-        if self._queue.due != self._armed and self.loop is not None:
-            self._armed = self._queue.due
-            self.loop.call_soon_threadsafe(self._look_at_the_clock)
-        return begun
-
-    def _end(self, run: MemoryRun, outcome: Attempt) -> None:
-        """Take down how a run ended; with the lock."""
-        run.status = outcome.status
-        run.ended = RunResult(run.status, outcome.result, outcome.error)
-        run.task = None
-        if run.future is not None:
-            run.future.set_result(run.ended)
-        self._let_go_if_empty()
-
-    def _look_at_the_clock(self) -> None:
-        with self._lock:
-            if self.loop is None:
-                return
-            now = time.monotonic()
-            self._queue.ripen(now)
-            self._armed = self._queue.due
-            if self._queue.due is not None:
-                self._clock.set(self._queue.due - now, self._look_at_the_clock)
-            begun = self._take()
-        self._begin(begun)
-
-    def _begin(self, runs: list[MemoryRun]) -> None:
-        for run in runs:
-            if not run.in_thread or run.cancelling is not None:
-                self._on_loop(self._make_task, run)
-                continue
-            try:
-                self._threads.give(run)
-            except RuntimeError as error:
-                runs += self.settle(Attempt("fail", error), run)  # gone through in this loop
+            if self._threads < len(self._running):
+                try:
+                    threading.Thread(
+                        target=self._context.copy().run,
+                        args=(self._work, self._to_threads),
+                        name="qtasks-pluggy-memory",
+                        daemon=True,
+                    ).start()
+                except RuntimeError as error:  # the system has no more threads
+                    self._settle(run, Attempt("fail", error))
+                    return
+                self._threads += 1
+        self._to_threads.put(run)
 
     def _on_loop(self, call: Callable[..., Any], *args: Any) -> None:
+        """Call a function on the engine's event loop, at once if this is its thread."""
         loop = self.loop
-        if loop is not None:
-            try:
-                here = asyncio.get_running_loop() is loop
-            except RuntimeError:
-                here = False
-            if here:
-                call(*args)
-            else:
-                loop.call_soon_threadsafe(call, *args)
+        if is_here(loop):
+            call(*args)
+        elif loop is not None:
+            loop.call_soon_threadsafe(call, *args)
 
     def _make_task(self, run: MemoryRun) -> None:
         context = self._context.copy()
-        # Kept by the loop until its first step, and by the run from then on.
+        # The loop keeps the task until its first step, and the run keeps it from then on.
         _ = asyncio.get_running_loop().create_task(self._attempt(run), context=context)
 
     async def _attempt(self, run: MemoryRun) -> None:
-        """Make one attempt on the event loop, or end a run that was cancelled before it."""
-        # Not before: a task that is cancelled before its first step never makes it.
+        """Make an attempt on the event loop, or end a cancelled run."""
+        # Not set earlier: a task that is cancelled before its first step never makes it.
         run.task = asyncio.current_task()
-        _inside.set(run)
         try:
-            executor = self._executor_of(run)
+            run.executor = run.executor or executor_for(self._app, run.message)
             if run.cancelling is None:
-                outcome = await executor.execute_attempt(self)
+                attempt = await run.executor.execute_attempt(self)
             else:
-                outcome = await executor.give_up(TaskCancelError(run.cancelling))
-        except KeyboardInterrupt as error:
-            self._begin(self.settle(outcome_of(error, run), run))
-            raise
-        except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
-            outcome = outcome_of(error, run)
-        self._begin(self.settle(outcome, run))
+                attempt = await run.executor.give_up(TaskCancelError(run.cancelling))
+        except BaseException as error:  # ends the run
+            attempt = _attempt_from(error, run)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+        finally:
+            self._settle(run, attempt)
+            self._dispatch()
 
-    def _work(self, run: MemoryRun) -> MemoryRun | None:
-        """Make one attempt in this thread; give the run that it is to go on with."""
+    def _work(self, runs: queue.SimpleQueue[MemoryRun | None]) -> None:
+        for run in iter(runs.get, None):
+            self._attempt_in_thread(run)
+            # Or this variable would keep it alive while the thread waits for the next one.
+            del run
+
+    def _attempt_in_thread(self, run: MemoryRun) -> None:
+        """Make an attempt in this thread."""
         try:
-            outcome = self._context.copy().run(self._attempt_here, run)
-        except BaseException as error:  # noqa: BLE001  # a task that calls sys.exit() ends itself alone
-            outcome = outcome_of(error, run)
-        begun = self.settle(outcome, run)
-        after = next((one for one in begun if one.in_thread and one.cancelling is None), None)
-        self._begin([one for one in begun if one is not after])
-        return after
+            run.executor = run.executor or executor_for(self._app, run.message)
+            attempt = run.executor.execute_attempt_sync(self)
+        except BaseException as error:  # noqa: BLE001  # ends the run
+            attempt = _attempt_from(error, run)
+        self._settle(run, attempt)
+        self._dispatch()
 
-    def _attempt_here(self, run: MemoryRun) -> Attempt:
-        _inside.set(run)
-        return self._executor_of(run).execute_attempt_sync(self)
-
-    def _executor_of(self, run: MemoryRun) -> TaskExecutor:
-        if run.executor is None:
-            run.executor = executor_for(self._app, run.message)
-        return run.executor
-
-    def message(self, native: MemoryRun) -> TaskMessage:
-        """Return what was submitted."""
-        return native.message
-
-    def settle(self, outcome: Attempt, native: MemoryRun) -> list[MemoryRun]:
-        """End a run or queue it again, and take the runs whose turn it is now."""
-        run = native
+    def _settle(self, run: MemoryRun, attempt: Attempt) -> None:
+        """End a run, or queue it for its next attempt."""
         with self._lock:
             self._running.discard(run)
-            self._loans.end(run)
-            again: list[MemoryRun] = []
-            if run.ended is not None:
-                self._let_go_if_empty()  # it was given up before
-            elif outcome.action != "retry":
-                self._end(run, outcome)
-            elif self.loop is None:
-                self._end(run, Attempt("cancel", TaskCancelError(_GAVE_UP)))
+            run.task = None
+            if run.ended is not None:  # given up before
+                return
+            if attempt.action != "retry":
+                run.status = attempt.status
+                run.ended = RunResult(run.status, attempt.result, attempt.error)
+                if run.future is not None:
+                    run.future.set_result(run.ended)
             elif run.cancelling is None:
-                self._queue.put(run, due_after(outcome.delay))
+                run.due = _due_after(attempt.delay)
+                self._put(run)
             else:
                 self._running.add(run)
-                again = [run]
-            return again + self._take()
+                self._begin(run)
+
+
+def _attempt_from(error: BaseException, run: MemoryRun) -> Attempt:
+    """Return what an error that left an attempt comes to."""
+    if isinstance(error, asyncio.CancelledError):
+        return Attempt("cancel", TaskCancelError(run.cancelling or "the task was cancelled"))
+    # Without the caller's frame, which holds the run: it must not be kept alive by its own error.
+    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+    return Attempt("fail", error if isinstance(error, Exception) else named(error, "memory"))
+
+
+def _due_after(delay: float | None) -> float:
+    return time.monotonic() + delay if delay else 0.0
+
+
+def _not_running(message: TaskMessage) -> NotRunningError:
+    msg = f"engine 'memory' has stopped or is stopping, so task {message.name!r} is not submitted"
+    return NotRunningError(msg)
