@@ -1,13 +1,13 @@
-"""``memory://``: submitted runs are done in this process, and lost with it.
+"""``memory://``: submitted runs are executed in this process, and lost when it ends.
 
-A run is in one place at a time: in ``_outside`` while it waits for room, in ``_queued`` while it
-waits for its time or its turn, in ``_running`` while an attempt is made. ``_dispatch`` begins the
-runs whose turn it is, and is called after every change.
+A run is in one place at a time: in ``_outside`` while it waits for room in the queue, in
+``_queued`` while it waits for its time or its turn, and in ``_running`` during an attempt.
+``_dispatch`` starts the runs whose turn it is; it is called after every change.
 
-In an app that was started by ``async with``, each attempt is an asyncio task on that event loop. In
-one that was started by ``with``, async tasks use the background event loop, and plain ones threads.
-Those are daemon threads of our own: Python joins the threads of a ``ThreadPoolExecutor`` at exit,
-so that one hanging task would keep the process from ending.
+In an app started by ``async with``, an attempt is an asyncio task on that event loop. In an app
+started by ``with``, async tasks use the background event loop, and plain ones use threads of this
+module. These are daemon threads, because Python joins the threads of a ``ThreadPoolExecutor`` at
+exit, so that a task that hangs would keep the process from ending.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
     from qtasks_pluggy import QueueTasks
 
 _GAVE_UP: Final = "the app stopped before the run ended"
-# Seconds for cancelled runs to clean up when the app stops; slower ones are left behind.
+# Seconds that cancelled runs get to clean up when the app stops; slower ones are left behind.
 _CLEANUP_SECONDS: Final = 1.0
 
-# The engine whose run the current code belongs to: a run must not wait for room in its own queue.
+# The engine that executes the current code: its runs must not wait for room in its queue.
 _current_engine: Final[contextvars.ContextVar[MemoryEngine | None]] = contextvars.ContextVar(
     "qtasks_pluggy_memory_engine", default=None
 )
@@ -63,10 +63,9 @@ class MemoryRun:
     message: TaskMessage
     is_plain: bool
     due: float  # in seconds of time.monotonic(); 0 once it may begin
-    status: TaskStatus = TaskStatus.queued
-    timer: asyncio.TimerHandle | None = None  # until it is due
     executor: TaskExecutor | None = None  # from its first attempt on
-    task: asyncio.Task[None] | None = None  # during an attempt on the event loop
+    # What the event loop knows it by: a timer until it is due, a task during an attempt.
+    on_loop: asyncio.TimerHandle | asyncio.Task[None] | None = None
     cancelling: str | None = None  # the reason, once it is being cancelled
     ended: RunResult | None = None
     future: Future[RunResult] | None = None  # once somebody waits for the end
@@ -74,17 +73,18 @@ class MemoryRun:
 
     def __del__(self) -> None:
         """Log an error that nobody asked for, as asyncio does."""
-        if self.status is TaskStatus.failed and not self.seen and self.ended is not None:
+        ended = self.ended
+        if ended is not None and ended.status is TaskStatus.failed and not self.seen:
             known = {"task": self.message.name, "uuid": str(self.message.uuid)}
-            log_event("error", "task_error_never_seen", **known, exc_info=self.ended.error)
+            log_event("error", "task_error_never_seen", **known, exc_info=ended.error)
 
 
 class MemoryEngine:
-    """Does submitted runs in this process, the highest priority first.
+    """Executes submitted runs in this process, the highest priority first.
 
     Args:
-        url: ``memory://``, optionally with ``?workers=8&size=10000&grace=10``: how many runs are
-            done at a time, how many may be queued, and for how many seconds a stop waits for them.
+        url: ``memory://``, optionally with ``?workers=8&size=10000&grace=10``: the number of runs
+            at a time, the number that may be queued, and the seconds that a stop waits for them.
 
     Raises:
         EngineError: The URL contains anything else.
@@ -116,20 +116,20 @@ class MemoryEngine:
         self._has_warned = False
 
     async def start(self, app: QueueTasks, workers: int | None) -> None:
-        """Start doing runs, with the running event loop for those that need one.
+        """Start executing runs; those that need an event loop use the running one.
 
         Raises:
-            EngineError: It is doing the runs of another app.
+            EngineError: The engine executes the runs of another app.
         """
         if self.loop is not None and not self.loop.is_closed() and self._pid == os.getpid():
             msg = (
-                f"engine 'memory' already does the runs of app {self._app.name!r}; give app"
+                f"engine 'memory' already executes the runs of app {self._app.name!r}; give app"
                 f" {app.name!r} an engine of its own"
             )
             raise EngineError(msg)
         if not self._has_warned:
             self._has_warned = True
-            hint = "submitted runs die with this process"
+            hint = "submitted runs are lost when this process ends"
             log_event("info", "memory_engine_keeps_nothing", app=app.name, hint=hint)
         self.workers = workers or self.workers
         self._app = app
@@ -140,18 +140,18 @@ class MemoryEngine:
         self._lock = threading.RLock()
         self._outside: deque[tuple[MemoryRun, Future[MemoryRun]]] = deque()
         self._queued: set[MemoryRun] = set()
-        # Those of them that are due, by priority and then by arrival.
+        # The queued runs that are due, by priority and then by arrival, and cancelled ones.
         self._ready: list[tuple[int, int, MemoryRun]] = []
         self._numbers = itertools.count()
         self._running: set[MemoryRun] = set()
         self._threads = 0
         self._to_threads: queue.SimpleQueue[MemoryRun | None] = queue.SimpleQueue()
         self._is_stopping = False
-        self._all_ended = asyncio.Event()
+        self._all_ended: Future[None] = Future()
         self.loop = asyncio.get_running_loop()
 
     def stop(self) -> Future[None] | None:
-        """Wait ``grace`` seconds for the runs to end, then give up the rest."""
+        """Accept no more runs, wait ``grace`` seconds for those there are, and cancel the rest."""
         loop = self.loop
         if loop is None or self._pid != os.getpid():
             self.loop = None
@@ -167,18 +167,18 @@ class MemoryEngine:
     async def _wind_down(self) -> None:
         self._give_up(due_after=time.monotonic() + self.grace)
         self._dispatch()
-        all_ended = asyncio.ensure_future(self._all_ended.wait())
+        all_ended = asyncio.wrap_future(self._all_ended)
         try:
             await asyncio.wait({all_ended}, timeout=self.grace)
         finally:
-            # Also if the caller of the stop was cancelled, or pressed Ctrl-C.
+            # At once if the wait is interrupted: the app's stop was cancelled, or Ctrl-C pressed.
             self._give_up()
             await asyncio.wait({all_ended}, timeout=_CLEANUP_SECONDS)
-            all_ended.cancel()
             for run in self._unfinished():
-                # It swallowed its cancellation, or its thread hangs; nobody has to wait for it.
+                # It swallowed its cancellation, or its thread hangs: free whoever waits for it.
                 self._settle(run, Attempt("cancel", TaskCancelError(_GAVE_UP)))
             self.loop = None
+            self._ready.clear()
             for _ in range(self._threads):
                 self._to_threads.put(None)
 
@@ -187,10 +187,10 @@ class MemoryEngine:
             return [*self._queued, *self._running]
 
     def _give_up(self, *, due_after: float = 0.0) -> None:
-        """Cancel unfinished runs because the app stops, and name them in one warning."""
+        """Cancel the runs that are due after some time, and list them in one warning."""
         with self._lock:
             runs = [run for run in self._unfinished() if run.due >= due_after]
-            known = [f"{run.message.name} {run.message.uuid} {run.status}" for run in runs]
+            known = [f"{run.message.name} {run.message.uuid} {self.status(run)}" for run in runs]
             for run in runs:
                 self._cancel(run, _GAVE_UP)
         if known:
@@ -200,10 +200,10 @@ class MemoryEngine:
         """Queue a run.
 
         Raises:
-            EngineError: This process was forked from the one that does the runs.
-            NoRoomError: The queue is full; the caller is to wait.
+            EngineError: This process was forked from the one that executes the runs.
+            NoRoomError: The queue is full, and the caller has to wait.
             NotRunningError: The engine is stopping or has stopped.
-            QueueFullError: The queue is full, and the caller is one of the runs.
+            QueueFullError: The queue is full, and the caller is a run of this engine.
         """
         if self.loop is None:
             raise _not_running(message)
@@ -216,9 +216,9 @@ class MemoryEngine:
             if self._outside or len(self._queued) >= self.size:
                 if _current_engine.get() is self:
                     msg = (
-                        f"engine 'memory' is full, {len(self._queued)} runs are queued; a run that"
-                        f" submits task {message.name!r} cannot wait for room, because all runs"
-                        " could be waiting; raise the limit with memory://?size=..."
+                        f"engine 'memory' is full: {len(self._queued)} runs are queued. A run"
+                        f" submits task {message.name!r}, and runs never wait for room, because all"
+                        " of them could be waiting; raise the limit with memory://?size=..."
                     )
                     raise QueueFullError(msg)
                 room: Future[MemoryRun] = Future()
@@ -229,7 +229,7 @@ class MemoryEngine:
         return run
 
     def result(self, ticket: MemoryRun, timeout: float | None) -> RunResult | Future[RunResult]:  # noqa: ARG002  # the caller does the waiting
-        """Return how a run ended, or a future of that."""
+        """Return how a run ended, or a future that will say so."""
         ticket.seen = True
         if ticket.ended is not None:
             return ticket.ended
@@ -243,7 +243,9 @@ class MemoryEngine:
 
     def status(self, ticket: MemoryRun) -> TaskStatus:
         """Return how far a run is."""
-        return ticket.status
+        if ticket.ended is not None:
+            return ticket.ended.status
+        return TaskStatus.queued if ticket in self._queued else TaskStatus.running
 
     def trail(self, ticket: MemoryRun) -> Trail:
         """Return who was asked about a run's errors so far."""
@@ -253,7 +255,7 @@ class MemoryEngine:
         """Cancel a run that is queued, or whose function runs on the event loop."""
         self._refuse_in_a_fork()
         with self._lock:
-            # A thread cannot be interrupted.
+            # A function that runs in a thread cannot be interrupted.
             return (not ticket.is_plain or ticket in self._queued) and self._cancel(ticket, reason)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
@@ -264,7 +266,7 @@ class MemoryEngine:
         return False
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Return the error of a run that raised ``SystemExit`` or the like: it ends alone.
+        """Return the error of a run that raised ``SystemExit`` or the like; nothing else ends.
 
         A ``KeyboardInterrupt`` on the event loop goes on, because it is meant for the process.
         """
@@ -281,14 +283,13 @@ class MemoryEngine:
     def _refuse_in_a_fork(self) -> None:
         if self._pid != os.getpid():
             msg = (
-                "engine 'memory' does its runs in the process that this one was forked from; start"
-                " the app in this process"
+                "engine 'memory' executes its runs in the process that this one was forked from;"
+                " start the app in this process"
             )
             raise EngineError(msg)
 
     def _put(self, run: MemoryRun) -> None:
-        """Queue a run, whether there is room or not; with the lock."""
-        run.status = TaskStatus.queued
+        """Queue a run, whether there is room or not; the caller holds the lock."""
         self._queued.add(run)
         if run.due:
             self._on_loop(self._set_timer, run)
@@ -298,14 +299,14 @@ class MemoryEngine:
     def _set_timer(self, run: MemoryRun) -> None:
         with self._lock:
             if run in self._queued:
-                # In the engine's context, because a timer keeps the one that it was made in.
-                run.timer = asyncio.get_running_loop().call_later(
+                # In the engine's context: a timer keeps its context alive, and all that is in it.
+                run.on_loop = asyncio.get_running_loop().call_later(
                     run.due - time.monotonic(), self._fall_due, run, context=self._context
                 )
 
     def _fall_due(self, run: MemoryRun) -> None:
         with self._lock:
-            run.timer, run.due = None, 0.0
+            run.on_loop, run.due = None, 0.0
             if run in self._queued:
                 self._put(run)
         self._dispatch()
@@ -318,13 +319,13 @@ class MemoryEngine:
                 if run in self._queued:  # else it was cancelled
                     self._move_to_running(run)
                     return run
-            if self._is_stopping and not self._queued and not self._running:
-                self._on_loop(self._all_ended.set)
+            is_over = self._is_stopping and not self._queued and not self._running
+            if is_over and not self._all_ended.done():
+                self._all_ended.set_result(None)
             return None
 
     def _move_to_running(self, run: MemoryRun) -> None:
-        """Take a run out of the queue, and let in who waits for room; with the lock."""
-        run.status = TaskStatus.running
+        """Take a run out of the queue, and admit runs from outside; the caller holds the lock."""
         self._queued.remove(run)
         self._running.add(run)
         while self._outside and len(self._queued) < self.size:
@@ -334,36 +335,34 @@ class MemoryEngine:
                 room.set_result(other)
 
     def _cancel(self, run: MemoryRun, reason: str) -> bool:
-        """Cancel a run that has not ended; return whether it could be."""
+        """Cancel a run; return False if it has ended or is being cancelled."""
         with self._lock:
             if run.ended is not None or run.cancelling is not None:
                 return False
             run.cancelling = reason
+            if run.on_loop is not None:
+                self._on_loop(run.on_loop.cancel)
             if run in self._queued:
-                if run.timer is not None:
-                    self._on_loop(run.timer.cancel)
                 self._move_to_running(run)
                 if run.executor is None:
                     self._settle(run, Attempt("cancel", TaskCancelError(reason)))
                 else:
-                    # Its plugins know it from an earlier attempt, and hear of its end.
+                    # Plugins saw an earlier attempt, so they see the end as well.
                     self._begin(run)
-                # Its entry would stay until its turn, so sometimes such entries are swept out.
+                # Its entry stays until its turn comes, unless there are many like it.
                 if len(self._ready) > 2 * len(self._queued) + 100:
                     self._ready = [entry for entry in self._ready if entry[2] in self._queued]
                     heapify(self._ready)
-            elif run.task is not None:
-                self._on_loop(run.task.cancel)
         self._dispatch()
         return True
 
     def _dispatch(self) -> None:
-        """Begin the runs whose turn it is."""
+        """Start the runs whose turn it is."""
         while (run := self._take()) is not None:
             self._begin(run)
 
     def _begin(self, run: MemoryRun) -> None:
-        """Have an attempt made, or the end of a cancelled run."""
+        """Start an attempt, or the end of a cancelled run."""
         if not (run.is_plain and self._uses_threads) or run.cancelling is not None:
             self._on_loop(self._make_task, run)
             return
@@ -383,7 +382,7 @@ class MemoryEngine:
         self._to_threads.put(run)
 
     def _on_loop(self, call: Callable[..., Any], *args: Any) -> None:
-        """Call a function on the engine's event loop, at once if this is its thread."""
+        """Call a function on the engine's event loop: now, if this is the loop's thread."""
         loop = self.loop
         if is_here(loop):
             call(*args)
@@ -392,13 +391,13 @@ class MemoryEngine:
 
     def _make_task(self, run: MemoryRun) -> None:
         context = self._context.copy()
-        # The loop keeps the task until its first step, and the run keeps it from then on.
+        # The loop holds the task until its first step, and from then on the run does.
         _ = asyncio.get_running_loop().create_task(self._attempt(run), context=context)
 
     async def _attempt(self, run: MemoryRun) -> None:
         """Make an attempt on the event loop, or end a cancelled run."""
-        # Not set earlier: a task that is cancelled before its first step never makes it.
-        run.task = asyncio.current_task()
+        # Not earlier: a task that is cancelled before its first step never makes that step.
+        run.on_loop = asyncio.current_task()
         try:
             run.executor = run.executor or executor_for(self._app, run.message)
             if run.cancelling is None:
@@ -416,11 +415,11 @@ class MemoryEngine:
     def _work(self, runs: queue.SimpleQueue[MemoryRun | None]) -> None:
         for run in iter(runs.get, None):
             self._attempt_in_thread(run)
-            # Or this variable would keep it alive while the thread waits for the next one.
+            # While the thread waits for the next run, nothing may keep this one alive.
             del run
 
     def _attempt_in_thread(self, run: MemoryRun) -> None:
-        """Make an attempt in this thread."""
+        """Make an attempt in this thread; a cancelled run ends on the event loop."""
         try:
             run.executor = run.executor or executor_for(self._app, run.message)
             attempt = run.executor.execute_attempt_sync(self)
@@ -433,12 +432,11 @@ class MemoryEngine:
         """End a run, or queue it for its next attempt."""
         with self._lock:
             self._running.discard(run)
-            run.task = None
-            if run.ended is not None:  # given up before
+            run.on_loop = None
+            if run.ended is not None:  # the app's stop has given it up
                 return
             if attempt.action != "retry":
-                run.status = attempt.status
-                run.ended = RunResult(run.status, attempt.result, attempt.error)
+                run.ended = RunResult(attempt.status, attempt.result, attempt.error)
                 if run.future is not None:
                     run.future.set_result(run.ended)
             elif run.cancelling is None:
@@ -450,10 +448,10 @@ class MemoryEngine:
 
 
 def _attempt_from(error: BaseException, run: MemoryRun) -> Attempt:
-    """Return what an error that left an attempt comes to."""
-    if isinstance(error, asyncio.CancelledError):
+    """Return the end of a run for an error that its executor did not handle."""
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
         return Attempt("cancel", TaskCancelError(run.cancelling or "the task was cancelled"))
-    # Without the caller's frame, which holds the run: it must not be kept alive by its own error.
+    # Without the caller's frame, which holds the run: a run and its error must not form a cycle.
     error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
     return Attempt("fail", error if isinstance(error, Exception) else named(error, "memory"))
 
@@ -463,5 +461,5 @@ def _due_after(delay: float | None) -> float:
 
 
 def _not_running(message: TaskMessage) -> NotRunningError:
-    msg = f"engine 'memory' has stopped or is stopping, so task {message.name!r} is not submitted"
+    msg = f"engine 'memory' has stopped or is stopping, so it does not accept task {message.name!r}"
     return NotRunningError(msg)

@@ -7,11 +7,12 @@ import gc
 import os
 import threading
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
-from qtasks_hookspecs import Retry
+from qtasks_hookspecs import Retry, hookimpl
 from qtasks_pluggy import QueueTasks, TaskStatus
 from qtasks_pluggy.exc import EngineError, NotRunningError, TaskCancelError, TaskPluginTriggerError
 from tests.engines.shops import LONG, Closing, Gate, app_of
@@ -189,6 +190,33 @@ async def test_a_stop_leaves_behind_what_swallows_its_cancellation():
     release.set()
 
 
+async def test_a_stop_that_is_cancelled_gives_up_the_rest_at_once(log_output):
+    """Whoever stops waiting for the stop does not leave runs going on for the rest of the grace."""
+    closing = Closing()
+    app = app_of("?workers=1&grace=1000", plugins=[closing])
+    entered = asyncio.Event()
+
+    @app.task
+    async def wait():
+        entered.set()
+        await asyncio.Event().wait()
+
+    await app.__aenter__()
+    running, queued = await wait.submit(), await wait.submit()
+    await entered.wait()
+    stopping = asyncio.create_task(app.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    for handle in (running, queued):
+        with pytest.raises(TaskCancelError, match="the app stopped"):
+            await asyncio.wait_for(handle, LONG)
+    (given_up,) = [entry for entry in log_output if entry["event"] == "memory_engine_gave_up"]
+    assert 2 == len(given_up["runs"])
+    assert ["wait"] == closing.closed
+
+
 async def test_whoever_waits_for_room_hears_of_the_stop():
     """A submission that waits for room when the app stops fails, instead of waiting for ever."""
     app = app_of("?workers=1&size=1")
@@ -236,10 +264,26 @@ def test_an_error_that_nobody_looks_at_is_logged(log_output):
     assert isinstance(seen[0]["exc_info"], ZeroDivisionError)
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()], ids=repr)
-def test_a_task_that_ends_itself_ends_alone(error):
-    """``sys.exit()`` in a run, or a cancellation of its own, leaves the workers alive."""
-    app = app_of("?workers=1")
+@pytest.mark.parametrize(
+    ("error", "in_thread", "on_event_loop"),
+    [
+        (SystemExit(3), EngineError, EngineError),
+        (asyncio.CancelledError(), TaskCancelError, TaskCancelError),
+        (GeneratorExit(), EngineError, TaskCancelError),
+    ],
+    ids=repr,
+)
+def test_a_task_that_ends_itself_ends_alone(error, in_thread, on_event_loop):
+    """``sys.exit()`` in a run, or a cancellation of its own, leaves the workers alive.
+
+    The plugins hear of the same end as the caller.
+    """
+    heard = []
+    listener = SimpleNamespace(
+        name="listener",
+        task_executor_task_close=hookimpl(lambda outcome: heard.append(outcome.status)),
+    )
+    app = app_of("?workers=1", plugins=[listener])
     gate = Gate(app)
 
     @app.task
@@ -250,12 +294,14 @@ def test_a_task_that_ends_itself_ends_alone(error):
     async def on_loop():
         raise error
 
-    expected = TaskCancelError if isinstance(error, asyncio.CancelledError) else EngineError
     with app:
-        for task in (plain, on_loop):
+        for task, expected in ((plain, in_thread), (on_loop, on_event_loop)):
+            handle = task.submit_sync()
             with pytest.raises(expected):
-                task.submit_sync().result(timeout=LONG)
+                handle.result(timeout=LONG)
+            assert str(handle.status) == str(heard[-1])
         assert 1 == gate.mark.submit(1).result(timeout=LONG)
+    assert 3 == len(heard)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")

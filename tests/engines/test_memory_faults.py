@@ -71,7 +71,9 @@ def test_one_engine_is_behind_one_app():
     two = QueueTasks("two", engine=engine, discover=False)
     gate = Gate(one)
     with one:
-        with pytest.raises(EngineError, match="already does the runs of app 'one'; give app 'two'"):
+        with pytest.raises(
+            EngineError, match="already executes the runs of app 'one'; give app 'two'"
+        ):
             two.__enter__()
         assert 1 == gate.mark.submit(1).result(timeout=LONG)
 

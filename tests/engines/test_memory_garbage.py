@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 
 from qtasks_hookspecs import Retry, hookimpl
 from qtasks_pluggy import QueueTasks, TaskHandle
-from qtasks_pluggy.exc import EngineError, TaskCancelError
+from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskNameError
 from tests.engines.processes import wait_until
-from tests.engines.shops import LONG, app_of
+from tests.engines.shops import LONG, Gate, app_of
 
 
 class Thing:
@@ -250,3 +250,28 @@ def test_a_run_s_retry_does_not_keep_the_context_of_its_attempt():
         assert handle.cancel()
     with pytest.raises(TaskCancelError):
         handle.result(timeout=LONG)
+
+
+@KINDS
+def test_an_error_outside_of_the_attempt_is_logged_when_the_run_has_failed(kind):
+    """A run that cannot begin fails too, and its error does not keep it alive."""
+    app = app_of("?workers=1")
+    gate = Gate(app)
+
+    def work():
+        raise AssertionError
+
+    tasks = {task.name: task for task in doubled(app, work)}
+    with app, capture_logs() as entries, without_gc():
+        gate.occupy()
+        tasks[kind].submit_sync()
+        app._tasks.pop(kind)
+        gate.open.set()
+        assert wait_until(
+            lambda: [
+                type(one["exc_info"]) for one in entries if one["event"] == "task_error_never_seen"
+            ],
+            LONG,
+        )
+    (told,) = [one for one in entries if one["event"] == "task_error_never_seen"]
+    assert (kind, TaskNameError) == (told["task"], type(told["exc_info"]))
