@@ -404,13 +404,14 @@ class MemoryEngine:
                 attempt = await run.executor.execute_attempt(self)
             else:
                 attempt = await run.executor.give_up(TaskCancelError(run.cancelling))
-        except BaseException as error:  # ends the run
-            attempt = _attempt_from(error, run)
-            if isinstance(error, KeyboardInterrupt):
-                raise
-        finally:
-            self._settle(run, attempt)
+        except KeyboardInterrupt as error:
+            self._settle(run, _attempt_from(error, run))
             self._dispatch()
+            raise
+        except BaseException as error:  # noqa: BLE001  # ends the run
+            attempt = _attempt_from(error, run)
+        self._settle(run, attempt)
+        self._dispatch()
 
     def _work(self, runs: queue.SimpleQueue[MemoryRun | None]) -> None:
         for run in iter(runs.get, None):

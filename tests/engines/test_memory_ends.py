@@ -82,6 +82,28 @@ def test_a_run_that_waits_for_its_retry_is_cancelled(kind):
     assert [kind] == closing.closed
 
 
+async def test_a_run_that_is_cancelled_as_its_retry_is_decided_ends_at_once():
+    """R16: it does not wait for the retry's delay, and its plugins hear of its end."""
+    closing = Closing(Retry(delay=3600))
+    app = app_of(plugins=[closing])
+    handles = []
+    cancels = SimpleNamespace(
+        name="cancels",
+        task_executor_attempt_ended=hookimpl(lambda: handles[0].cancel("enough") and None),
+    )
+    app.add_plugin(cancels)
+
+    @app.task(echo=True)
+    async def fail(self):
+        self.ctx.plugin_error()
+
+    async with app:
+        handles.append(await fail.submit())
+        with pytest.raises(TaskCancelError, match="enough"):
+            await asyncio.wait_for(handles[0], LONG)
+    assert ["fail"] == closing.closed
+
+
 def test_a_stop_finishes_what_was_submitted():
     """``with app:`` ends when every run has, queued ones and retries too."""
     app = app_of("?workers=1", plugins=[Closing(Retry(delay=0.05, limit=2))])

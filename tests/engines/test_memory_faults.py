@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -163,6 +164,20 @@ def test_cancelled_runs_leave_the_queue(delay):
         gate.open.set()
         assert "soon" == gate.mark.submit("soon").result(timeout=LONG)
     assert ["soon"] == gate.done
+
+
+async def test_a_delayed_run_that_is_cancelled_is_garbage_at_once():
+    """Its timer does not hold it until its time comes."""
+    app = app_of()
+    gate = Gate(app)
+    async with app:
+        argument = Argument()
+        held = weakref.ref(argument)
+        handle = await gate.mark.with_options(delay=100_000).submit_async(argument)
+        assert handle.cancel()
+        del argument, handle
+        gc.collect()
+        assert held() is None
 
 
 def test_a_task_that_hangs_does_not_keep_the_process_from_ending():
