@@ -452,9 +452,10 @@ def _attempt_from(error: BaseException, run: MemoryRun) -> Attempt:
     """Return the end of a run for an error that its executor did not handle."""
     if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
         return Attempt("cancel", TaskCancelError(run.cancelling or "the task was cancelled"))
-    # Without the caller's frame, which holds the run: a run and its error must not form a cycle.
-    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
-    return Attempt("fail", error if isinstance(error, Exception) else named(error, "memory"))
+    if isinstance(error, Exception):
+        # The frames of its traceback hold the run: the two must not form a cycle.
+        return Attempt("fail", error.with_traceback(None))
+    return Attempt("fail", named(error, "memory"))
 
 
 def _due_after(delay: float | None) -> float:
