@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from json import dumps
 from typing import Any, Final
 
@@ -165,16 +164,20 @@ class _Run(Run):
         executor._args, executor._kwargs = [*own], {**named}  # noqa: SLF001  # no other way
         if executor.plugged.is_async:
             return self._call_async()
-        try:
+        with _trigger_errors_as_ours():
             return self._run_task()
-        except NativeTriggerError as error:
-            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
 
     async def _call_async(self) -> Any:
-        try:
+        with _trigger_errors_as_ours():
             return await self._run_task()
-        except NativeTriggerError as error:
-            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
+
+
+@contextmanager
+def _trigger_errors_as_ours() -> Generator[None]:
+    try:
+        yield
+    except NativeTriggerError as error:
+        raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
 
 
 class _Plugged:
@@ -186,7 +189,7 @@ class _Plugged:
     def run_task(self) -> Any:
         """Call the task; in an async app this is awaited."""
         run = _Run(self, super().run_task)  # type: ignore[misc]  # an executor's
-        func = _calling(self.task_func.func, is_async=self.plugged.is_async)
+        func = calling(self.task_func.func, is_async=self.plugged.is_async)
         return self._run_async(run, func) if self.plugged.is_async else self._run(run, func)
 
     def _run(self, run: _Run, func: Callable[..., Any]) -> Any:
@@ -213,9 +216,6 @@ def _native(error: TaskPluginTriggerError) -> BaseException:
     for note in getattr(error, "__notes__", ()):
         native.add_note(note)
     return native
-
-
-_calling: Final = lru_cache(maxsize=1024)(calling)
 
 
 class _Adapted(PluginOfItsShape):

@@ -216,7 +216,8 @@ class TaskiqNative(Native[AsyncBroker]):
         class Covered(native_class):  # type: ignore[misc]  # known at run time only
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
-                self.original_func = wrap(self.task_name, self.original_func)
+                task: Any = self
+                task.original_func = wrap(task.task_name, task.original_func)
 
         Covered.__name__ = Covered.__qualname__ = native_class.__name__
         self.native.decorator_class = Covered
@@ -382,7 +383,10 @@ class TaskiqNative(Native[AsyncBroker]):
             await kicker.with_task_id(task_id).kiq(*args, **kwargs)
         except SendTaskError as error:
             # Its cause says what happened.
-            msg = f"engine 'taskiq', task {name!r}: the broker failed: {why(error)}; look if it runs"
+            msg = (
+                f"engine 'taskiq', task {name!r}: the broker failed: {why(error)}; look whether it"
+                " runs"
+            )
             raise EngineError(msg) from error
 
     # --- the plugins' life in a worker
