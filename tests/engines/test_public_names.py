@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.engines
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/api.md").read_text("utf-8")
-SECTION = re.search(r"^## For an existing app of an engine\n(.*?)^## ", PAGE, re.M | re.S)[1]
+SECTION = re.search(r"^## For an existing app of an engine\n(.*?)^## ", PAGE, re.MULTILINE | re.DOTALL)[1]
 ENGINES = ("celery", "django", "dramatiq", "huey", "procrastinate", "qtasks", "rq", "taskiq")
 
 
@@ -28,7 +28,7 @@ def test_names_of_an_engine_s_module_are_public(engine):
     module = import_module(f"qtasks_pluggy.engines.{engine}")
     for name in module.__all__:
         assert re.search(rf"`[\w.:]*\b{name}\b", SECTION), name
-    row = re.search(rf"^\| `{engine}` \| `install\((.*)\)` \|", SECTION, re.M)[1]
+    row = re.search(rf"^\| `{engine}` \| `install\((.*)\)` \|", SECTION, re.MULTILINE)[1]
     documented = [part.partition("=")[0] for part in row.split(", ") if part != "*"]
     has = inspect.signature(module.install).parameters
     if "options" in has:
