@@ -195,7 +195,7 @@ class Thrice(BaseRetryStrategy):
 
 @KINDS
 async def test_a_project_s_own_strategy_decides_where_no_plugin_does(shop, kind):
-    """It is asked about the error that the job is to have, after plugins, and not of their retry."""
+    """It is asked after plugins, about the error that the job would have, and not of a retry."""
     strategy, ends = Thrice(), Ends()
     task = shop.failing(kind, retry=strategy)
     plugin = Keeps(Retry(), Raise(ConnectionError("again")), Raise(ConnectionError("again")))

@@ -102,9 +102,14 @@ async def open_up(broker: AsyncBroker, app: str) -> None:
             " it when there is none; use RedisStreamBroker or ListQueueBroker"
         )
         raise EngineError(msg)
-    what = "broker"
+    what, url = "broker", str(getattr(broker, "url", None) or "amqp:")
     try:
         async with asyncio.timeout(PATIENCE):
+            if is_a(broker, "AioPikaBroker") and not url.startswith(("amqp:", "amqps:")):
+                # Its client would try again for ever.
+                scheme = url.partition(":")[0]
+                msg = f"its URL begins with {scheme!r}, and should with 'amqp' or 'amqps'"
+                raise ValueError(msg)  # noqa: TRY301  # said as any other trouble
             if (pool := getattr(broker, "connection_pool", None)) is not None:
                 # Brokers on Redis connect only when there is something to send.
                 await pool.release(await pool.get_connection())

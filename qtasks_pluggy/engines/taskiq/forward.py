@@ -65,7 +65,11 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
     # By these a task would talk to Taskiq, and leave whoever waits without an end.
     control = ()
     blocking = False
-    _looks: asyncio.Semaphore
+
+    def __init__(self, given: Any) -> None:
+        super().__init__(given)
+        self._looks = asyncio.Semaphore(_LOOKS)
+        self._is_in_memory = isinstance(self.native, InMemoryBroker)
 
     def cover(self) -> None:
         """Hear of workers; ``declare`` covers the tasks."""
@@ -73,7 +77,7 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
 
     async def _worker_begins(self, _: Any) -> None:
         # A broker in memory begins client and worker at once, and the client starts the plugins.
-        if not isinstance(self.native, InMemoryBroker):
+        if not self._is_in_memory:
             await super()._worker_begins(_)
 
     def declare(self, task_func: TaskFunc) -> Any:
@@ -130,8 +134,7 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
                 await native.wait_all()
             if not self._runs.opened:
                 # One in memory would give up its threads for good.
-                in_memory = isinstance(native, InMemoryBroker)
-                closing = AsyncBroker.shutdown(native) if in_memory else native.shutdown()
+                closing = AsyncBroker.shutdown(native) if self._is_in_memory else native.shutdown()
                 await asyncio.wait_for(closing, PATIENCE)
 
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
@@ -144,12 +147,13 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         Raises:
             EngineError: An argument does not travel, or the broker failed.
         """
-        ticket = self._runs.waiting[str(message.uuid)] = Ticket(str(message.uuid), message.name)
+        ticket = Ticket(str(message.uuid), message.name)
+        if self._is_in_memory:
+            self._runs.waiting[ticket.task_id] = ticket
         packed: Any = (list(message.args), dict(message.kwargs))
         try:
             # One in memory can do the run before it returns.
-            limit = None if isinstance(self.native, InMemoryBroker) else PATIENCE
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(None if self._is_in_memory else PATIENCE):
                 await self.send(attrs.evolve(message, args=packed, kwargs={}), delay)
         except QTasksError:
             raise
