@@ -19,6 +19,7 @@ the range of versions:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from json import dumps
@@ -38,6 +39,7 @@ from qtasks_pluggy import BasePlugin as PluginOfItsShape
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.in_place import InPlace, Run, calling
+from qtasks_pluggy.engines.native import log_as
 from qtasks_pluggy.exc import TaskPluginTriggerError
 
 __all__ = ["install"]
@@ -228,6 +230,12 @@ class _Adapted(PluginOfItsShape):
             self.handlers = native.handlers
 
 
+def _as_component(record: logging.LogRecord) -> bool:
+    """Name us as QTasks' format names its components."""
+    record.subname = "qtasks_pluggy"
+    return True
+
+
 class _Life(BasePlugin):  # type: ignore[misc]  # without types
     """Starts and stops the plugins with QTasks' worker; an async one awaits what it is given."""
 
@@ -264,7 +272,9 @@ class _Life(BasePlugin):  # type: ignore[misc]  # without types
 
     @contextmanager
     def _refused(self) -> Generator[None]:
-        """End the worker that cannot start."""
+        """End the worker that cannot start, and say so where QTasks logs."""
+        logging.getLogger("qtasks_pluggy").addFilter(_as_component)
+        log_as(self._plugged.app_name)
         try:
             self._plugged.cover_own_executors()
             yield

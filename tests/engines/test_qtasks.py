@@ -255,6 +255,8 @@ def test_what_plugins_decide(shop):
     ):
         assert f"close fail {name} {status} {attempt}" in log
     assert ("success", 0) == shop.run("has_its_own_executor")
+    for event in ("worker_asks_plugins app=", "task_error_decided task='fail'"):
+        assert f"(qtasks_pluggy) {event}" in worker.log()
 
 
 def test_what_is_qtasks_own_stays_so(shop):

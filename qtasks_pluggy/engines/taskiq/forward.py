@@ -123,6 +123,8 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         self._looks = asyncio.Semaphore(_LOOKS)
         if not self._runs.opened:
             await open_up(self.native, app.name)
+            # Before Taskiq 0.12 a broker in memory starts no middlewares.
+            self._runs.startup()
         self._runs.opened += 1
 
     async def stop(self) -> None:  # type: ignore[override]  # as above
