@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.engines
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/api.md").read_text("utf-8")
-SECTION = PAGE.partition("\n## For an existing app of an engine\n")[2].partition("\n## ")[0]
+SECTION = PAGE.partition("\n## An existing app\n")[2].partition("\n## ")[0]
 ENGINES = ("celery", "django", "dramatiq", "huey", "procrastinate", "qtasks", "rq", "taskiq")
 
 
