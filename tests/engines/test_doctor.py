@@ -14,6 +14,11 @@ from qtasks_pluggy.engines import installed_in
 pytestmark = pytest.mark.engines
 
 
+def parse(text):
+    """Be a task."""
+    return int(text)
+
+
 def on_celery(function):
     """Declare a task on Celery."""
     native = pytest.importorskip("celery").Celery("own", set_as_current=False)
@@ -54,7 +59,7 @@ ENGINES = {
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_filter_is_dead_where_install_shows_no_such_error(engine):
     """What ``install(intercept=...)`` leaves out only a handler that names it is asked about."""
-    native = ENGINES[engine](lambda text: int(text))
+    native = ENGINES[engine](parse)
     install = import_module(f"qtasks_pluggy.engines.{engine}").install
     named = SimpleNamespace(name="named", decide=on_error(ValueError)(lambda: 0))
     filtered = when(error=ValueError)(hookimpl(lambda e: 0))
