@@ -117,6 +117,7 @@ class JobPlugins(Native[type[Job]]):
 
         @wraps(own)
         async def function_async(*args: Any, **kwargs: Any) -> Any:
+            """Call the function, as the plain one does."""
             return _checked(job, await own(*args, **kwargs))
 
         def call(*args: Any, **kwargs: Any) -> Any:
