@@ -123,10 +123,15 @@ class Runs(TaskiqMiddleware):
         _current.set(Run(message, list(message.args), dict(message.kwargs), requeued))
         return message
 
-    def on_error(self, _: TaskiqMessage, result: TaskiqResult[Any], error: BaseException) -> None:
+    def on_error(
+        self,
+        message: TaskiqMessage,  # noqa: ARG002  # Taskiq's
+        result: TaskiqResult[Any],
+        exception: BaseException,
+    ) -> None:
         """Have the end of a cancelled run stored."""
-        if isinstance(error, CancelledRunError):
-            result.error = error.__cause__
+        if isinstance(exception, CancelledRunError):
+            result.error = exception.__cause__
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         """Tell whoever waits for the run."""
