@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import wraps
+from functools import lru_cache, wraps
 from inspect import iscoroutinefunction
 from typing import Any, Final, TypeVar
 
@@ -85,6 +85,7 @@ class InPlace(Native[N]):
             _current.reset(token)
 
 
+@lru_cache(maxsize=1024)
 def calling(func: Callable[..., Any], *, is_async: bool | None = None) -> Callable[..., Any]:
     """Return a function that looks like a task's and calls the current run.
 
