@@ -163,7 +163,7 @@ class CeleryEngine(Forward[Celery], CeleryNative):
 
 
 def _error_of(ticket: Any, error: Any) -> BaseException:
-    """Replace the errors that say too little: of an unknown task, and of a class not loaded here."""
+    """Replace the errors that say too little: an unknown task, a class not loaded here."""
     who = f"engine 'celery', task {ticket.our_task!r}"
     if isinstance(error, NotRegistered):
         msg = (

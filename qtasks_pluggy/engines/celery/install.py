@@ -2,13 +2,15 @@
 
 What is private in Celery, and used here, because there is no public way:
 
-==========================  =======================================  ============================
-what                        why                                      which test holds it
-==========================  =======================================  ============================
-``app._tasks``, ``._pending``  count tasks without finalizing the app  ``test_plugins_answer_for_...``
-``vars(app)["annotations"]``   forget what the setting was before      ``test_other_annotations_...``
-``FORKED_BY_MULTIPROCESSING``  says that a child was spawned           ``test_an_app_that_is_there_...``
-==========================  =======================================  ============================
+=============================  ======================================  ========================
+what (5.3 to 5.7 alike)        why                                     the test that holds it
+=============================  ======================================  ========================
+``app._tasks``, ``._pending``  count tasks without finalizing the app  ``test_celery_install.py``
+``vars(app)["annotations"]``   forget what the setting was before      ``test_celery_calls.py``
+``FORKED_BY_MULTIPROCESSING``  says that a child was spawned           ``test_celery_servers.py``
+``Proxy._get_current_object``  the app that ``current_app`` stands     ``test_celery.py``
+                               for
+=============================  ======================================  ========================
 """
 
 # Celery has no types, and its private registry is the only one that counts an app's own tasks.
@@ -287,8 +289,7 @@ class CeleryNative(Native[Celery]):
         again.apply_async()
         try:
             run.on_retry(error, request.id, request.args, request.kwargs, info)
-        except Exception:
-            # The next attempt is on its way already.
+        except Exception:  # noqa: BLE001  # the user's own; the next attempt is on its way
             _log.exception("Task %s[%s]: on_retry failed", run.name, request.id)
         signals.task_retry.send(sender=run, request=request, reason=reason, einfo=info)
         _notify(run, "task-retried", exception=text_of(error), traceback=info.traceback)
@@ -317,7 +318,7 @@ class CeleryNative(Native[Celery]):
             return error
         if not _ENDS_REJECTED:
             self._store(run, error, states.FAILURE)
-            info = ExceptionInfo((type(error), error, None))
+            info = ExceptionInfo((type(error), error, error.__cause__.__traceback__))  # type: ignore[union-attr]  # both are there
             about = {"task_id": request.id, "args": request.args, "kwargs": request.kwargs}
             signals.task_failure.send(
                 sender=run, exception=error, traceback=info.traceback, einfo=info, **about
@@ -368,7 +369,12 @@ class CeleryNative(Native[Celery]):
 class TaskDeadLetteredError(DeadLetteredError, Reject):  # type: ignore[misc]  # it has no types
     """A dead letter, by which Celery rejects the message."""
 
-    requeue = False
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        # Without Celery's ``requeue``: it is pickled and stored by its arguments.
+        self.args = (reason,)
+
+    __repr__ = DeadLetteredError.__repr__
 
 
 def is_covered(task: Any) -> bool:

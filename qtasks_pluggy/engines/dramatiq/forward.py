@@ -105,7 +105,7 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
         return result
 
     def store(self, run: Any, attempt: Attempt) -> None:
-        """Store an end with the class and the arguments of its error; Dramatiq keeps only a name."""
+        """Store an end with its error's class and arguments; Dramatiq keeps only a name."""
         error = EngineError(attempt.reason) if attempt.error is None else attempt.error
         end = {"status": str(attempt.status), "error": pack_error(error)}
         for one in self._results():

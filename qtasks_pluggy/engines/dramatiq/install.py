@@ -3,12 +3,11 @@
 A middleware gives every actor another ``fn``, and adds our error to its ``throws``. What is private
 in Dramatiq, and used here, because there is no public way (1.17 to 2.2 alike):
 
-===============================  ================================  =================================
-what                             why                               which test holds it
-===============================  ================================  =================================
-``message._method.redelivered``  RabbitMQ's own flag; Redis has    ``test_a_message_says_whether_...``
-                                 none                              in ``test_dramatiq_servers.py``
-===============================  ================================  =================================
+===============================  ================================  =============================
+what                             why                               the test that holds it
+===============================  ================================  =============================
+``message._method.redelivered``  RabbitMQ's own flag               ``test_dramatiq_servers.py``
+===============================  ================================  =============================
 """
 
 from __future__ import annotations
