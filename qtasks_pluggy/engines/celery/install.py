@@ -374,7 +374,9 @@ class TaskDeadLetteredError(DeadLetteredError, Reject):  # type: ignore[misc]  #
         # Without Celery's ``requeue``: it is pickled and stored by its arguments.
         self.args = (reason,)
 
-    __repr__ = DeadLetteredError.__repr__
+    def __repr__(self) -> str:
+        """Show the class and the reason, for logs and events."""
+        return f"TaskDeadLetteredError({self.reason!r})"
 
 
 def is_covered(task: Any) -> bool:

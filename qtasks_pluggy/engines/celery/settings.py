@@ -1,7 +1,7 @@
 """The settings that let runs survive a killed worker, and what broker and results can do."""
 
 # Celery has no types.
-# pyright: reportMissingTypeStubs=false
+# pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The plugins' life in the processes of a Celery worker."""
 
-# Celery has no types.
-# pyright: reportMissingTypeStubs=false
+# Celery and billiard have no types.
+# pyright: reportMissingTypeStubs=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -35,21 +35,23 @@ class WorkerLife:
     def __init__(self, native: CeleryNative) -> None:
         self._native = native
         # Celery knows steps by name, and receivers by a place in memory that is used again.
-        name = f"qtasks_pluggy-{next(_numbers)}"
+        uid = f"qtasks_pluggy-{next(_numbers)}"
         begins = self._worker_begins
 
         class Step(bootsteps.Step):  # type: ignore[misc]  # it has no types
             """Runs when a worker has its log and its pool's class, and no children yet."""
 
+            name: Any = uid
+
             def __init__(self, worker: Any, **options: Any) -> None:
                 begins(worker)
                 super().__init__(worker, **options)
 
-        Step.name = name
-        native.native.steps["worker"].add(Step)
-        signals.worker_process_init.connect(self._child_begins, dispatch_uid=name)
-        signals.worker_process_shutdown.connect(self._ends, dispatch_uid=name)
-        signals.worker_shutdown.connect(self._ends, dispatch_uid=name)
+        steps: Any = native.native.steps
+        steps["worker"].add(Step)
+        signals.worker_process_init.connect(self._child_begins, dispatch_uid=uid)
+        signals.worker_process_shutdown.connect(self._ends, dispatch_uid=uid)
+        signals.worker_shutdown.connect(self._ends, dispatch_uid=uid)
 
     def _worker_begins(self, worker: Any) -> None:
         """Refuse, in the main process, what would fail in all children; begin if it has none."""
