@@ -45,7 +45,7 @@ SHOP = """
                 last = event["exception"]["values"][-1]
                 tell(event["tags"]["celery_task_id"], "Sentry", last["type"])
 
-    sentry_sdk.init("http://key@127.0.0.1/1", transport=Keep)
+    sentry_sdk.init("http://localhost@127.0.0.1/1", transport=Keep)
 
     class Own(Task):
         def on_success(self, value, task_id, *_):

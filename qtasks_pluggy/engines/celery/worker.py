@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from billiard import get_start_method
 from billiard.process import current_process
@@ -16,9 +16,6 @@ from celery import bootsteps, current_app, signals
 from celery.concurrency.prefork import TaskPool
 
 from qtasks_pluggy.exc import EngineError
-
-if TYPE_CHECKING:
-    from qtasks_pluggy.engines.celery.install import CeleryNative
 
 # Celery sets this in spawned children, which import everything anew.
 SPAWNED: Final = "FORKED_BY_MULTIPROCESSING"
@@ -29,10 +26,10 @@ class WorkerLife:
     """Starts and stops the plugins in every process that does runs.
 
     Args:
-        native: Whose plugins.
+        native: The ``CeleryNative`` that has them.
     """
 
-    def __init__(self, native: CeleryNative) -> None:
+    def __init__(self, native: Any) -> None:
         self._native = native
         # Celery knows steps by name, and receivers by a place in memory that is used again.
         uid = f"qtasks_pluggy-{next(_numbers)}"
@@ -47,8 +44,7 @@ class WorkerLife:
                 begins(worker)
                 super().__init__(worker, **options)
 
-        steps: Any = native.native.steps
-        steps["worker"].add(Step)
+        native.native.steps["worker"].add(Step)
         signals.worker_process_init.connect(self._child_begins, dispatch_uid=uid)
         signals.worker_process_shutdown.connect(self._ends, dispatch_uid=uid)
         signals.worker_shutdown.connect(self._ends, dispatch_uid=uid)
