@@ -63,6 +63,6 @@ class CountedRequest(Request):  # type: ignore[misc]  # it has no types
         try:
             again.apply_async()
         except OperationalError:
-            _log.exception("Task %s[%s] lost its process, and cannot be sent again", self.name, self.id)
+            _log.exception("Task %s[%s] was lost and cannot be sent again", self.name, self.id)
             return False
         return True
