@@ -1,13 +1,7 @@
 """Plugins for the actors of an existing Dramatiq broker.
 
-A middleware gives every actor another ``fn``, and adds our error to its ``throws``. What is private
-in Dramatiq, and used here, because there is no public way (1.17 to 2.2 alike):
-
-===============================  ================================  =============================
-what                             why                               the test that holds it
-===============================  ================================  =============================
-``message._method.redelivered``  RabbitMQ's own flag               ``test_dramatiq_servers.py``
-===============================  ================================  =============================
+A middleware gives every actor another ``fn``, and adds our error to its ``throws``. Nothing of this
+is private in Dramatiq.
 """
 
 from __future__ import annotations
@@ -108,7 +102,8 @@ class DramatiqNative(Native[Broker]):
             attempt=attempt_of(header),
             queue=run.queue_name,
             engine=self.name,
-            redelivered=getattr(getattr(run, "_method", None), "redelivered", None),
+            # Messages of RabbitMQ have it.
+            redelivered=getattr(run, "redelivered", None),
             metadata={**options, **(hidden if isinstance(hidden, dict) else {})},
         )
 
