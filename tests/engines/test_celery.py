@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import time
+from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
@@ -345,3 +346,13 @@ def test_an_error_that_cannot_be_made_again_keeps_its_class_and_text(function, k
 
 def _raise(error):
     raise error
+
+
+def test_r19_a_run_sees_no_context_of_another():
+    """R19: what a run binds is gone in the next run of the same thread."""
+    app, variable = app_on(celery_app()), ContextVar("tenant", default="clean")
+    first = app.task(name="first")(lambda: variable.set("one") and None)
+    second = app.task(name="second")(lambda: variable.get())
+    with app, working(app.engine.native, concurrency=1):
+        first.submit().result(timeout=LONG)
+        assert "clean" == second.submit().result(timeout=LONG)

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from contextvars import ContextVar
 
 import dramatiq
 import pytest
@@ -343,3 +344,13 @@ def test_dramatiq_s_time_limit_holds_for_async_tasks():
     with app, pytest.raises(EngineError, match="TimeLimitExceeded"):
         hang.submit_sync().result(timeout=LONG)
     assert ["cancelled"] == ended
+
+
+def test_r19_a_run_sees_no_context_of_another():
+    """R19: what a run binds is gone in the next run of the same thread."""
+    app, variable = app_on(stub_broker(), workers=1), ContextVar("tenant", default="clean")
+    first = app.task(name="first")(lambda: variable.set("one") and None)
+    second = app.task(name="second")(variable.get)
+    with app:
+        first.submit().result(timeout=LONG)
+        assert "clean" == second.submit().result(timeout=LONG)
