@@ -62,14 +62,14 @@ class InWorkers:
             Exception: ``check`` fails, or a plugin does not start; raise ``refusal`` from it.
         """
         with self._lock:
-            if not self._is_begun:
+            if not self.is_begun:
                 self.check()
             self._start()
             self._workers += 1
 
     async def begin_async(self) -> None:
         """Start the plugins on this event loop, as ``begin`` does."""
-        if not self._is_begun:
+        if not self.is_begun:
             self.check()
         lifespan = self._to_begin()
         if lifespan is not None:
@@ -79,7 +79,7 @@ class InWorkers:
 
     def begin_for_run(self) -> None:
         """Start the plugins before a run, in a process whose worker did not call ``begin``."""
-        if not self._is_begun:
+        if not self.is_begun:
             with self._lock:
                 self._start()
 
@@ -106,7 +106,7 @@ class InWorkers:
         return SystemExit(str(error))
 
     @property
-    def _is_begun(self) -> bool:
+    def is_begun(self) -> bool:
         """Whether the plugins are started here; what a parent process started does not count."""
         return self._begun_in == os.getpid() and self._lifespan is not None
 
@@ -121,7 +121,7 @@ class InWorkers:
             # A forked process has a copy of what its parent began.
             self._begun_in, self._lifespan, self._workers = os.getpid(), None, 0
         # Whoever started an app already will stop it.
-        return None if self._is_begun or is_started(self.app) else worker_lifespan(self.app)
+        return None if self.is_begun or is_started(self.app) else worker_lifespan(self.app)
 
     def _to_end(self) -> Any:
         if self._begun_in != os.getpid():

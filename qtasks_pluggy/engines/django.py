@@ -140,7 +140,7 @@ class BackendPlugins(InPlace[type[Any]]):
 
     def carry_out(self, run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the attempts of a run, plain or async, in a copy of the worker's context (R19)."""
-        if not self._life.is_begun:
+        if not self.is_begun:
             try:
                 self.begin_for_run()
             except Exception as error:

@@ -294,10 +294,11 @@ class Native(InWorkers, Generic[N]):
         plugins = tuple(map(resolved, plugins))
         app = NativeApp(self, plugins=plugins, **options)
         with self._lock:
-            is_first, is_begun, lifespan = self._app is None, self._is_begun, self._lifespan
+            is_first, was_begun = self._app is None, self.is_begun
+            lifespan = self._lifespan
             self.plugins, self._options = plugins, options
             self._app, self._tasks, self._made_in = app, {}, os.getpid()
-            if is_begun:
+            if was_begun:
                 self._lifespan = None
                 lifespan.__exit__(None, None, None)
                 self._start()

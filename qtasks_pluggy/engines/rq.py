@@ -142,7 +142,7 @@ class JobPlugins(Native[type[Job]]):
         """Start the plugins before a job, count its attempt, and stop them with the process."""
         log_as("rq.worker")
         stays = _is_worker()
-        if not self._life.is_begun:
+        if not self.is_begun:
             try:
                 self.begin_for_run()
             except Exception as error:
