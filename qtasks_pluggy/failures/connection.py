@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -146,10 +147,13 @@ def connect(engine: Engine) -> Connection:
 def prepare(engine: Engine) -> None:
     """Make a store where there is none yet, and see that it is ours and of this version."""
     if engine.dialect.name == "sqlite":
-        path = Path(engine.url.database or "")
+        path = Path(engine.url.database or "").resolve()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Made before SQLite does, so that nobody else may read it, not even at first.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # Made before SQLite does, so that nobody else may read it, not even at first. An existing
+        # file is never opened here: closing it would drop every lock of this process on it, and
+        # another process could delete the log that this one is writing to.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with connect(engine) as connection:
             _refuse_strangers(connection)
         _write_ahead(engine)
