@@ -170,6 +170,18 @@ class Reader:
                 rows = connection.execute(wanted, {"the_time": filters.since}).all()
         return [row.uuid for row in rows]
 
+    def ids_from(self, beginning: str, limit: int) -> list[str]:
+        """Find the ids of runs that begin with some characters, in order.
+
+        Args:
+            beginning: The characters.
+            limit: How many at most.
+        """
+        begins = RUNS.c.uuid.startswith(beginning, autoescape=True)
+        wanted = select(RUNS.c.uuid).where(begins).distinct().order_by(RUNS.c.uuid).limit(limit)
+        with self._engine.connect() as connection:
+            return list(connection.scalars(wanted))
+
     def groups_of(self, uuids: Iterable[str]) -> dict[str, str]:
         """Find the groups of runs, by the ids of those that are there."""
         with self._engine.connect() as connection:

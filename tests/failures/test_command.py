@@ -169,7 +169,7 @@ def test_a_run_that_is_not_there_is_named_with_code_1(filled, run):
     ended = run("show", "nobody", "--json")
 
     assert (1, "") == (ended.exit_code, ended.stdout)
-    assert "no run nobody" in ended.stderr
+    assert "no such run: nobody" in ended.stderr
 
 
 def test_what_was_dropped_is_said_beside_the_groups(filled, run):

@@ -98,8 +98,8 @@ def test_on_a_terminal_it_asks(filled, answer, code, told, state):
 @pytest.mark.parametrize(
     ("words", "missing"),
     [
-        (["one", "nobody", "none"], "no run nobody, none is recorded; nothing was done"),
-        (["--group", "nothing"], "no group nothing is recorded; nothing was done"),
+        (["one", "nobody", "none"], "no such run: nobody, none"),
+        (["--group", "nothing"], "no such group: nothing"),
     ],
 )
 def test_what_is_not_there_is_named_with_code_1(filled, run, act, words, missing):

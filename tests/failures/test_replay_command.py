@@ -174,7 +174,7 @@ def test_a_run_that_was_replayed_needs_again(shop):
     ("words", "code", "told"),
     [
         (["run-1"], 2, "this would replay 1 run of app 'shop' (run run-1); there is no terminal"),
-        (["nobody", "--yes"], 1, "no run nobody is recorded; nothing was done"),
+        (["nobody", "--yes"], 1, "no such run: nobody"),
         (["--rate", "0"], 2, "--rate"),
         (["--limit", "0"], 2, "--limit"),
         (["--stop-after", "0"], 2, "--stop-after"),

@@ -15,12 +15,13 @@ from qtasks_pluggy.failures.command.asking import (
     ask,
     counted,
     read_selection,
-    refuse_missing,
+    find_runs,
     who,
 )
 from qtasks_pluggy.failures.command.options import (
     STORE,
     open_reader,
+    refuse_missing,
     store_url,
     takes,
     using_store,
@@ -47,6 +48,7 @@ def _change(
     where, change = store_url(url, app_spec), CHANGES[act]
     reader = open_reader(where)
     with using_store("read"):
+        selection = find_runs(reader, selection)
         found = _groups(reader, selection)
     wanted = {one.id: one for one in found if one.state in change.of}
     changed = []
@@ -66,9 +68,7 @@ def _change(
 
 def _groups(reader: Reader, selection: Selection) -> list[Group]:
     if selection.uuids:
-        groups = reader.groups_of(selection.uuids)
-        refuse_missing("run", [one for one in selection.uuids if one not in groups])
-        ids = dict.fromkeys(groups.values())
+        ids = dict.fromkeys(reader.groups_of(selection.uuids).values())
         return [one for group in ids for one in reader.groups(Filters(group=group))]
     found = reader.groups(selection.filters)
     if not found and selection.filters.group is not None:

@@ -10,22 +10,30 @@ import getpass
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
 
 from qtasks_pluggy._console.load import Trouble
 from qtasks_pluggy._console.say import one_line, say
-from qtasks_pluggy.failures.command.options import NotThereError, Option, filters, read_filters
+from qtasks_pluggy.failures.command.options import (
+    MOST_NAMED,
+    Option,
+    filters,
+    read_filters,
+    whole_ids,
+)
 from qtasks_pluggy.failures.records import Filters
+
+if TYPE_CHECKING:
+    from qtasks_pluggy.failures.queries import Reader
 
 SELECTION: Final[list[Option]] = [
     click.argument("uuids", metavar="[UUID]...", nargs=-1),
     *filters(limit=None),
     click.option("--yes", is_flag=True, help="Do not ask."),
 ]
-_MOST_NAMED: Final = 5
 
 
 @attrs.frozen
@@ -63,33 +71,25 @@ def read_selection(uuids: Sequence[str], given: dict[str, Any], everything: str 
     if not uuids and not narrowing.keys() - {"limit"} and not everything:
         msg = "say of what: ids of runs, --group ID, or a filter; --state open is all that is open"
         raise Trouble(msg)
-    uuids = tuple(dict.fromkeys(uuids))
-    if uuids:
-        more = len(uuids) - _MOST_NAMED
-        named = ", ".join(uuids[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
-        scope = f"{'runs' if len(uuids) > 1 else 'run'} {named}"
-    elif not narrowing:
-        scope = everything
-    else:
-        scope = shlex.join(
-            word for name, value in narrowing.items() for word in (f"--{name}", str(value))
-        )
-    return Selection(uuids, wanted, scope)
+    scope = shlex.join(
+        word for name, value in narrowing.items() for word in (f"--{name}", str(value))
+    )
+    return Selection(uuids, wanted, scope or everything)
 
 
-def refuse_missing(what: str, missing: Sequence[str]) -> None:
-    """Name what is not there, if anything is.
-
-    Args:
-        what: What it would be: ``run``, ``group``.
-        missing: The ids.
+def find_runs(reader: Reader, selection: Selection) -> Selection:
+    """Complete the ids of a selection, if it has any.
 
     Raises:
-        NotThereError: Something is missing.
+        NotThereError: No run has one of them, or several have.
     """
-    if missing:
-        msg = f"no {what} {', '.join(missing)} is recorded; nothing was done"
-        raise NotThereError(msg)
+    if not selection.uuids:
+        return selection
+    uuids = whole_ids(reader, selection.uuids)
+    more = len(uuids) - MOST_NAMED
+    named = ", ".join(uuids[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    scope = f"{'runs' if len(uuids) > 1 else 'run'} {named}"
+    return attrs.evolve(selection, uuids=uuids, scope=scope)
 
 
 def ask(what: str, *, yes: bool) -> None:

@@ -42,6 +42,8 @@ _FILTERS: Final[list[Option]] = [
     click.option("--since", metavar="WHEN", help="30m, 2h, 7d, or a time as 2026-11-28T12:00."),
     click.option("--text", metavar="T", help="With this in the error's text."),
 ]
+MOST_NAMED: Final = 5
+"""Ids that a message names."""
 _AS_GIVEN: Final = ("group", "task", "error", "plugin", "status", "text", "limit")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -161,6 +163,42 @@ def open_reader(url: URL) -> Reader:
 
     with using_store("read"):
         return Reader(url)
+
+
+def whole_ids(reader: Reader, given: Sequence[str]) -> tuple[str, ...]:
+    """Complete the ids of runs: the first characters of an id are enough if they are unique.
+
+    Raises:
+        NotThereError: No run has such an id, or several have.
+    """
+    known = reader.groups_of(given)
+    found: list[str] = []
+    missing: list[str] = []
+    for one in given:
+        ids = [one] if one in known else reader.ids_from(one, MOST_NAMED + 1) if one else []
+        if len(ids) > 1:
+            more = ", ..." if len(ids) > MOST_NAMED else ""
+            named = ", ".join(ids[:MOST_NAMED])
+            msg = f"several runs match {one}: {named}{more}; give more characters"
+            raise NotThereError(msg)
+        (found if ids else missing).extend(ids or [one])
+    refuse_missing("run", missing)
+    return tuple(dict.fromkeys(found))
+
+
+def refuse_missing(what: str, missing: Sequence[str]) -> None:
+    """Name what is not recorded, if anything is missing.
+
+    Args:
+        what: What it would be: ``run``, ``group``.
+        missing: The ids.
+
+    Raises:
+        NotThereError: Something is missing.
+    """
+    if missing:
+        msg = f"no such {what}: {', '.join(missing)}"
+        raise NotThereError(msg)
 
 
 @contextmanager

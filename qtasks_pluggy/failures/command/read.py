@@ -12,13 +12,14 @@ from qtasks_pluggy._console.say import say, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy.failures.command.options import (
     STORE,
-    NotThereError,
     filters,
     open_reader,
     read_filters,
+    refuse_missing,
     store_url,
     takes,
     using_store,
+    whole_ids,
 )
 
 _GROUPS: Final = [
@@ -116,11 +117,11 @@ def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> 
     """Show one run: arguments, attempts, who decided what."""
     reader = open_reader(store_url(url, app_spec))
     with using_store("read"):
+        (uuid,) = whole_ids(reader, [uuid])
         whole = reader.run(uuid)
         originals = reader.originals(whole.run.replay_of) if whole else []
-    if whole is None:
-        msg = f"no run {uuid} is recorded"
-        raise NotThereError(msg)
+    if whole is None:  # it was deleted at this moment
+        refuse_missing("run", [uuid])
     found = attrs.asdict(whole)
     found = {**found.pop("run"), **found}
     if as_json:

@@ -23,8 +23,8 @@ from qtasks_pluggy.failures.command.asking import (
     Selection,
     ask,
     counted,
+    find_runs,
     read_selection,
-    refuse_missing,
     who,
 )
 from qtasks_pluggy.failures.command.options import (
@@ -126,7 +126,9 @@ def replay(
     with using_store("read"):
         claims = Claims(where)
         found = _Found(claims, app, arguments, again=again or (dry_run and bool(uuids)))
-        chosen = found.choose(open_reader(where), selection)
+        reader = open_reader(where)
+        selection = find_runs(reader, selection)
+        chosen = found.choose(reader, selection)
     if dry_run:
         code = _ask_plugins(app, claims.find(chosen), len(chosen), arguments, as_json=as_json)
         click.get_current_context().exit(code)
@@ -168,7 +170,7 @@ class _Found:
         """Choose the runs, the oldest first; name those that are left out.
 
         Raises:
-            NotThereError: A run that was named is not there, or cannot be replayed.
+            NotThereError: A run that was named cannot be replayed.
         """
         if selection.uuids:
             return self._named(selection.uuids)
@@ -192,15 +194,14 @@ class _Found:
         return chosen
 
     def _named(self, uuids: Sequence[str]) -> list[str]:
-        runs = {run.uuid: run for run in self._claims.find(uuids)}
-        refuse_missing("run", [one for one in uuids if one not in runs])
-        found = [(uuid, self._left_out(runs[uuid])) for uuid in uuids]
+        runs = list(self._claims.find(uuids))
+        found = [(run.uuid, self._left_out(run)) for run in runs]
         refused = [f"run {uuid} {why.why}" for uuid, why in found if why is not None]
         if refused:
             msg = "\n".join([*refused, "Nothing was sent."])
             raise NotThereError(msg)
-        self.copies = sum(run.replay_of is not None for run in runs.values())
-        return list(uuids)
+        self.copies = sum(run.replay_of is not None for run in runs)
+        return [run.uuid for run in runs]
 
     def _left_out(self, run: Recorded) -> LeftOut | None:
         from qtasks_pluggy.failures.replay import left_out  # noqa: PLC0415  # an extra
