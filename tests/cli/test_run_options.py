@@ -14,6 +14,17 @@ import pytest
 
 from tests.cli.conftest import COMMAND
 
+FLAKY = """
+    from pathlib import Path
+    from qtasks_pluggy import QueueTasks
+
+    app = QueueTasks("flaky", discover=False)
+
+    @app.task
+    def flip(how):
+        if how == "bad" and not Path("fixed").exists():
+            raise ValueError(how)
+"""
 APP = """
     import asyncio
     import os
@@ -163,12 +174,34 @@ def test_resume_does_what_is_missing_and_no_more(workplace):
     assert re.search(r"skipped +4 ", workplace.run(*each, "--resume", "out.jsonl").stdout)
 
 
+def test_resume_runs_failed_records_again_if_asked_to(workplace):
+    """Without --retry-failed they are skipped and counted; a good retry counts from then on."""
+    records = workplace.records([["ok"], ["bad"], "no record"])
+    each = ("run", "flaky", "flip", "-i", records, "--resume", "out.jsonl")
+    workplace.write("flaky.py", FLAKY)
+    workplace.run(*each)
+    skipped = workplace.run(*each)
+    assert "already in the output, 2 of them failed; --retry-failed" in skipped.stdout
+    workplace.write("fixed", "")
+
+    again = workplace.run(*each, "--retry-failed", "--json")
+    then = workplace.run(*each, "--retry-failed", "--json")
+
+    # What is no record fails each time.
+    assert [(1, 1, 2), (1, 2, 1)] == [
+        (one.exit_code, found["skipped"], found["runs"])
+        for one in (again, then)
+        for found in [json.loads(one.stdout)]
+    ]
+    assert [1, 2, 2, 3, 3, 3] == sorted(line["line"] for line in workplace.lines())
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("nonsense\n", "--resume out.jsonl: line 1 is none that --out has written"),
-        ('{"line": 1}\n', "--resume out.jsonl: line 1 is none that --out has written"),
-        ("[]\n", "--resume out.jsonl: line 1 is none that --out has written"),
+        ("nonsense\n", "--resume out.jsonl: line 1 was not written by --out"),
+        ('{"line": 1}\n', "--resume out.jsonl: line 1 was not written by --out"),
+        ("[]\n", "--resume out.jsonl: line 1 was not written by --out"),
     ],
 )
 def test_what_is_no_output_is_not_resumed(workplace, content, said):
@@ -284,7 +317,7 @@ def test_a_pipe_that_nobody_reads_is_an_error(workplace):
     )
 
     assert code == 2
-    assert "fifo is a pipe that nobody has read for 0.3 s" in err
+    assert "fifo is a pipe without a reader for 0.3 s" in err
 
 
 def test_a_pipe_that_somebody_reads_is_an_output(workplace):
@@ -312,7 +345,7 @@ def test_the_input_by_another_name_is_no_output(workplace, link):
         code, _, err = workplace.finish("run", "shop", "odd", "-i", "-", "-o", "other", stdin=given)
 
     assert code == 2
-    assert "is the file that the records are read from" in err
+    assert "is the input file" in err
     assert before == (workplace.folder / "in.jsonl").read_bytes()
 
 

@@ -406,4 +406,4 @@ def test_a_letter_for_a_read_only_store_is_not_kept():
         )
 
         place.path.parent.chmod(0o755)
-    assert "has not taken the dead letter: PermissionError" in done.stdout
+    assert "did not accept the dead letter: PermissionError" in done.stdout

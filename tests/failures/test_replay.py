@@ -177,7 +177,7 @@ def test_a_run_is_replayed_twice_only_if_somebody_says_so(place, shop):
     first, second = claims.find([sent, lost])
 
     assert "replayed already" == left_out(first, shop.app, Arguments()).kind
-    assert f"as run {first.sent_as}; say --again" in left_out(first, shop.app, Arguments()).why
+    assert f"as run {first.sent_as}; use --again" in left_out(first, shop.app, Arguments()).why
     assert "and not sent" in left_out(second, shop.app, Arguments()).why
     assert left_out(first, shop.app, Arguments(), again=True) is None
     replayed(place, shop.app, [sent, lost])
@@ -211,7 +211,7 @@ def test_a_run_of_which_nobody_knows_whether_it_was_sent_stays_claimed(place, sh
     _, (one,) = replayed(place, shop.app, [uuid])
     (run,) = Claims(place.url).find([uuid])
 
-    assert "RuntimeError: closed; it may have been sent all the same" == one.why_not
+    assert "RuntimeError: closed; it may have been sent nevertheless" == one.why_not
     assert "and not sent" in left_out(run, shop.app, Arguments()).why
 
 
