@@ -192,8 +192,8 @@ class Batch:
             self._limit.reschedule(asyncio.get_running_loop().time() + self.grace)
             if self.running and self.grace:
                 say(
-                    f"{self.word}: {count_runs(len(self.running))} in flight have"
-                    f" {self.grace:g} seconds to end; a second signal ends at once.",
+                    f"{self.word}: waiting up to {self.grace:g} seconds for"
+                    f" {count_runs(len(self.running))} in flight; a second signal ends at once.",
                     err=True,
                 )
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
-import time
 from typing import BinaryIO, Final
 
 from qtasks_pluggy._console.load import Trouble
 from qtasks_pluggy._console.say import own_stdout
 
 STDOUT: Final = "-"
-FIFO_SECONDS: Final = 5.0
-"""How long to wait for a reader of a named pipe."""
 
 
 class Output:
@@ -33,7 +29,11 @@ class Output:
         self.failed: set[tuple[int, str]] = set()
         try:
             access = os.O_RDWR if resume else os.O_WRONLY
-            self._file = _stdout() if self.is_stdout else _open(name, access)
+            self._file = (
+                _stdout()
+                if self.is_stdout
+                else os.open(name, access | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            )
             here, there = os.fstat(self._file), os.fstat(source.fileno())
         except OSError as error:
             msg = f"{name} cannot be written: {error.strerror}; give another file"
@@ -101,22 +101,3 @@ def _stdout() -> int:
         return os.dup(own_stdout().fileno())
     except (AttributeError, ValueError):  # another object stands in for it, or it is closed
         return os.dup(1)
-
-
-def _open(name: str, access: int) -> int:
-    """Open a file; a named pipe once somebody reads it."""
-    access |= os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-    deadline = time.monotonic() + FIFO_SECONDS
-    while True:
-        try:
-            file = os.open(name, access, 0o666)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            if time.monotonic() >= deadline:
-                msg = f"{name} is a pipe without a reader for {FIFO_SECONDS:g} s; start one"
-                raise Trouble(msg) from None
-            time.sleep(FIFO_SECONDS / 100)
-        else:
-            os.set_blocking(file, True)
-            return file

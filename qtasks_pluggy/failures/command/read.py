@@ -138,7 +138,8 @@ def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: 
 def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> None:
     """Show one run: its arguments, its attempts, and who decided what.
 
-    The first characters of UUID are enough, if no other run's id begins with them."""
+    The first characters of UUID are enough, if no other run's id begins with them.
+    """
     reader = open_reader(store_url(url, app_spec))
     with using_store("read"):
         (uuid,) = whole_ids(reader, [uuid])
