@@ -12,10 +12,10 @@ from qtasks_pluggy._console.say import say, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy.failures.command.options import (
     STORE,
+    NotThereError,
     filters,
     open_reader,
     read_filters,
-    refuse_missing,
     store_url,
     takes,
     using_store,
@@ -145,8 +145,9 @@ def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> 
         (uuid,) = whole_ids(reader, [uuid])
         whole = reader.run(uuid)
         originals = reader.originals(whole.run.replay_of) if whole else []
-    if whole is None:  # it was deleted at this moment
-        refuse_missing("run", [uuid])
+    if whole is None:  # retention deleted it just now
+        msg = f"no such run: {uuid}"
+        raise NotThereError(msg)
     found = attrs.asdict(whole)
     found = {**found.pop("run"), **found}
     if as_json:
