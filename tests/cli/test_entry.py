@@ -28,7 +28,7 @@ def test_the_package_imports_without_click_and_rich():
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_without_the_extra_the_command_says_what_to_install(missing):
-    """Exit code 2, and one line with the command that mends it."""
+    """Exit code 2, and one line with the command that fixes it."""
     program = (
         f"import sys; sys.modules[{missing!r}] = None; import qtasks_pluggy.cli as c; c.main()"
     )
@@ -39,8 +39,8 @@ def test_without_the_extra_the_command_says_what_to_install(missing):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
-        f"Error: the command qtasks-pluggy needs {missing}, which is not installed;"
-        " install the extra that brings it: python -m pip install 'qtasks-pluggy[cli]'\n"
+        f"Error: the command qtasks-pluggy needs {missing}, which is not installed; run:"
+        " python -m pip install 'qtasks-pluggy[cli]'\n"
     )
 
 

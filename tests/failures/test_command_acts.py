@@ -224,7 +224,7 @@ def test_an_old_store_is_upgraded_by_one_command(old_place, run):
 
     first, second = run("upgrade"), run("upgrade")
 
-    assert f"{old_place.text} was of version 1, and is of version 2 now.\n" == first.output
+    assert f"{old_place.text} is upgraded from version 1 to version 2.\n" == first.output
     assert f"{old_place.text} is of version 2 already; there is nothing to do.\n" == second.output
     assert 4 == len(json.loads(run("list", "--json").stdout))
 
