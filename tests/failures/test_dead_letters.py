@@ -228,9 +228,9 @@ def _break(place, fault, link):
         path.unlink()
     if fault == "folder":
         place.path.mkdir()
-        return "IsADirectoryError"
+        return "OperationalError"
     place.path.write_text("not a database " * 500)
-    return "another program's file"
+    return "not an SQLite database"
 
 
 class Hanging:
@@ -406,4 +406,4 @@ def test_a_letter_for_a_read_only_store_is_not_kept():
         )
 
         place.path.parent.chmod(0o755)
-    assert "did not accept the dead letter: PermissionError" in done.stdout
+    assert "did not accept the dead letter: OperationalError" in done.stdout

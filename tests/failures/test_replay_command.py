@@ -187,7 +187,7 @@ def test_a_run_that_was_replayed_needs_again(shop):
         (["--url", "sqlite:////nowhere/x.db"], 2, "does not exist"),
         (["gone", "--yes"], 1, "is of task 'vanished', which app 'shop' does not have"),
         (["theirs", "--yes"], 1, "was recorded by app 'other', and this is app 'shop'"),
-        (["object", "--yes"], 1, "cannot be replayed: args[0] is an object; give what a task"),
+        (["object", "--yes"], 1, "cannot be replayed: args[0] is an object; pass the arguments"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -267,7 +267,7 @@ def test_a_dry_run_says_how_many_errors_were_stood_in_for(shop):
     ended = shop.replay("a", "--dry-run")
 
     assert (0, "1 asked: no plugin would decide\n") == (ended.exit_code, ended.stdout)
-    assert "For 1 error that could not be made again a stand-in was shown." in ended.stderr
+    assert "Stand-ins were used for 1 error that could not be rebuilt." in ended.stderr
 
 
 def test_an_app_that_does_not_start_is_named(shop):
