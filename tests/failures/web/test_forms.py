@@ -256,7 +256,9 @@ def test_a_replay_stops_by_itself_and_by_hand(shop):
         shop.fail("EUR", amount)
     group = _group(shop)
     shop.post(f"/groups/{group}/replay", status="failed", stop_after="2")
-    assert "failed like the runs that they repeat" in _wait(shop, group, "The last replay sent 2 of 6")
+    assert "failed like the runs that they repeat" in _wait(
+        shop, group, "The last replay sent 2 of 6"
+    )
 
     shop.post(f"/groups/{group}/replay", status="failed", rate="0.5")
     _wait(shop, group, "A replay is in progress: 1 of ")
