@@ -173,7 +173,7 @@ def test_what_is_there_is_left_alone(workplace, kind):  # noqa: F811  # the fixt
     ended = workplace.run("new-plugin", "last-good")
 
     assert ended.exit_code == 2
-    assert "last-good is there already; give another name" in ended.stderr
+    assert "last-good already exists; give another name" in ended.stderr
     assert files(workplace.folder) == before
 
 
