@@ -67,6 +67,17 @@ def _project(folder):
     assert there == ["qtasks_last_good.py", "tests/test_last_good.py"]  # the others are new
     for name, text in found:
         (folder / made / name).write_text(text, "utf-8")
+    description, settings = re.findall(
+        r"^```toml\n(.*?)^```$", TUTORIAL.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    for name, old, new in [
+        ("pyproject.toml", r"^description = [^\n]*\n", description),
+        ("README.md", r"(?<=^```toml\n).*?(?=^```$)", settings),
+    ]:
+        text = (folder / made / name).read_text("utf-8")
+        text, changes = re.subn(old, new, text, flags=re.MULTILINE | re.DOTALL)
+        assert changes == 1
+        (folder / made / name).write_text(text, "utf-8")
     return folder / made, tomllib.loads((folder / made / "pyproject.toml").read_text("utf-8"))
 
 
@@ -194,7 +205,8 @@ def test_the_tutorial_makes_a_plugin_that_passes_its_tests(distributions, beside
     ended = _python("-m", "pytest", folder=folder, path=path)
     checked = _python("-m", "qtasks_pluggy.cli", "check", "last-good", folder=folder, path=path)
 
-    (count,) = set(re.findall(r"^\d+ passed$", TUTORIAL.read_text("utf-8"), re.MULTILINE))
+    generated, count = re.findall(r"^\d+ passed$", TUTORIAL.read_text("utf-8"), re.MULTILINE)
+    assert generated != count  # a reader sees that these are the new tests
     assert count in ended.stdout, ended.stdout + ended.stderr
     assert 0 == checked.returncode, checked.stdout + checked.stderr
 
