@@ -347,9 +347,10 @@ def release(session: nox.Session) -> None:
     """All of a release but the upload: dist/, whose wheel is tried on every CPython found."""
     install(session, *group("wheel"))
     wheel, unpacked = built(session, ROOT / "dist")
+    environments = Path(session.create_tmp()).absolute()
     session.chdir(unpacked)
     for version, path in ((f"3.{sys.version_info.minor}", sys.executable), *OTHERS):
-        folder = Path(session.create_tmp()).absolute() / version
+        folder = environments / version
         make = (sys.executable, "-m", "virtualenv", "--quiet", "--clear", "--python", path)
         session.run(*make, str(folder), external=True)
         python = str(folder / "bin/python")
