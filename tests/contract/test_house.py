@@ -192,7 +192,7 @@ def test_versions_agree():
         (ROOT / f"{name}.md").read_text("utf-8") for name in ("README", "CHANGELOG")
     )
 
-    assert f"Version {version}," in readme
+    assert f"Version {version} " in readme
     assert version == re.findall(r"^## \[(\d[\w.]*)\]", changelog, re.MULTILINE)[0]
 
 
