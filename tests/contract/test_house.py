@@ -225,7 +225,11 @@ def test_every_dependency_has_its_reason():
 
     rows = re.findall(r"^\| (`.+?`) \| .*\w.* \|$", text, re.MULTILINE)
     assert _required() == {name for names in rows for name in re.findall(r"[\w.-]+", names)}
-    assert len(CONTRIBUTING.splitlines()) <= 120
+
+
+def test_contributing_is_short():
+    """CONTRIBUTING is read to the end: it has 120 lines at most."""
+    assert 120 >= len(CONTRIBUTING.splitlines())
 
 
 def test_ci_runs_the_command_of_the_readme():
