@@ -418,7 +418,7 @@ class QueueTasks(Lifecycle):
         kwargs: Mapping[str, Any] | None = None,
         delay: float | timedelta | None = None,
         metadata: Mapping[str, Any] | None = None,
-    ) -> UUID | str:
+    ) -> UUID | str | None:
         """Run a message's task again: sent to the engine, or in place here and now.
 
         Args:
@@ -430,7 +430,8 @@ class QueueTasks(Lifecycle):
                 the id of the run that is repeated.
 
         Returns:
-            The id of the new run. Only its plugins learn how it ends.
+            The id of the new run; None on the event loop of a Procrastinate or QTasks worker, where
+            the engine gives it one afterwards. Only its plugins learn how it ends.
 
         Raises:
             CapabilityError: It cannot be delayed, or the engine cannot send it from here.

@@ -408,7 +408,7 @@ class RunningApp(Protocol):
         kwargs: Mapping[str, Any] | None = None,
         delay: float | timedelta | None = None,
         metadata: Mapping[str, Any] | None = None,
-    ) -> UUID | str:
+    ) -> UUID | str | None:
         """Run a message's task again: sent to the engine, or in place here and now.
 
         Args:
@@ -420,7 +420,8 @@ class RunningApp(Protocol):
                 the id of the run that is repeated.
 
         Returns:
-            The id of the new run.
+            The id of the new run; None on the event loop of a Procrastinate or QTasks worker, where
+            the engine gives it one afterwards.
 
         Raises:
             CapabilityError: It cannot be delayed, or the engine cannot send it from here.

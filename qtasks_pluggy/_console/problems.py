@@ -45,7 +45,8 @@ def _may_hold(condition: When, link: Link, app: Any) -> bool:
     if condition.error is None:
         return True
     by_task = [attrs.evolve(condition, error=None)]
-    tasks = [one.task_func for one in app.tasks.values()]
+    # Those of an engine's own app are no tasks of ours, and see what the app says.
+    tasks = [one.task_func for one in app.tasks.values() if hasattr(one, "task_func")]
     meant = [one for one in tasks if matches(by_task, FilterKey(task=one.name, tags=one.tags))]
     # An engine's own app has its tasks later, and an installed plugin is for other apps too.
     shown: list[Any] = [one.intercept for one in meant] or [None]

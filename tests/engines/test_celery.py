@@ -140,7 +140,7 @@ def test_an_adapter_is_behind_one_app():
     """A second app on the same adapter is refused, as its runs would be the first's."""
     app = app_on(celery_app())
     app.task(name="one")(len)
-    with pytest.raises(EngineError, match="behind app 'shop'"):
+    with pytest.raises(EngineError, match="the runs of app 'shop'"):
         QueueTasks("other", engine=app.engine).task(name="two")(len)
 
 

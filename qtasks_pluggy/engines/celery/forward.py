@@ -21,7 +21,7 @@ from qtasks_pluggy.engines.celery.install import FORWARD, OURS, CeleryNative
 from qtasks_pluggy.engines.celery.losses import survive_losses
 from qtasks_pluggy.engines.celery.settings import has_results, is_safe, reach
 from qtasks_pluggy.engines.forward import Forward, portable
-from qtasks_pluggy.engines.native import attempt_of
+from qtasks_pluggy.engines.native import attempt_of, header_of
 from qtasks_pluggy.exc import EngineError, TaskCancelError
 
 _STATUS: Final = {states.STARTED: TaskStatus.running, states.RETRY: TaskStatus.queued}
@@ -101,7 +101,7 @@ class CeleryEngine(Forward[Celery], CeleryNative):
         """Make a message of a request: ``retries`` counts lost workers too, a header does not."""
         message = super().message(run, args, kwargs)
         request = run.request
-        attempt = attempt_of((request.headers or {}).get(OURS) or {})
+        attempt = attempt_of(header_of((request.headers or {}).get(OURS)))
         lost = request.retries >= attempt
         return attrs.evolve(
             message, priority=0, attempt=attempt, redelivered=message.redelivered or lost
@@ -110,7 +110,7 @@ class CeleryEngine(Forward[Celery], CeleryNative):
     def resend(self, run: Any, number: int) -> dict[str, Any]:
         """Count the attempts that are a plugin's wish."""
         headers = dict(run.request.headers or {})
-        return {"headers": {**headers, OURS: {**(headers.get(OURS) or {}), "attempt": number}}}
+        return {"headers": {**headers, OURS: {**header_of(headers.get(OURS)), "attempt": number}}}
 
     def fail(self, run: Any, attempt: Attempt) -> Any:
         """Give the error, or one that says the same and can be made again."""

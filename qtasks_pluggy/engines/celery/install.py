@@ -42,7 +42,7 @@ from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines._installed import INSTALLED
 from qtasks_pluggy.engines.celery.settings import has_dead_letters, has_results, itself
-from qtasks_pluggy.engines.native import Native, declared, text_of
+from qtasks_pluggy.engines.native import Native, declared, header_of, text_of
 from qtasks_pluggy.exc import EngineError, TaskDeadLetteredError
 
 # What ``task_annotations`` names: importable, because spawned children get the setting alone.
@@ -237,7 +237,9 @@ class CeleryNative(Native[Celery]):
         request = run.request
         info = request.delivery_info or {}
         headers = dict(request.headers or {})
-        header = headers.pop(OURS, None) or {}
+        header = header_of(headers.pop(OURS, None))
+        # The next attempt's number is made of this one, which bounds the retries.
+        request.retries = max(request.retries, 0)
         return TaskMessage(
             # Not the request's: the first of Celery 5.3 has none there in eager mode.
             run.name,
@@ -245,7 +247,7 @@ class CeleryNative(Native[Celery]):
             kwargs,
             uuid=request.id,
             priority=info.get("priority"),
-            attempt=max(request.retries, 0) + 1,
+            attempt=request.retries + 1,
             queue=info.get("routing_key"),
             engine=self.name,
             redelivered=None if request.is_eager else bool(info.get("redelivered")),
@@ -424,7 +426,7 @@ class CeleryNative(Native[Celery]):
         if current_app != self.native and not spawned:
             return
         try:
-            self.begin(is_checked=True)
+            self.begin()
         except Exception as error:
             if current_process().name != "MainProcess":
                 # The pool would replace this child for ever.
