@@ -24,6 +24,8 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 RULES = (DOCS / "reference/rules.md").read_text("utf-8")
+EVENTS = (DOCS / "reference/events.md").read_text("utf-8")
+OPERATE = (DOCS / "how-to/operate.md").read_text("utf-8")
 TUTORIAL = DOCS / "tutorial/first-plugin.md"
 PROMISED = [f"R{number}" for number in range(1, 20)]
 
@@ -121,10 +123,20 @@ def test_every_log_event_is_documented_with_its_level():
     for path in Path(qtasks_pluggy.__file__).parent.rglob("*.py"):
         calls = re.findall(pattern, path.read_text("utf-8"))
         found |= {(name, first or second) for first, second, name in calls}
-    page = (DOCS / "reference/events.md").read_text("utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", EVENTS, re.MULTILINE)
 
     assert sorted(found) == sorted(rows)
+
+
+def test_operators_are_told_of_events_that_exist():
+    """Each event that the page for operators explains is on the page of events."""
+    watched = re.findall(
+        r"^\| (`\w+`(?:, `\w+`)*) \| ", OPERATE.partition("\n## Size")[0], re.MULTILINE
+    )
+    events = re.findall(r"^\| `(\w+)`", EVENTS, re.MULTILINE)
+
+    assert len(watched) > 10
+    assert set() == {name for cell in watched for name in re.findall(r"\w+", cell)} - set(events)
 
 
 def test_every_rule_has_its_place():
