@@ -241,8 +241,8 @@ class JobPlugins(Native[type[Job]]):
         if known is None:
             msg = "engine 'rq': no connection to send a job by; name a Queue, not its class of jobs"
             raise EngineError(msg)
-        name = name or getattr(known, "origin", None) or known.name
-        return Queue(name, connection=known.connection, serializer=known.serializer)
+        chosen: str = name or getattr(known, "origin", "") or known.name
+        return Queue(chosen, connection=known.connection, serializer=known.serializer)
 
 
 class _PluggedJob(Job):
