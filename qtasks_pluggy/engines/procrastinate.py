@@ -169,7 +169,8 @@ class AppPlugins(Native[App]):
             EngineError: The message has positional arguments.
         """
         if message.args:
-            msg = f"engine 'procrastinate', task {message.name!r}: a job takes keyword arguments only"
+            who = f"engine 'procrastinate', task {message.name!r}"
+            msg = f"{who}: a job takes keyword arguments only"
             raise EngineError(msg)
         options: Any = {"queue": message.queue, "task_kwargs": dict(message.kwargs)}
         if delay:

@@ -68,7 +68,8 @@ def install(
         TypeError: ``job_class`` is not a job class.
     """
     if not (isinstance(job_class, type) and issubclass(job_class, Job)):
-        msg = f"engine 'rq': install(job_class=) expected a subclass of rq.job.Job, got {job_class!r}"
+        who = "engine 'rq': install(job_class=)"
+        msg = f"{who} expected a subclass of rq.job.Job, got {job_class!r}"
         raise TypeError(msg)
     made = type("PluggyJob", (_PluggedJob, job_class), {"__module__": __name__})
     JobPlugins.install(made, plugins, discover=discover, intercept=intercept)
