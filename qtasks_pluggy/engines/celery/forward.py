@@ -125,7 +125,7 @@ class CeleryEngine(Forward[Celery], CeleryNative):
     def no_results(self) -> str:
         """Say what to do without results."""
         uri = self.native.backend.as_uri()
-        return f"{uri} gives results to no other process; give Celery another backend="
+        return f"{uri} does not share results with other processes; give Celery another backend="
 
     def read(self, ticket: Any) -> RunResult | None:
         """Read the stored end."""
@@ -174,5 +174,5 @@ def _error_of(ticket: Any, error: Any) -> BaseException:
     kind = type(error)
     if kind.__module__ == theirs.__name__ and not hasattr(theirs, kind.__name__):
         # Celery's stand-in for a class that this process has not loaded.
-        return EngineError(f"{who}: {kind.__name__}: {error}; import its class to have it")
+        return EngineError(f"{who}: {kind.__name__}: {error}; import its class to get the original")
     return error if isinstance(error, BaseException) else EngineError(f"{who}: {error!r}")
