@@ -255,7 +255,7 @@ def test_a_stored_end_that_makes_no_sense_is_an_engine_error(end):
         handle = task.submit()
         backend = native.get_results_backend()
         backend.store_result(handle.ticket, {"__qtasks_pluggy__": end}, 60_000)
-        with pytest.raises(EngineError, match="result cannot be read"):
+        with pytest.raises(EngineError, match="cannot be read"):
             handle.result(timeout=LONG)
         assert handle.status is TaskStatus.failed
 
