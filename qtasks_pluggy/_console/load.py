@@ -176,7 +176,7 @@ def _load_file(where: str) -> ModuleType:
     if not path.is_file() or path.suffix != ".py":
         beside = [str(Path(where).parent / one.name) for one in path.parent.glob("*.py")]
         hint = f"did you mean {closest_match(where, beside)}?" if beside else "look at its folder"
-        what = "is no Python file" if path.exists() else "does not exist"
+        what = "is not a Python file" if path.exists() else "does not exist"
         msg = f"the file {where} {what}; {hint}"
         raise Trouble(msg)
     parts, folder = [path.stem], path.parent
