@@ -21,7 +21,7 @@ NEAR: Final = 0.85
 
 
 class _UnreadableError(SettingsError):
-    """A file that cannot be read, or is no TOML."""
+    """A file that cannot be read or is not TOML."""
 
 
 def find(skipped: dict[str, str]) -> tuple[str, dict[str, Any]] | None:
