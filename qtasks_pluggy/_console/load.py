@@ -43,7 +43,7 @@ def load_app(spec: str, *, or_native: bool = False) -> QueueTasks:
     """Import the app that APP names, or with ``or_native`` the one that ``install()`` made.
 
     Raises:
-        Trouble: There is no such thing, or importing it failed.
+        Trouble: It does not exist, or importing it failed.
     """
     where, colon, attr = spec.rpartition(":")
     if not colon:
@@ -65,7 +65,7 @@ def load_app(spec: str, *, or_native: bool = False) -> QueueTasks:
         hint = "its own worker runs its tasks; give a QueueTasks"
         if or_native:
             install = f"{adapter.module}.install()"
-            hint = f"install() was not called on it: call {install} where the app is made"
+            hint = f"install() was not called on it: call {install} where you create the app"
         hint += f", or name {meant}" if meant else ""
     elif meant:
         hint = f"did you mean {meant}?"
@@ -109,7 +109,7 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
 
 
 def cannot_start(app: QueueTasks, error: QTasksError) -> Trouble:
-    """Say that an app does not start, because of its engine, plugins or settings."""
+    """Return the error for an app that does not start: its engine, plugins or settings."""
     return Trouble(f"app {app.name!r} cannot start: {error}")
 
 
