@@ -37,7 +37,7 @@ def main(order: dict[str, Any]) -> None:
 
 
 def load_module(name: str, file: str | None) -> Any:
-    """Import a module by its name, or from its file where it has no name to be imported by."""
+    """Import a module by its name, or from its file if it has no importable name."""
     if name in sys.modules:
         return sys.modules[name]
     if file is None or _is_importable(name):
