@@ -55,7 +55,7 @@ class AppPlugins(InPlace[Any]):
     gives_ids = True
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
-        """Use these plugins; QTasks plugins are wrapped as a ``BasePlugin`` of ours."""
+        """Use these plugins; QTasks plugins are wrapped in our ``BasePlugin``."""
         given = [_Adapted(one) if isinstance(one, BasePlugin) else one for one in plugins]
         super().take(given, **options)
 

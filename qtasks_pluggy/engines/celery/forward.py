@@ -70,7 +70,7 @@ class CeleryEngine(Forward[Celery], CeleryNative):
             reach(self.native)
 
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
-        """Say what Celery can do with this broker and these results."""
+        """Return what Celery can do with this broker and these results."""
         native = self.native
         eager = bool(native.conf.task_always_eager)
         return Capabilities(
@@ -119,11 +119,11 @@ class CeleryEngine(Forward[Celery], CeleryNative):
         return ticket
 
     def keeps(self, ticket: Any) -> bool:
-        """Say whether the end of a run can be read."""
+        """Return whether the end of a run can be read."""
         return self.capabilities.results or isinstance(ticket, EagerResult)
 
     def no_results(self) -> str:
-        """Say what to do without results."""
+        """Return what to do if results are not stored."""
         uri = self.native.backend.as_uri()
         return f"{uri} does not share results with other processes; give Celery another backend="
 

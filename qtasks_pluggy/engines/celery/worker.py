@@ -17,7 +17,7 @@ from celery.concurrency.prefork import TaskPool
 
 from qtasks_pluggy.exc import EngineError
 
-# Celery sets this in spawned children, which import everything anew.
+# Celery sets this in spawned children, which import everything again.
 SPAWNED: Final = "FORKED_BY_MULTIPROCESSING"
 _numbers: Final = count()
 
@@ -86,7 +86,7 @@ class WorkerLife:
             native.begin()
         except Exception as error:
             if current_process().name != "MainProcess":
-                # Or the pool would replace this child for ever.
+                # Or the pool would replace this child forever.
                 os.kill(os.getppid(), signal.SIGTERM)
             raise native.refusal(error) from error
 

@@ -285,7 +285,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         return Ticket(uuid)
 
     def no_results(self) -> str:
-        """Say what to do if results are not kept."""
+        """Return what to do if results are not stored."""
         return "this Huey does not store results; create it with results=True"
 
     def read(self, ticket: Ticket) -> RunResult | None:

@@ -242,7 +242,7 @@ class HueyNative(Native[Huey]):
         """Enqueue a run of the task with this name.
 
         Raises:
-            TaskNameError: Two modules have a task of this name.
+            TaskNameError: Two modules have a task with this name.
         """
         huey, name = self.native, message.name
         kinds = [kind for kind in self._kinds() if kind.__name__ == name]
