@@ -188,7 +188,7 @@ class PluginManager(pluggy.PluginManager):
             trigger_names: The triggers that a ``BasePlugin`` is limited to.
 
         Returns:
-            The name, or None where that name is blocked.
+            The name, or None if that name is blocked.
 
         Raises:
             PluginRegistrationError: Faults of the plugin, all of them; nothing is registered.
