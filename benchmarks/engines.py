@@ -24,10 +24,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -55,7 +55,10 @@ WORKERS = {
         "dramatiq engines:native --processes 1 --threads 1 --queues {name}",
         "dramatiq.cli:main",
     ),
-    "taskiq": ("taskiq worker engines:native --workers 1 --log-level ERROR", "taskiq.__main__:main"),
+    "taskiq": (
+        "taskiq worker engines:native --workers 1 --log-level ERROR",
+        "taskiq.__main__:main",
+    ),
     "huey": (
         "huey_consumer engines.native -w 1 -d 0.001 -m 0.01 -q",
         "huey.bin.huey_consumer:consumer_main",
@@ -181,7 +184,7 @@ def huey(side: str, broker: str, results: str, name: str) -> tuple[Any, Any]:  #
 
     from qtasks_pluggy.engines.huey import install  # noqa: PLC0415  # likewise
 
-    native = SqliteHuey(name, filename=f"{broker}/{name}.db")
+    native = SqliteHuey(name, filename=f"{broker}/{name}.db", timeout=60)
     task = native.task(name="done")(done)
     if side == "install":
         install(native, **PLUGGED)
@@ -248,11 +251,12 @@ def django(side: str, broker: str, results: str, name: str) -> tuple[Any, Any]: 
 
     from qtasks_pluggy.engines.django import install  # noqa: PLC0415  # likewise
 
-    # What the setting names has to be there before a task is declared.
+    # Django finds a backend by the setting's name, and a task by its function's.
     globals()["native"] = native = install(backend, **PLUGGED)
+    globals()["done"] = declared = task(done)
     if not file.exists():
         call_command("migrate", verbosity=0)
-    return native, task(done)
+    return native, declared
 
 
 MAKERS = {
@@ -318,32 +322,29 @@ async def async_runs(side: str, task: Any, runs: int) -> float:
 
 
 def start(
-    code: str, *args: str, engine: str, side: tuple[str, ...], mark: str = ""
-) -> subprocess.Popen[bytes]:
-    """Start a process for which this module has one side's task."""
+    code: str, *args: str, engine: str, side: tuple[str, ...], stack: ExitStack, mark: str = ""
+) -> Any:
+    """Start a process for which this module has one side's task; it is killed with the stack."""
+    from tests.engines.processes import Guard, Process  # noqa: PLC0415  # workers do without
+
     told = {"BENCH_ENGINE": engine, "BENCH_MARK": mark, "BENCH_SIDE": json.dumps(side)}
-    return subprocess.Popen(  # noqa: S603  # our own code, and the engine's own command
-        [sys.executable, "-c", code, *args],
+    one = Process(
+        *(sys.executable, "-c", code, *args),
         cwd=Path(__file__).parent,
         env=os.environ | told,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=None if "BENCH_LOUD" in os.environ else subprocess.DEVNULL,
+        log=Path(stack.enter_context(TemporaryDirectory()), "log.txt"),
+        watched_by=stack.enter_context(closing(Guard())),
     )
+    stack.callback(one.kill)
+    return one
 
 
-def start_worker(engine: str, side: tuple[str, ...], stack: ExitStack, mark: str = "") -> int:
-    """Start the engine's own worker for one side, which is killed with the stack; give its pid."""
-    from tests.engines.processes import kill_session  # noqa: PLC0415  # workers do without
-
+def start_worker(engine: str, side: tuple[str, ...], stack: ExitStack, mark: str = "") -> Any:
+    """Start the engine's own worker for one side."""
     command, place = WORKERS[engine]
     words = command.format(name=side[-1], broker=side[1]).split()
     code = MAIN.format(words[0], *place.split(":"))
-    worker = start(code, *words[1:], engine=engine, side=side, mark=mark)
-    stack.callback(worker.wait)
-    # One on a stream of Redis would end after its next message only.
-    stack.callback(kill_session, worker.pid)
-    return worker.pid
+    return start(code, *words[1:], engine=engine, side=side, stack=stack, mark=mark)
 
 
 def send(runs: int) -> None:
@@ -357,7 +358,7 @@ def send(runs: int) -> None:
             runner.run(native.startup())
         elif engine == "procrastinate":
             stack.enter_context(native.open())
-        for number in (*range(runs - 1), -1):
+        for number in (*range(1, runs), *([-1] if runs else [])):
             sent = call(number=number) if engine == "procrastinate" else call(number)
             if engine in {"taskiq", "qtasks"} and isawaitable(sent):
                 runner.run(sent)
@@ -385,20 +386,19 @@ def measure_cpu(engine: str, broker: str, results: str, rounds: int, runs: int) 
         for side in (SIDES[:2], SIDES[1::-1])[number % 2]:
             with ExitStack() as stack:
                 mark = Path(stack.enter_context(TemporaryDirectory()), "mark")
-                where = (side, broker, results, f"bench-{uuid4().hex[:8]}")
-
-                def work(runs: int, mark: Path = mark, where: tuple[str, ...] = where) -> None:
-                    start(SEND, str(runs), engine=engine, side=where).wait()
-                    while not mark.exists():
-                        time.sleep(0.01)
-                    mark.unlink()
-
-                start(SEND, "1", engine=engine, side=where).wait()  # it makes queues and tables
-                worker = start_worker(engine, where, stack, str(mark))
-                work(100)  # until the worker is there, and warm
-                before = cpu_seconds(worker)
-                work(runs)
-                used[side].append(cpu_seconds(worker) - before)
+                where: Any = {"engine": engine, "stack": stack}
+                where["side"] = side, broker, results, f"bench-{uuid4().hex[:8]}"
+                start(SEND, "0", **where).wait(60)  # it makes queues and tables
+                worker = start_worker(**where, mark=str(mark))
+                before = 0.0
+                for several in (100, runs):  # after a hundred the worker is there, and warm
+                    before = cpu_seconds(worker.pid)
+                    mark.unlink(missing_ok=True)
+                    sender = start(SEND, str(several), **where)
+                    worker.wait_ready(lambda s=sender, m=mark: m.exists() or s.exit_code, 1_000)
+                    if sender.exit_code:
+                        sys.exit(f"{engine}: {sender.log()}")
+                used[side].append(cpu_seconds(worker.pid) - before)
     bare, ours = (min(seconds) for seconds in used.values())
     return {"runs": runs, "bare": bare, "install": ours, "ratio": ours / bare}
 
@@ -481,6 +481,7 @@ def main() -> None:
     measured, goal = (measure_cpu, CPU_GOAL) if given.cpu else (measure, GOAL)
     rounds, runs = given.rounds or (3 if given.cpu else 5), given.runs
     runs = runs or (10_000 if given.cpu else 500)
+    logging.disable(logging.WARNING)  # Procrastinate's, about an app in a script
     rows = []
     with ExitStack() as stack:
         urls = {} if given.broker else servers(stack)
