@@ -81,9 +81,12 @@ SLOW = {"django", "rq"}
 
 
 def done(number: int) -> int:
-    """Do nothing, but leave a mark at the last run."""
+    """Do nothing; a negative number leaves a mark, and waits until somebody has seen it."""
     if number < 0:
-        Path(os.environ["BENCH_MARK"]).touch()
+        mark = Path(os.environ["BENCH_MARK"])
+        mark.touch()
+        while mark.exists():
+            time.sleep(0.005)
     return number
 
 
@@ -348,7 +351,7 @@ def start_worker(engine: str, side: tuple[str, ...], stack: ExitStack, mark: str
 
 
 def send(runs: int) -> None:
-    """Send so many runs, of which the last leaves a mark; in a process of its own."""
+    """Send a few runs, a mark, so many runs and another mark; in a process of its own."""
     engine = os.environ["BENCH_ENGINE"]
     names = {"celery": "delay", "dramatiq": "send", "taskiq": "kiq", "procrastinate": "defer"}
     names["django"] = "enqueue"
@@ -358,7 +361,7 @@ def send(runs: int) -> None:
             runner.run(native.startup())
         elif engine == "procrastinate":
             stack.enter_context(native.open())
-        for number in (*range(1, runs), *([-1] if runs else [])):
+        for number in (*range(100), -1, *range(runs), -1):
             sent = call(number=number) if engine == "procrastinate" else call(number)
             if engine in {"taskiq", "qtasks"} and isawaitable(sent):
                 runner.run(sent)
@@ -388,17 +391,17 @@ def measure_cpu(engine: str, broker: str, results: str, rounds: int, runs: int) 
                 mark = Path(stack.enter_context(TemporaryDirectory()), "mark")
                 where: Any = {"engine": engine, "stack": stack}
                 where["side"] = side, broker, results, f"bench-{uuid4().hex[:8]}"
-                start(SEND, "0", **where).wait(60)  # it makes queues and tables
+                # All are sent before the worker starts, so that it never waits for one.
+                sender = start(SEND, str(runs), **where)
+                if sender.wait(1_000):
+                    sys.exit(f"{engine}: {sender.log()}")
                 worker = start_worker(**where, mark=str(mark))
-                before = 0.0
-                for several in (100, runs):  # after a hundred the worker is there, and warm
-                    before = cpu_seconds(worker.pid)
-                    mark.unlink(missing_ok=True)
-                    sender = start(SEND, str(several), **where)
-                    worker.wait_ready(lambda s=sender, m=mark: m.exists() or s.exit_code, 1_000)
-                    if sender.exit_code:
-                        sys.exit(f"{engine}: {sender.log()}")
-                used[side].append(cpu_seconds(worker.pid) - before)
+                read = []
+                for _ in range(2):  # at the first mark the worker is there, and warm
+                    worker.wait_ready(mark.exists, 1_000)
+                    read.append(cpu_seconds(worker.pid))
+                    mark.unlink()
+                used[side].append(read[1] - read[0])
     bare, ours = (min(seconds) for seconds in used.values())
     return {"runs": runs, "bare": bare, "install": ours, "ratio": ours / bare}
 

@@ -20,9 +20,9 @@ import pytest
 from tests.engines.processes import ProcessError, wait_until
 from tests.engines.versions import is_older
 
-pytestmark = pytest.mark.engines
+pytestmark = [pytest.mark.engines, pytest.mark.usefixtures("patient")]
 
-LONG = 120
+LONG = 60
 # What all of them do: odd numbers fail, and plugins save them, every third of those after a retry.
 HEAD = """
     import contextlib, os, time
@@ -494,12 +494,11 @@ def test_runs_outlive_what_is_killed(shop):
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("shop", AT_ANY_MOMENT, indirect=True, ids="-".join)
 def test_two_hundred_runs_outlive_five_kills(shop, request, record_testsuite_property):
     """All of 200 runs end as they should, whenever five kills come; few are begun twice."""
     # RQ's maintenance takes minutes to notice that a worker is gone.
-    shop.env["WAIT"], began = str(5 * LONG), time.monotonic()
+    shop.env["WAIT"], began = str(10 * LONG), time.monotonic()
     again = kill_in_the_midst(shop, 200, 5, hold=False)
     done = len(shop.told("done")) - 200 - 33  # 33 of them are retried
     told = {
