@@ -1,17 +1,17 @@
-"""Write into the pages what docstrings and signatures say: ``python docs/_generate.py [--check]``.
+"""Copy docstrings and signatures into the pages: ``python docs/_generate.py [--check]``.
 
-A page asks for it between two comments, and the rest of the page is written by hand::
+The text between two comments like these is generated, the rest of a page is written by hand::
 
     <!-- generated: attributes qtasks_hookspecs.Retry -->
     <!-- end -->
 
 =====================================  =========================================================
-``hooks``                              every hook: signature, parts of its docstring, example
+``hooks``                              every hook: signature, docstring, example
 ``names PACKAGE``                      the names of ``__all__``: signature and first line
 ``errors MODULE``                      the same for errors, with their base
 ``members PACKAGE.CLASS NAME ...``     methods and properties: signature and first line
-``attributes PACKAGE.CLASS``           what the docstring says of its attributes
-``settings``                           every key of the settings, from its declaration
+``attributes PACKAGE.CLASS``           the attributes in the class's docstring
+``settings``                           every settings key, from its declaration
 =====================================  =========================================================
 """  # noqa: INP001  # a folder of pages, not a package
 
@@ -35,19 +35,19 @@ from qtasks_pluggy._settings import Settings
 DOCS: Final = Path(__file__).parent
 PART: Final = re.compile(r"(<!-- generated: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
-# What no docstring at run time says: these are instances and modules.
+# Instances and modules have no docstring of their own at run time.
 SAYS: Final = {
-    "hookimpl": "Mark a function as an implementation of the hook that bears its name.",
-    "exc": "The errors, all of them; see below.",
+    "hookimpl": "Mark a function as an implementation of the hook with its name.",
+    "exc": "All errors; see below.",
 }
-# Nobody makes these; they are handed out.
+# Users get these, and never make them.
 GIVEN: Final = {"AsyncTask", "RunningApp", "RunningTask", "SyncTask", "TaskStatus"}
 
 
 def main() -> int:
-    """Bring the pages up to date, or with ``--check`` name those that are not."""
-    parser = argparse.ArgumentParser(description="Write what docstrings say into the pages.")
-    parser.add_argument("--check", action="store_true", help="write nothing, name stale pages")
+    """Update the pages, or with ``--check`` list the stale ones."""
+    parser = argparse.ArgumentParser(description="Copy docstrings into the pages.")
+    parser.add_argument("--check", action="store_true", help="only list stale pages")
     check = parser.parse_args().check
     stale = dict(stale_pages())
     for path, text in stale.items():
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def stale_pages() -> Iterator[tuple[Path, str]]:
-    """Yield each page that is not up to date, with the text that it should have."""
+    """Yield each stale page with its new text."""
     for path in sorted(DOCS.rglob("*.md")):
         text = path.read_text("utf-8")
         wanted = PART.sub(lambda part: f"{part[1]}{_made(part[2])}{part[4]}", text)
@@ -176,7 +176,7 @@ def _first_line(owner: Any, name: str) -> str:
 
 
 def _parts(documented: Any) -> dict[str, str]:
-    """Divide a docstring: its beginning under ``""``, then the sections by their heads."""
+    """Split a docstring into its sections by head; the beginning is under ``""``."""
     text = inspect.getdoc(documented) or ""
     pieces = re.split(r"^(\w+):\n", text, flags=re.MULTILINE)
     heads, bodies = ["", *pieces[1::2]], pieces[::2]
@@ -185,7 +185,7 @@ def _parts(documented: Any) -> dict[str, str]:
 
 
 def _entries(body: str) -> list[tuple[str, str]]:
-    """Read ``name: text`` entries, whose texts go on in indented lines."""
+    """Read ``name: text`` entries, whose texts may continue on indented lines."""
     found = re.findall(r"^(\w+): (.*(?:\n +.*)*)", body, re.MULTILINE)
     return [(name, re.sub(r"\s+", " ", says)) for name, says in found]
 
@@ -203,10 +203,10 @@ def _signature(name: str, documented: Any) -> str:
     if isinstance(documented, property) or inspect.ismodule(documented) or name in GIVEN:
         return f"`{name}`"
     if isinstance(documented, type) and issubclass(documented, Enum):
-        return f"`{name}`"  # each Python has another signature for it
+        return f"`{name}`"  # its signature differs between Python versions
     try:
         parameters = list(inspect.signature(documented).parameters.values())
-    except ValueError:  # Python's own exceptions have no signature, nor has what adds none
+    except ValueError:  # an exception class without its own has none
         return f"`{name}(message)`"
     if inspect.isfunction(documented) and parameters and parameters[0].name in {"self", "_"}:
         parameters = parameters[1:]
@@ -224,7 +224,7 @@ def _signature(name: str, documented: Any) -> str:
 
 
 def _factories(documented: Any) -> dict[str, Any]:
-    """Give the defaults that attrs makes anew for each instance."""
+    """Return the defaults that attrs makes for each instance."""
     if not attrs.has(documented):
         return {}
     defaults = {field.name: field.default for field in attrs.fields(documented)}
@@ -232,7 +232,7 @@ def _factories(documented: Any) -> dict[str, Any]:
 
 
 class _Shown:
-    """A default value as a reader would write it."""
+    """A default value, shown as a reader would write it."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
