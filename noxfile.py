@@ -53,6 +53,7 @@ nox.options.sessions = [
     *(f"tests_other({version})" for version, _ in OTHERS[-1:]),  # the newest
     "engine_ends(quick)",
     "page",
+    "docs",
     "wheel",
 ]
 
@@ -60,6 +61,7 @@ ROOT = Path(__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES = ("qtasks_pluggy", "hookspecs/qtasks_hookspecs")
 PYTEST_PLUGIN = "hookspecs/pytest_qtasks_pluggy.py"
+EXAMPLE = "examples/qtasks-last-rate"
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 # Without the engines, which the core suite does without.
 CORE_EXTRAS = ("cli", "failures", "retry", "testing", "web")
@@ -174,10 +176,9 @@ def house_faults() -> Iterator[str]:
 def project_files() -> Iterator[Path]:
     """Find the project's own text files, in a checkout and in an unpacked sdist alike."""
     for parent, folders, names in os.walk(ROOT):
+        made = (".", "__pycache__", "mutants", "site")
         folders[:] = sorted(
-            folder
-            for folder in folders
-            if folder == ".ci" or not folder.startswith((".", "__pycache__", "mutants"))
+            folder for folder in folders if folder == ".ci" or not folder.startswith(made)
         )
         paths = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
         yield from (path for path in paths if path.suffix in TEXT)
@@ -291,27 +292,41 @@ def django_newest(session: nox.Session, python: str) -> None:  # noqa: ARG001  #
     session.run("pytest", *PARALLEL, "tests/engines/test_django.py", *session.posargs)
 
 
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, in site/; a link that leads nowhere is an error."""
+    install(session, *group("docs"))
+    session.run("python", "docs/_site.py")
+
+
+def built(session: nox.Session, dist: Path) -> tuple[Path, Path]:
+    """Build and check both distributions; return the wheel, and the sdist without the packages.
+
+    A suite that runs in that folder can test only what is installed.
+    """
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist))
+    (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+    session.run("check-wheel-contents", str(wheel))
+    folder = Path(session.create_tmp()).absolute() / "unpacked"
+    shutil.rmtree(folder, ignore_errors=True)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    unpacked = folder / sdist.name.removesuffix(".tar.gz")
+    for package in PACKAGES:
+        shutil.rmtree(unpacked / package)
+    (unpacked / PYTEST_PLUGIN).unlink()
+    return wheel, unpacked
+
+
 @nox.session(reuse_venv=False)
 def wheel(session: nox.Session) -> None:
     """Build, check and install the wheel, and run against it what is about plugins."""
     install(session, *group("tests", "wheel"))
-    built = Path(session.create_tmp()).absolute() / "built"
-    shutil.rmtree(built, ignore_errors=True)
-    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(built))
-    (sdist,), (wheel,) = built.glob("*.tar.gz"), built.glob("*.whl")
-    session.run("twine", "check", "--strict", str(sdist), str(wheel))
-    session.run("check-wheel-contents", str(wheel))
-
-    # The suite of the sdist, without the packages: only the wheel can be what is tested.
-    with tarfile.open(sdist) as archive:
-        archive.extractall(built, filter="data")
-    unpacked = built / sdist.name.removesuffix(".tar.gz")
-    for package in PACKAGES:
-        shutil.rmtree(unpacked / package)
-    (unpacked / PYTEST_PLUGIN).unlink()
+    wheel, unpacked = built(session, Path(session.create_tmp()).absolute() / "built")
     session.chdir(unpacked)
-    example = "examples/qtasks-last-rate"
-    session.install(f"{wheel}{CORE[1:]}", f"./{example}")
+    session.install(f"{wheel}{CORE[1:]}", f"./{EXAMPLE}")
     session.run("python", "-c", CHECK_INSTALLED, log=False)
     suite = (
         "tests/contract",
@@ -322,9 +337,29 @@ def wheel(session: nox.Session) -> None:
     )
     session.run("pytest", *suite, "-m", "not engines and not full", *session.posargs)
     # The example's own tests, with what it asks for: pytest and our plugin, and no other.
-    session.chdir(example)
+    session.chdir(EXAMPLE)
     alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     session.run("pytest", "-p", "pytest_qtasks_pluggy", env=alone)
+
+
+@nox.session(reuse_venv=False)
+def release(session: nox.Session) -> None:
+    """All of a release but the upload: dist/, whose wheel is tried on every CPython found."""
+    install(session, *group("wheel"))
+    wheel, unpacked = built(session, ROOT / "dist")
+    environments = Path(session.create_tmp()).absolute()
+    session.chdir(unpacked)
+    for version, path in ((f"3.{sys.version_info.minor}", sys.executable), *OTHERS):
+        folder = environments / version
+        make = (sys.executable, "-m", "virtualenv", "--quiet", "--clear", "--python", path)
+        session.run(*make, str(folder), external=True)
+        python = str(folder / "bin/python")
+        what = (f"{wheel}{CORE[1:]}", f"./{EXAMPLE}", *group("tests"))
+        session.run(python, "-m", "pip", "install", "--quiet", *what, external=True)
+        session.run(python, "-c", CHECK_INSTALLED, external=True, log=False)
+        session.run(python, "examples/rates/demo.py", external=True)
+        suite = (*PARALLEL, *CORE_SUITE, *session.posargs)
+        session.run(python, "-m", "pytest", *suite, external=True)
 
 
 CHECK_INSTALLED = """

@@ -11,13 +11,13 @@ For apps:
 ``exc``              the errors
 ===================  ===========================================================================
 
-Plugins import ``qtasks_hookspecs``, and nothing else.
+Plugins import only ``qtasks_hookspecs``.
 
 The map, where each row imports only from the rows below it:
 
 =====================  =========================================================================
 ``cli/``               the command ``qtasks-pluggy``
-``failures/``          a plugin of our own: what failed, why, and who decided
+``failures/``          the built-in plugin that records what failed, why, and who decided
 ``testing/``           the test kit for plugins, and ``check`` and ``new-plugin``
 ``_console/``          what every command needs: finding an app, printing
 ``engines/``           adapters: memory, Celery, Dramatiq, Huey, Taskiq
@@ -27,10 +27,10 @@ The map, where each row imports only from the rows below it:
 ``_lifecycle.py``      an app's start and stop
 ``_submit/``           the interface between apps and engines
 ``_plugins/``          the plugin side: who is asked, in which order, and whose answer wins
-``builtin/``           two plugins of our own, off until they are enabled
-``base_plugin.py``     plugins of QTasks' own shape, for migration
+``builtin/``           the built-in plugins ``fallback`` and ``retry``, off until enabled
+``base_plugin.py``     plugins in QTasks' format, for migration
 ``_settings.py``       the operator's settings
-``_settings_file.py``  the file that they come from
+``_settings_file.py``  the file that holds them
 ``_waiting.py``        how a run waits, in plain code and on an event loop
 ``_log.py``            where events go
 ``_text.py``           naming plugins, suggesting names

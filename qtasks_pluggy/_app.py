@@ -48,7 +48,7 @@ _NO_EXTRA: Final[Mapping[str, Any]] = {}
 
 
 class QueueTasks(Lifecycle):
-    """An app: tasks by name, and the plugins that are asked about their errors.
+    """An app: its tasks, and the plugins that decide about their errors.
 
     Args:
         name: The app's name.
@@ -57,16 +57,16 @@ class QueueTasks(Lifecycle):
         plugins: Modules or objects with hookimpls; checked at once.
         discover: Whether the installed plugins are loaded, at the start or the first run.
         intercept: Exception classes that plugins are asked about besides
-            ``TaskPluginTriggerError``, for tasks that do not say; ``Exception`` for all. None asks
-            only those who name a class with ``on_error``, about that class, and ``()`` nobody.
+            ``TaskPluginTriggerError``, unless a task sets it; ``Exception`` for all. None asks only
+            handlers that name the class with ``on_error``; ``()`` asks nobody.
         max_retries: The most retries of one run that plugins may cause; None for no bound.
-        settings: Keys of the settings, this app's defaults; checked at once.
+        settings: This app's own settings, by key; checked at once.
 
     Raises:
         EngineError: No engine has this URL's scheme, or its package is not installed.
         PluginRegistrationError: Faults of ``plugins``, all of them.
         SettingsError: Faults of ``settings``.
-        TypeError: An argument is of the wrong type.
+        TypeError: An argument has the wrong type.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class QueueTasks(Lifecycle):
             raise TypeError(msg)
         TaskFunc(name, len, max_retries=max_retries)  # for its checks
         self.name: str = name
-        # Read when an error comes, so that it holds for tasks that were declared before it.
+        # Read when an error comes, so that it also applies to tasks declared before it.
         self._intercept = error_classes(intercept)
         self._max_retries = max_retries
         self._tasks: dict[str, Any] = {}
@@ -111,7 +111,7 @@ class QueueTasks(Lifecycle):
             EngineError: No engine has this URL's scheme, its package is not installed, or it has
                 a task of the same name; its own object may have got some of the tasks then.
             RuntimeError: The app is started.
-            TypeError: ``workers`` is no whole number.
+            TypeError: ``workers`` is not a whole number.
             ValueError: ``workers`` is below 1.
         """
         if workers is not None:
@@ -193,7 +193,7 @@ class QueueTasks(Lifecycle):
             func: The function: plain or async, returning or yielding its result.
             name: The task's name; the function's without one.
             echo: Whether the function's first parameter is a view of its run.
-            priority: Higher runs first, where the app has an engine.
+            priority: Higher runs first, if the app has an engine.
             intercept: Exception classes that plugins are asked about besides
                 ``TaskPluginTriggerError``; None for the app's, ``()`` for none.
             max_retries: The most retries of one run, within the app's bound.
@@ -208,7 +208,7 @@ class QueueTasks(Lifecycle):
 
         Raises:
             TaskNameError: Another task has this name.
-            TypeError: An argument is of the wrong type, or no option; the nearest is named.
+            TypeError: An argument has the wrong type, or is no option; the nearest is named.
             ValueError: A number is out of its range.
         """
         self._check_options(unknown, extra)
@@ -264,9 +264,9 @@ class QueueTasks(Lifecycle):
     def add_plugin(
         self, plugin: Any, name: str | None = None, trigger_names: Iterable[str] | None = None
     ) -> str:
-        """Add a plugin, after those added before; it has the last word.
+        """Add a plugin after all others, so that it has the last word.
 
-        In a started app it is asked from now on, but its ``qtasks_start`` is not called.
+        A started app asks it from now on, but does not call its ``qtasks_start``.
 
         Args:
             plugin: A module or an object with hookimpls, or where to import it from
@@ -298,13 +298,13 @@ class QueueTasks(Lifecycle):
         tag: str | None = None,
         **marks: Any,
     ) -> Callable[[F], F]:
-        """Ask this function about tasks' errors, ``@app.on_error(ConnectionError)``.
+        """Ask this function about the errors of tasks, ``@app.on_error(ConnectionError)``.
 
-        It becomes a plugin of its own that is named as the function, with ``-2``, ``-3`` and so on
-        where that name is taken: it can be ordered, observed and disabled, and has the last word.
+        It becomes a plugin named after the function, with ``-2``, ``-3`` and so on if that name is
+        taken. It can be ordered, observed and disabled, and has the last word.
 
         Args:
-            *classes: The exception classes; none for whatever the app shows to plugins.
+            *classes: The exception classes; without any, all errors that the app shows to plugins.
             task: A glob (``fnmatch``) for the task's name.
             tag: A tag that the task must have.
             **marks: As for ``hookimpl``: ``tryfirst``, ``trylast``.
@@ -314,7 +314,7 @@ class QueueTasks(Lifecycle):
 
         Raises:
             PluginRegistrationError: Faults of the function, all of them.
-            TypeError: An argument is no class of an ``Exception`` that plugins can be asked about.
+            TypeError: An argument is not an exception class that plugins can be asked about.
         """
         mark = on_error(*classes, task=task, tag=tag, **marks)
 
@@ -346,21 +346,21 @@ class QueueTasks(Lifecycle):
             raise PluginRegistrationError(msg)
 
     def handle(self, uuid: UUID | str) -> TaskHandle[Any]:
-        """Return a handle on a submitted run, also of another process.
+        """Return a handle on a submitted run, even one of another process.
 
-        Nobody is asked, so an id that nobody knows has a handle too: if the engine cannot say,
-        its ``result(timeout)`` times out.
+        The engine is not asked, so an unknown id gets a handle too: if the engine cannot tell,
+        ``result(timeout)`` times out.
 
         Args:
             uuid: The run's id, as ``handle.uuid`` was.
 
         Returns:
-            The handle. It does not know the task's name.
+            The handle, which does not know the task's name.
 
         Raises:
             CapabilityError: The engine keeps no results, or only for whoever submitted.
             EngineError: The app has no engine.
-            TypeError: ``uuid`` is no id.
+            TypeError: ``uuid`` is not an id.
         """
         engine = self._engine
         if engine is None:
@@ -372,7 +372,7 @@ class QueueTasks(Lifecycle):
         if not isinstance(engine, FindsRuns) or not engine.capabilities.results:
             msg = (
                 f"engine {engine.name!r} keeps no results that can be found by a run's id; keep the"
-                " handle that submit gave, or use an engine with a result store"
+                " handle that submit returned, or use an engine with a result store"
             )
             raise CapabilityError(msg)
         message = TaskMessage("", uuid=uuid, engine=engine.name)
@@ -418,26 +418,27 @@ class QueueTasks(Lifecycle):
         kwargs: Mapping[str, Any] | None = None,
         delay: float | timedelta | None = None,
         metadata: Mapping[str, Any] | None = None,
-    ) -> UUID | str:
+    ) -> UUID | str | None:
         """Run a message's task again: sent to the engine, or in place here and now.
 
         Args:
-            message: The message of the run that is to be repeated.
+            message: The message of the run to repeat.
             args: Other positional arguments; None for the message's.
             kwargs: Other keyword arguments; None for the message's.
-            delay: Seconds before the new run may begin, where the app has an engine.
-            metadata: What else is to travel with it, besides the message's own. ``replay_of`` is
-                the id of the run that is repeated.
+            delay: Seconds before the new run may begin, if the app has an engine.
+            metadata: Values to add to those of the message. ``replay_of`` is always set to the id
+                of the repeated run.
 
         Returns:
-            The id of the new run. Only its plugins learn how it ends.
+            The id of the new run; None on the event loop of a Procrastinate or QTasks worker, where
+            the engine gives it one afterwards. Only its plugins learn how it ends.
 
         Raises:
             CapabilityError: It cannot be delayed, or the engine cannot send it from here.
             EngineError: The engine failed, or an argument does not travel.
             NotRunningError: The app is not started, or was stopped.
             TaskNameError: The app has no such task; the nearest is named.
-            TypeError: An argument is of the wrong type.
+            TypeError: An argument has the wrong type.
         """
         repeated = repetition_of(message, args=args, kwargs=kwargs, metadata=metadata)
         if repeated.name not in self.tasks:
@@ -458,11 +459,11 @@ class QueueTasks(Lifecycle):
                 keywords, and anything else the only argument.
 
         Returns:
-            The handles, to be iterated over by ``for`` or ``async for``; nothing is submitted
-            before. A full engine is waited for.
+            The handles, for ``for`` or ``async for``; each run is submitted when iteration reaches
+            it. If the engine is full, iteration waits for room.
 
         Raises:
-            TypeError: The task is another app's, or no task; or ``calls`` cannot be iterated over.
+            TypeError: ``task`` is not a task of this app, or ``calls`` is not iterable.
         """
         if getattr(task, "app", None) is not self:
             msg = (
@@ -484,14 +485,14 @@ class QueueTasks(Lifecycle):
 
 
 def _marked_copy(function: Any, mark: Callable[[Any], Any]) -> Any:
-    """Mark a copy of a function: what one handler is asked about is no other's, here or elsewhere.
+    """Mark a copy of a function, so that the marks belong to this handler alone.
 
     A method's copy stays bound.
     """
     plain = function.__func__ if isinstance(function, MethodType) else function
     if not isinstance(plain, FunctionType):
         return mark(function)
-    # Without defaults: a handler is given all that it names.
+    # Without defaults: a handler gets a value for every parameter.
     copied = FunctionType(
         plain.__code__, plain.__globals__, plain.__name__, None, plain.__closure__
     )

@@ -114,7 +114,7 @@ class Lifecycle:
         if self._state is not _State.STARTED and not is_ready:
             msg = (
                 f"app {self.name!r} is {self._state.value}, so task {task!r} cannot be submitted;"
-                " do it inside of 'with app:' or 'async with app:'"
+                " do it inside 'with app:' or 'async with app:'"
             )
             raise NotRunningError(msg)
 
@@ -141,7 +141,7 @@ class Lifecycle:
 
     def _warn_not_started(self) -> None:
         """Log, once, each plugin that is asked without its ``qtasks_start`` having run."""
-        hint = "call tasks inside of 'with app:' or 'async with app:', which calls qtasks_start"
+        hint = "call tasks inside 'with app:' or 'async with app:', which calls qtasks_start"
         for impl in self.plugins.hook.qtasks_start.get_hookimpls():
             name = impl.plugin_name
             if name not in self._warned and not _is_default(impl.plugin):

@@ -95,7 +95,7 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, why: object) -> _UnreadableError:
-    return _UnreadableError(f"{path}: cannot be read: {why}; mend the file, or move it away")
+    return _UnreadableError(f"{path}: cannot be read: {why}; fix the file, or move it away")
 
 
 def _refuse_strangers(path: Path, status: os.stat_result) -> None:

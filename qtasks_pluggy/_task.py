@@ -73,7 +73,7 @@ class Context:
         return self._run.log
 
     def plugin_error(self, /, *args: Any, **kwargs: Any) -> NoReturn:
-        """Ask the plugins for what to do instead of returning a result.
+        """Ask the plugins what to do instead of returning a result.
 
         Args:
             *args: Handed to the plugins as ``e.args``.
@@ -127,11 +127,11 @@ if TYPE_CHECKING:
 
 
 class _Task(Generic[P, R_co]):
-    """What both kinds of task have.
+    """What both kinds of task share.
 
     Args:
         task_func: The definition.
-        app: The app; None for the view of a run that no app began.
+        app: The app; None for the view of a run without an app.
         run: The run that this is a view of; None for the task itself.
     """
 
@@ -169,7 +169,7 @@ class _Task(Generic[P, R_co]):
         """The context of the run that this is a view of.
 
         Raises:
-            RuntimeError: This is the task itself, not the ``self`` of one of its runs.
+            RuntimeError: This is the task itself, not the view of a run.
         """
         if self._run is None:
             msg = (
@@ -187,7 +187,7 @@ class _Task(Generic[P, R_co]):
             **kwargs: The function's keyword arguments.
 
         Returns:
-            A handle on the run. Where the engine is full, this waits for room first.
+            A handle on the run. If the engine is full, this waits for room first.
 
         Raises:
             EngineError: The app has no engine, or the engine failed.
@@ -214,20 +214,19 @@ class _Task(Generic[P, R_co]):
     ) -> Self:
         """Return this task with other options for the runs that it submits.
 
-        What is not given stays as it is, also where this task has options already.
+        Options that are not given keep their values.
 
         Args:
             delay: Seconds that a run waits before it may begin, or a ``timedelta``.
             priority: Higher runs first.
-            metadata: What travels with the run, for its plugins to read as
-                ``task_broker.metadata``: the id of a request, the context of a trace. It is added
-                to what travels already.
+            metadata: Values that travel with the run, such as a request id or a trace context, for
+                plugins to read as ``task_broker.metadata``. They are added to those set before.
 
         Returns:
             A task to submit with: ``task.with_options(delay=60).submit(...)``.
 
         Raises:
-            TypeError: An argument is of the wrong type.
+            TypeError: An argument has the wrong type.
             ValueError: ``delay`` is negative or not a number of seconds.
         """
         if delay is not None:
@@ -264,7 +263,7 @@ class _Task(Generic[P, R_co]):
         """Pickle by module and qualified name, as functions are.
 
         Raises:
-            pickle.PicklingError: This is no task of its own, but the ``self`` of a run.
+            pickle.PicklingError: This is the ``self`` of a run, not the task itself.
         """
         if self._run is not None:
             msg = f"the self of a run of task {self.name!r} cannot be pickled; the task itself can"
@@ -281,7 +280,7 @@ class AsyncTask(_Task[P, R_co]):
 
     ``await task.submit(...)`` submits a run to the app's engine.
 
-    With ``echo=True`` the function's first parameter is one of these too: a view of the run.
+    With ``echo=True`` the function's first argument is another instance: a view of the run.
     """
 
     if TYPE_CHECKING:
@@ -319,7 +318,7 @@ class SyncTask(_Task[P, R_co]):
 
     ``task.submit(...)`` submits a run to the app's engine.
 
-    With ``echo=True`` the function's first parameter is one of these too: a view of the run.
+    With ``echo=True`` the function's first argument is another instance: a view of the run.
     """
 
     if TYPE_CHECKING:
@@ -360,9 +359,9 @@ class SyncTask(_Task[P, R_co]):
 
 
 def _pass_for_function(task: Any, task_func: TaskFunc) -> None:
-    """Give a task its function's name, module, documentation, hints and signature."""
+    """Give a task its function's name, module, docstring, type hints and signature."""
     func = task_func.func
-    # Not the function's own attributes, which could hide the task's.
+    # Leave out the function's own attributes, which could hide the task's.
     update_wrapper(task, func, updated=())
     name = getattr(func, "__name__", task_func.name)
     task.__name__, task.__qualname__ = name, getattr(func, "__qualname__", name)

@@ -1,4 +1,4 @@
-"""``BasePlugin``: plugins of QTasks' own shape, adapted to hookimpls. For migration only."""
+"""``BasePlugin``: plugins in QTasks' format, adapted to hookimpls. For migration only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["BasePlugin"]
 
 
 class BasePlugin:
-    """A plugin in the shape that QTasks gave them; new plugins are modules of hookimpls.
+    """A plugin in QTasks' format; write new plugins as modules of hookimpls.
 
     ``trigger`` is called with a hook's name and exactly the hook's parameters, and its value is
-    the hook's answer. A plugin that has a dict ``handlers`` is asked only for the hooks that are
-    keys of it when it is added; else for all. Any of the three methods may be an ``async def``.
+    the hook's answer. If the plugin has a dict ``handlers`` when it is added, only the hooks among
+    its keys are called; otherwise all are. Any of the three methods may be an ``async def``.
 
     Args:
         name: The plugin's name; its class's name without one.
@@ -25,8 +25,8 @@ class BasePlugin:
         """Get ready; called when the app starts."""
 
     def stop(self, *args: Any, **kwargs: Any) -> Any:
-        """Let go; called when the app stops."""
+        """Clean up; called when the app stops."""
 
     def trigger(self, name: str, **kwargs: Any) -> Any:
-        """Answer the hook ``name``; None is no opinion."""
+        """Answer the hook ``name``; None means no opinion."""
         del name, kwargs

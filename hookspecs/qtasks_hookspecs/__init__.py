@@ -3,15 +3,15 @@
 =================  =================================================================
 ``_markers.py``    the project's name and entry point group, and the marks for hooks
 ``_hooks.py``      every hook, in the order in which a run meets it: START HERE
-``_on_error.py``   ``on_error``, the short form of the hook that most plugins are about
+``_on_error.py``   ``on_error``, the short form of the hook that most plugins use
 ``_decisions.py``  what a hookimpl may answer besides a plain value
 ``_outcome.py``    how one attempt ended
 ``_types.py``      hooks' parameters: the task, the message, the run, the app
 ``exc.py``         the errors
 =================  =================================================================
 
-A plugin is a module of functions marked with ``hookimpl`` that bear the names of hooks,
-installed by an entry point in the group ``qtasks_pluggy``::
+A plugin is a module of functions that are named after hooks and marked with ``hookimpl``. An entry
+point in the group ``qtasks_pluggy`` installs it::
 
     from qtasks_hookspecs import Replace, hookimpl
 

@@ -1,6 +1,6 @@
 """The decisions: what a plugin may answer besides a plain value.
 
-A plugin returns one; only the executor, or the run's engine, carries it out, once.
+A plugin returns a decision; the executor or the run's engine carries it out, once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         msg = f"Retry({attribute.name}=...): expected seconds as a number or None, got {value!r}"
         raise TypeError(msg)
-    # What is longer than a system can wait would end the run half-way, in an engine's own clock.
+    # A longer delay than the system can wait would end the run half-way, in the engine's timer.
     if not 0 <= value <= threading.TIMEOUT_MAX:
         shown = repr(value) if isinstance(value, float) else "one out of that range"
         most = f"{threading.TIMEOUT_MAX:.0f}"
@@ -82,8 +82,8 @@ class Replace(_Final):
 class Retry(_Final):
     """Run the task again, if the bounds allow.
 
-    Counted in retries of the run and bounded by ``limit``, the task's ``max_retries`` and the
-    app's. Past a bound it counts as no opinion, so that an earlier plugin's answer can win.
+    The retries of the run are bounded by ``limit``, the task's ``max_retries`` and the app's. Past
+    a bound the answer counts as no opinion, so that an earlier plugin's answer can win.
 
     Attributes:
         delay: Seconds to wait before the next attempt, or a ``timedelta``; None leaves it to the
@@ -104,10 +104,10 @@ class Raise(_Final):
     """Let the run fail with this error instead of the task's own, which becomes its cause.
 
     Attributes:
-        error: The exception to raise, that very object. The task's own error means no opinion.
+        error: The exception to raise, as that very object. The task's own error means no opinion.
 
     Raises:
-        TypeError: ``error`` is no instance of an ``Exception`` class.
+        TypeError: ``error`` is not an instance of an ``Exception`` class.
     """
 
     error: Exception = attrs.field(validator=_exception)

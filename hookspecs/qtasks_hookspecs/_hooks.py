@@ -31,8 +31,8 @@ def qtasks_start(app: RunningApp, settings: Mapping[str, Any]) -> None:
         Ignored. Return ``None``.
 
     Raises:
-        Whatever it raises stops the start: the plugins that had started are stopped in reverse
-        order, and the app raises ``PluginError`` from the plugin's error.
+        Any exception stops the start: the plugins that have started are stopped in reverse order,
+        and the app raises ``PluginError`` from the plugin's error.
 
     Example:
         >>> @hookimpl
@@ -66,7 +66,7 @@ def task_executor_args_replace(
 
     Raises:
         An exception is logged with this plugin's name and the arguments stay as they were;
-        the same for an answer that is no such pair.
+        so is an answer that is not such a pair.
 
     Example:
         >>> @hookimpl
@@ -160,13 +160,13 @@ def task_executor_dead_letter(
         reason: The reason of ``DeadLetter``; may be empty.
 
     Returns:
-        ``True`` for "I have kept it". One is enough: then every engine allows the decision, and the
-        engine's own place for dead letters is not used. ``None``, and whatever is not exactly
-        ``True``, is "I have not".
+        ``True`` for "I have kept it". One is enough: every engine then allows the decision, and the
+        engine's own place for dead letters is not used. ``None``, and anything that is not exactly
+        ``True``, means "I have not".
 
     Raises:
         An exception is logged with this plugin's name, and the run counts as not kept by it. A
-        hookimpl that was too late may have kept the run all the same: keep each ``uuid`` once.
+        hookimpl that exceeds its time limit may still keep the run: keep each ``uuid`` once.
 
     Example:
         >>> @hookimpl
@@ -183,8 +183,8 @@ def task_executor_attempt_ended(
     """Observe how an attempt ended.
 
     When:
-        Once for every attempt, however it ended, also for one that the engine repeats by itself.
-        ``@when(outcome="failed")`` asks for some ends only; the others then cost nothing.
+        Once for every attempt, however it ended, including attempts that the engine itself repeats.
+        ``@when(outcome="failed")`` limits the calls to some ends; the others then cost nothing.
 
     Args:
         task_executor: The run.
@@ -214,8 +214,8 @@ def task_executor_task_failed(
 
     When:
         Once for every final failure, whether plugins were asked about it or not; never for a run
-        that was cancelled. On an engine also for ``SystemExit`` and the like, if they end the
-        run and not the worker.
+        that was cancelled. On an engine, ``SystemExit`` and the like are final failures if they end
+        the run but not the worker.
 
     Args:
         task_executor: The run.

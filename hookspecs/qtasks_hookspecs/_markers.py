@@ -18,11 +18,11 @@ PROJECT_NAME: Final = "qtasks_pluggy"
 ENTRY_POINT_GROUP: Final = "qtasks_pluggy"
 
 hookimpl: Final[pluggy.HookimplMarker] = pluggy.HookimplMarker(PROJECT_NAME)
-"""Marks a function as an implementation of the hook that bears its name.
+"""Marks a function as an implementation of the hook that it is named after.
 
-pluggy's own marker, so ``pluggy.HookimplMarker("qtasks_pluggy")`` serves as well.
+This is pluggy's own marker, so ``pluggy.HookimplMarker("qtasks_pluggy")`` works as well.
 ``tryfirst=True`` moves it to the front of the chain and ``trylast=True`` to the back. The one
-called last has the last word here, so it is ``trylast`` that wins.
+called last has the last word here, so ``trylast`` wins.
 """
 
 _mark_spec: Final[pluggy.HookspecMarker] = pluggy.HookspecMarker(PROJECT_NAME)
@@ -45,7 +45,7 @@ def hookspec(
 ) -> F | Callable[[F], F]:
     """Mark a function as a hook specification.
 
-    A function around pluggy's marker, whose class is final.
+    Wraps pluggy's marker, whose class is final.
 
     Args:
         function: The specification.
@@ -84,8 +84,8 @@ class When:
         error: Classes, or dotted names of classes; one must match the error or its cause.
         task: A glob for the task's name.
         tag: A tag that the task must have.
-        outcome: The ends of the attempt of which one must be its own.
-        replay: Whether the run must repeat another one, or must not.
+        outcome: Statuses, of which the attempt must have one.
+        replay: True if the run must be a replay, False if it must not; None for either.
     """
 
     error: tuple[type[BaseException] | str, ...] | None = None
@@ -105,24 +105,24 @@ def when(
 ) -> Callable[[F], F]:
     """Ask this hookimpl only when the conditions hold; goes on either side of ``@hookimpl``.
 
-    The conditions of one ``@when`` must all hold; of several ``@when``, one is enough.
+    All conditions of one ``@when`` must hold; of several ``@when``, one is enough.
 
     Args:
-        error: A class or several, or their dotted names; names are compared with the names along
-            the error's class hierarchy and looked up in the modules that are loaded, never
-            imported; a built-in needs no prefix.
+        error: One or more exception classes or dotted names. Names are compared with those of the
+            error's class and its bases, and looked up in loaded modules; nothing is imported.
+            Built-ins need no module prefix.
         task: A glob (``fnmatch``) for the task's name.
         tag: A tag that the task must have.
-        outcome: How the attempt ended, one ``OutcomeStatus`` or several, or their names; on the
-            hooks that have an ``outcome``, where ``error`` is compared with ``outcome.error``.
-        replay: True for runs that repeat another one, by ``app.replay``; False for all others.
+        outcome: One or more members of ``OutcomeStatus`` or their names, for hooks that have an
+            ``outcome``; there, ``error`` is compared with ``outcome.error``.
+        replay: True for runs that ``app.replay`` made; False for all others.
 
     Returns:
         A decorator that returns the function itself.
 
     Raises:
-        TypeError: A condition is of the wrong type, or there is none.
-        ValueError: No attempt ends so; the nearest status is named.
+        TypeError: A condition has the wrong type, or none is given.
+        ValueError: ``outcome`` is not a status; the nearest one is named.
     """
     errors = None if error is None else _several(error)
     for one in errors or ():
@@ -163,7 +163,7 @@ def _status(value: object) -> OutcomeStatus:
     try:
         return OutcomeStatus(value)
     except ValueError:
-        import difflib  # noqa: PLC0415  # a plugin without a slip need not load it
+        import difflib  # noqa: PLC0415  # a correct plugin need not load it
 
         (near,) = difflib.get_close_matches(value.lower(), OutcomeStatus, n=1, cutoff=0)
         msg = f"@when(outcome={value!r}): no attempt ends so; did you mean {str(near)!r}?"
@@ -176,13 +176,13 @@ def inner_function(function: Any) -> Any:
 
 
 def blocking(function: F) -> F:
-    """Run this plain hookimpl away from the caller's thread; goes on either side of ``@hookimpl``.
+    """Run this plain hookimpl in a thread of its own; goes on either side of ``@hookimpl``.
 
-    For a hookimpl that waits: for a lock, a socket, a disk. In async code the event loop goes on
-    meanwhile, and after a time limit such a hookimpl can keep running in its daemon thread.
+    For hookimpls that wait for a lock, a socket or a disk. In async code the event loop goes on
+    meanwhile. After its time limit such a hookimpl may go on in its daemon thread.
 
     Args:
-        function: A plain function. An ``async def`` hookimpl needs no such mark.
+        function: A plain function. An ``async def`` hookimpl does not need this mark.
 
     Returns:
         The same function, marked.

@@ -1,4 +1,4 @@
-"""``on_error``: the short form of the hook that most plugins are about."""
+"""``on_error``: the short form of the hook that most plugins use."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _numbers: Final = count(1)
 
 @attrs.frozen
 class OnError:
-    """What ``on_error`` says of a handler.
+    """What ``on_error`` records about a handler.
 
     Attributes:
-        classes: The classes that it names; empty for whatever plugins may see.
+        classes: The classes that it names; empty for all errors that plugins may see.
         number: Its place in the order of decoration.
     """
 
@@ -35,19 +35,18 @@ class OnError:
 def on_error(
     *classes: type[Exception], task: str | None = None, tag: str | None = None, **marks: Any
 ) -> Callable[[F], F]:
-    """Ask this function about tasks' errors.
+    """Ask this function about the errors of tasks.
 
     Short for ``hookimpl(specname="task_executor_run_task_trigger_error")`` with ``@when``. The
-    function may have any name. It names what it wants of ``error``, the task's own exception;
-    ``run``, the executor; and the hook's own parameters. A module may have many, which are asked in
-    the order in which they are decorated.
+    function may have any name. Its parameters may be ``error``, the task's own exception, ``run``,
+    the executor, and the parameters of the hook. A module may have several such functions; they are
+    asked in the order of decoration.
 
-    Naming a class is consent: the function is asked about errors of that class in every app that
-    has it, also where ``intercept`` does not list the class. An explicit ``intercept=()`` refuses
-    that too.
+    Naming a class is consent: every app that loads the function asks it about errors of that class,
+    even if ``intercept`` does not list the class. Only an explicit ``intercept=()`` refuses.
 
     Args:
-        *classes: The exception classes; none for whatever the app shows to plugins.
+        *classes: The exception classes; without any, all errors that the app shows to plugins.
         task: A glob (``fnmatch``) for the task's name.
         tag: A tag that the task must have.
         **marks: As for ``hookimpl``: ``tryfirst``, ``trylast``.
@@ -56,7 +55,7 @@ def on_error(
         A decorator that returns the function itself.
 
     Raises:
-        TypeError: An argument is no class of an ``Exception`` that plugins can be asked about.
+        TypeError: An argument is not an exception class that plugins can be asked about.
     """
     for one in classes:
         _check_class(one)

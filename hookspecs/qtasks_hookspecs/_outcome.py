@@ -1,4 +1,4 @@
-"""How one attempt of a run ended, and what attempts that failed of one cause have in common."""
+"""How one attempt of a run ended, and the fingerprint that failures of one cause share."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Outcome:
 
     Attributes:
         status: The way in which it ended.
-        error: The task's own error, unwrapped; of ``Raise(x)`` it is ``x``; None on success.
-        decided_by: The name of the plugin whose decision it was; None where nobody decided.
-        reason: Why, for people; empty without one.
-        delay: Seconds before the next attempt; None where there is none, or the engine chooses.
+        error: The task's own error, unwrapped; ``x`` after ``Raise(x)``; None on success.
+        decided_by: The name of the plugin that decided; None if no plugin did.
+        reason: Why, for people; may be empty.
+        delay: Seconds before the next attempt; None if there is none or the engine chooses.
         seconds: How long the attempt took.
         attempt: Which attempt it was, from 1.
     """
@@ -66,9 +66,8 @@ class Outcome:
         """What failures of one cause have in common; None on success.
 
         A digest of the task's name, the class of its own error, the classes of that error's causes,
-        and the app's own frames by module and function. Values, texts and line numbers are not in
-        it, nor is the place of the app's files. An error whose traceback was cut has the
-        fingerprint of what is left.
+        and the app's own frames by module and function. It does not depend on values, texts, line
+        numbers or where the app's files are. If the traceback was cut, the rest of it counts.
         """
         origin = self._origin
         if origin is None:

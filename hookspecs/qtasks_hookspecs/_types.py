@@ -1,4 +1,4 @@
-"""Hooks' parameters: the task's definition, a run's message, and protocols for run and app."""
+"""The parameters of hooks: a task's definition, a run's message, protocols for run and app."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def error_classes(value: ErrorClasses) -> tuple[type[BaseException], ...] | None
     """
     if value is None:
         return None
-    # A string is no list of its letters, and a class that can be iterated over is one class.
+    # A string is one wrong value, not its letters; some classes can be iterated over.
     several = isinstance(value, Iterable) and not isinstance(value, (type, str))
     classes: tuple[Any, ...] = tuple(value) if several else (value,)  # type: ignore[arg-type]  # several says so
     for one in classes:
@@ -62,10 +62,10 @@ def _whole_number(_: object, attribute: attrs.Attribute[Any], value: object) -> 
 
 
 def retry_count(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """Refuse what is no number of retries; None is one.
+    """Refuse anything but a number of retries or None.
 
     Raises:
-        TypeError: It is no whole number.
+        TypeError: It is not a whole number.
         ValueError: It is negative.
     """
     if value is None:
@@ -99,17 +99,17 @@ class TaskFunc:
         echo: Whether the function takes a view of its run as first argument (``self``).
         priority: Higher runs first, if the app has an engine.
         intercept: Exception classes that plugins are asked about besides
-            ``TaskPluginTriggerError``; None stands for the app's.
+            ``TaskPluginTriggerError``; None for the app's.
         max_retries: The most retries of one run that plugins may cause; None for no bound.
         max_time: Seconds that one attempt may take, or a ``timedelta``; None for no limit.
         tags: Words that plugins can filter by.
         description: What the task does, for people.
-        extra: Whatever else the app gave with the task, for its plugins.
-        is_async: Whether ``func`` is an ``async def``, an async generator too.
+        extra: Any other values that the app gave the task, for plugins to read.
+        is_async: Whether ``func`` is an ``async def`` function or an async generator.
         is_generator: Whether ``func`` yields its result item by item.
 
     Raises:
-        TypeError: A value is of the wrong type.
+        TypeError: A value has the wrong type.
         ValueError: A number is out of its range.
     """
 
@@ -149,21 +149,21 @@ _first_read = threading.Lock()
 
 @attrs.frozen(eq=False)
 class TaskMessage:
-    """The message of one run; hooks get it under its historic name ``task_broker``.
+    """The message of one run; hooks receive it as ``task_broker``, its historic name.
 
-    ``uuid`` and ``created_at`` are made when they are first read, pickled or copied, so that a
-    run that nobody looks at does not pay for them.
+    ``uuid`` and ``created_at`` are made when they are first read, pickled or copied, so that runs
+    that do not need them do not pay for them.
 
     Attributes:
         name: The task's name.
         args: The positional arguments of the call.
         kwargs: The keyword arguments of the call.
-        priority: Higher runs first; None where the engine does not know.
-        attempt: Which attempt this is, from 1; None where the engine does not know.
-        queue: The queue it came from, where there is one.
-        engine: The engine that carried it, where there is one.
-        redelivered: Whether it was handed over before; None where the engine does not know.
-        metadata: What else travelled with it.
+        priority: Higher runs first; None if the engine does not know.
+        attempt: Which attempt this is, from 1; None if the engine does not know.
+        queue: The queue that it came from, if any.
+        engine: The engine that carried it, if any.
+        redelivered: Whether it was delivered before; None if the engine does not know.
+        metadata: Other values that travelled with it.
     """
 
     name: str
@@ -201,7 +201,7 @@ class TaskMessage:
         return self._created_at  # type: ignore[return-value]  # set in the lines above
 
     def __eq__(self, other: object) -> bool:
-        """Two messages are one when they are the same attempt of the same run."""
+        """Messages are equal if they are the same attempt of the same run."""
         if not isinstance(other, TaskMessage):
             return NotImplemented
         return (self.uuid, self.attempt) == (other.uuid, other.attempt)
@@ -314,7 +314,7 @@ if TYPE_CHECKING:
 
 
 class RunningTask(Protocol):
-    """What a hookimpl may read from ``task_executor``: one run, none of it to be written."""
+    """What a hookimpl may read from ``task_executor``: one run, read-only."""
 
     @property
     def app(self) -> RunningApp | None:
@@ -397,7 +397,7 @@ class RunningApp(Protocol):
 
     @property
     def engine(self) -> Any:
-        """What carries the app's submitted runs; None where it runs tasks in place only."""
+        """The engine of the app's submitted runs; None if tasks only run in place."""
         ...
 
     def replay(
@@ -408,25 +408,26 @@ class RunningApp(Protocol):
         kwargs: Mapping[str, Any] | None = None,
         delay: float | timedelta | None = None,
         metadata: Mapping[str, Any] | None = None,
-    ) -> UUID | str:
+    ) -> UUID | str | None:
         """Run a message's task again: sent to the engine, or in place here and now.
 
         Args:
-            message: The message of the run that is to be repeated.
+            message: The message of the run to repeat.
             args: Other positional arguments; None for the message's.
             kwargs: Other keyword arguments; None for the message's.
-            delay: Seconds before the new run may begin, where the app has an engine.
-            metadata: What else is to travel with it, besides the message's own. ``replay_of`` is
-                the id of the run that is repeated.
+            delay: Seconds before the new run may begin, if the app has an engine.
+            metadata: Values to add to those of the message. ``replay_of`` is always set to the id
+                of the repeated run.
 
         Returns:
-            The id of the new run.
+            The id of the new run; None on the event loop of a Procrastinate or QTasks worker, where
+            the engine gives it one afterwards.
 
         Raises:
             CapabilityError: It cannot be delayed, or the engine cannot send it from here.
             EngineError: The engine failed, or an argument does not travel.
             NotRunningError: The app is not started, or was stopped.
             TaskNameError: The app has no such task; the nearest is named.
-            TypeError: An argument is of the wrong type.
+            TypeError: An argument has the wrong type.
         """
         ...

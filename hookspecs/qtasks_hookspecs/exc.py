@@ -10,7 +10,7 @@ QTasksError
 ├── SettingsError                a setting is unknown or has a wrong value
 ├── TaskNameError                a task name is unknown or taken twice
 ├── NotRunningError              the app was stopped, or was never started
-├── QueueFullError               the engine's queue takes no more
+├── QueueFullError               the engine's queue is full
 └── EngineError                  the engine could not do its part
     └── CapabilityError          the engine cannot do this at all
 """
@@ -52,15 +52,14 @@ def _safe_repr(value: object) -> str:
 
 
 class QTasksError(Exception):
-    """The base of the errors of qtasks-pluggy; wrong arguments are Python's own errors."""
+    """The base class of all errors of qtasks-pluggy; wrong arguments raise Python's own."""
 
 
 class TaskPluginTriggerError(QTasksError):
-    """A task asks the plugins for what to do instead of its result.
+    """A task asks the plugins what to do.
 
-    Raised by ``ctx.plugin_error(...)`` or directly. An ordinary exception that the task
-    lets plugins intercept arrives at them wrapped in this class, with the original as
-    ``cause``.
+    Raised by ``ctx.plugin_error(...)`` or directly. Plugins receive an ordinary exception that
+    they may intercept wrapped in this class, with the original as ``cause``.
 
     Args:
         *args: Anything; the first one is the message without ``message=``.
@@ -235,7 +234,7 @@ class PluginError(QTasksError):
 
 
 class PluginRegistrationError(PluginError):
-    """One or more plugins cannot be registered; nothing of them was.
+    """One or more plugins cannot be registered; none of them was.
 
     Attributes:
         problems: One text for each fault, all of them.
@@ -267,11 +266,11 @@ class TaskNameError(QTasksError):
 
 
 class NotRunningError(QTasksError):
-    """The app was stopped, or this needs it to be started first."""
+    """The app was stopped, or has not been started."""
 
 
 class QueueFullError(QTasksError):
-    """The engine's queue takes no more for now."""
+    """The engine's queue is full."""
 
 
 class EngineError(QTasksError):

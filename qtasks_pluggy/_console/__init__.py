@@ -1,9 +1,9 @@
-"""What every part of the command needs: from APP to objects, and from objects to a terminal.
+"""What all commands share: finding the app that APP names, and printing.
 
 =================  ======================================================================
-``load.py``        from APP and TASK on the command line to the objects
+``load.py``        finds the objects that APP and TASK name
 ``problems.py``    settings and filters that have no effect
-``say.py``         how anything is printed, tracebacks too, so that nothing changes a terminal
+``say.py``         prints text and tracebacks, so that nothing in them changes a terminal
 ``table.py``       tables, on a terminal and on a pipe
 =================  ======================================================================
 """

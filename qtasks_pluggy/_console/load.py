@@ -1,4 +1,4 @@
-"""From APP and TASK on the command line to the objects that they name."""
+"""Finds the objects that APP and TASK name on the command line."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Task: TypeAlias = AsyncTask[..., Any] | SyncTask[..., Any]
 
 
 Faults: Final = (EngineError, PluginError, SettingsError)
-"""What can be wrong with an app that does not start."""
+"""The errors of an app that does not start."""
 
 
 class Trouble(click.ClickException):
-    """What was asked for cannot begin: one clear error, and exit code 2."""
+    """The command cannot begin: one clear error, and exit code 2."""
 
     exit_code = 2
 
 
 def load_app(spec: str, *, or_native: bool = False) -> QueueTasks:
-    """Import the app that APP names; if asked for, also what ``install()`` gave an engine's app.
+    """Import the app that APP names, or with ``or_native`` the one that ``install()`` made.
 
     Raises:
         Trouble: There is no such thing, or importing it failed.
@@ -62,7 +62,7 @@ def load_app(spec: str, *, or_native: bool = False) -> QueueTasks:
     meant = f"{where}:{closest_match(attr, apps)}" if apps else ""
     adapter = _adapter_of(found)
     if adapter is not None:
-        hint = "its tasks are run by its own worker; give a QueueTasks"
+        hint = "its own worker runs its tasks; give a QueueTasks"
         if or_native:
             install = f"{adapter.module}.install()"
             hint = f"install() was not called on it: call {install} where the app is made"
@@ -81,9 +81,9 @@ def load_app(spec: str, *, or_native: bool = False) -> QueueTasks:
 
 
 def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
-    """Load the plugins of the app that APP names, and list every problem of theirs.
+    """Load the plugins of the app that APP names, and list all their problems.
 
-    Without APP they are the installed ones alone. A problem is a plugin that cannot be loaded, a
+    Without APP, load only the installed ones. A problem is a plugin that cannot be loaded, a
     setting that names no plugin, or a filter that nothing matches.
 
     Raises:
@@ -122,7 +122,7 @@ def load_task(app: QueueTasks, name: str) -> Task:
     task: Task | None = app.tasks.get(name)
     if task is not None:
         return task
-    hint = "it has no tasks at all; declare one with @app.task"
+    hint = "it has no tasks; declare one with @app.task"
     if app.tasks:
         hint = f"did you mean {closest_match(name, app.tasks)!r}?"
         if len(app.tasks) > 1:
@@ -160,8 +160,8 @@ def _load_module(name: str) -> ModuleType:
         beside = [f"{parent}.{one.name}".lstrip(".") for one in pkgutil.iter_modules(folders)]
         hint = f"did you mean {closest_match(missing, beside)!r}? " if beside else ""
         msg = (
-            f"there is no module {missing!r}; {hint}It is looked for in the current folder,"
-            f" {Path.cwd()}, and among what is installed."
+            f"there is no module {missing!r}; {hint}qtasks-pluggy looks in the current folder,"
+            f" {Path.cwd()}, and among the installed modules."
         )
         raise Trouble(msg) from None
 

@@ -1,4 +1,4 @@
-"""What is wrong without being a fault: settings and filters that have no effect."""
+"""Settings and filters that have no effect."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qtasks_pluggy._plugins.filters import FilterKey, loaded_class, matches
 
 def dead_settings(manager: PluginManager, *, has_app: bool) -> Iterator[str]:
     """Describe each name in the settings that no plugin has."""
-    hint = "" if has_app else " If an app adds it, name that APP."
+    hint = "" if has_app else " If an app adds it, give that APP."
     for one in manager.dead_settings():
         yield (
-            f"setting {one['setting']!r} ({one['source']}) names {one['name']!r}, and no plugin"
+            f"setting {one['setting']!r} ({one['source']}) names {one['name']!r}, but no plugin"
             f" has that name; did you mean {one['did_you_mean']!r}?{hint}"
         )
 
@@ -34,9 +34,9 @@ def dead_filters(app: QueueTasks) -> Iterator[str]:
             errors = [error for condition in link.when for error in condition.error or ()]
             names = {one if isinstance(one, str) else one.__qualname__: None for one in errors}
             yield (
-                f"{link.who}, handler {link.handler!r}: it is asked about {' and '.join(names)}"
-                f" only, and no task of app {app.name!r} shows that to plugins; give the tasks or"
-                " the app intercept=..., or write the handler with on_error"
+                f"{link.who}, handler {link.handler!r}: it only handles {' and '.join(names)},"
+                f" which no task of app {app.name!r} shows to plugins; give the tasks or the app"
+                " intercept=..., or write the handler with on_error"
             )
 
 
@@ -45,7 +45,8 @@ def _may_hold(condition: When, link: Link, app: Any) -> bool:
     if condition.error is None:
         return True
     by_task = [attrs.evolve(condition, error=None)]
-    tasks = [one.task_func for one in app.tasks.values()]
+    # Those of an engine's own app are no tasks of ours, and see what the app says.
+    tasks = [one.task_func for one in app.tasks.values() if hasattr(one, "task_func")]
     meant = [one for one in tasks if matches(by_task, FilterKey(task=one.name, tags=one.tags))]
     # An engine's own app has its tasks later, and an installed plugin is for other apps too.
     shown: list[Any] = [one.intercept for one in meant] or [None]

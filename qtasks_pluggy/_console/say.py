@@ -1,4 +1,4 @@
-"""What the command says, on a terminal and on a pipe: nothing in it can change a terminal."""
+"""How commands print, on a terminal and on a pipe; nothing printed can change a terminal."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def own_stdout() -> TextIO:
 
 @contextmanager
 def keep_stdout() -> Generator[None]:
-    """Keep standard output for what the command itself says.
+    """Keep standard output for the command's own output.
 
-    What tasks, plugins and their processes print goes to standard error meanwhile, so that a
-    script can read the output whatever they print.
+    Whatever tasks, plugins and their processes print goes to standard error meanwhile, so that
+    scripts can read the output.
     """
     with ExitStack() as undo:
         own = sys.stdout
@@ -63,13 +63,13 @@ def _keep_if(ctx: click.Context, _: click.Parameter, as_json: bool) -> bool:  # 
 
 
 json_option: Final = click.option(
-    "--json", "as_json", is_flag=True, callback=_keep_if, help="Write JSON, for scripts."
+    "--json", "as_json", is_flag=True, callback=_keep_if, help="Write JSON instead of text."
 )
-"""The option ``--json``: from here on, standard output has what the command says, and no more."""
+"""The option ``--json``: standard output then holds nothing but the command's output."""
 
 
 def say(text: str = "", *, err: bool = False, **style: Any) -> None:
-    """Print a text, made printable; every word of the command comes through here."""
+    """Print a text, made printable; all output of the commands goes through here."""
     stream = sys.stderr if err else own_stdout()
     shown = encodable(printable(text), stream)
     click.echo(click.style(shown, **style) if style else shown, file=stream)
@@ -83,7 +83,7 @@ def say_error(text: str) -> None:
 class SayingHandler(logging.Handler):
     """Prints what is logged while nobody has configured logging, tracebacks included.
 
-    Of our own events it prints those that say the same only once: the summary counts them.
+    It prints equal events of our own only once; the summary counts them.
     """
 
     def __init__(self, level: int) -> None:
@@ -107,13 +107,13 @@ def say_json(value: Any, *, indent: int | None = 2, err: bool = False) -> None:
 
 
 def readable_json(value: Any) -> str:
-    """Write a value as indented JSON, in letters as they are where a terminal shows them."""
+    """Write a value as indented JSON, with printable characters as they are."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return printable(text, lambda letter: json.dumps(letter)[1:-1])
 
 
 def one_line(text: str, stream: TextIO | None, most: int | None = None) -> str:
-    """Make a text fit for a table: one line, printable, nothing unencodable."""
+    """Make a text fit a table: one line, printable and encodable."""
     shown = encodable(printable(" ".join(text.split())), stream)
     if most is not None and len(shown) > most:
         return f"{shown[: most - 3]}..."
@@ -121,7 +121,7 @@ def one_line(text: str, stream: TextIO | None, most: int | None = None) -> str:
 
 
 def encodable(text: str, stream: TextIO | None) -> str:
-    """Spell out what a stream's encoding does not have."""
+    """Escape characters that a stream's encoding lacks."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 

@@ -34,7 +34,7 @@ class Column:
     """One column of a table.
 
     Attributes:
-        below: As the last column, on a terminal too narrow for all: whether it goes below its row.
+        below: Whether the last column goes below its row on a terminal that is too narrow.
     """
 
     title: str
@@ -61,6 +61,9 @@ def show_table(
     if not columns[-1].below or sum(widths) + GAP * (len(widths) - 1) <= console.width:
         console.print(_grid(columns, cells))
         return
+    del widths[-1]
+    while sum(widths) + GAP * len(widths) > console.width and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1  # its cells fold
     console.print(_grid(columns[:-1], [], widths))
     for *row, last in cells:
         console.print(_grid(columns[:-1], [row], widths, show_header=False))
@@ -84,7 +87,7 @@ def _grid(
             justify="right" if column.right else "left",
             style=column.style,
             overflow="fold",
-            min_width=None if widths is None else widths[number],
+            width=None if widths is None else widths[number],
         )
     for row in rows:
         table.add_row(Text(row[0], style=_STYLES.get(row[0], "")), *map(Text, row[1:]))

@@ -1,10 +1,10 @@
-"""The plugin side: what is registered, and how a hook asks it; it knows no run, engine or app.
+"""The plugin side: registration, and how hooks ask plugins. It knows no run, engine or app.
 
 ===================  ===========================================================================
 ``manager.py``       ``PluginManager``: what is registered, and each hook's chain
 ``discovery.py``     the installed plugins; entry points are loaded here
-``validation.py``    plugins that ask to be registered, and their problems
-``sections.py``      a plugin's own settings, as the class that it declares
+``validation.py``    plugins to register, and their problems
+``sections.py``      a plugin's own settings, as an object of its class
 ``adapter.py``       a ``BasePlugin`` as hookimpls
 ``caller.py``        ``pm.hook.<name>``, plain and async
 ``dispatch.py``      THE RULE: every hookimpl is asked, the last answer wins

@@ -18,18 +18,18 @@ ENTRY_POINTS: Final = "entry_points.txt"
 
 @attrs.frozen
 class PluginInfo:
-    """What is known of one plugin.
+    """What is known about one plugin.
 
     Attributes:
         name: Its name.
         distribution: The distribution that installed it; None for one that the app added, and for
             a built-in one.
         version: That distribution's version.
-        hooks: The hooks that it implements; empty where it was not loaded.
+        hooks: The hooks that it implements; empty if it was not loaded.
         enabled: Whether it is asked.
-        reason: Why not, if it is not.
-        quarantined: The hooks in which it is skipped for now, for failing too often in a row.
-        builtin: Whether it comes with qtasks-pluggy itself, which no app adds.
+        reason: Why it is not asked, if so.
+        quarantined: The hooks in which it is skipped for now, because it failed too often in a row.
+        builtin: Whether it comes with qtasks-pluggy itself.
         keys: The keys that it declares for its section of the settings.
     """
 
@@ -145,7 +145,7 @@ def _claims_in(distribution: importlib.metadata.Distribution) -> Iterator[Claim]
             if isinstance(error, UnicodeError):
                 yield Claim(nameless, folder, unusable=f"{problem}; reinstall it")
             else:
-                nameless.add_problem(f"{problem}; mend or uninstall it")
+                nameless.add_problem(f"{problem}; fix or uninstall it")
                 yield Claim(nameless, folder)
         return
     if points:
@@ -179,5 +179,5 @@ def import_plugin(candidate: Candidate, entry_point: importlib.metadata.EntryPoi
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an import raises
         candidate.add_problem(
             f"entry point {entry_point.value!r} failed to import with"
-            f" {type(error).__name__}: {safe_str(error)}; mend or uninstall it"
+            f" {type(error).__name__}: {safe_str(error)}; fix or uninstall it"
         )

@@ -44,9 +44,9 @@ def report_failure(link: Link, call: Call, failure: BaseException, seconds: floa
 
 def _plugin_error(link: Link, call: Call, error: BaseException, *, starting: bool) -> PluginError:
     """Return an error that names the plugin, the hook and what to do."""
-    why = "strict is on; mend the plugin, switch it off, or set QTASKS_PLUGGY_STRICT=false"
+    why = "strict is on; fix the plugin, disable it, or set QTASKS_PLUGGY_STRICT=false"
     if starting:
-        why = "the app was not started; mend the plugin, or switch it off"
+        why = "the app was not started; fix the plugin, or disable it"
     task = task_name(call.values)
     where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
     msg = (

@@ -1,4 +1,4 @@
-"""Validation: plugins that ask to be registered, and what is wrong with each.
+"""Validation: plugins to register, and what is wrong with each.
 
 Every fault is found before anything is registered.
 """
@@ -34,7 +34,7 @@ ReadMark: TypeAlias = Callable[[Any, str], Mapping[str, Any] | None]
 
 @attrs.define(eq=False)
 class Candidate:
-    """A plugin that asks to be registered.
+    """A plugin to register.
 
     Attributes:
         name: Its name.
@@ -72,7 +72,7 @@ class Candidate:
         except Exception as error:  # noqa: BLE001  # a property of its own, or its __getattr__
             nameless = cls(type(plugin).__name__, plugin)
             nameless.add_problem(
-                f"reading its name failed with {describe_error(error)}; give it a name=, or mend it"
+                f"reading its name failed with {describe_error(error)}; give it a name=, or fix it"
             )
             return nameless
 
@@ -88,7 +88,7 @@ class Candidate:
     def add_problem(self, text: str) -> None:
         """Record a problem, with the plugin and the setting that disables it."""
         self.problems.append(
-            f"{describe_plugin(**self.place)}: {text} (or switch it off: {disable_hint(self.name)})"
+            f"{describe_plugin(**self.place)}: {text} (or disable it: {disable_hint(self.name)})"
         )
 
     def check_section(self, settings: Settings) -> None:
@@ -174,7 +174,7 @@ def validate_all(
         try:
             validate(candidate, hooks, read_mark, trigger_names)
         except Exception as error:  # noqa: BLE001  # its own __dir__, __getattribute__, handlers
-            candidate.add_problem(f"looking at it failed with {describe_error(error)}; mend it")
+            candidate.add_problem(f"inspecting it failed with {describe_error(error)}; fix it")
         if already is not None and other is None:
             candidate.add_problem(f"is registered already, as {already!r}; add it once")
 
@@ -216,7 +216,7 @@ def _validate_hookimpls(candidate: Candidate, hooks: Hooks, read_mark: ReadMark)
         first = seen.setdefault(getattr(function, "__func__", function), attribute)
         if first != attribute:
             candidate.add_problem(
-                f"one function stands under two names, {first!r} and {attribute!r};"
+                f"one function has two names, {first!r} and {attribute!r};"
                 " keep one, or write two functions"
             )
             continue
@@ -267,7 +267,7 @@ def _iter_marked(
             )
         elif attribute in hooks and callable(value):
             candidate.add_problem(
-                f"{attribute!r} bears the name of a hook but is not marked; put @hookimpl on it,"
+                f"{attribute!r} is named after a hook but not marked; put @hookimpl on it,"
                 " or rename it"
             )
 

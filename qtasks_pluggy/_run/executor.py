@@ -71,11 +71,11 @@ class TaskExecutor(RunView, Generic[R]):
 
     Args:
         task_func: The task: its definition, the task itself, or a plain function.
-        task_broker: The message that asked for the run; else made when it is first read.
-        args: The arguments, where there is no message.
-        kwargs: The keyword arguments, where there is no message.
+        task_broker: The message of the run; without one it is made when first read.
+        args: The positional arguments, without a message.
+        kwargs: The keyword arguments, without a message.
         plugins: A manager, or plugins for a manager of this run's own; nothing is discovered.
-            None means those of the task's app, if it has one, with those that are installed.
+            None means those of the task's app, if it has one, including installed ones.
 
     Raises:
         NotRunningError: The task's app was stopped.

@@ -16,7 +16,7 @@ from qtasks_pluggy._task import Context
 
 
 class RunView:
-    """One run as its plugins see it, none of it to be written by accident."""
+    """One run as its plugins see it, read-only."""
 
     __slots__ = (
         "_args",
@@ -72,7 +72,7 @@ class RunView:
 
     @property
     def kwargs(self) -> Mapping[str, Any]:
-        """The keyword arguments of this attempt; a view that cannot be written."""
+        """The keyword arguments of this attempt, as a read-only view."""
         return MappingProxyType(self._kwargs)
 
     @property
@@ -82,7 +82,7 @@ class RunView:
 
     @property
     def yielded(self) -> list[Any]:
-        """The items that a generator task has yielded in this attempt, in a list of your own."""
+        """The items that a generator task has yielded in this attempt, as a new list."""
         return list(self._yielded or ())
 
     @property

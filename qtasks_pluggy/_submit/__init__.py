@@ -1,4 +1,4 @@
-"""The seam to engines: what an app and an adapter say to each other.
+"""The interface between apps and engines.
 
 ===================  ===========================================================================
 ``protocol.py``      what an engine has to implement: ``Engine``
@@ -7,6 +7,6 @@
 ``calls.py``         calling an engine's methods, plain or async
 ``submit.py``        handing runs to the app's engine
 ``replay.py``        running a message's task again
-``handle.py``        what ``submit`` gives back
+``handle.py``        what ``submit`` returns
 ===================  ===========================================================================
 """

@@ -1,4 +1,4 @@
-"""What ``submit`` returns: a handle on a run elsewhere."""
+"""What ``submit`` returns: a handle on the run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TaskHandle(Generic[R_co]):
 
     @property
     def task_name(self) -> str | None:
-        """The task's name; None where only the run's id is known, as of ``app.handle(uuid)``."""
+        """The task's name; None if only the run's id is known, as after ``app.handle(uuid)``."""
         return self._message.name or None
 
     @property
@@ -57,7 +57,7 @@ class TaskHandle(Generic[R_co]):
 
     @property
     def ticket(self) -> Any:
-        """What the engine knows the run by: the native result or message, where it has one."""
+        """The engine's own result or message for the run, if it has one."""
         return self._ticket
 
     @property
@@ -69,7 +69,7 @@ class TaskHandle(Generic[R_co]):
 
     @property
     def trail(self) -> Trail | None:
-        """Who was asked about the run's errors; None where the engine cannot carry it."""
+        """Who was asked about the run's errors; None if the engine cannot carry the trail."""
         if self._ended is not None and self._ended.trail is not None:
             return self._ended.trail
         return self._engine.trail(self._ticket)
@@ -87,9 +87,9 @@ class TaskHandle(Generic[R_co]):
             CapabilityError: The engine keeps no results.
             EngineError: The engine failed.
             RuntimeError: The run, or its result, needs this thread's event loop.
-            TypeError: ``timeout`` is no number.
-            ValueError: ``timeout`` is negative, or no number of seconds.
-            TimeoutError: The time is over; the run goes on.
+            TypeError: ``timeout`` is not a number.
+            ValueError: ``timeout`` is negative, or not a number of seconds.
+            TimeoutError: The time is up; the run goes on.
         """
         limit = None if timeout is None else check_seconds(timeout, "result(timeout=...)")
         result = run_to_completion(self._wait(SYNC, limit))
@@ -108,11 +108,11 @@ class TaskHandle(Generic[R_co]):
             reason: Why; the text of the ``TaskCancelError`` that the run ends in.
 
         Returns:
-            Whether it was requested; not for a run that has ended, or is past cancelling.
+            Whether it was requested; False if the run has ended or can no longer be cancelled.
 
         Raises:
             CapabilityError: The engine cannot cancel.
-            TypeError: ``reason`` is no string.
+            TypeError: ``reason`` is not a string.
         """
         if not isinstance(reason, str):
             msg = (
@@ -158,7 +158,7 @@ def check_seconds(value: Any, what: str) -> float:
     """Return a number of seconds, or a ``timedelta`` as one.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It is negative, not a number, or longer than a system can wait.
     """
     if isinstance(value, timedelta):

@@ -71,8 +71,13 @@ def replay_in_place(executor: Any, app: str, delay: float | timedelta | None) ->
     return message.uuid
 
 
-def replay_on(engine: Engine, message: TaskMessage, delay: float | timedelta | None) -> UUID | str:
+def replay_on(
+    engine: Engine, message: TaskMessage, delay: float | timedelta | None
+) -> UUID | str | None:
     """Send a message to an engine.
+
+    Returns:
+        The id of the new run; None where the engine will give it one later.
 
     Raises:
         CapabilityError: The engine cannot delay it, or needs the event loop that this is called on.
@@ -90,6 +95,7 @@ def replay_on(engine: Engine, message: TaskMessage, delay: float | timedelta | N
         )
         raise CapabilityError(msg)
     sent = run_to_completion(enqueue(engine, SYNC, message, pause))
-    if getattr(engine, "gives_ids", False) and sent is not None:
+    if getattr(engine, "gives_ids", False):
+        # On the engine's own event loop it is sent later, and the id is not known yet.
         return sent  # type: ignore[no-any-return]  # the engine's own
     return message.uuid

@@ -20,7 +20,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 @attrs.frozen(eq=False)
 class SubmitOptions:
-    """The options of ``with_options``, besides the priority.
+    """The options of ``with_options`` besides the priority.
 
     Attributes:
         delay: Seconds before a run may begin.
@@ -115,6 +115,6 @@ def unknown_task(app: SubmittingApp, name: str) -> TaskNameError:
     hint = f"did you mean {closest_match(name, app.tasks)!r}?" if app.tasks else "it has none."
     msg = (
         f"app {app.name!r} has no task {name!r}; {hint} A worker must import every module that"
-        " declares tasks, and run the same code as those who submit"
+        " declares tasks, and run the same code as the processes that submit"
     )
     return TaskNameError(msg)

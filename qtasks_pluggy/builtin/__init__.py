@@ -6,7 +6,7 @@
 ``_errors.py``      error classes by their names, for both
 ==================  ==========================================================
 
-They use what every plugin may use, and nothing else.
+They use only what every plugin may use.
 """
 
 from __future__ import annotations

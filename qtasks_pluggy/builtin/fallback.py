@@ -45,7 +45,7 @@ class Rule:
 
 
 class Fallback:
-    """Answers with the result of the first rule that fits, else has no opinion.
+    """Answers with the result of the first rule that fits; without one it has no opinion.
 
     Its section has ``rules``, a list of tables. Each has ``result``, and at least one of ``task``
     (a glob), ``tag`` and ``error`` (a class name or several)::

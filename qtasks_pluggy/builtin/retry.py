@@ -22,7 +22,7 @@ _KEYS = ("errors", "limit", *_NUMBERS)
 
 
 class RetryPlugin:
-    """Answers ``Retry`` for errors of the named classes, later and later.
+    """Answers ``Retry`` for errors of the named classes, with growing delays.
 
     Its section::
 

@@ -1,19 +1,19 @@
 """The command ``qtasks-pluggy``, in the extra ``cli``.
 
 ==================  ==========================================================================
-``_command.py``     the command itself, and what all its parts share
+``_command.py``     the command group
 ``run.py``          ``run``: one run, or one for each record
-``plugins.py``      ``plugins``: what is installed, and what of it is asked
+``plugins.py``      ``plugins``: the plugins, and which are enabled
 ``doctor.py``       ``doctor``: each hook's chain, the settings, and what is wrong
 ``hooks.py``        ``hooks``: the reference of the hooks
-``_records.py``     from a file's records and the command's arguments to the arguments of runs
-``_each.py``        START HERE: many runs, a bounded number at a time, until all have ended
+``_records.py``     reads the arguments of runs from a file or the command line
+``_each.py``        START HERE: many runs, a bounded number at a time
 ``_runs.py``        one run: how it is done, and how it ended
-``_output.py``      files of JSON lines that are whole at any moment
-``_summary.py``     how all runs ended, counted and shown; the progress bar
+``_output.py``      output files of JSON lines, each written whole
+``_summary.py``     counts and shows how the runs ended; the progress bar
 ==================  ==========================================================================
 
-From APP to objects, and printing: ``_console``. ``failures`` lives with what it is about.
+Finding APP and printing are in ``_console``, the command ``failures`` in ``failures/command/``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
         try:
             os.fstat(stream)
         except OSError:
-            # It is closed: the next file that is opened would get what is printed.
+            # The stream is closed: the next opened file would get its number, and the output.
             os.dup2(os.open(os.devnull, os.O_RDWR), stream)
     try:
         from qtasks_pluggy._console.say import SayingHandler  # noqa: PLC0415  # needs the extra
@@ -45,8 +45,8 @@ def main() -> None:
         if missing not in _NEEDED:
             raise
         print(  # noqa: T201  # click, which would print it, is what may be missing
-            f"Error: the command qtasks-pluggy needs {missing}, which is not installed;"
-            " install the extra that brings it: python -m pip install 'qtasks-pluggy[cli]'",
+            f"Error: the command qtasks-pluggy needs {missing}, which is not installed; run:"
+            " python -m pip install 'qtasks-pluggy[cli]'",
             file=sys.stderr,
         )
         raise SystemExit(2) from None
@@ -60,5 +60,5 @@ def main() -> None:
             raise
         with suppress(OSError):
             os.write(2, f"Error: the output cannot be written: {error.strerror}\n".encode())
-        # Past the buffers, which would be written once more.
+        # Skips flushing the buffers, which would fail again.
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The command itself, and what all its parts share."""
+"""The command group ``qtasks-pluggy``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Group(click.Group):
 
 @contextmanager
 def _printable_errors() -> Generator[None]:
-    """Make the errors that click prints itself printable; they quote what was given."""
+    """Make click's own errors printable; they quote the arguments."""
     try:
         yield
     except click.ClickException as error:
@@ -52,7 +52,7 @@ def _printable_errors() -> Generator[None]:
 )
 @click.version_option(package_name="qtasks-pluggy", message="%(package)s %(version)s")
 def command() -> None:
-    """Run tasks, and see the plugins that decide about their errors.
+    """Run tasks, inspect their plugins, and act on failures.
 
     \b
     Example:
@@ -60,9 +60,9 @@ def command() -> None:
 
     \b
     Exit codes:
-      0    all is well
-      1    a run failed, or there is a problem
-      2    nothing was done: usage, settings, import
+      0    success
+      1    a run failed, or a problem was found
+      2    nothing was done: wrong usage, settings or import
       130  interrupted (Ctrl-C)
       143  terminated (SIGTERM)
     """  # noqa: D301  # \b is click's own mark, not an escape

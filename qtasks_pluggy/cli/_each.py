@@ -1,9 +1,9 @@
-"""START HERE: many runs, a bounded number at a time, until all have ended.
+"""START HERE: many runs, a bounded number at a time.
 
 All of it is one asyncio program. ``_main`` is its story: the app starts, a task group does a run
-for each record while a semaphore has room, and the app stops. ``execute()`` sends the functions of
-plain tasks to threads. A thread reads where somebody may be typing, and one ends the process when
-a signal has had its time.
+for each record while a semaphore has room, and the app stops. ``execute()`` runs the functions of
+plain tasks in threads. One more thread reads input that may take a while, such as a terminal's, and
+another ends the process if it hangs after a signal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from qtasks_pluggy.engines import worker_lifespan
 GRACE_SECONDS: Final = 10.0
 """How long runs in flight may take to end after a signal, before they are left behind."""
 LEAVE_SECONDS: Final = 5.0
-"""How long what was left behind may take to hear that it is cancelled."""
+"""How long cancelled runs may take to end before they are left behind."""
 
 _WORDS: Final = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 _NO_BOUND: Final = sys.maxsize
@@ -95,11 +95,11 @@ class Batch:
                 if not main.cancelled():
                     main.result()
                 elif self.ended_by is None:
-                    self.trouble = "a task has cancelled all runs; a task may cancel its own only"
+                    self.trouble = "a task cancelled all runs; a task may only cancel its own run"
             except Faults as error:
                 if not self.started:
                     raise cannot_start(self.app, error) from None
-                fault = f"app {self.app.name!r} did not stop well: {error}"
+                fault = f"app {self.app.name!r} did not stop cleanly: {error}"
                 self.trouble = fault if self.trouble is None else f"{self.trouble}; {fault}"
             finally:
                 # Closing would wait for what was left behind.
@@ -157,13 +157,13 @@ class Batch:
     def _hearing_signals(
         self, loop: asyncio.AbstractEventLoop, main: asyncio.Task[None]
     ) -> Generator[None]:
-        """Hear Ctrl-C and SIGTERM, so that they tear nothing in two; the second ends it at once.
+        """Handle Ctrl-C and SIGTERM: the first one stops the batch, the second ends it at once.
 
-        The event loop hears the first one. The second has a handler of its own, because what runs
-        on the loop may never let go of it.
+        The event loop handles the first one. The second has a handler outside of the loop, because
+        a task may block the loop.
         """
         usual: dict[signal.Signals, Any] = {one: signal.getsignal(one) for one in _WORDS}
-        # One that is ignored is so on purpose, as a shell does for jobs in the background.
+        # An ignored signal is ignored on purpose, as shells do for background jobs.
         heard = [one for one, handler in usual.items() if handler is not signal.SIG_IGN]
         for one in heard:
             loop.add_signal_handler(one, self._stop_for_signal, main)
@@ -192,15 +192,15 @@ class Batch:
             self._limit.reschedule(asyncio.get_running_loop().time() + self.grace)
             if self.running and self.grace:
                 say(
-                    f"{self.word}: {count_runs(len(self.running))} in flight may take"
-                    f" {self.grace:g} seconds to end; once more ends at once.",
+                    f"{self.word}: waiting up to {self.grace:g} seconds for"
+                    f" {count_runs(len(self.running))} in flight; a second signal ends at once.",
                     err=True,
                 )
 
     def _end_at_once(self) -> None:
         """Name the runs that are left behind, and end the process.
 
-        In a signal's handler, so past every buffer and lock that whoever was interrupted holds.
+        Runs in a signal handler, so it takes no buffer or lock that the interrupted code may hold.
         """
         lines = "".join(f"  {one.name}\n" for one in [*self.running])
         left = f"these runs were left behind:\n{lines}" if lines else "no run was in flight.\n"

@@ -1,49 +1,54 @@
-"""Files of JSON lines that are whole at any moment, and the lines that a file has already."""
+"""Output files of JSON lines, and the records that such a file already has."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
-import time
 from typing import BinaryIO, Final
 
 from qtasks_pluggy._console.load import Trouble
 from qtasks_pluggy._console.say import own_stdout
 
 STDOUT: Final = "-"
-FIFO_SECONDS: Final = 5.0
-"""How long to wait for somebody who reads a named pipe."""
 
 
 class Output:
-    """A file of JSON lines; each is written whole, at once, or not at all.
+    """A file of JSON lines; each line is written whole or not at all.
 
     Raises:
-        Trouble: The file cannot be written, or not resumed, or is the source of the records.
+        Trouble: The file cannot be written or resumed, or is the source of the records.
     """
 
-    def __init__(self, name: str, source: BinaryIO, *, resume: bool = False) -> None:
+    def __init__(
+        self, name: str, source: BinaryIO, *, resume: bool = False, retry_failed: bool = False
+    ) -> None:
         self.name = "standard output" if name == STDOUT else name
         self.is_stdout = name == STDOUT
         self.done: set[tuple[int, str]] = set()
+        self.failed: set[tuple[int, str]] = set()
         try:
             access = os.O_RDWR if resume else os.O_WRONLY
-            self._file = _stdout() if self.is_stdout else _open(name, access)
+            self._file = (
+                _stdout()
+                if self.is_stdout
+                else os.open(name, access | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            )
             here, there = os.fstat(self._file), os.fstat(source.fileno())
         except OSError as error:
-            msg = f"{name} cannot be written: {error.strerror}; name a file that can"
+            msg = f"{name} cannot be written: {error.strerror}; give another file"
             raise Trouble(msg) from None
         is_file = stat.S_ISREG(here.st_mode)
         if is_file and os.path.samestat(here, there):
-            msg = f"{name} is the file that the records are read from; name another one"
+            msg = f"{name} is the input file; give another output file"
             raise Trouble(msg)
         self._is_ours = is_file and not self.is_stdout
         self._end = self._read_done() if resume else 0
+        if retry_failed:
+            self.done -= self.failed
 
     def begin(self) -> None:
-        """Throw away what is not kept."""
+        """Drop what is not kept."""
         if self._is_ours:
             os.ftruncate(self._file, self._end)
             os.lseek(self._file, self._end, os.SEEK_SET)
@@ -52,7 +57,7 @@ class Output:
         """Write one line.
 
         Raises:
-            OSError: It cannot be written; what is in the file are whole lines.
+            OSError: It cannot be written; the lines in the file are whole.
         """
         rest = memoryview(f"{line}\n".encode("ascii"))
         try:
@@ -71,7 +76,7 @@ class Output:
     def _read_done(self) -> int:
         """Read which records it has already; return where its last whole line ends."""
         if not self._is_ours:
-            msg = f"--resume {self.name}: only a file can be resumed; give --out instead"
+            msg = f"--resume {self.name}: only a file can be resumed; use --out instead"
             raise Trouble(msg)
         end = 0
         with open(self._file, "rb", closefd=False) as file:
@@ -80,9 +85,12 @@ class Output:
                     break  # its process was killed; the run is done again
                 try:
                     one = json.loads(line)
-                    self.done.add((one["line"], one["input"]))
+                    key = one["line"], one["input"]
+                    self.done.add(key)
+                    # A later line of the same record is that of a retry.
+                    (self.failed.discard if one["error"] is None else self.failed.add)(key)
                 except (ValueError, LookupError, TypeError, RecursionError):
-                    msg = f"--resume {self.name}: line {number} is none that --out has written"
+                    msg = f"--resume {self.name}: line {number} was not written by --out"
                     raise Trouble(msg) from None
                 end += len(line)
         return end
@@ -93,22 +101,3 @@ def _stdout() -> int:
         return os.dup(own_stdout().fileno())
     except (AttributeError, ValueError):  # another object stands in for it, or it is closed
         return os.dup(1)
-
-
-def _open(name: str, access: int) -> int:
-    """Open a file; a named pipe once somebody reads it."""
-    access |= os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-    deadline = time.monotonic() + FIFO_SECONDS
-    while True:
-        try:
-            file = os.open(name, access, 0o666)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            if time.monotonic() >= deadline:
-                msg = f"{name} is a pipe that nobody has read for {FIFO_SECONDS:g} s; read it"
-                raise Trouble(msg) from None
-            time.sleep(FIFO_SECONDS / 100)
-        else:
-            os.set_blocking(file, True)
-            return file

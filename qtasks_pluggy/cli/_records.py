@@ -1,4 +1,4 @@
-"""From a file's records, or the command's arguments, to the arguments of runs."""
+"""Reads the arguments of runs from a file or the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qtasks_pluggy._console.load import Trouble
 
 FORMATS: Final = ("jsonl", "json", "csv")
 MOST_BYTES: Final = 16 * 1024 * 1024
-"""A longer line is no record: whatever it is, it is not held in memory."""
+"""The longest line that is read; a longer one is an error, and not held in memory."""
 
 
 @attrs.frozen
@@ -29,7 +29,7 @@ class Record:
 
     Attributes:
         line: The line of the input on which it begins; in a JSON array, its number.
-        problem: Why there is nothing to call with, where the line is no record.
+        problem: Why the line is not a valid record, if so.
     """
 
     line: int | None = None
@@ -48,7 +48,7 @@ def from_arguments(words: Sequence[str]) -> Record:
     """Read ARGS: ``key=value`` is a keyword, and each value is JSON, else text.
 
     Raises:
-        Trouble: A keyword is given twice, or an object or array is JSON that nobody can use.
+        Trouble: A keyword is given twice, or an object or array is not valid as an argument.
     """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
@@ -102,7 +102,7 @@ class Records:
     Of JSON lines and CSV no more than a line, or a row, is held; a JSON array is read whole.
 
     Raises:
-        Trouble: The file is no JSON array, or a CSV file without a usable header.
+        Trouble: The file is not a JSON array, or a CSV file without a usable header.
     """
 
     def __init__(self, source: BinaryIO, form: str, *, json_cells: bool = False) -> None:
@@ -118,7 +118,7 @@ class Records:
         return self._records
 
     def may_wait(self) -> bool:
-        """Say whether the next line is still to come, from somebody who may take a while."""
+        """Return whether the next line may take a while to arrive."""
         if self.size is not None:
             return False
         # With nothing in its buffer, looking into it would wait.
@@ -150,7 +150,9 @@ class Records:
                 hint = "" if line.endswith(b"\n") else ", and the file ends here: is it whole?"
                 if number == 1 and line.strip() == b"[":
                     hint = "; for a JSON array give --format json"
-                yield Record(number, problem=f"this line is not JSON: {_reason(error)}{hint}")
+                yield Record(
+                    number, problem=f"this line is not JSON: {_reason(error, number)}{hint}"
+                )
 
     def _array(self) -> Iterator[Record]:
         try:
@@ -159,7 +161,7 @@ class Records:
             msg = f"the input is not UTF-8: {error.reason} at byte {error.start + 1}"
             raise Trouble(msg) from None
         if not text.lstrip().startswith("["):
-            msg = "the input is no JSON array; for JSON lines give --format jsonl"
+            msg = "the input is not a JSON array; for JSON lines give --format jsonl"
             raise Trouble(msg)
         return self._elements(text)
 
@@ -174,7 +176,7 @@ class Records:
                 value, at = _STRICT.raw_decode(text, at)
                 yield _record(number, value)
             except (ValueError, RecursionError) as error:
-                problem = f"this is no record: {_reason(error)}"
+                problem = f"this is not a record: {_reason(error)}"
                 try:
                     _, at = _LENIENT.raw_decode(text, at)
                 except (ValueError, RecursionError):
@@ -185,7 +187,7 @@ class Records:
             if text.startswith("]", at):
                 break
             if not text.startswith(",", at):
-                problem = "neither a comma nor the end of the array comes before this"
+                problem = "a comma or the end of the array is missing before this"
                 yield Record(number + 1, problem=problem)
                 return
         if text[at + 1 :].strip():
@@ -198,13 +200,13 @@ class Records:
         try:
             header = [name.strip() for name in _row(reader) or ()]
         except ValueError as error:
-            msg = f"the first line is no header: {error}; it has to name the keywords"
+            msg = f"the first line is not a header: {error}; it must name the keywords"
             raise Trouble(msg) from None
         twice = [name for name, times in Counter(header).items() if times > 1]
         if not self.position:
             msg = "the input is empty; the first line of a CSV file names the keywords"
         elif not all(header or [""]):
-            msg = "the first line leaves a column without a name; each column is a keyword"
+            msg = "the first line has a column without a name; each column is a keyword"
         elif twice:
             msg = f"the first line names {twice[0]!r} twice; each column is a keyword of its own"
         else:
@@ -239,11 +241,12 @@ def _row(reader: Any) -> list[str] | None:
     return row
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, line: int = 1) -> str:
+    """Say what is wrong with JSON that begins in this line of the input."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at {error.colno}"
+        return f"{error.msg} (line {line + error.lineno - 1}, column {error.colno})"
     return str(error).partition(";")[0]
 
 
@@ -258,7 +261,7 @@ def _record(number: int, value: Any) -> Record:
 
 
 def _value(text: str) -> Any:
-    """Read JSON, else text.
+    """Read a value as JSON, or else as text.
 
     Raises:
         ValueError: It is an object or array that has a key twice, NaN, or the like.
@@ -283,7 +286,7 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            msg = f"the key {key!r} is there twice"
+            msg = f"the key {key!r} occurs twice"
             raise ValueError(msg)
         found[key] = value
     return found

@@ -45,10 +45,10 @@ class Run:
     async def do(
         self, app: QueueTasks, task: Task, *, by_engine: bool, seconds: float | None
     ) -> None:
-        """Run the task, whatever comes of it.
+        """Run the task; no outcome of it is raised.
 
         Raises:
-            CancelledError: Whoever waits for this was cancelled; the run has no end.
+            CancelledError: The caller was cancelled; the run has not ended.
         """
         if self.record.problem is not None:
             self.status, self.error = "failed", self.record.problem
@@ -85,7 +85,7 @@ class Run:
             self.result = await handle
         except asyncio.CancelledError:
             with suppress(QTasksError):
-                handle.cancel("nobody waits for it any more")
+                handle.cancel("the caller no longer waits for it")
             raise
         finally:
             # Not every engine carries it.
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """How it ended, in a word that says whether a plugin was needed."""
+        """How it ended: the status, or ``recovered`` or ``retried`` if a plugin helped."""
         if self.status != "succeeded" or self.decided is None:
             return str(self.status)
         return "retried" if self.decided.kind == "Retry" else "recovered"

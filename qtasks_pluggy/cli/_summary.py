@@ -1,4 +1,4 @@
-"""How all runs ended: what is counted does not grow with them, and how it is shown."""
+"""Counts how the runs ended, in bounded memory, and shows it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_TOLD: Final = 160
 MOST_UNFINISHED: Final = 20
 
 _FAULTS: Final = {"raised": "failed", "timed_out": "cut_off", "quarantined": "not_asked"}
-"""What a trail says of a plugin, and what the summary calls it."""
+"""Statuses of the trail, and what the summary calls them."""
 
 _OUTCOMES: Final = [
     Column("outcome"),
@@ -49,7 +49,8 @@ class Tally:
         faults: How often each plugin failed, was cut off, or was not asked for that.
         runs: All that have ended.
         lost: Those without a result.
-        skipped: The records that the output had already.
+        skipped: The records that were already in the output.
+        skipped_failed: Those of them that had failed.
     """
 
     counts: Counter[tuple[str, str, str]] = attrs.field(factory=Counter)
@@ -58,6 +59,7 @@ class Tally:
     runs: int = 0
     lost: int = 0
     skipped: int = 0
+    skipped_failed: int = 0
 
     def add(self, run: Run) -> None:
         """Count a run."""
@@ -128,7 +130,10 @@ def show_summary(tally: Tally, batch: Batch, seconds: float, *, err: bool) -> No
         text = f"line {', '.join(told[:MOST_UNFINISHED])}{more}"
         rows.append(["unfinished", f"{len(told):,}", "", text])
     if tally.skipped:
-        rows.append(["skipped", f"{tally.skipped:,}", "", "they are in the output already"])
+        text = "already in the output"
+        if tally.skipped_failed:
+            text += f", {tally.skipped_failed:,} of them failed; --retry-failed runs these again"
+        rows.append(["skipped", f"{tally.skipped:,}", "", text])
     show_table(_OUTCOMES, rows or [["none", "0", "", ""]], err=err)
     plugins = [
         [one["plugin"], f"{one['failed']:,}", f"{one['cut_off']:,}", _quarantine(one)]
@@ -162,7 +167,7 @@ def _quarantine(one: dict[str, Any]) -> str:
 
 
 def progress_bar(*, knows_size: bool, is_shown: bool) -> Progress:
-    """Make the bar that shows how far the runs are; it is gone when they have ended."""
+    """Make the progress bar; it disappears when the runs have ended."""
     console = Console(stderr=True, highlight=False)
     return Progress(
         TextColumn("{task.description}", style="bold", markup=False),

@@ -1,4 +1,4 @@
-"""``qtasks-pluggy doctor``: who is asked, in what order, under what terms, and what is wrong."""
+"""``qtasks-pluggy doctor``: each hook's plugins in call order, the settings, and problems."""
 
 from __future__ import annotations
 
@@ -34,16 +34,15 @@ _CHAIN: Final = [
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
-    """Show which plugins are asked, in what order, and what is wrong.
+    """Show each hook's plugins in call order, and report problems.
 
-    APP is a QueueTasks, or a Celery app, Dramatiq broker, Taskiq broker or Huey that install() was
-    called on: module:attribute or file.py:attribute. Without it you see the installed plugins.
+    APP is a QueueTasks, or an engine's app that install() was called on: module:attribute or
+    file.py:attribute. Without APP, doctor examines the installed plugins.
 
-    You see each hook's handlers in the order of the calls, every setting with its source, and
-    every problem: plugins that cannot be loaded, settings that name no plugin, filters for errors
-    that no task of APP shows to plugins. Of the plugins' own sections only the keys are shown,
-    because their values may be secrets. Quarantine is not shown: each worker has its own, and logs
-    plugin_quarantined.
+    It shows each hook's handlers in call order, every setting with its source, and every problem:
+    plugins that cannot be loaded, settings that name no plugin, filters for errors that no task of
+    APP shows to plugins. Of a plugin's own section it shows only the keys, because the values may
+    be secrets. It does not show quarantines: each worker has its own, and logs plugin_quarantined.
 
     \b
     Example:
@@ -51,9 +50,9 @@ def doctor(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
 
     \b
     Exit codes:
-      0  all is well
-      1  there is a problem
-      2  usage, wrong value of a setting, import of APP
+      0  no problem was found
+      1  a problem was found
+      2  wrong usage, a wrong setting, or APP cannot be imported
     """  # noqa: D301  # \b is click's own mark, not an escape
     manager, problems = load_plugins(app_spec)
     found = _examine(manager, problems)
@@ -79,7 +78,7 @@ def _examine(manager: PluginManager, problems: list[str]) -> dict[str, Any]:
 
 
 def _chain(manager: PluginManager, hook: str) -> list[dict[str, Any]]:
-    """Tell a hook's chain in the order of the calls: a wrapper begins before what it surrounds."""
+    """Describe a hook's chain in call order; a wrapper comes before what it surrounds."""
     chain = getattr(manager.hook, hook).chain
     if chain is None:
         return []
@@ -136,8 +135,10 @@ def _show(found: Mapping[str, Any]) -> None:
     _show_section("settings", ["key", "value", "from"], rows)
     if found["faults"]:
         say("\nfaults", bold=True, fg="red")
-        for problem in found["faults"]:
-            say(f"- {problem}")
+    for problem in found["faults"]:
+        say(f"- {problem}")
+    if not found["faults"]:
+        say("\nno faults", bold=True)
 
 
 def _show_section(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

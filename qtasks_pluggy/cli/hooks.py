@@ -26,9 +26,9 @@ HOOKS: Final = {
 @click.argument("name", required=False)
 @json_option
 def hooks(name: str | None, *, as_json: bool) -> None:
-    """List the hooks of plugins, or show one in full.
+    """List the hooks, or show one in full.
 
-    With NAME you see that hook: its parameters, what it is for, and an example.
+    With NAME, show that hook: its parameters, its purpose, and an example.
 
     \b
     Example:
@@ -36,7 +36,7 @@ def hooks(name: str | None, *, as_json: bool) -> None:
 
     \b
     Exit codes:
-      0  all is well
+      0  success
       2  no hook has that name
     """  # noqa: D301  # \b is click's own mark, not an escape
     if name is not None and name not in HOOKS:
@@ -46,7 +46,7 @@ def hooks(name: str | None, *, as_json: bool) -> None:
     if as_json:
         say_json(chosen)
     elif name is None:
-        columns = [Column("hook", style="bold"), Column("what it is for")]
+        columns = [Column("hook", style="bold"), Column("purpose")]
         show_table(columns, [[one["name"], one["summary"]] for one in chosen])
     else:
         (hook,) = chosen

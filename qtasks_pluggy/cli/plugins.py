@@ -1,4 +1,4 @@
-"""``qtasks-pluggy plugins``: what is installed, and what of it is asked."""
+"""``qtasks-pluggy plugins``: the plugins, and which of them are enabled."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import attrs
 import click
 
+from qtasks_pluggy import PluginManager
 from qtasks_pluggy._console.load import load_plugins
 from qtasks_pluggy._console.say import json_option, say, say_error, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._plugins.discovery import PluginInfo
+from qtasks_pluggy._plugins.manager import BUILTINS
 
 
 @click.command(name="plugins")
@@ -19,11 +21,11 @@ from qtasks_pluggy._plugins.discovery import PluginInfo
 @json_option
 @click.pass_context
 def plugins(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
-    """List the installed plugins, and those that APP adds.
+    """List the plugins: built-in, installed, and added by APP.
 
-    They are in the order of registration; doctor shows the order of the calls. APP is a QueueTasks,
-    or a Celery app, Dramatiq broker, Taskiq broker or Huey that install() was called on:
-    module:attribute or file.py:attribute.
+    They are listed in order of registration; doctor shows the call order. APP is a
+    QueueTasks, or an engine's app that install() was called on: module:attribute or
+    file.py:attribute.
 
     \b
     Example:
@@ -31,21 +33,16 @@ def plugins(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
 
     \b
     Exit codes:
-      0  all is well
-      1  there is a problem; doctor shows more
-      2  usage, wrong value of a setting, import of APP
+      0  no problem was found
+      1  a problem was found; doctor shows more
+      2  wrong usage, a wrong setting, or APP cannot be imported
     """  # noqa: D301  # \b is click's own mark, not an escape
     manager, problems = load_plugins(app_spec)
-    rows = [describe(one) for one in manager.list_plugin_info()]
+    rows = [describe(one) for one in [*manager.list_plugin_info(), *_off(manager)]]
     if as_json:
         say_json(rows)
-    elif rows:
-        _show(rows)
     else:
-        say(
-            "There are no plugins. A plugin is what an installed distribution names in the entry"
-            " point group qtasks_pluggy."
-        )
+        _show(rows)
     if problems and not as_json:
         say()
     for problem in problems:
@@ -53,9 +50,27 @@ def plugins(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
     ctx.exit(1 if problems else 0)
 
 
+def _off(manager: PluginManager) -> list[PluginInfo]:
+    """List the built-in plugins that no setting enables."""
+    known = {one.name for one in manager.list_plugin_info()}
+    return [
+        PluginInfo(
+            name=name,
+            distribution=None,
+            version=None,
+            hooks=(),
+            enabled=False,
+            reason=f"off; QTASKS_PLUGGY_ENABLE={name} enables it",
+            builtin=True,
+        )
+        for name in BUILTINS
+        if name not in known
+    ]
+
+
 def describe(plugin: PluginInfo) -> dict[str, Any]:
-    """Return what is known of a plugin, for scripts."""
-    # Quarantine is not told: it is kept by the processes that do the runs.
+    """Return what is known about a plugin, for scripts."""
+    # Without quarantines, which the processes that run tasks keep.
     return attrs.asdict(plugin, filter=lambda field, _: field.name != "quarantined")
 
 

@@ -42,12 +42,12 @@ _OUT: Final = click.Path(dir_okay=False, allow_dash=True)
 
 
 class _ForMany(click.Option):
-    """An option that makes sense for many runs only."""
+    """An option that only applies to many runs."""
 
     def handle_parse_result(self, ctx: click.Context, opts: Any, args: list[str]) -> Any:
         """Refuse it without ``--each``."""
         if self.name in opts and "each" not in opts:
-            msg = f"{self.opts[-1]} is for many runs; give --each FILE too, or leave it out"
+            msg = f"{self.opts[-1]} is for many runs; add --each FILE, or leave it out"
             raise click.UsageError(msg)
         return super().handle_parse_result(ctx, opts, args)
 
@@ -62,6 +62,7 @@ class _Options:
     each: str | None
     out: str | None
     resume: str | None
+    retry_failed: bool
     form: str | None
     json_cells: bool
     concurrency: int
@@ -83,12 +84,16 @@ class _Options:
     "-o", "--out", metavar="FILE", type=_OUT, help="Write a JSON line for each run (replaces FILE)."
 )
 @_for_many(
-    "--resume", metavar="OUT", type=_OUT, help="Skip what OUT has, failed too; add the others."
+    "--resume", metavar="OUT", type=_OUT, help="Skip the records that OUT has; add the others."
 )
+@_for_many("--retry-failed", is_flag=True, help="With --resume: run the failed records again.")
 @_for_many(
-    "--format", "form", type=click.Choice(FORMATS), help="What FILE is, if its name does not tell."
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="FILE's format, if its name does not tell.",
 )
-@_for_many("--json-cells", is_flag=True, help="Read CSV cells as JSON where they are JSON.")
+@_for_many("--json-cells", is_flag=True, help="Parse CSV cells as JSON where possible.")
 @_for_many(
     "-c",
     "--concurrency",
@@ -96,17 +101,17 @@ class _Options:
     type=_COUNT,
     default=8,
     show_default=True,
-    help="Runs at a time.",
+    help="Number of runs at a time.",
 )
-@_for_many("--max-failures", metavar="N", type=_COUNT, help="Stop after N runs that failed.")
+@_for_many("--max-failures", metavar="N", type=_COUNT, help="Stop after N failed runs.")
 @click.option(
     "--timeout",
     metavar="S",
     type=click.FloatRange(0, min_open=True),
     help="Give up on a run after S seconds.",
 )
-@click.option("--engine", metavar="URL", help="Submit the runs to an engine, and do them here.")
-@click.option("-q", "--quiet", is_flag=True, help="Show results and errors, nothing else.")
+@click.option("--engine", metavar="URL", help="Submit the runs to this engine, and run them here.")
+@click.option("-q", "--quiet", is_flag=True, help="Show only results and errors.")
 @json_option
 @click.pass_context
 def run(
@@ -114,16 +119,16 @@ def run(
 ) -> None:
     """Run TASK of APP once, or once for each record of a file.
 
-    APP is module:attribute or file.py:attribute; the attribute is app if you leave it out. Each
-    of ARGS is JSON, or else text; key=value is a keyword. Put -- before ARGS that begin with a
-    dash.
+    APP is module:attribute or file.py:attribute; the attribute defaults to app. Each of ARGS is
+    read as JSON, or else as text; key=value is a keyword argument. Put -- before ARGS that begin
+    with a dash.
 
-    FILE has JSON lines (.jsonl), a JSON array (.json) or CSV (.csv). A record is an object
-    (keywords) or an array (positional arguments). In CSV the header names the keywords, and cells
-    are text.
+    FILE contains JSON lines (.jsonl), a JSON array (.json) or CSV (.csv). A record is an object
+    (keyword arguments) or an array (positional arguments). In CSV the header names the keyword
+    arguments, and cells are text.
 
-    After Ctrl-C or SIGTERM no further run begins, and those in flight have 10 seconds to end. The
-    second time the command ends at once.
+    After Ctrl-C or SIGTERM no further run begins, and runs in flight have 10 seconds to end. A
+    second signal ends the command at once.
 
     \b
     Examples:
@@ -134,8 +139,8 @@ def run(
     \b
     Exit codes:
       0    every run has a result
-      1    a run has none, or a result could not be written
-      2    nothing was run: usage, settings, plugins, import
+      1    a run has no result, or a result could not be written
+      2    nothing was run: wrong usage, settings, plugins or import
       130  interrupted (Ctrl-C)
       143  terminated (SIGTERM)
     """  # noqa: D301  # \b is click's own mark, not an escape
@@ -143,6 +148,7 @@ def run(
     for is_wrong, msg in (
         (options.each and words, "--each takes the arguments from its file; leave out ARGS"),
         (options.out and options.resume, "--resume OUT writes to OUT; leave out --out"),
+        (options.retry_failed and not options.resume, "--retry-failed goes with --resume OUT"),
         (math.isnan(options.timeout or 0), "--timeout takes a number of seconds"),
     ):
         if is_wrong:
@@ -165,7 +171,7 @@ def run(
     is_good = is_good and batch.trouble is None and not batch.running
     code = batch.exit_code or int(not is_good)
     if batch.running or batch.left_threads:
-        # What was left behind would hold up an ordinary exit.
+        # Threads that were left behind would delay an ordinary exit.
         with suppress(OSError):
             own_stdout().flush()
         os._exit(code)
@@ -234,14 +240,16 @@ class _Each:
         if source.seekable():
             ctx.call_on_close(source.close)  # a pipe's would wait for whoever reads it
         out = options.resume or options.out
-        self._output = Output(out, source, resume=bool(options.resume)) if out else None
-        if self._output is not None:
+        self._output: Output | None = None
+        if out:
+            resume, again = bool(options.resume), options.retry_failed
+            self._output = Output(out, source, resume=resume, retry_failed=again)
             ctx.call_on_close(self._output.close)
         self._to_stdout = self._output is not None and self._output.is_stdout
         self._is_unheard = False
         is_typed = source.isatty()
         if is_typed:
-            say("Type one JSON record a line; Ctrl-D ends the input.", err=True)
+            say("Type one JSON record per line; Ctrl-D ends the input.", err=True)
         suffix = Path(name).suffix.lower().lstrip(".")
         form = options.form or (suffix if suffix in FORMATS else FORMATS[0])
         self._records = Records(source, form, json_cells=options.json_cells)
@@ -273,14 +281,16 @@ class _Each:
         return self._tally.is_good
 
     def _pending(self) -> Iterator[Record]:
-        """Read the records that the output does not have yet."""
+        """Read the records that are not in the output yet."""
         done: set[Any] = set()
+        failed: set[Any] = set()
         if self._output is not None:
             self._output.begin()
-            done = self._output.done
+            done, failed = self._output.done, self._output.failed
         for record in self._records:
-            if done and (record.line, record.digest) in done:
+            if done and (key := (record.line, record.digest)) in done:
                 self._tally.skipped += 1
+                self._tally.skipped_failed += key in failed
             else:
                 yield record
 
@@ -306,8 +316,8 @@ class _Each:
             why = error.strerror or str(error)
             self._tally.add_unwritten(run, "output", why)
             self.batch.stop(
-                f"{output.name} cannot be written: {why}; what it holds are whole lines: mend"
-                " that, and go on with --resume"
+                f"{output.name} cannot be written: {why}; the lines in it are whole: fix"
+                " that, and continue with --resume"
             )
 
     def _show(self) -> None:

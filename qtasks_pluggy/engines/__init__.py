@@ -1,24 +1,24 @@
-"""Engines: what carries submitted runs to whoever does them.
+"""Engines: what carries submitted runs to their workers.
 
 ====================  ==========================================================================
 ``native.py``         START HERE: the base of every ``install()``: plugins for an engine's tasks
-``forward.py``        the same turned round: an engine behind an app
+``forward.py``        the other direction: an engine that does the runs of a ``QueueTasks`` app
 ``celery/``           Celery, on RabbitMQ or Redis
 ``dramatiq/``         Dramatiq, on RabbitMQ or Redis
-``huey/``             Huey; on SQLite, ``huey+sqlite:///file.db``, durable with no server
+``huey/``             Huey; on SQLite, ``huey+sqlite:///file.db``, durable without a server
 ``taskiq/``           Taskiq, on RabbitMQ or Redis
-``rq.py``             RQ, on Redis; as the next three it has ``install()`` alone
+``rq.py``             RQ, on Redis; like the next three, it has only ``install()``
 ``procrastinate.py``  Procrastinate, on PostgreSQL
-``django.py``         Django's tasks, on any backend of theirs
+``django.py``         Django's tasks, on any of their backends
 ``qtasks.py``         QTasks
-``in_place.py``       retries for those last two, which have none that plugins could ask for
-``memory.py``         ``memory://``: in this process, gone with it
+``in_place.py``       retries for Django's tasks and QTasks, which have none for plugins to use
+``memory.py``         ``memory://``: runs in this process, lost when it ends
 ====================  ==========================================================================
 
-An adapter for another engine is a class that is called with what the app was given, a URL or the
-engine's own object, and has all that ``Engine`` names. It is found by an entry point of the group
-``qtasks_pluggy.engines``, whose name is the scheme of its URLs, or the package that the engine's
-own object comes from. This module has what an adapter needs besides ``qtasks_pluggy`` itself.
+An adapter for another engine is a class with everything that ``Engine`` names. It is called with
+what the app got as ``engine=``: a URL or the engine's own object. An entry point of the group
+``qtasks_pluggy.engines`` makes it known; the entry point's name is the scheme of the URLs, or the
+package of the engine's own object. Adapters import what they need from here and ``qtasks_pluggy``.
 """
 
 from __future__ import annotations
@@ -76,58 +76,62 @@ __all__ = [
 
 
 def executor_for(app: Any, message: TaskMessage) -> TaskExecutor:
-    """Make the executor for a message that an app's engine handed to a worker.
+    """Return a new executor for a message that a worker received from an app's engine.
 
     Args:
         app: The app.
-        message: It names the task.
+        message: The message, which names the task.
 
     Raises:
         NotRunningError: The app was stopped.
-        TaskNameError: The app has no such task; the nearest is named.
+        TaskNameError: The app has no such task; the error suggests the nearest name.
     """
-    executor: TaskExecutor = app._executor_for(message)  # noqa: SLF001  # an app of ours
+    executor: TaskExecutor = app._executor_for(message)  # noqa: SLF001  # our own class
     return executor
 
 
 async def run_in_place(app: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a task here and now, from async code, as a call of a ``SyncTask`` does from plain code.
+    """Run a task here and now, from async code.
 
     Args:
         app: The app.
         name: The task's name.
-        args: Its arguments.
+        args: Its positional arguments.
         kwargs: Its keyword arguments.
+
+    Returns:
+        The task's result.
 
     Raises:
         NotRunningError: The app was stopped.
     """
-    return await app._run_async(app.tasks[name], args, kwargs)  # noqa: SLF001  # an app of ours
+    return await app._run_async(app.tasks[name], args, kwargs)  # noqa: SLF001  # our own class
 
 
 def worker_lifespan(app: Any) -> WorkerLifespan:
-    """Return an app's life in a worker process of its engine, for ``with`` and ``async with``.
+    """Return a context manager, plain and async, that starts and stops an app in a worker process.
 
-    As ``with app:``, except that the engine, which began the process, is not started.
+    It does what ``with app:`` does, except that it does not start the engine, which started the
+    process.
     """
-    lifespan: WorkerLifespan = app._worker_lifespan()  # noqa: SLF001  # an app of ours
+    lifespan: WorkerLifespan = app._worker_lifespan()  # noqa: SLF001  # our own class
     return lifespan
 
 
 def is_started(app: Any) -> bool:
-    """Say whether an app is started, or starting."""
-    return bool(app._is_started)  # noqa: SLF001  # an app of ours
+    """Return whether an app is started, or starting."""
+    return bool(app._is_started)  # noqa: SLF001  # our own class
 
 
 def prepare(app: Any) -> None:
-    """Load the installed plugins for an app's first run, if that has not been done.
+    """Load the installed plugins for an app's first run, unless they are loaded.
 
     Raises:
         NotRunningError: The app was stopped; it has to be started again instead.
-        PluginRegistrationError: Faults of the installed plugins, all of them.
-        SettingsError: Faults of the settings.
+        PluginRegistrationError: Installed plugins have faults; the error lists all of them.
+        SettingsError: The settings have faults.
     """
-    app._ensure_loaded()  # noqa: SLF001  # an app of ours
+    app._ensure_loaded()  # noqa: SLF001  # our own class
 
 
 def load_plugins(app: Any, *, skip_faulty: bool = False) -> list[str]:
@@ -135,14 +139,14 @@ def load_plugins(app: Any, *, skip_faulty: bool = False) -> list[str]:
 
     Args:
         app: The app.
-        skip_faulty: Whether to go on without the installed plugins that have faults.
+        skip_faulty: Whether to skip installed plugins that have faults.
 
     Returns:
-        The faults of the plugins that were left out.
+        The faults of the skipped plugins.
 
     Raises:
-        PluginRegistrationError: Faults of the installed plugins, all of them.
-        SettingsError: Faults of the settings.
+        PluginRegistrationError: Installed plugins have faults; the error lists all of them.
+        SettingsError: The settings have faults.
     """
-    faults: list[str] = app._load_plugins(skip_faulty=skip_faulty)  # noqa: SLF001  # an app of ours
+    faults: list[str] = app._load_plugins(skip_faulty=skip_faulty)  # noqa: SLF001  # our own class
     return faults

@@ -1,4 +1,4 @@
-"""The app behind an engine's own app that ``install()`` was called on."""
+"""Finding the ``QueueTasks`` app that ``install()`` made for an existing engine app."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any, Final
 from qtasks_hookspecs import RunningApp
 
 INSTALLED: Final = "qtasks_pluggy_app"
-"""The attribute of a native app that has its plugins."""
+"""The attribute under which a native app has its plugins."""
 
 
 def installed_in(native: Any) -> RunningApp | None:
-    """Return the app behind an engine's own app, in workers and clients alike.
+    """Return the app that ``install()`` made for an engine's own app, in workers and clients.
 
     Args:
-        native: A Celery app, a Dramatiq or Taskiq broker, a Huey, or anything else.
+        native: A Celery app, a Dramatiq or Taskiq broker, a Huey, an RQ queue, or anything else.
 
     Returns:
-        The app that ``install()`` made, with its plugins; None where it was not called.
+        The app with the plugins; None if ``install()`` was not called.
     """
     if not hasattr(native, INSTALLED) and _is_celery(native):
-        # Its setting task_annotations can stand for install(), and is read by this.
+        # The setting task_annotations can replace install(); finalizing the app reads it.
         native.finalize()
     plugged = getattr(native, INSTALLED, None)
     if plugged is None and isinstance(getattr(native, "job_class", None), type):
-        # An RQ queue, whose class of jobs has the plugins.
+        # An RQ queue: its job class has the plugins.
         plugged = getattr(native.job_class, INSTALLED, None)
         if plugged is not None:
             plugged.queue = native

@@ -12,11 +12,9 @@ those of plugins are made where the task runs. A run is one of a backend's if Dj
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from datetime import timedelta
-from functools import lru_cache
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final
@@ -91,7 +89,6 @@ def _announce(task_result: Any, **_: Any) -> None:
     _announced.set(task_result)
 
 
-_calling: Final = lru_cache(maxsize=1024)(calling)
 task_started.connect(_announce, dispatch_uid="qtasks_pluggy")
 
 
@@ -117,7 +114,6 @@ class BackendPlugins(InPlace[type[Any]]):
     name = "django"
     kind = type
     gives_ids = True
-    _stopped_at_exit_of = 0
 
     def cover(self) -> None:
         """Have the tasks that are declared for the backend call us."""
@@ -144,23 +140,18 @@ class BackendPlugins(InPlace[type[Any]]):
 
     def carry_out(self, run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the attempts of a run, plain or async, in a copy of the worker's context (R19)."""
-        self._begin()
+        if not self.is_begun:
+            try:
+                self.begin_for_run()
+            except Exception as error:
+                self.refusal(error)
+                raise
+            atexit.register(self.end)
         function = run.result.task.func
         make = self.make_attempts
         if iscoroutinefunction(function):
             make = async_to_sync(self.make_attempts_async)
-        return copy_context().run(make, run, _calling(function), args, kwargs)
-
-    def _begin(self) -> None:
-        """Start the plugins before this process's first run, until it exits."""
-        try:
-            self.begin_for_run()
-        except Exception as error:
-            self.refusal(error)
-            raise
-        if self._stopped_at_exit_of != os.getpid():
-            self._stopped_at_exit_of = os.getpid()
-            atexit.register(self.end)
+        return copy_context().run(make, run, calling(function), args, kwargs)
 
     def message(self, run: _Run, args: Any, kwargs: Any) -> TaskMessage:
         """Make a message of Django's record of a run."""

@@ -1,27 +1,22 @@
-"""An engine behind a ``QueueTasks`` app: its runs, on the base of ``native.py``.
+"""An engine that does the runs of a ``QueueTasks`` app, on the base of ``native.py``.
 
-``Forward`` is ``Native`` turned round: the plugins are the app's, and the engine's tasks are made
-of the app's. What an engine says besides the answers of ``Native``:
+``Forward`` is ``Native`` turned round: the plugins are the app's, and the engine gets a task of its
+own for each of the app's. An engine answers this besides the questions of ``Native``:
 
 ==================  ============================================================================
 ``declare``         make a task of the engine's own
-``send``            send a message to it, under the message's id; give a ticket
+``send``            send a message to it, under the message's id; return a ticket
 ``read``            read a run's stored end, if it has one
-``revoke``          have a run dropped that waits: what the engine's own revoke promises
-``reach``           raise where its server does not answer
+``revoke``          drop a run that waits, as far as the engine's own revoke promises
+``reach``           raise if its server does not answer
 ==================  ============================================================================
 
-How errors travel is written once too. An error that its class and arguments make again is sent as
-these; any other as an ``EngineError`` that has the task, the class and the text. A class is looked
-for among the modules that are loaded, and only an ``Exception`` is made: nothing is imported, and
-nothing else called, because a message says so.
+``_errors.py`` says how errors travel.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -30,38 +25,55 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
 from qtasks_pluggy.engines import Attempt, Backend, RunResult, executor_for, load_plugins
-from qtasks_pluggy.engines.native import PLAIN, Host, Native, named, text_of, unstorable
+from qtasks_pluggy.engines._errors import (
+    check_storable,
+    named,
+    pack_error,
+    portable,
+    text_of,
+    unpack_error,
+)
+from qtasks_pluggy.engines.native import Host, Native
 from qtasks_pluggy.exc import (
     CapabilityError,
     EngineError,
     QTasksError,
     TaskCancelError,
-    TaskPluginTriggerError,
 )
 
+__all__ = [
+    "PATIENCE",
+    "POLL",
+    "Forward",
+    "pack_error",
+    "portable",
+    "trouble_within",
+    "unpack_error",
+]
+
 N = TypeVar("N")
-# Seconds in which a server has to answer when an app starts.
+# Seconds that a server has to answer when an app starts.
 PATIENCE: Final = 8.0
-# Seconds, the least and the most, between two looks whether a run has ended.
+# The least and the most seconds between two looks for a run's end.
 POLL: Final = (0.001, 0.02)
 
 
 class Forward(Native[N]):
-    """An engine behind an app.
+    """An engine that does the runs of an app.
 
     Args:
         given: The engine's own app.
 
     Attributes:
-        worker: The command that does the runs, for people.
+        worker: The command that does the runs, as people type it.
     """
 
     worker: ClassVar[str]
 
-    # --- what an engine says
+    # --- what an engine answers
 
     def declare(self, task_func: TaskFunc) -> Any:
-        """Make a task of the engine's own, which calls ``begin_for_run``, and returns ``work``.
+        """Make a task of the engine's own: it calls ``begin_for_run``, and returns ``work(...)``.
 
         Raises:
             ValueError: The engine has a task of this name.
@@ -69,28 +81,29 @@ class Forward(Native[N]):
         raise NotImplementedError
 
     def read(self, ticket: Any) -> RunResult | None:
-        """Read a run's stored end, if it has one."""
+        """Read a run's stored end; None before it has one."""
         raise NotImplementedError
 
     def revoke(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # an engine's
-        """Have a run dropped that waits.
+        """Drop a run that waits.
 
         Returns:
-            Whether the engine was asked.
+            Whether the engine was asked to.
         """
         return False
 
     def reach(self) -> None:
-        """Connect once; raise where the server cannot be used."""
+        """Connect once; raise if the server cannot be used."""
 
     # --- what all engines share
 
     def __init__(self, given: Any) -> None:
         if isinstance(given, str):
             scheme = given.partition("://")[0]
+            kind = self.kind.__name__
             msg = (
-                f"engine {self.name!r} takes its own object, got a URL, {scheme}://...; make a"
-                f" {self.kind.__name__} with it, and give that: QueueTasks(engine=...)"
+                f"engine {self.name!r} takes a {kind} object, not a URL, {scheme}://...; make one"
+                f" with {self.name} itself, and pass it: QueueTasks(engine=...)"
             )
             raise EngineError(msg)
         super().__init__(self.unwrap(given))
@@ -99,7 +112,7 @@ class Forward(Native[N]):
 
     @property
     def app(self) -> QueueTasks:
-        """The app that it is behind."""
+        """The app whose runs it does."""
         owner: Any = self._owner
         return owner  # type: ignore[no-any-return]  # there since the first task
 
@@ -110,7 +123,7 @@ class Forward(Native[N]):
 
     @property
     def tasks(self) -> Mapping[str, Any]:
-        """The engine's tasks that are made of the app's."""
+        """The engine's own tasks, one for each of the app's."""
         return self._declared
 
     def check(self) -> None:
@@ -118,10 +131,10 @@ class Forward(Native[N]):
         load_plugins(self.app)
 
     def register(self, app: QueueTasks, task_func: TaskFunc) -> None:
-        """Make a task known to the engine, under its own name.
+        """Register a task with the engine, under its own name.
 
         Raises:
-            EngineError: The engine has a task of this name, or this is behind another app.
+            EngineError: The engine has a task of this name, or does the runs of another app.
         """
         self._belong_to(app)
         name = task_func.name
@@ -137,34 +150,37 @@ class Forward(Native[N]):
             self.cover()
         if self._owner is not app:
             msg = (
-                f"engine {self.name!r} is behind app {self._owner.name!r} already; make one for"
-                " each app"
+                f"engine {self.name!r} does the runs of app {self._owner.name!r} already; make one"
+                " for each app"
             )
             raise EngineError(msg)
 
     def start(self, app: QueueTasks, workers: int | None) -> None:
-        """Look whether the server answers.
+        """Check that the server answers.
 
         Raises:
-            EngineError: It does not, or this process is to do runs.
+            EngineError: It does not, or this process was asked to do runs.
         """
         if workers:
             msg = (
-                f"engine {self.name!r}: app {app.name!r} is to do runs in this process, and the"
-                f" engine's own command does them: {self.worker}"
+                f"engine {self.name!r}: app {app.name!r} cannot do runs in this process; start the"
+                f" engine's own command: {self.worker}"
             )
             raise EngineError(msg)
         self._belong_to(app)
         trouble = trouble_within(PATIENCE, self.reach)
+        if isinstance(trouble, EngineError):
+            raise trouble
         if trouble is not None:
-            msg = f"engine {self.name!r}, app {app.name!r}: {trouble}; start it, or name another"
+            who = f"engine {self.name!r}, app {app.name!r}"
+            msg = f"{who}: {trouble}; start the server, or use another"
             raise EngineError(msg) from trouble
 
     def stop(self) -> None:
-        """Do nothing: the connections are the engine's."""
+        """Do nothing: the connections belong to the engine."""
 
     def result(self, ticket: Any, timeout: float | None) -> RunResult | None:
-        """Wait for a run's stored end, which nobody announces.
+        """Wait for a run's stored end, by looking again and again.
 
         Raises:
             CapabilityError: The engine keeps no results.
@@ -188,32 +204,31 @@ class Forward(Native[N]):
         except QTasksError:
             raise
         except OSError as error:
-            msg = (
-                f"engine {self.name!r}: its results failed: {text_of(error)}; look whether it runs"
-            )
+            why = f"{text_of(error)}; check that it runs"
+            msg = f"engine {self.name!r}: its results cannot be read: {why}"
             raise EngineError(msg) from error
         except Exception as error:  # noqa: BLE001  # whatever reading what others wrote raises
             msg = (
                 f"engine {self.name!r}: a run's end cannot be read here: {text_of(error)}; import"
-                " what the worker's result is made of"
+                " the modules of what the worker returned"
             )
             return RunResult(TaskStatus.failed, error=EngineError(msg))
 
     def keeps(self, ticket: Any) -> bool:  # noqa: ARG002  # an engine's
-        """Say whether a run's end can be read."""
+        """Return whether a run's end can be read."""
         return self.capabilities.results
 
     def no_results(self) -> str:
-        """Say what to do where results are not kept."""
+        """Say what to do if results are not kept."""
         return "it keeps no results; give it a result backend"
 
     def status(self, ticket: Any) -> TaskStatus | None:
-        """Tell how a run ended; nothing of one that has not."""
+        """Return how a run ended; None before that."""
         ended = self._read(ticket) if self.keeps(ticket) else None
         return None if ended is None else ended.status
 
     def trail(self, ticket: Any) -> Trail | None:  # noqa: ARG002  # the seam's
-        """Say nothing: the engine keeps results, and no more."""
+        """Return None: the engine keeps results only."""
         return None
 
     # --- one attempt, of a task of the app
@@ -222,18 +237,18 @@ class Forward(Native[N]):
         return executor_for(self.app, message)
 
     async def execute(self, executor: TaskExecutor, host: Host, backend: Backend) -> Attempt:
-        """Make the attempt; whatever leaves it ends the run, unless it ends the worker."""
+        """Make the attempt; whatever it raises ends the run, unless it ends the worker."""
         try:
             return await executor.execute_attempt(host, backend)
         except asyncio.CancelledError:
             if backend.on_loop:
                 raise
             return Attempt("cancel", TaskCancelError("the task was cancelled"))
-        except Exception as error:  # noqa: BLE001  # of the life of a run itself
+        except Exception as error:  # noqa: BLE001  # of the run's own life
             return Attempt("fail", error)
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Name an error that is no ``Exception``, for those who wait: it would end them too."""
+        """Wrap an error that is no ``Exception``: it would end the caller too."""
         return None if isinstance(error, self.ends_worker) else named(error, self.name)
 
     def check_result(self, task: str, value: Any) -> None:
@@ -242,30 +257,25 @@ class Forward(Native[N]):
         Raises:
             EngineError: It cannot be encoded.
         """
-        if type(value) not in PLAIN:
-            try:
-                self.encode(self._declared[task], value)
-            except Exception as error:
-                what = f"the result of task {task!r}"
-                raise unstorable(what, value, error, engine=self.name) from error
+        check_storable(self, self._declared[task], f"the result of task {task!r}", value)
 
 
 def trouble_within(seconds: float, ask: Callable[[], object]) -> BaseException | None:
     """Ask a server that may never answer.
 
     Args:
-        seconds: The most seconds to wait for it.
-        ask: Asks; left behind in its thread where the server says nothing.
+        seconds: How long to wait for it, in seconds.
+        ask: Asks it; stays in its thread if the server never answers.
 
     Returns:
-        What was raised, ``TimeoutError`` for silence; None when all is well.
+        What ``ask`` raised, ``TimeoutError`` if it did not return; None if all is well.
     """
     answer: Future[object] = Future()
 
     def tell() -> None:
         try:
             answer.set_result(ask())
-        except BaseException as error:  # noqa: BLE001  # told to whoever started the thread
+        except BaseException as error:  # noqa: BLE001  # passed on to whoever started the thread
             answer.set_exception(error)
 
     threading.Thread(target=tell, name="qtasks-pluggy-reach", daemon=True).start()
@@ -273,97 +283,3 @@ def trouble_within(seconds: float, ask: Callable[[], object]) -> BaseException |
         return answer.exception(seconds)
     except TimeoutError:
         return TimeoutError(f"no answer within {seconds:g} seconds")
-
-
-def pack_error(error: BaseException) -> dict[str, Any]:
-    """Make JSON of an error: its class, arguments, text and notes."""
-    args = list(error.args)
-    kwargs = error.kwargs if isinstance(error, TaskPluginTriggerError) else {}
-    try:
-        json.dumps([args, kwargs])
-    except (TypeError, ValueError, RecursionError):
-        args, kwargs = [text_alone(error)], {}
-    kind = type(error)
-    notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
-    return {
-        "module": kind.__module__,
-        "class": kind.__qualname__,
-        "args": args,
-        "kwargs": kwargs,
-        "text": text_alone(error),
-        "notes": notes,
-    }
-
-
-def unpack_error(told: Mapping[str, Any], who: str) -> Exception:
-    """Make an error again of what ``pack_error`` made of it.
-
-    Args:
-        told: Anybody may have written it.
-        who: The engine and the task, for an error that cannot be made again.
-
-    Returns:
-        The error, or an ``EngineError`` that has its class and its text.
-    """
-    try:
-        module, name, text = told["module"], told["class"], told["text"]
-        error = rebuilt(module, name, told["args"], told["kwargs"], text)
-        if error is None:
-            error = EngineError(f"{who}: {module}.{name}: {text}")
-        for note in told["notes"]:
-            error.add_note(note)
-    except Exception as broken:  # noqa: BLE001  # whatever it is made of
-        return EngineError(f"{who}: its end cannot be read: {text_of(broken)}")
-    return error
-
-
-def rebuilt(module: str, name: str, args: Any, kwargs: Any, text: str) -> Exception | None:
-    """Make an error of its class and arguments; None if that is not the error that it was."""
-    # Only a class that is there already: whoever writes results must not choose what is imported.
-    kind: Any = sys.modules.get(module)
-    for part in name.split("."):
-        kind = getattr(kind, part, None)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)):
-        return None
-    try:
-        error = kind(*args, **kwargs)
-        return error if str(error) == text else None
-    except Exception:  # noqa: BLE001  # a class that is made in another way
-        return None
-
-
-def portable(error: BaseException | None, who: str) -> BaseException | None:
-    """Give an error for an engine that keeps class and arguments alone.
-
-    Args:
-        error: What the run ended in.
-        who: The engine and the task.
-
-    Returns:
-        The error, if these make it again; else an ``EngineError`` with its class and text, and the
-        error as its cause.
-    """
-    if error is None or isinstance(error, EngineError):
-        return error
-    kind, text = type(error), text_alone(error)
-    if isinstance(error, TaskPluginTriggerError) and not error.args:
-        # Of its keywords nothing would be left.
-        error.args = (text,)
-    try:
-        args = json.loads(json.dumps(error.args))
-    except (TypeError, ValueError, RecursionError):
-        args = None
-    made = None if args is None else rebuilt(kind.__module__, kind.__qualname__, args, {}, text)
-    if made is not None:
-        return error
-    told = EngineError(f"{who}: {kind.__module__}.{kind.__qualname__}: {text}")
-    told.__cause__ = error
-    return told
-
-
-def text_alone(error: BaseException) -> str:
-    """Return an error's text, whatever its class makes of ``str``."""
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
-        return ""

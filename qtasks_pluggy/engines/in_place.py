@@ -1,4 +1,4 @@
-"""Retries for engines that have none: the next attempt is made where the last one failed."""
+"""Retries for engines that have none: the worker that made the last attempt makes the next."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import wraps
+from functools import lru_cache, wraps
 from inspect import iscoroutinefunction
 from typing import Any, Final, TypeVar
 
@@ -17,21 +17,21 @@ N = TypeVar("N")
 
 
 class Run:
-    """A run in all of its attempts.
+    """One run, through all its attempts.
 
     Attributes:
-        attempt: The number of the attempt at work.
+        attempt: The number of the current attempt, from 1.
     """
 
     attempt = 1
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the task's function; give what it returns, of an async one a coroutine."""
+        """Call the task's function; return its result, or its coroutine if it is async."""
         raise NotImplementedError
 
 
 class _NextAttemptError(Exception):
-    """An attempt has ended, and the next one begins after some seconds."""
+    """An attempt has ended, and the next one starts after ``delay`` seconds."""
 
     def __init__(self, delay: float) -> None:
         super().__init__(f"again in {delay:g} s")
@@ -42,20 +42,20 @@ _current: Final[ContextVar[Run]] = ContextVar("qtasks_pluggy_run_in_place")
 
 
 class InPlace(Native[N]):
-    """An engine that calls a task once: a worker is busy with a run through all of its attempts."""
+    """An engine that calls a task only once: a run keeps its worker until its last attempt ends."""
 
     def retry(self, run: Run, attempt: Attempt, number: int) -> Any:
-        """Give what has the next attempt made."""
+        """Return the exception that makes ``make_attempts`` start the next attempt."""
         run.attempt = number
         return _NextAttemptError(attempt.delay or 0)
 
     def make_attempts(self, run: Run, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-        """Make a run's attempts in plain code.
+        """Make a run's attempts, from plain code, and return its result.
 
         Args:
-            run: It calls ``func``.
-            func: What ``calling`` made of the task's function.
-            args: The run's arguments.
+            run: The run.
+            func: What ``calling`` returned for the task's function.
+            args: The run's positional arguments.
             kwargs: Its keyword arguments.
         """
         token = _current.set(run)
@@ -72,7 +72,7 @@ class InPlace(Native[N]):
     async def make_attempts_async(
         self, run: Run, func: Any, args: tuple[Any, ...], kwargs: Any
     ) -> Any:
-        """Make a run's attempts on this event loop, as ``make_attempts`` does."""
+        """Make a run's attempts, as ``make_attempts`` does, from async code."""
         token = _current.set(run)
         try:
             while True:
@@ -85,12 +85,13 @@ class InPlace(Native[N]):
             _current.reset(token)
 
 
+@lru_cache(maxsize=1024)
 def calling(func: Callable[..., Any], *, is_async: bool | None = None) -> Callable[..., Any]:
-    """Make what looks like a task's function, and has the run at work call it.
+    """Return a function that looks like a task's and calls the current run.
 
     Args:
-        func: The function.
-        is_async: Whether the run gives a coroutine; None where it does if the function does.
+        func: The task's function.
+        is_async: Whether ``Run.call`` returns a coroutine; None if it does when ``func`` is async.
     """
 
     @wraps(func)
@@ -99,7 +100,7 @@ def calling(func: Callable[..., Any], *, is_async: bool | None = None) -> Callab
 
     @wraps(func)
     async def call_async(*args: Any, **kwargs: Any) -> Any:
-        """Call it on an event loop."""
+        """Call the current run, from async code."""
         return await _current.get().call(args, kwargs)
 
     is_async = iscoroutinefunction(func) if is_async is None else is_async

@@ -1,107 +1,105 @@
-"""START HERE: plugins for the tasks of an engine's own app, by one line, ``install(app)``.
+"""START HERE: ``install(app)`` gives the tasks of an engine's own app plugins.
 
-An engine is a subclass of ``Native``. It says what is its own; what all engines do alike is
-written here once: ``install``, the app of plugins in each process, its life in a worker, one
-attempt in plain and in async code, a retry that cannot be sent, replays, and how an error is
-handed over.
+Each engine is a subclass of ``Native`` that answers what only it knows. What all engines share is
+written here once: ``install``, the app that holds the plugins in each process, their start and
+stop in a worker, one attempt in plain or async code, and a retry that cannot be sent.
 
-What an engine knows one attempt by, a request, a message, a job, is called ``run`` here. The six
-answers of an engine:
+An engine knows one attempt by a request, a message, or a job; here that is the ``run``.
+An engine answers six questions: ``cover``, ``tasks``, ``message``, ``retry``, ``will_retry`` and
+``encode``. The other methods of the first part have defaults that suit most engines. ``retry``,
+``cancel``, ``dead_letter``, ``fail`` and ``send`` may be ``async def``: in the run of a plain
+function they are awaited on ``loop``.
 
-==================  ============================================================================
-``cover``           once: have its workers call ``work`` for each task, ``begin`` and ``end``
-``tasks``           its own tasks by name; ``count`` counts them, without importing more
-``message``         a ``TaskMessage`` of what it knows of a run
-``retry``           send a run again, and give the exception by which it hears of that
-``will_retry``      whether it repeats a run by itself after an error
-``encode``          raise for an answer that it cannot store as a result
-==================  ============================================================================
+The object is stored on the engine's own app and nowhere else, so both are freed together.
 
-It may say more, where what is here does not suit it: ``can`` (what it can do), ``cancel`` and
-``dead_letter`` (how such a run ends), ``answered``, ``options`` (what a task was declared with),
-``send`` (for replays), ``app_name``, and the constants ``control``, ``ends_worker``, ``gives_ids``
-and ``hint``. Each of ``retry``, ``cancel``, ``dead_letter`` and ``send`` may be ``async def``: in a
-plain function's run it is awaited on ``loop``.
-
-The object lives on the engine's own app and nowhere else, so it goes with it.
+===================  ===========================================================================
+``_life.py``         ``begin`` and ``end``: the life of the plugins in a worker
+``_host.py``         an engine as the executor of one attempt sees it
+``_native_app.py``   an engine's own app as its plugins see it
+``_native_tasks.py`` how engines describe their tasks
+``_replays.py``      sending a run again, for ``app.replay``
+``_errors.py``       errors on their way out of a run: cut, named, and carried as JSON
+===================  ===========================================================================
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar, copy_context
-from pkgutil import resolve_name
-from types import TracebackType
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 import attrs
 
-from qtasks_hookspecs import RunningTask
-from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask, TaskExecutor, TaskFunc, TaskMessage
+from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask, TaskExecutor, TaskMessage
 from qtasks_pluggy.engines import (
     ASYNCIO_WORKER,
     SYNC,
     Attempt,
     Backend,
     Capabilities,
-    is_here,
     is_pending,
-    is_started,
-    load_plugins,
-    lock_of,
-    log_event,
     prepare,
     run_to_completion,
     wait_for,
-    worker_lifespan,
 )
+from qtasks_pluggy.engines._errors import HANDS_OVER, named, text_of, unsent, wrong_app
+from qtasks_pluggy.engines._host import Host
 from qtasks_pluggy.engines._installed import INSTALLED
-from qtasks_pluggy.exc import (
-    CapabilityError,
-    EngineError,
-    PluginRegistrationError,
-    QTasksError,
+from qtasks_pluggy.engines._life import InWorkers, log_as
+from qtasks_pluggy.engines._native_app import NativeApp, resolved
+from qtasks_pluggy.engines._native_tasks import (
+    Importable,
+    attempt_of,
+    declared,
+    described,
+    header_of,
 )
+from qtasks_pluggy.engines._replays import SENDING, refused, send_again
+from qtasks_pluggy.exc import CapabilityError, EngineError
+
+# What adapters import from here.
+__all__ = [
+    "HANDS_OVER",
+    "Host",
+    "Importable",
+    "Native",
+    "attempt_of",
+    "declared",
+    "header_of",
+    "log_as",
+    "named",
+    "text_of",
+]
 
 N = TypeVar("N")
 
-# Results of these types travel as they are, whatever serializes them; a whole number can have too
-# many digits for JSON.
-PLAIN: Final = frozenset({type(None), bool, float, str})
-# The packages whose frames lead from an engine to a task: ours, and those by which we wait.
-_OURS: Final = frozenset({"asyncio", "concurrent", "contextlib", "qtasks_pluggy", "threading"})
-# The runs at work here, so that a task that calls itself calls a function.
+# The keys of the runs at work here: a task that calls itself calls a function.
 _at_work: Final[ContextVar[frozenset[Any]]] = ContextVar(
     "qtasks_pluggy_at_work", default=frozenset()
 )
-# The replays that the attempt at work has begun to send on its own event loop.
-_sending: Final[ContextVar[list[asyncio.Task[Any]]]] = ContextVar("qtasks_pluggy_sending")
 
 
 @attrs.frozen
 class _Raise:
-    """An error on its way out of a coroutine, which cannot raise every one."""
+    """An error on its way out of a coroutine, which cannot raise ``StopIteration``."""
 
     error: BaseException
 
 
-class Native(Generic[N]):
-    """Plugins for an engine's own app; made by ``install``.
+class Native(InWorkers, Generic[N]):
+    """The plugins of an engine's own app; made by ``install``.
 
     Args:
         native: The engine's own app.
 
     Attributes:
         name: The engine's name.
-        kind: The class of what ``install`` takes.
+        kind: The class that ``install`` takes.
         control: The engine's own exceptions, about which no plugin is asked.
-        ends_worker: The exceptions, of those that are no ``Exception``, that end the worker and
-            not only the run.
-        hint: What to do when ``install`` covers no task.
-        gives_ids: Whether runs get ids of the engine's own, which ``send`` returns.
+        ends_worker: Which errors that are no ``Exception`` end the worker instead of the run alone.
+        gives_ids: Whether ``send`` returns an id of the engine's own.
         blocking: Whether ``send`` waits for something outside of this process.
         loop: The event loop that its ``async def`` methods need; None if any will do.
         native: The engine's own app.
@@ -112,51 +110,50 @@ class Native(Generic[N]):
     kind: ClassVar[type[Any]]
     control: ClassVar[tuple[type[Exception], ...]] = ()
     ends_worker: ClassVar[tuple[type[BaseException], ...]] = (KeyboardInterrupt,)
-    hint: ClassVar[str] = "import the modules that declare them before the worker starts"
     gives_ids: ClassVar[bool] = False
     blocking: bool = True
     loop: asyncio.AbstractEventLoop | None = None
 
-    # --- what an engine says
+    # --- what an engine answers
 
     def cover(self) -> None:
-        """Have the workers call ``work`` or ``work_async`` for each task, ``begin`` and ``end``.
+        """Make the workers call ``work`` or ``work_async`` for each task, ``begin`` and ``end``.
 
-        Called once for each native app; tasks that are declared later are to be covered too.
+        Called once for each native app. Tasks that are declared later must be covered too.
         """
         raise NotImplementedError
 
     @property
     def tasks(self) -> Mapping[str, Any]:
-        """The engine's own tasks by name, those that are not an app's of ours."""
+        """The engine's own tasks by name, without those of a ``QueueTasks`` app."""
         raise NotImplementedError
 
     def count(self) -> int:
-        """Count the tasks that are covered."""
+        """Count the covered tasks."""
         return len(self.tasks)
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
-        """Make a message of what the engine knows of a run; what it does not know is None."""
+        """Make a message with what the engine knows about a run; what it does not know is None."""
         raise NotImplementedError
 
     def retry(self, run: Any, attempt: Attempt, number: int) -> Any:
-        """Have a run made again.
+        """Send a run again.
 
         Args:
             run: The run.
-            attempt: Its ``error`` is what is retried, after its ``delay``.
+            attempt: Its ``error`` is what is retried, after its ``delay`` in seconds.
             number: The number of the next attempt, from 2.
 
         Returns:
-            The exception to raise, by which the engine hears that this attempt is no end.
+            The exception that tells the engine that this attempt is not the end.
 
         Raises:
-            Exception: It cannot be sent; the run ends in an ``EngineError`` that says so.
+            Exception: It cannot be sent. The run ends in an ``EngineError`` that says so.
         """
         raise NotImplementedError
 
     def will_retry(self, run: Any, error: BaseException) -> bool:  # noqa: ARG002  # an engine's
-        """Say whether the engine makes the run again by itself after this error.
+        """Return whether the engine repeats the run by itself after this error.
 
         Args:
             run: The run.
@@ -172,77 +169,64 @@ class Native(Generic[N]):
             value: The answer, or the argument.
         """
 
-    def answered(self, run: Any, value: Any) -> Any:  # noqa: ARG002  # an engine's
-        """Give what the engine is to store where a plugin had a say in the result."""
-        return value
-
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # an engine's
-        """Say what the engine can do for a run; of None, for the replay of one."""
+        """Return what the engine can do for a run; for None, what it can do for a replay."""
         return Capabilities(delay=True, results=True)
 
     def cancel(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # an engine's
-        """End a run that a plugin cancelled, or the task itself.
-
-        Returns:
-            The exception to raise.
-        """
+        """Return the exception that ends a cancelled run."""
         return attempt.error
 
     def dead_letter(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # an engine's
-        """End a run that a plugin dead-lettered; where ``attempt.kept``, a plugin has a copy.
-
-        Returns:
-            The exception to raise.
-        """
+        """Return the exception that ends a dead letter; ``attempt.kept`` if a plugin has a copy."""
         return attempt.error
 
     def fail(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # an engine's
-        """End a run that failed.
-
-        Returns:
-            The exception to raise.
-        """
+        """Return the exception that ends a failed run."""
         return attempt.error
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Say what a run fails in whose task raised an error that is no ``Exception``.
+        """Return the error of a run whose task raised one that is no ``Exception``.
 
         Returns:
-            The error for plugins and callers; None where it ends the worker.
+            The error that plugins and callers get; None if it ends the worker.
         """
         return None if isinstance(error, self.ends_worker) else error
 
     def check_result(self, task: str, value: Any) -> None:
-        """Refuse a result of the task itself; by default that is the engine's own affair.
+        """Refuse a task's own result that cannot be stored; by default the engine does that.
 
         Raises:
             EngineError: It cannot be stored.
         """
 
     def options(self, run: Any) -> Mapping[str, Any]:  # noqa: ARG002  # an engine's
-        """Give what a run's task was declared with that is not the engine's own.
+        """Return what a run's task was declared with that the engine itself does not use.
 
-        ``tags`` become the task's tags; the rest is its ``extra``.
+        ``tags`` become the task's tags, the rest its ``extra``.
         """
         return {}
 
-    def send(self, message: TaskMessage, delay: float | None) -> Any:
-        """Send a message to one of ``tasks``, under the message's own id."""
-        raise NotImplementedError
+    def send(self, message: TaskMessage, delay: float | None) -> Any:  # noqa: ARG002  # an engine's
+        """Send a message to one of ``tasks``, under the message's own id.
+
+        Raises:
+            CapabilityError: The engine cannot send a run again.
+        """
+        msg = (
+            f"app {self.app.name!r}, install(): a run of task {message.name!r} cannot be sent again"
+            " on this engine; send it as your own code does"
+        )
+        raise CapabilityError(msg)
 
     def function_of(self, name: str) -> Callable[..., Any]:
-        """Give the function of one of ``tasks``, for plugins that are asked about a past run."""
+        """Return the function of one of ``tasks``, for plugins that are asked about a past run."""
         function: Callable[..., Any] = self.tasks[name]
         return function
 
-    @property
-    def app_name(self) -> str:
-        """What the app of plugins is called."""
-        return self.name
-
     @classmethod
     def unwrap(cls, native: Any) -> Any:
-        """Give the app itself, where the engine has stand-ins for it."""
+        """Return the app itself, where the engine has stand-ins for it."""
         return native
 
     # --- install
@@ -256,10 +240,10 @@ class Native(Generic[N]):
         discover: bool = True,
         intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
     ) -> int:
-        """Let plugins decide about the errors of an engine's own tasks, those declared later too.
+        """Let plugins decide about the errors of an engine's own tasks, also of later ones.
 
         Args:
-            native: The engine's own app. Called again, it gives that app other plugins.
+            native: The engine's own app. Calling this again replaces the app's plugins.
             plugins: As for ``QueueTasks``, or names, ``"module"`` or ``"module:attribute"``.
             discover: As for ``QueueTasks``.
             intercept: The exception classes that plugins are asked about.
@@ -268,7 +252,7 @@ class Native(Generic[N]):
             How many tasks are covered now.
 
         Raises:
-            PluginRegistrationError: Faults of ``plugins``.
+            PluginRegistrationError: ``plugins`` have faults.
             TypeError: ``native`` is not the engine's own app.
         """
         one = cls.found_in(native)
@@ -277,59 +261,54 @@ class Native(Generic[N]):
 
     @classmethod
     def found_in(cls, native: Any) -> Self:
-        """Give the one that an app has, or a new one, which covers nothing before ``take``.
+        """Return the object that an app has, or a new one, which covers nothing before ``take``.
 
         Raises:
             TypeError: It is not the engine's own app.
         """
         native = cls.unwrap(native)
         if not isinstance(native, cls.kind):
-            package = cls.kind.__module__.partition(".")[0]
-            got = type(native)
-            msg = (
-                f"engine {cls.name!r}: install() expected a {package}.{cls.kind.__name__}, got a"
-                f" {got.__module__}.{got.__qualname__}; give it the object that you make with"
-                f" {cls.name} itself"
-            )
-            raise TypeError(msg)
+            raise wrong_app(cls, native)
         one = vars(native).get(INSTALLED)
         return one if isinstance(one, cls) else cls(native)
 
     def __init__(self, native: N) -> None:
+        super().__init__()
         self.native: N = native
         self.plugins: tuple[Any, ...] = ()
         self._options: dict[str, Any] = {}
         self._app: NativeApp | None = None
         self._tasks: dict[str, AsyncTask[..., Any] | SyncTask[..., Any]] = {}
         self._made_in = 0
-        self._life = _Life()
-        self._lock = lock_of(self)
-        self._hears_of_answers = type(self).answered is not Native.answered
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
-        """Have these plugins; where others have been started here, they are stopped for these.
+        """Use these plugins; if others are started here, stop them and start these.
 
         Args:
             plugins: As for ``install``.
             options: As for ``install``.
 
         Raises:
-            PluginRegistrationError: Faults of ``plugins``; nothing has changed.
+            PluginRegistrationError: ``plugins`` have faults; nothing has changed.
         """
         plugins = tuple(map(resolved, plugins))
         app = NativeApp(self, plugins=plugins, **options)
         with self._lock:
-            is_first = self._app is None
-            self._life.replace(None if self._app is None else app)
+            is_first, was_begun = self._app is None, self.is_begun
+            lifespan = self._lifespan
             self.plugins, self._options = plugins, options
             self._app, self._tasks, self._made_in = app, {}, os.getpid()
+            if was_begun:
+                self._lifespan = None
+                lifespan.__exit__(None, None, None)
+                self._start()
         setattr(self.native, INSTALLED, self)
         if is_first:
             self.cover()
 
     @property
     def app(self) -> QueueTasks:
-        """The app of plugins, this process's own."""
+        """The app that holds the plugins, one in each process."""
         if self._made_in != os.getpid():
             with self._lock:
                 if self._made_in != os.getpid():
@@ -338,74 +317,10 @@ class Native(Generic[N]):
         app: Any = self._app
         return app  # type: ignore[no-any-return]  # there since ``take``
 
-    # --- the plugins' life in a worker
-
-    def check(self) -> None:
-        """Refuse a worker that would do without plugins, or whose plugins do not load.
-
-        Raises:
-            EngineError: No task is covered.
-            PluginRegistrationError: Faults of the installed plugins.
-            SettingsError: Faults of the settings.
-        """
-        if not self.count():
-            msg = f"engine {self.name!r}, {self.app.name}: install() covers no task; {self.hint}"
-            raise EngineError(msg)
-        load_plugins(self.app)
-
-    def begin(self, *, is_checked: bool = False) -> None:
-        """Start the plugins in this process, for one of its workers.
-
-        Args:
-            is_checked: Whether ``check`` was called, as in this one's parent process.
-
-        Raises:
-            Exception: As of ``check``, or a plugin does not start; ``refusal`` says so.
-        """
-        with self._lock:
-            self._life.begin(self._given if is_checked else self._first)
-            self._life.workers += 1
-
-    async def begin_async(self) -> None:
-        """Start the plugins on this event loop, as ``begin`` does."""
-        await self._life.begin_async(self._first)
-        self._life.workers += 1
-
-    def begin_for_run(self) -> None:
-        """Start the plugins where no worker said that it begins, before a run."""
-        if not self._life.is_begun:
-            with self._lock:
-                self._life.begin(self._given)
-
-    def end(self) -> None:
-        """Stop the plugins after the last of this process's workers."""
-        with self._lock:
-            self._life.end()
-
-    async def end_async(self) -> None:
-        """Stop the plugins on this event loop, as ``end`` does."""
-        await self._life.end_async()
-
-    def refusal(self, error: BaseException) -> SystemExit:
-        """Say why a worker cannot start.
-
-        Returns:
-            What to raise: no ``Exception``, which engines log, and go on to take runs.
-        """
-        log_event("error", "worker_cannot_start", app=self.app_name, exc_info=error)
-        return SystemExit(str(error))
-
-    def _first(self) -> QueueTasks:
-        self.check()
-        return self.app
-
-    def _given(self) -> QueueTasks:
-        return self.app
-
     # --- one attempt
 
     def is_at_work(self, key: Any) -> bool:
-        """Say whether a call comes from within the run that has this key."""
+        """Return whether a call comes from within the run that has this key."""
         return key in _at_work.get()
 
     def work(
@@ -419,18 +334,18 @@ class Native(Generic[N]):
         """Make one attempt in plain code, in a copy of the thread's context (R19).
 
         Args:
-            run: What the engine knows it by.
+            run: What the engine knows the attempt by.
             func: The task's function, plain or async.
             args: Its arguments.
             kwargs: Its keyword arguments.
-            key: By which ``is_at_work`` knows the run.
+            key: What ``is_at_work`` knows the run by.
 
         Returns:
             The result for the engine to store.
 
         Raises:
-            BaseException: The error for the engine, our frames cut; or what makes it do what the
-                plugins decided.
+            BaseException: The error for the engine, without our frames; or what makes the engine
+                do what the plugins decided.
         """
         with HANDS_OVER:
             ended = copy_context().run(self._work_here, run, func, args, kwargs, key)
@@ -453,7 +368,7 @@ class Native(Generic[N]):
         """Make one attempt on this event loop, as ``work`` does, in the caller's context."""
         token = _at_work.set(_at_work.get() | {key})
         sending: list[asyncio.Task[Any]] = []
-        replays = _sending.set(sending)
+        replays = SENDING.set(sending)
         try:
             with HANDS_OVER:
                 ended = await self._attempt(ASYNCIO_WORKER, run, func, args, kwargs)
@@ -462,14 +377,14 @@ class Native(Generic[N]):
                 return ended
         finally:
             _at_work.reset(token)
-            _sending.reset(replays)
+            SENDING.reset(replays)
             for one in sending:
                 await one
 
     async def _attempt(
         self, backend: Backend, run: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Make one attempt, and settle it: written once for plain and for async code.
+        """Make one attempt and carry out what it came to, in plain and in async code.
 
         Returns:
             The result, or a ``_Raise``.
@@ -478,23 +393,22 @@ class Native(Generic[N]):
         attempt = await self.execute(executor, Host(self, run), backend)
         if attempt.action == "retry":
             try:
-                return _Raise(await self._answer(backend, self.retry, run, attempt, executor))
-            except Exception as failure:  # noqa: BLE001  # whatever sending raises
-                unsent = self._unsent(executor, attempt, failure)
-            if self.will_retry(run, unsent):
-                return _Raise(unsent)
-            attempt = await executor.give_up(unsent, backend)
+                again = self.retry(run, attempt, executor.attempt + 1)
+                return _Raise(await self._settled(again, backend, "retry"))
+            except Exception as error:  # noqa: BLE001  # whatever sending raises
+                failure = unsent(self.name, executor.task_func.name, attempt.error, error)
+            if self.will_retry(run, failure):
+                return _Raise(failure)
+            attempt = await executor.give_up(failure, backend)
         if attempt.action == "succeed":
-            if self._hears_of_answers and any(record.won for record in executor.trail):
-                return self.answered(run, attempt.result)
             return attempt.result
         ends = {"cancel": self.cancel, "dead_letter": self.dead_letter, "fail": self.fail}
-        end = ends.get(attempt.action)
-        error = attempt.error
-        if end is not None:
-            error = await self._answer(backend, end, run, attempt)
-        # No error's truth is asked for.
-        return _Raise(EngineError(attempt.reason) if error is None else error)
+        end: Any = attempt.error
+        if attempt.action in ends:
+            end = ends[attempt.action](run, attempt)
+            end = await self._settled(end, backend, attempt.action)
+        # An error may be false.
+        return _Raise(EngineError(attempt.reason) if end is None else end)
 
     def execute(
         self, executor: TaskExecutor, host: Host, backend: Backend
@@ -502,32 +416,11 @@ class Native(Generic[N]):
         """Have the executor make the attempt."""
         return executor.execute_attempt(host, backend)
 
-    async def _answer(
-        self,
-        backend: Backend,
-        method: Callable[..., Any],
-        run: Any,
-        attempt: Attempt,
-        executor: TaskExecutor | None = None,
-    ) -> Any:
-        """Call a method of the engine's, plain or async."""
-        more = () if executor is None else (executor.attempt + 1,)
-        answer = method(run, attempt, *more)
+    async def _settled(self, answer: Any, backend: Backend, method: str) -> Any:
+        """Wait for the answer of a method that an engine may have as ``async def``."""
         if is_pending(answer):
-            answer = await wait_for(answer, self, backend, method.__name__)  # type: ignore[arg-type]  # of the engine it reads name and loop
+            return await wait_for(answer, self, backend, method)  # type: ignore[arg-type]  # of the engine it reads name and loop
         return answer
-
-    def _unsent(self, executor: TaskExecutor, attempt: Attempt, failure: Exception) -> EngineError:
-        """Say that a retry could not be sent; its cause is the task's own error."""
-        unsent = failure
-        if not isinstance(unsent, EngineError):
-            unsent = EngineError(
-                f"engine {self.name!r}, task {executor.task_func.name!r}: a retry was decided, and"
-                f" the broker did not take it: {text_of(failure)}; look whether it runs, and has"
-                " room"
-            )
-        unsent.__cause__ = attempt.error
-        return unsent
 
     def _executor_for(self, run: Any, func: Any, message: TaskMessage) -> TaskExecutor:
         """Make the executor of one attempt."""
@@ -535,22 +428,11 @@ class Native(Generic[N]):
         prepare(app)
         task = self._tasks.get(message.name)
         if task is None or task.task_func.func != func:
-            task_func = self._described(run, message.name, func)
+            options, intercept = self.options(run), self._options["intercept"]
+            task_func = described(message.name, func, options, intercept)
             kind = AsyncTask if task_func.is_async else SyncTask
             task = self._tasks[message.name] = kind(task_func, app)
         return TaskExecutor(task, message, plugins=app.plugins)
-
-    def _described(self, run: Any, name: str, func: Any) -> TaskFunc:
-        """Describe a task: by its own options too, which may be anything."""
-        extra = dict(self.options(run))
-        given: Any = extra.get("tags", ())
-        given = (given,) if isinstance(given, str) else given
-        several = isinstance(given, (tuple, list, set, frozenset))
-        tags: tuple[str, ...] = ()
-        if several and all(isinstance(tag, str) for tag in given):
-            tags = tuple(given)
-            extra.pop("tags", None)
-        return TaskFunc(name, func, intercept=self._options["intercept"], tags=tags, extra=extra)
 
     # --- replays
 
@@ -560,357 +442,9 @@ class Native(Generic[N]):
         return self.can(None)
 
     def submit(self, message: TaskMessage, delay: float | None) -> Any:
-        """Send a message; on the engine's own event loop it is sent before the attempt ends.
-
-        Args:
-            message: It names one of ``tasks``.
-            delay: Seconds before it may run; None and 0 for at once.
-
-        Raises:
-            CapabilityError: This is the engine's own event loop, and no attempt is at work.
-            EngineError: The engine failed, or an argument does not travel.
-        """
-        try:
-            sent = self.send(message, delay)
-            if not is_pending(sent):
-                return sent
-            if not is_here(self.loop) or self.loop is None:
-                return run_to_completion(wait_for(sent, self, SYNC, "send"))  # type: ignore[arg-type]  # as above
-        except QTasksError:
-            raise
-        except Exception as error:
-            raise self._refused(message, error) from error
-        sending = _sending.get(None)
-        if sending is None:
-            sent.close()
-            msg = (
-                f"engine {self.name!r} sends on this thread's event loop, so a replay of task"
-                f" {message.name!r} cannot wait for it here; call it in a thread, as by"
-                " asyncio.to_thread(app.replay, message)"
-            )
-            raise CapabilityError(msg)
-        sending.append(self.loop.create_task(self._sent(message, sent)))
-        return None
-
-    async def _sent(self, message: TaskMessage, sent: Coroutine[Any, Any, Any]) -> None:
-        try:
-            await sent
-        except Exception as error:  # noqa: BLE001  # nobody waits for it who could be told
-            refused = error if isinstance(error, QTasksError) else self._refused(message, error)
-            known = {"task": message.name, "uuid": str(message.uuid)}
-            log_event("error", "replay_not_sent", **known, error=text_of(refused))
+        """Send a message, for a replay."""
+        return send_again(self, message, delay)
 
     def _refused(self, message: TaskMessage, error: Exception) -> EngineError:
-        """Say why a message could not be sent; of an argument its place and type, not its value."""
-        what = "the call"
-        for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
-            try:
-                self.encode(None, value)
-            except Exception:  # noqa: BLE001  # whatever a value's own methods raise
-                what = f"argument {place!r}, a {type(value).__name__},"
-                break
-        return EngineError(
-            f"engine {self.name!r} cannot take task {message.name!r}: {what} was refused"
-            f" ({text_of(error)}); give it arguments that fit and can be serialized, and look"
-            " whether its broker runs"
-        )
-
-
-class NativeApp(QueueTasks):
-    """An engine's own app as its plugins see it.
-
-    Args:
-        native: What sends its runs again.
-        options: As for ``QueueTasks``.
-    """
-
-    # The engine's own app, which sends them, needs no start.
-    _sends_unstarted = True
-
-    def __init__(self, native: Native[Any], **options: Any) -> None:
-        super().__init__(native.app_name, **options)
-        self._native = native
-
-    @property
-    def engine(self) -> Native[Any]:
-        """What sends its runs again, whose ``native`` is the engine's own app."""
-        return self._native
-
-    @property
-    def tasks(self) -> Mapping[str, Any]:
-        """The engine's own tasks by name."""
-        return self._native.tasks
-
-    def _executor_for(self, message: TaskMessage) -> TaskExecutor:
-        """Make an executor by which plugins are asked about a run that happened elsewhere."""
-        if message.name not in self.tasks:
-            return super()._executor_for(message)
-        prepare(self)
-        func = TaskFunc(message.name, self._native.function_of(message.name))
-        kind = AsyncTask if func.is_async else SyncTask
-        return TaskExecutor(kind(func, self), message, plugins=self.plugins)
-
-    def replay(self, message: TaskMessage, **options: Any) -> Any:
-        """Send a run of one of the engine's own tasks again, as ``QueueTasks.replay`` does.
-
-        Raises:
-            CapabilityError: The engine cannot.
-        """
-        if type(self._native).send is Native.send:
-            msg = (
-                f"app {self.name!r}, install(): a run of task {message.name!r} cannot be sent again"
-                " on this engine; send it as your own code does"
-            )
-            raise CapabilityError(msg)
-        return super().replay(message, **options)
-
-
-class _Life:
-    """Whether the plugins are started in this process, and for how many workers."""
-
-    def __init__(self) -> None:
-        self._pid = 0
-        self._lifespan: Any = None
-        self.workers = 0
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether they are started here."""
-        return self._pid == os.getpid() and self._lifespan is not None
-
-    def begin(self, app: Callable[[], QueueTasks]) -> None:
-        """Start them, unless they are."""
-        lifespan = self._new(app)
-        if lifespan is not None:
-            lifespan.__enter__()
-            self._lifespan = lifespan
-
-    async def begin_async(self, app: Callable[[], QueueTasks]) -> None:
-        """Start them on this event loop, unless they are."""
-        lifespan = self._new(app)
-        if lifespan is not None:
-            await lifespan.__aenter__()
-            self._lifespan = lifespan
-
-    def end(self) -> None:
-        """Stop them after the last worker."""
-        lifespan = self._over()
-        if lifespan is not None:
-            lifespan.__exit__(None, None, None)
-
-    async def end_async(self) -> None:
-        """Stop them on this event loop after the last worker."""
-        lifespan = self._over()
-        if lifespan is not None:
-            await lifespan.__aexit__(None, None, None)
-
-    def replace(self, app: QueueTasks | None) -> None:
-        """Stop them, and start another app's, if they are started."""
-        if app is None or not self.is_begun:
-            return
-        lifespan, self._lifespan = self._lifespan, None
-        lifespan.__exit__(None, None, None)
-        self.begin(lambda: app)
-
-    def _new(self, app: Callable[[], QueueTasks]) -> Any:
-        if self._pid != os.getpid():
-            # A forked process has what its parent had begun.
-            self._pid, self._lifespan, self.workers = os.getpid(), None, 0
-        if self._lifespan is not None:
-            return None
-        new = app()
-        # One that is started already is its starter's to stop.
-        return None if is_started(new) else worker_lifespan(new)
-
-    def _over(self) -> Any:
-        if self._pid != os.getpid():
-            return None
-        self.workers = max(self.workers - 1, 0)
-        if self.workers:
-            return None
-        lifespan, self._lifespan = self._lifespan, None
-        return lifespan
-
-
-class Host:
-    """An engine as the executor of one attempt sees it."""
-
-    __slots__ = ("_native", "_run", "control", "name")
-
-    def __init__(self, native: Native[Any], run: Any) -> None:
-        self._native, self._run = native, run
-        self.name: str = native.name
-        self.control: tuple[type[Exception], ...] = native.control
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the engine can do for this run."""
-        return self._native.can(self._run)
-
-    def will_retry(self, error: BaseException) -> bool:
-        """Say whether the engine makes the run again by itself."""
-        return self._native.will_retry(self._run, error)
-
-    def failure(self, error: BaseException) -> BaseException | None:
-        """Say what the run fails in, if it does not end the worker."""
-        return self._native.failure(error)
-
-    def check_answer(self, value: Any) -> None:
-        """Refuse an answer that cannot be stored.
-
-        Raises:
-            EngineError: It cannot be encoded.
-        """
-        if type(value) not in PLAIN:
-            try:
-                self._native.encode(self._run, value)
-            except Exception as error:
-                what = "the answer"
-                raise unstorable(what, value, error, engine=self.name) from error
-
-    def check_result(self, run: RunningTask) -> None:
-        """Refuse a result that cannot be stored.
-
-        Raises:
-            EngineError: It cannot be encoded.
-        """
-        self._native.check_result(run.task_func.name, run.result)
-
-
-class HandsOver:
-    """Cuts the leading frames that are ours from an error that leaves for the engine (R6)."""
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Cut them; the error goes on."""
-        if error is not None:
-            # Past the class's own, which a frozen one can have.
-            BaseException.with_traceback(error, _theirs(error.__traceback__))
-
-
-HANDS_OVER: Final = HandsOver()
-
-
-def _theirs(traceback: TracebackType | None) -> TracebackType | None:
-    """Find where a traceback enters code that is neither ours nor what we wait by."""
-    while traceback is not None and traceback.tb_next is not None:
-        module = str(traceback.tb_frame.f_globals.get("__name__"))
-        if module.partition(".")[0] not in _OURS:
-            break
-        traceback = traceback.tb_next
-    return traceback
-
-
-class Importable(Mapping[str, Any]):
-    """The tasks of an engine that has no list of them: what can be imported, by dotted names.
-
-    Args:
-        is_task: Says whether what was imported is a task.
-    """
-
-    def __init__(self, is_task: Callable[[Any], bool]) -> None:
-        self._is_task = is_task
-
-    def __getitem__(self, name: str) -> Any:
-        """Import a task."""
-        try:
-            task = resolve_name(name)
-        except (AttributeError, ImportError, ValueError) as error:
-            raise KeyError(name) from error
-        if not self._is_task(task):
-            raise KeyError(name)
-        return task
-
-    def __iter__(self) -> Iterator[str]:
-        """List nothing."""
-        return iter(())
-
-    def __len__(self) -> int:
-        """Count nothing."""
-        return 0
-
-
-def log_as(name: str) -> None:
-    """Let a worker's log have our events too, where its command sets up the engine's logger alone.
-
-    Args:
-        name: The engine's logger.
-    """
-    ours, theirs = logging.getLogger("qtasks_pluggy"), logging.getLogger(name)
-    if not ours.hasHandlers():
-        for handler in theirs.handlers:
-            ours.addHandler(handler)
-        ours.setLevel(theirs.level)
-
-
-def resolved(plugin: Any) -> Any:
-    """Import a plugin that is given by its name.
-
-    Raises:
-        PluginRegistrationError: There is none of this name.
-    """
-    if not isinstance(plugin, str):
-        return plugin
-    try:
-        return resolve_name(plugin)
-    except (ImportError, AttributeError, ValueError) as error:
-        msg = f"install(): plugin {plugin!r} cannot be imported: {error}; name 'module:attribute'"
-        raise PluginRegistrationError(msg) from error
-
-
-def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:
-    """Find what a class that an engine made of a task has of the task's own declaration.
-
-    Args:
-        kind: The class.
-        known: The names that are the engine's own.
-    """
-    return {
-        name: value
-        for name, value in vars(kind).items()
-        if not (name.startswith("_") or name in known or hasattr(value, "__get__"))
-    }
-
-
-def attempt_of(header: Mapping[str, Any]) -> int:
-    """Read a run's attempt from what travels with its message, which anybody may have written."""
-    attempt = header.get("attempt")
-    return attempt if type(attempt) is int and attempt > 1 else 1
-
-
-def text_of(error: BaseException | None) -> str:
-    """Return an error's class and text, whatever the class makes of ``str``."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
-        return type(error).__name__
-
-
-def named(error: BaseException, engine: str) -> EngineError:
-    """Name an error that is no ``Exception``, for those who wait: it would end them too.
-
-    Args:
-        error: ``SystemExit``, or a class of the user's own.
-        engine: The engine's name.
-    """
-    failure = EngineError(f"engine {engine!r}: the task raised {text_of(error)}")
-    failure.__cause__ = error
-    return failure
-
-
-def unstorable(what: str, value: Any, error: BaseException, *, engine: str) -> EngineError:
-    """Say that an engine cannot store a result.
-
-    Args:
-        what: Whose value it is, for people.
-        value: Of which the type is shown.
-        error: What the engine's own serializer says.
-        engine: The engine's name.
-    """
-    msg = (
-        f"engine {engine!r}: {what}, a {type(value).__name__}, cannot be stored"
-        f" ({text_of(error)}); return something that can, an id or a path"
-    )
-    return EngineError(msg)
+        """Say why a message could not be sent."""
+        return refused(self, message, error)

@@ -1,18 +1,26 @@
 """Procrastinate: plugins for the tasks of an app, by one line.
 
-``install(app)`` covers the tasks when a worker begins, ``app.run_worker_async``, which is what
-``procrastinate worker`` calls. A covered task is given its job's context, by which a worker's call
-is told from a direct one, and its retry strategy has plugins' wishes before its own.
+``install(app)`` covers the tasks when a worker begins. What it sets on the app and its tasks; the
+names are public, and the same from 3.0.2 on:
+
+========================  ==================================================================
+``app.run_worker_async``  begins and ends with the worker; ``procrastinate worker`` calls it
+``task.func``             makes an attempt where it is given a job's context, else a call
+``task.pass_context``     is true, so that each job's context is given
+``task.retry_strategy``   is asked after plugins, which have their wishes in ``_Strategy``
+========================  ==================================================================
+
+``test_the_worker_command_asks_plugins`` holds the first, ``test_a_context_is_the_task_s_alone`` the
+next two, and ``test_a_project_s_own_strategy_decides_where_no_plugin_does`` the last.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import wraps
+from functools import partial, wraps
 from inspect import iscoroutinefunction
 from typing import Any, Final
 
@@ -33,9 +41,6 @@ from qtasks_pluggy.engines.native import Native
 from qtasks_pluggy.exc import EngineError
 
 __all__ = ["install"]
-
-
-_context: Final[ContextVar[JobContext]] = ContextVar("qtasks_pluggy_job_context")
 
 
 class AppPlugins(Native[App]):
@@ -74,28 +79,22 @@ class AppPlugins(Native[App]):
         """Have a worker's call of a task made with plugins around it."""
         own, takes_context = task.func, task.pass_context
 
-        def function(*args: Any, **kwargs: Any) -> Any:
-            return own(_context.get(), *args, **kwargs)
-
-        async def function_async(*args: Any, **kwargs: Any) -> Any:
-            return await own(_context.get(), *args, **kwargs)
-
-        given = function_async if iscoroutinefunction(own) else function
-        func = wraps(own)(given) if takes_context else own
+        def attempt(work: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+            context, *rest = args
+            # Plugins see the arguments without the context.
+            func = partial(own, context) if takes_context else own
+            return work(context, func, tuple(rest), kwargs, key=context.job.id)
 
         @wraps(own)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if not self._is_job(args):
-                return own(*args, **kwargs)
-            _context.set(args[0])
-            return self.work(args[0], func, args[1:], kwargs, key=args[0].job.id)
+            return attempt(self.work, args, kwargs) if self._is_job(args) else own(*args, **kwargs)
 
         @wraps(own)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            if not self._is_job(args):
-                return await own(*args, **kwargs)
-            _context.set(args[0])
-            return await self.work_async(args[0], func, args[1:], kwargs, key=args[0].job.id)
+            is_job = self._is_job(args)
+            return await (
+                attempt(self.work_async, args, kwargs) if is_job else own(*args, **kwargs)
+            )
 
         task.func = call_async if iscoroutinefunction(own) else call
         task.pass_context = True
@@ -143,26 +142,21 @@ class AppPlugins(Native[App]):
 
     def retry(self, run: JobContext, attempt: Attempt, number: int) -> Any:  # noqa: ARG002  # counts
         """Have our strategy ask for another attempt, after what is the task's own error."""
-        self._strategy_of(run).decisions[run.job.id] = RetryDecision(
-            retry_at=datetime.now(UTC) + timedelta(seconds=attempt.delay or 0)
-        )
+        at = datetime.now(UTC) + timedelta(seconds=attempt.delay or 0)
+        _decisions_for(run)[run.job.id] = RetryDecision(retry_at=at)
         return attempt.error
 
     def cancel(self, run: JobContext, attempt: Attempt) -> Any:
         """Abort the job, which no strategy runs again."""
-        self._strategy_of(run).decisions[run.job.id] = None
+        _decisions_for(run)[run.job.id] = None
         aborted = JobAborted(attempt.reason)
         aborted.__cause__ = attempt.error
         return aborted
 
     def dead_letter(self, run: JobContext, attempt: Attempt) -> Any:
         """Let the job fail, and not be run again: the table of jobs keeps it."""
-        self._strategy_of(run).decisions[run.job.id] = None
+        _decisions_for(run)[run.job.id] = None
         return attempt.error
-
-    @staticmethod
-    def _strategy_of(run: JobContext) -> Any:
-        return run.task.retry_strategy
 
     def encode(self, run: JobContext | None, value: Any) -> object:
         """Make JSON of an argument; results are nobody's."""
@@ -192,6 +186,11 @@ class AppPlugins(Native[App]):
 
 async def _text(sent: Any) -> str:
     return str(await sent)
+
+
+def _decisions_for(run: JobContext) -> dict[int | None, RetryDecision | None]:
+    strategy: Any = run.task.retry_strategy
+    return strategy.decisions  # type: ignore[no-any-return]  # ``_cover`` put it there
 
 
 class _Strategy(BaseRetryStrategy):

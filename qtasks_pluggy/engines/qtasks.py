@@ -19,9 +19,9 @@ the range of versions:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from json import dumps
 from typing import Any, Final
 
@@ -39,6 +39,7 @@ from qtasks_pluggy import BasePlugin as PluginOfItsShape
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.in_place import InPlace, Run, calling
+from qtasks_pluggy.engines.native import log_as
 from qtasks_pluggy.exc import TaskPluginTriggerError
 
 __all__ = ["install"]
@@ -165,16 +166,20 @@ class _Run(Run):
         executor._args, executor._kwargs = [*own], {**named}  # noqa: SLF001  # no other way
         if executor.plugged.is_async:
             return self._call_async()
-        try:
+        with _trigger_errors_as_ours():
             return self._run_task()
-        except NativeTriggerError as error:
-            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
 
     async def _call_async(self) -> Any:
-        try:
+        with _trigger_errors_as_ours():
             return await self._run_task()
-        except NativeTriggerError as error:
-            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
+
+
+@contextmanager
+def _trigger_errors_as_ours() -> Generator[None]:
+    try:
+        yield
+    except NativeTriggerError as error:
+        raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
 
 
 class _Plugged:
@@ -186,7 +191,7 @@ class _Plugged:
     def run_task(self) -> Any:
         """Call the task; in an async app this is awaited."""
         run = _Run(self, super().run_task)  # type: ignore[misc]  # an executor's
-        func = _calling(self.task_func.func, is_async=self.plugged.is_async)
+        func = calling(self.task_func.func, is_async=self.plugged.is_async)
         return self._run_async(run, func) if self.plugged.is_async else self._run(run, func)
 
     def _run(self, run: _Run, func: Callable[..., Any]) -> Any:
@@ -215,9 +220,6 @@ def _native(error: TaskPluginTriggerError) -> BaseException:
     return native
 
 
-_calling: Final = lru_cache(maxsize=1024)(calling)
-
-
 class _Adapted(PluginOfItsShape):
     """A plugin that was written for QTasks."""
 
@@ -226,6 +228,12 @@ class _Adapted(PluginOfItsShape):
         vars(self).update(start=native.start, stop=native.stop, trigger=native.trigger)
         if isinstance(getattr(native, "handlers", None), dict):
             self.handlers = native.handlers
+
+
+def _as_component(record: logging.LogRecord) -> bool:
+    """Name us as QTasks' format names its components."""
+    record.subname = "qtasks_pluggy"
+    return True
 
 
 class _Life(BasePlugin):  # type: ignore[misc]  # without types
@@ -264,7 +272,9 @@ class _Life(BasePlugin):  # type: ignore[misc]  # without types
 
     @contextmanager
     def _refused(self) -> Generator[None]:
-        """End the worker that cannot start."""
+        """End the worker that cannot start, and say so where QTasks logs."""
+        logging.getLogger("qtasks_pluggy").addFilter(_as_component)
+        log_as(self._plugged.app_name)
         try:
             self._plugged.cover_own_executors()
             yield

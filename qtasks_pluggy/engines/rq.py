@@ -3,12 +3,14 @@
 ``rq worker --job-class qtasks_pluggy.engines.rq.PluggyJob`` asks the installed plugins;
 ``--job-class shop.ShopJob`` also those of ``ShopJob = install([...])``. RQ has no app object and no
 list of tasks: every function that can be imported is a job.
+
+Nothing here is private in RQ. A worker's own process is told from a work horse by who handles
+SIGTERM, which ``test_each_worker_class_asks_plugins`` holds.
 """
 
 from __future__ import annotations
 
 import atexit
-import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
@@ -31,7 +33,7 @@ from rq.worker import BaseWorker
 
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities, load_plugins
-from qtasks_pluggy.engines.native import Importable, Native, log_as
+from qtasks_pluggy.engines.native import Importable, Native, attempt_of, log_as
 from qtasks_pluggy.exc import EngineError
 
 __all__ = ["PluggyJob", "install"]
@@ -89,11 +91,9 @@ class JobPlugins(Native[type[Job]]):
     control = (BaseTimeoutException, _ReturnedRetry)
     ends_worker = ()
 
-    def __init__(self, native: type[Job]) -> None:
-        super().__init__(native)
-        self.queue: Queue | None = None
-        self._functions: dict[tuple[str | None, bool], Callable[..., Any]] = {}
-        self._preloaded_in = self._stopped_at_exit_of = 0
+    # The queue that ``installed_in`` was given; a job at work has its own.
+    queue: Queue | None = None
+    is_preloaded = False
 
     def cover(self) -> None:
         """Do nothing: a worker is given the class."""
@@ -109,51 +109,50 @@ class JobPlugins(Native[type[Job]]):
 
     def around(self, job: _PluggedJob) -> Callable[..., Any]:
         """Return what RQ calls for a job: its function, with plugins around it."""
-        key = job.func_name, iscoroutinefunction(job.own_func)
-        # One for each name: of an object's method each job has another.
-        function = self._functions.setdefault(key, _reporting(job.own_func))
+        own = job.own_func
 
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
-            """Run by RQ itself, in the main thread, where its time limit can end it."""
-            try:
-                with self._alive(job), self._counted(job):
-                    return await self.work_async(job, function, args, kwargs, key=job.id)
-            except _ReturnedRetry as returned:
-                return returned.retry
+        @wraps(own)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return _checked(job, own(*args, **kwargs))
+
+        @wraps(own)
+        async def function_async(*args: Any, **kwargs: Any) -> Any:
+            """Call the function, as the plain one does."""
+            return _checked(job, await own(*args, **kwargs))
 
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
-                with self._alive(job), self._counted(job):
+                with self._alive(job):
                     return self.work(job, function, args, kwargs, key=job.id)
             except _ReturnedRetry as returned:
                 return returned.retry
 
-        return call_async if iscoroutinefunction(function) else call
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            """Run by RQ itself, in the main thread, where its time limit can end it."""
+            try:
+                with self._alive(job):
+                    return await self.work_async(job, function_async, args, kwargs, key=job.id)
+            except _ReturnedRetry as returned:
+                return returned.retry
+
+        return call_async if iscoroutinefunction(own) else call
 
     @contextmanager
     def _alive(self, job: Job) -> Generator[None]:
-        """Keep the plugins started around a job, and in a worker that does not fork, to its end."""
+        """Start the plugins before a job, count its attempt, and stop them with the process."""
         log_as("rq.worker")
-        try:
-            self.begin_for_run()
-        except Exception as error:
-            if not _is_sync(job):
-                # Another worker is to do it; this one would take all that there are, and fail them.
-                _add_retry(job, 0)
-                send_shutdown_command(job.connection, job.worker_name or "")
-            raise self.refusal(error) from error
-        try:
-            yield
-        finally:
-            if not _is_worker():
-                self.end()
-            elif self._stopped_at_exit_of != os.getpid():
-                self._stopped_at_exit_of = os.getpid()
+        stays = _is_worker()
+        if not self.is_begun:
+            try:
+                self.begin_for_run()
+            except Exception as error:
+                if not _is_sync(job):
+                    # Left to another worker: this one would take every job, and fail it.
+                    _add_retry(job, 0)
+                    send_shutdown_command(job.connection, job.worker_name or "")
+                raise self.refusal(error) from error
+            if stays:
                 atexit.register(self.end)
-
-    @contextmanager
-    def _counted(self, job: Job) -> Generator[None]:
-        """Count the attempts of a job that RQ runs again, which stores its ``meta`` then."""
         is_retried = False
         try:
             yield
@@ -162,17 +161,13 @@ class JobPlugins(Native[type[Job]]):
             raise
         finally:
             if is_retried:
-                job.meta[_ATTEMPT] = job.meta.get(_ATTEMPT, 1) + 1
+                # RQ stores the job's ``meta`` when it runs it again.
+                job.meta[_ATTEMPT] = attempt_of({"attempt": job.meta.get(_ATTEMPT)}) + 1
             elif job.meta.pop(_ATTEMPT, None):
                 # Whoever requeues a failed job begins anew.
                 job.save_meta()  # type: ignore[no-untyped-call]  # RQ's
-
-    def preload(self) -> None:
-        """Import the plugins before a worker forks, or each work horse would do it anew."""
-        if self._preloaded_in != os.getpid() and _is_worker():
-            self._preloaded_in = os.getpid()
-            with suppress(Exception):  # the work horse says so
-                load_plugins(self.app)
+            if not stays:
+                self.end()
 
     def message(self, run: Job, args: Any, kwargs: Any) -> TaskMessage:
         """Make a message of a job."""
@@ -185,7 +180,7 @@ class JobPlugins(Native[type[Job]]):
             priority=None,
             # Before RQ 2 it has no time zone.
             created_at=made.replace(tzinfo=made.tzinfo or UTC).timestamp(),
-            attempt=run.meta.get(_ATTEMPT, 1),
+            attempt=attempt_of({"attempt": run.meta.get(_ATTEMPT)}),
             queue=run.origin,
             engine=self.name,
             metadata={name: value for name, value in run.meta.items() if name != _ATTEMPT},
@@ -218,14 +213,12 @@ class JobPlugins(Native[type[Job]]):
 
     def encode(self, run: Job | None, value: Any) -> object:
         """Serialize what RQ would, and read it as RQ will."""
-        serializer = (self._queue if run is None else run).serializer
+        serializer = (self._queue_for() if run is None else run).serializer
         return serializer.loads(serializer.dumps(value))
 
     def send(self, message: TaskMessage, delay: float | None) -> None:
         """Enqueue a job, on the queue of the message where a job is at work."""
-        queue = self._queue
-        if message.queue:
-            queue = Queue(message.queue, connection=queue.connection, serializer=queue.serializer)
+        queue = self._queue_for(message.queue)
         job = queue.create_job(
             message.name,
             args=message.args,
@@ -238,20 +231,18 @@ class JobPlugins(Native[type[Job]]):
         else:
             queue.enqueue_job(job)
 
-    @property
-    def _queue(self) -> Queue:
-        """The queue of the job at work, or one that was asked for its plugins.
+    def _queue_for(self, name: str | None = None) -> Queue:
+        """Give a queue by its name, on the connection of the job at work, or of a client.
 
         Raises:
-            EngineError: There is none, so no connection is known.
+            EngineError: No connection is known.
         """
-        job = get_current_job()
-        if job is not None:
-            return Queue(job.origin, connection=job.connection, serializer=job.serializer)
-        if self.queue is None:
+        known: Any = get_current_job() or self.queue
+        if known is None:
             msg = "engine 'rq': no connection to send a job by; name a Queue, not its class of jobs"
             raise EngineError(msg)
-        return self.queue
+        name = name or getattr(known, "origin", None) or known.name
+        return Queue(name, connection=known.connection, serializer=known.serializer)
 
 
 class _PluggedJob(Job):
@@ -261,8 +252,12 @@ class _PluggedJob(Job):
 
     @classmethod
     def fetch(cls, *args: Any, **kwargs: Any) -> Any:
-        """Fetch a job, as a worker does before it forks."""
-        cls.qtasks_pluggy_app.preload()
+        """Fetch a job; a worker imports the plugins first, or each work horse would do it anew."""
+        plugged = cls.qtasks_pluggy_app
+        if not plugged.is_preloaded and _is_worker():
+            plugged.is_preloaded = True
+            with suppress(Exception):  # the work horse says so
+                load_plugins(plugged.app)
         return super().fetch(*args, **kwargs)
 
     @property
@@ -277,22 +272,6 @@ class _PluggedJob(Job):
     def own_func(self) -> Any:
         """The job's function, as RQ finds it."""
         return super().func
-
-
-def _reporting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make what calls the function of the job at work, and raises a ``Retry`` that it returns."""
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        job: Any = get_current_job()
-        return _checked(job, job.own_func(*args, **kwargs))
-
-    @wraps(function)
-    async def call_async(*args: Any, **kwargs: Any) -> Any:
-        job: Any = get_current_job()
-        return _checked(job, await job.own_func(*args, **kwargs))
-
-    return call_async if iscoroutinefunction(function) else call
 
 
 def _checked(job: Job, result: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What people do with groups and runs; an act takes place whole or not at all, and is a row."""
+"""What people do with groups and runs. An act is one transaction, and leaves one row."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def change_groups(url: URL, act: str, groups: Iterable[str], *, who: str, scope:
         url: Where the store is.
         act: One of ``CHANGES``.
         groups: Their ids.
-        who: Whoever does it.
+        who: The person who does it.
         scope: What was asked for, for people.
 
     Returns:
-        The ids of those that changed; one that somebody else has changed meanwhile may not.
+        The ids of the groups that changed; somebody else may have changed some meanwhile.
 
     Raises:
         StoreError: There is no store, or it is not of this version.
@@ -97,7 +97,7 @@ def note(connection: Connection, act: str, number: int, *, who: str, scope: str)
         connection: The store, in a transaction.
         act: What was done: the command's name.
         number: With how many groups or runs.
-        who: Whoever did it.
+        who: The person who did it.
         scope: What was asked for, for people.
     """
     row = {"at": time.time(), "who": who, "act": act, "scope": scope, "number": number}

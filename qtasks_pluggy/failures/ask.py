@@ -1,8 +1,8 @@
-"""Asking today's plugins about recorded errors, without effect: no task runs, nothing is sent.
+"""Asks today's plugins about recorded errors, without effect: no task runs, nothing is sent.
 
 A recorded error is made again where its class is loaded, is an ``Exception``, and takes the
-arguments that it had. Else a stand-in takes its place: of the same class where that is loaded, of a
-class of the same name where it is not. Nothing is imported because a record says so.
+arguments that it had. Otherwise a stand-in takes its place, of the same class if that is loaded, or
+of a class with the same name. Nothing is imported because a record says so.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _ASKED: Final = "task_executor_run_task_trigger_error"
 
 @attrs.frozen(kw_only=True)
 class Answered:
-    """What plugins would make of one recorded error.
+    """What plugins would decide about one recorded error.
 
     Attributes:
         uuid: The id of the run.
-        status: How the attempt would end; None where nobody could be asked.
+        status: How the attempt would end; None if nobody could be asked.
         decided_by: The plugin that would decide; None for none.
         decision: The kind of its decision.
         is_stand_in: Whether the error could not be made again as it was.
-        why_not: Why nobody could be asked; empty where they were.
+        why_not: Why nobody could be asked; empty if plugins were asked.
     """
 
     uuid: str
@@ -55,7 +55,7 @@ def ask(app: QueueTasks, runs: Iterable[Recorded], arguments: Arguments) -> Iter
         arguments: Other arguments than the recorded ones.
 
     Yields:
-        What they would make of each.
+        What they would decide about each.
     """
     for run in runs:
         try:

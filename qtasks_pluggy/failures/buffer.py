@@ -1,4 +1,4 @@
-"""What waits to be written: bounded, between the threads of runs and the one that writes."""
+"""A bounded buffer between the threads of runs and the thread that writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH: Final = 500
 BATCH_SECONDS: Final = 0.2
 """How long a record waits for others to be written with."""
 MOST_WAITING: Final = 10_000
-"""Records that wait at most; what comes then is only counted."""
+"""The most records that wait; beyond that, records are only counted."""
 MOST_BYTES: Final = 64 * 1024 * 1024
 """About how much their arguments and texts are at most, together."""
 WAIT_SECONDS: Final = 1.0
@@ -30,7 +30,7 @@ LETTER_SECONDS: Final = 3.0
 
 @attrs.frozen(eq=False)
 class Letter:
-    """A dead letter, whose run waits until it is written, or known not to be."""
+    """A dead letter, whose run waits until it is written or has failed to be."""
 
     record: Record
     until: float = attrs.field(factory=lambda: time.monotonic() + LETTER_SECONDS)
@@ -63,7 +63,7 @@ class Buffer:
     def add(self, record: Record) -> bool:
         """Take a record from a run.
 
-        While the buffer is full it is only counted; a final failure waits for room first.
+        While the buffer is full, a record is only counted; a final failure waits for room first.
         """
         with self._changed:
             if self._is_closing:

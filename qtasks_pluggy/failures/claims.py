@@ -1,4 +1,4 @@
-"""Which runs a replay takes, and the marks by which no run is taken twice.
+"""Finds the runs of a replay, and marks them so that no run is taken twice.
 
 A replay claims a run, sends it, and marks it as sent. Each is a transaction of its own, so what a
 killed replay has sent is marked, and at most one run is claimed and not sent.
@@ -19,14 +19,14 @@ from qtasks_pluggy.failures.records import FINAL, RunKey
 from qtasks_pluggy.failures.schema import ACTS, ATTEMPTS, RUNS
 
 LOCK_SECONDS: Final = 10.0
-"""How long a claim or a mark waits for others who write."""
+"""How long a claim or a mark waits for other writers."""
 MOST_ASKED: Final = 500
 """Runs that one query asks for."""
 
 
 @attrs.frozen(kw_only=True)
 class Recorded:
-    """A recorded run, with what it takes to repeat it.
+    """A recorded run, with all that a replay needs.
 
     Attributes:
         uuid: Its id.
@@ -37,8 +37,8 @@ class Recorded:
         status: How it ended.
         attempts: How many attempts it had.
         group: The fingerprint of its error.
-        arguments: Its arguments, as ``Encoder`` wrote them; None where none are kept.
-        not_replayable: Why a task cannot be given them again; None where it can.
+        arguments: Its arguments, as ``Encoder`` wrote them; None if none are kept.
+        not_replayable: Why they cannot be passed to a task again; None if they can.
         replay_of: The run that it repeats; None where it repeats none.
         claimed_at: When a replay claimed it, in seconds since the epoch; None where none did.
         sent_at: When it was sent; None where it was not, or the replay was killed before.
@@ -68,7 +68,7 @@ class Recorded:
 
     @property
     def key(self) -> RunKey:
-        """What tells the run from every other one."""
+        """The run's key."""
         return self.uuid, self.app, self.engine
 
 
@@ -146,11 +146,11 @@ class Claims:
             return connection.execute(left.limit(1)).first() is not None
 
     def begin_act(self, number: int, *, who: str, scope: str) -> int:
-        """Write down that a replay begins; return the id of the act.
+        """Record that a replay begins; return the id of the act.
 
         Args:
             number: How many runs it is about.
-            who: Whoever replays.
+            who: The person who replays.
             scope: What was asked for, for people.
         """
         row = {"at": time.time(), "who": who, "act": "replay", "scope": scope, "number": number}
@@ -160,7 +160,7 @@ class Claims:
         return int(key[0])
 
     def end_act(self, act: int, number: int) -> None:
-        """Write down how many runs a replay has sent."""
+        """Record how many runs a replay has sent."""
         with self._writing.begin() as connection:
             connection.execute(update(ACTS).where(ACTS.c.id == act).values(number=number))
 

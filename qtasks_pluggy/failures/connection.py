@@ -1,4 +1,4 @@
-"""How a store is reached: its URL, its file, its version.
+"""Reaching a store: its URL, its file, its version.
 
 A store is SQLite in a file of its own, or PostgreSQL for several hosts.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -33,11 +34,15 @@ SCHEMES: Final = ("postgresql+psycopg", "sqlite")
 # Any number will do that nobody else locks.
 _CREATING: Final = 7_226_417_034
 UPGRADE_SECONDS: Final = 60.0
-"""How long an upgrade waits for those who write."""
+"""How long an upgrade waits for writers."""
 
 
 class StoreError(Exception):
-    """A store that cannot be used as it is; the text says why, and what to do."""
+    """A store that cannot be used as it is. The text says why, and what to do."""
+
+
+class NoStoreError(StoreError):
+    """A store that nothing has been recorded in yet."""
 
 
 def default_url() -> str:
@@ -68,7 +73,7 @@ def read_url(given: str) -> URL:
     elif find_spec("psycopg") is None:
         msg = (
             "a failures store on PostgreSQL needs psycopg, which is not installed;"
-            " python -m pip install 'qtasks-pluggy[postgresql]'"
+            " run: python -m pip install 'qtasks-pluggy[postgresql]'"
         )
         raise SettingsError(msg)
     return url
@@ -80,7 +85,7 @@ def shown(url: URL) -> str:
 
 
 def why(error: Exception) -> str:
-    """Tell what is wrong with a store, without the statement and the values that met it."""
+    """Describe a store's error without the statement and its values."""
     text = str(error.orig) if isinstance(error, DBAPIError) else str(error)
     return f"{type(error).__name__}: {text.strip()}"
 
@@ -109,7 +114,7 @@ def engine_for(url: URL, *, seconds: float, writes: bool) -> Engine:
 
 
 def file_of(engine: Engine) -> tuple[int, int] | None:
-    """Tell a store's file from every other one of that name; None where there is none."""
+    """Identify a store's file, even against another one at that path; None if there is none."""
     if engine.dialect.name != "sqlite":
         return None
     try:
@@ -139,17 +144,20 @@ def connect(engine: Engine) -> Connection:
         if "not a database" not in str(error.orig):
             raise
         url = shown(engine.url)
-        msg = f"{url} is no SQLite database but another program's file; name a file of its own"
+        msg = f"{url} is not an SQLite database; give the failures store a file of its own"
         raise StoreError(msg) from None
 
 
 def prepare(engine: Engine) -> None:
-    """Make a store where there is none yet, and see that it is ours and of this version."""
+    """Make a store if there is none yet, and check that it is ours and of this version."""
     if engine.dialect.name == "sqlite":
-        path = Path(engine.url.database or "")
+        path = Path(engine.url.database or "").resolve()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Made before SQLite does, so that nobody else may read it, not even at first.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # Made before SQLite does, so that nobody else may read it, not even at first. An existing
+        # file is never opened here: closing it would drop every lock of this process on it, and
+        # another process could delete the log that this one is writing to.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with connect(engine) as connection:
             _refuse_strangers(connection)
         _write_ahead(engine)
@@ -164,7 +172,7 @@ def prepare(engine: Engine) -> None:
 
 
 def check(connection: Connection) -> None:
-    """See that a store is ours and of this version."""
+    """Check that a store is ours and of this version."""
     version = _version(connection)
     if version < VERSION:
         msg = (
@@ -178,7 +186,7 @@ def check(connection: Connection) -> None:
 def upgrade(url: URL) -> int:
     """Upgrade a store in place to this version; all of it or nothing.
 
-    Whoever comes second at the same moment waits, and finds it done.
+    If two upgrades start at the same moment, the second one waits and finds it done.
 
     Args:
         url: Where it is.
@@ -221,10 +229,10 @@ _UPGRADES: Final[Mapping[int, Callable[[Connection], None]]] = {1: _to_version_2
 
 
 def must_be_there(url: URL) -> None:
-    """See that there is a file, where the store is one: opening would make it."""
+    """Check that the store's file exists, because opening would create it."""
     if url.drivername == "sqlite" and not Path(url.database or "").is_file():
-        msg = f"{shown(url)} is not there: no failure was recorded in it yet"
-        raise StoreError(msg)
+        msg = f"{shown(url)} does not exist: no failures are recorded yet"
+        raise NoStoreError(msg)
 
 
 def _alone(connection: Connection) -> None:
@@ -238,8 +246,8 @@ def _version(connection: Connection) -> int:
     if connection.dialect.name == "sqlite":
         _refuse_strangers(connection)
     if not inspect(connection).has_table(META.name):
-        msg = f"{shown(connection.engine.url)} holds no failures yet: nothing was recorded there"
-        raise StoreError(msg)
+        msg = f"{shown(connection.engine.url)} is empty: no failures are recorded yet"
+        raise NoStoreError(msg)
     version: int | None = connection.scalar(select(META.c.value).where(META.c.name == "version"))
     if version is None or version > VERSION:
         msg = (
@@ -251,7 +259,7 @@ def _version(connection: Connection) -> int:
 
 
 def _refuse_strangers(connection: Connection) -> None:
-    """Leave a file alone that another program made."""
+    """Refuse a file that another program made."""
     tables = inspect(connection).get_table_names()
     if tables and META.name not in tables:
         url = shown(connection.engine.url)

@@ -1,7 +1,7 @@
-"""An error, taken down where it happened and written out later.
+"""An error, captured where it happened and written out later.
 
-What is taken down keeps nothing of the program alive, no frame and no value: names of files and
-functions, numbers of lines, and texts. The lines of the source are read by who writes it out.
+The capture keeps no frame and no value alive, only file and function names, line numbers and texts.
+The source lines are read when it is written out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CONTEXT: Final = "During handling of the above exception, another exception occ
 
 @attrs.frozen
 class _Link:
-    """One of the errors of a chain, and how the next came of it."""
+    """One error of a chain, and how it led to the next."""
 
     frames: tuple[Frame, ...]
     error: str
@@ -45,7 +45,7 @@ class _Link:
 
 @attrs.frozen
 class Told:
-    """An error as it was taken down.
+    """A captured error.
 
     Attributes:
         error: Its class with the module; a built-in one bare.
@@ -69,7 +69,7 @@ class Told:
 
 
 def tell(error: BaseException, most: int) -> Told:
-    """Take an error down."""
+    """Capture an error."""
     links, own = [], None
     for one, then in _causes_first(error):
         message = storable(cut(_text(one), most))

@@ -1,7 +1,7 @@
 """``failures``: the hooks. START HERE.
 
-Each attempt that does not simply succeed becomes a ``Record``, taken down in the run's own
-thread: the error, the arguments, who was asked and what was decided. The rest is the recorder's.
+Each attempt that does not simply succeed becomes a ``Record``, made in the run's own thread: the
+error, the arguments, who was asked and what was decided. The recorder does the rest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qtasks_pluggy.failures.recorder import Recorder
 
 MOST_MET: Final = 10_000
-"""Groups that are remembered as told."""
+"""Groups that are remembered as logged."""
 _ASKED: Final = "task_executor_run_task_trigger_error"
 _DROPPED: Final = Arguments(None, "its arguments are not kept: arguments = 'drop'")
 
@@ -70,9 +70,9 @@ class FailuresSettings:
             them.
         redact: Globs of names whose values are never stored.
         most_bytes: The most bytes of a run's arguments, of an error's text and of a traceback.
-        token: What visitors of the page have to know; without it only this machine reaches it.
-        dead_letters: Whether this store is where dead letters are kept; false leaves them to the
-            other plugins and to the engine, and records them as any other end.
+        token: The page's password; without it, only this machine reaches the page.
+        dead_letters: Whether this store keeps dead letters; if not, other plugins or the engine
+            keep them, and this store records them like any other end.
     """
 
     url: str | None = None
@@ -88,7 +88,7 @@ class FailuresSettings:
 
 
 class Failures:
-    """Records what fails, and what plugins make of it."""
+    """Records what fails, and what plugins decide."""
 
     name = "failures"
 
@@ -102,7 +102,7 @@ class Failures:
 
     @hookimpl
     def qtasks_start(self, app: RunningApp, settings: FailuresSettings) -> None:
-        """Begin to record; the store itself is opened by the first record.
+        """Begin to record; the first record opens the store.
 
         Args:
             app: The app.
@@ -120,7 +120,7 @@ class Failures:
 
     @hookimpl
     def qtasks_stop(self) -> None:
-        """Have written what waits."""
+        """Write the waiting records."""
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
             recorder.close()
@@ -134,10 +134,10 @@ class Failures:
         e: Exception,
         reason: str,
     ) -> bool | None:
-        """Keep a dead letter: it is on the disk before the run ends.
+        """Keep a dead letter, on the disk before the run ends.
 
-        The record of the attempt's end follows, and takes its place: it is of the same run, the
-        same attempt and the same group.
+        The record of the attempt's end follows and replaces it, because run, attempt and group
+        are the same.
 
         Raises:
             StoreError: It is not kept.
@@ -169,7 +169,7 @@ class Failures:
     ) -> None:
         """Record an attempt that did not simply succeed, and a replay that did.
 
-        One that was cancelled is recorded where a plugin decided that, about an error.
+        A cancelled attempt is recorded if a plugin decided that about an error.
         """
         is_wanted = outcome.status != "cancelled" or (
             outcome.decided_by is not None and outcome.error is not None
@@ -244,7 +244,7 @@ def _recorder(settings: FailuresSettings) -> Recorder:
         from qtasks_pluggy.failures.recorder import Recorder  # noqa: PLC0415  # see above
     except ModuleNotFoundError as error:
         msg = (
-            f"the built-in plugin 'failures' needs {error.name}, which is not installed:"
+            f"the built-in plugin 'failures' needs {error.name}, which is not installed; run:"
             " python -m pip install 'qtasks-pluggy[failures]'"
         )
         raise ImportError(msg) from error

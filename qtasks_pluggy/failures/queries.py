@@ -1,4 +1,4 @@
-"""The reading side of a store: groups, runs, one run. Each query goes by a key, newest first."""
+"""The reading side of a store: groups, runs, one run. Each query uses an index, newest first."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from qtasks_pluggy.failures.schema import (
 MOST_ORIGINALS: Final = 100
 """How far back the lineage of a run is followed."""
 READ_SECONDS: Final = 5.0
-"""How long to wait for somebody who has locked the store."""
+"""How long to wait while the store is locked."""
 
 
 class Reader:
@@ -69,7 +69,7 @@ class Reader:
             check(connection)
 
     def groups(self, filters: Filters) -> list[Group]:
-        """Find groups, those that came last first."""
+        """Find groups, most recent first."""
         with self._engine.connect() as connection:
             rows = list(islice(_found_groups(connection, filters), filters.limit))
             counts = _counts(connection, [row.id for row in rows]) if rows else {}
@@ -100,7 +100,7 @@ class Reader:
         return [_run(row) for row in rows]
 
     def run(self, uuid: str) -> WholeRun | None:
-        """Find one run with all that is kept of it; of two with one id, the newer one."""
+        """Find one run with all that is kept of it; if two have the id, the newer one."""
         wanted = _runs(Filters()).where(RUNS.c.uuid == uuid)
         with self._engine.connect() as connection:
             last = wanted.order_by(RUNS.c.at.desc()).limit(1)
@@ -133,7 +133,7 @@ class Reader:
         )
 
     def originals(self, replay_of: str | None) -> list[str]:
-        """Find what a run repeats, and what that repeats, and so on.
+        """Find the run that a run repeats, the one that that repeats, and so on.
 
         Args:
             replay_of: The run that it repeats itself, if it repeats one.
@@ -170,6 +170,18 @@ class Reader:
                 rows = connection.execute(wanted, {"the_time": filters.since}).all()
         return [row.uuid for row in rows]
 
+    def ids_from(self, beginning: str, limit: int) -> list[str]:
+        """Find the ids of runs that begin with some characters, in order.
+
+        Args:
+            beginning: The characters.
+            limit: How many at most.
+        """
+        begins = RUNS.c.uuid.startswith(beginning, autoescape=True)
+        wanted = select(RUNS.c.uuid).where(begins).distinct().order_by(RUNS.c.uuid).limit(limit)
+        with self._engine.connect() as connection:
+            return list(connection.scalars(wanted))
+
     def groups_of(self, uuids: Iterable[str]) -> dict[str, str]:
         """Find the groups of runs, by the ids of those that are there."""
         with self._engine.connect() as connection:
@@ -180,7 +192,7 @@ class Reader:
             }
 
     def acts(self, limit: int, before: int | None = None) -> list[Act]:
-        """Find what people did, the last first.
+        """Find what people did, most recent first.
 
         Args:
             limit: How many at most.
@@ -204,7 +216,7 @@ class Reader:
         ]
 
     def dropped(self) -> int:
-        """Return how many final failures were only counted, for want of room."""
+        """Return how many final failures were only counted, for lack of room."""
         with self._engine.connect() as connection:
             wanted = select(META.c.value).where(META.c.name == "dropped")
             return connection.scalar(wanted) or 0
@@ -255,7 +267,7 @@ def _newest_of_groups(
 
 
 def _narrows_groups(connection: Connection, filters: Filters) -> bool:
-    """Say whether not every group can have one of the runs that are wanted."""
+    """Return whether the filters exclude some groups."""
     by_group = (filters.group, filters.task, filters.error, filters.plugin, filters.status)
     if any(one is not None for one in by_group):
         return True

@@ -1,4 +1,4 @@
-"""From the hooks to the store, by a thread that writes batches; across forks, stops and exits.
+"""A thread that writes records to the store in batches; forks, stops and exits.
 
 No run fails because of the store. A run waits for it in two cases, for a second at most: a final
 failure while the buffer is full, and every record of a forked process that did not start the app,
@@ -41,7 +41,7 @@ LONGEST_PAUSE: Final = 5.0
 _OF_STORE: Final = (DBAPIError, OSError, StoreError, sqlite3.Error)
 _OF_DATA: Final = (DataError, IntegrityError)
 _LOCKED: Final = frozenset({"55P03", "40P01"})
-"""What PostgreSQL calls a lock that is not to be had, and a deadlock."""
+"""PostgreSQL's codes for a lock that is not available, and for a deadlock."""
 RETAIN_EVERY: Final = 60.0
 """Seconds between two looks for what is too old."""
 FORK_SECONDS: Final = 2.0
@@ -49,7 +49,7 @@ FORK_SECONDS: Final = 2.0
 
 
 class Recorder:
-    """Takes records from runs, and has them written.
+    """Takes records from runs, and passes them to the writer.
 
     Args:
         open_store: Makes the store, for the thread that writes.
@@ -75,10 +75,10 @@ class Recorder:
             pass  # it was closed meanwhile: the next one is open
 
     def keep(self, record: Record) -> None:
-        """Have a dead letter on the disk, within ``LETTER_SECONDS``.
+        """Write a dead letter to the disk, within ``LETTER_SECONDS``.
 
         Raises:
-            StoreError: It is not there.
+            StoreError: It was not written.
         """
         letter = Letter(record)
         while not self._open_buffer(record.log).add_letter(letter):
@@ -87,7 +87,7 @@ class Recorder:
             letter.written.result(letter.until - time.monotonic())
         except TimeoutError:
             letter.written.cancel()
-            msg = f"{self._name} has not taken the dead letter within {LETTER_SECONDS:g} seconds"
+            msg = f"{self._name} did not accept the dead letter within {LETTER_SECONDS:g} seconds"
             raise StoreError(msg) from None
 
     def _open_buffer(self, log: Any) -> Buffer:
@@ -101,7 +101,7 @@ class Recorder:
             return self._buffer
 
     def close(self) -> None:
-        """Have written what waits, within ``DRAIN_SECONDS``, and end the thread."""
+        """Write the waiting records, within ``DRAIN_SECONDS``, and end the thread."""
         with self._lock:
             buffer, writer = self._buffer, self._writer
             if writer is None:
@@ -124,7 +124,7 @@ class Recorder:
             writer.store.close()
 
     def after_fork(self, *, in_child: bool) -> None:
-        """Go on; a child begins with nothing."""
+        """Go on after a fork; a child begins with an empty buffer."""
         if in_child:
             # Where the connection was not to be had it is at least not closed by this process.
             _of_parents.append(self._writer)
@@ -166,7 +166,7 @@ class Writer(threading.Thread):
             self.store.close()
 
     def _keep(self, letters: Letters) -> None:
-        """Write dead letters, or tell their runs why not; a lock may go away while they wait."""
+        """Write dead letters, or report the failure to their runs; retry on a locked store."""
         batch = Batch([one.record for one in letters], is_durable=True)
         while letters:
             try:
@@ -183,17 +183,17 @@ class Writer(threading.Thread):
                 return
 
     def _refuse(self, letters: Letters, error: Exception) -> None:
-        """Tell runs why their dead letters are not kept; what is wrong with one is no other's."""
+        """Report to runs why their dead letters are not kept; a faulty one affects no other."""
         if _is_of_data(error) and len(letters) > 1:
             for one in letters:
                 self._keep([one])
             return
         for one in letters:
-            msg = f"{self._store_name} has not taken the dead letter: {why(error)}"
+            msg = f"{self._store_name} did not accept the dead letter: {why(error)}"
             one.written.set_exception(StoreError(msg))
 
     def _commit(self, batch: Batch) -> News:
-        """Write a batch; return what is to be told."""
+        """Write a batch; return the groups to log."""
         with self.at_work:
             news = self.store.write(batch)
         self._pause = FIRST_PAUSE
@@ -216,7 +216,7 @@ class Writer(threading.Thread):
             log.error("failure_group_regressed", **_told(one))
 
     def _go_on(self, batch: Batch, error: Exception) -> None:
-        """Keep a batch for later, unless there is no later, or it is itself what is wrong."""
+        """Keep a batch for later, unless the writer is closing or the batch itself is at fault."""
         if _is_of_data(error):
             self._halve(batch, error)
             return
@@ -233,7 +233,7 @@ class Writer(threading.Thread):
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _halve(self, batch: Batch, error: Exception) -> None:
-        """Write a batch of which a part is wrong by halves, and give that part up."""
+        """Write a batch with a faulty record by halves, and give up that record."""
         half = len(batch.records) // 2
         if half:
             self._write(attrs.evolve(batch, records=batch.records[:half]))
@@ -243,7 +243,7 @@ class Writer(threading.Thread):
             self.tell_unavailable(why(error), len(batch.records))
 
     def tell_unavailable(self, reason: str, lost: int) -> None:
-        """Say that the store cannot be used now."""
+        """Log that the store cannot be used now."""
         waiting = len(self._buffer)
         log = self.log.new()
         log.error(
@@ -267,12 +267,12 @@ class Writer(threading.Thread):
 
 
 def _is_of_data(error: Exception) -> bool:
-    """Say whether it is what was to be written that is wrong, and not the store."""
+    """Return whether the records are at fault, and not the store."""
     return isinstance(error, _OF_DATA) or not isinstance(error, _OF_STORE)
 
 
 def _is_locked(error: Exception) -> bool:
-    """Say whether somebody else has the store's lock, or one that we have is what they wait for."""
+    """Return whether another process holds the store's lock, or waits for ours."""
     driver = getattr(error, "orig", error)
     if getattr(driver, "sqlstate", None) in _LOCKED:
         return True

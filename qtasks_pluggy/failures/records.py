@@ -30,7 +30,7 @@ Count: TypeAlias = tuple[str, int, str, str]
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """One attempt that did not simply succeed, as a hook took it down; or a replay that did.
+    """One attempt that did not simply succeed, or a successful replay.
 
     Attributes:
         uuid: The run's id.
@@ -44,14 +44,14 @@ class Record:
         told: The error; None of a replay that succeeded.
         at: When it ended, in seconds since the epoch.
         seconds: How long it took.
-        decided_by: The plugin whose decision it was; None where nobody decided.
+        decided_by: The plugin that decided; None if no plugin did.
         decision: The kind of the decision.
         reason: Why, for people.
         trail: Who was asked in this attempt.
         arguments: The run's arguments.
         error_arguments: The error's own, as text; None where they cannot be read back.
         replay_of: The id of the run that this one repeats; None where it repeats none.
-        log: Where to tell what is to be told; None for where that was told last.
+        log: The logger for news about the group; None for the one used last.
     """
 
     uuid: str
@@ -76,7 +76,7 @@ class Record:
 
     @property
     def run(self) -> RunKey:
-        """What tells the run from every other one."""
+        """The run's key."""
         return self.uuid, self.app, self.engine
 
     @property
@@ -91,7 +91,7 @@ class Record:
         return self.group, hour_of(self.at), self.status, self.decided_by or ""
 
     def moves(self, before: Count | None) -> dict[Count, int]:
-        """Say how the counts change by it: a run is counted once, by its newest attempt.
+        """Return how it changes the counts: a run is counted once, by its newest attempt.
 
         Args:
             before: Where its run is counted so far; None where the run is not known.
@@ -106,13 +106,13 @@ class Record:
 
 
 def hour_of(seconds: float) -> int:
-    """Return the hour of a time, counted from the epoch."""
-    return int(seconds // 3600)
+    """Return the hour of a time, counted from the epoch; 0 stands for all of them."""
+    return max(1, int(seconds // 3600))
 
 
 @attrs.frozen(kw_only=True)
 class Filters:
-    """Which groups or runs are wanted; None, or nothing, for any.
+    """Which groups or runs to find; None or empty for any.
 
     Attributes:
         group: A group's id.

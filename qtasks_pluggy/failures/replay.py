@@ -1,7 +1,7 @@
-"""Replaying recorded runs: claimed, sent, marked, one after another.
+"""Replays recorded runs one after another: claims, sends and marks each.
 
-``app.replay`` does the sending, in place or on whatever engine the app has. What a replay comes to
-is heard of in this process, where it runs in it, and is else found in the store.
+``app.replay`` sends them, in place or to the app's engine. How a replay ends is known at once if it
+runs in this process; otherwise the store has it.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from qtasks_pluggy.failures.values import UnreadableError, read_args, read_kwarg
 MARK_AGAIN: Final = (0.05, 0.2, 0.5)
 """Seconds between the tries to mark a run that was sent."""
 WAIT_SECONDS: Final = 60.0
-"""How long the end of one replay is waited for."""
+"""How long to wait for the end of one replay."""
 LOOK_SECONDS: Final = 0.2
 """Seconds between two looks for it."""
 _numbers: Final = count(1)
 MOST_REFUSED: Final = 3
-"""Runs in a row that an engine does not take, before it is left alone."""
+"""Runs in a row that an engine refuses before the replay stops."""
 _GOOD: Final = frozenset({"succeeded", "recovered"})
 
 
 @attrs.frozen(kw_only=True)
 class Replayed:
-    """What became of one run of a replay.
+    """The result of one run of a replay.
 
     Attributes:
-        uuid: The id of the new run; None where nothing was sent.
+        uuid: The id of the new run; None if nothing was sent.
         replay_of: The id of the run that is repeated.
         group: The fingerprint of the error that it failed with.
-        status: How the new run ended; None where that is not known yet.
-        why_not: Why nothing was sent; empty where it was.
+        status: How the new run ended; None if that is not known yet.
+        why_not: Why nothing was sent; empty if it was.
     """
 
     uuid: str | None
@@ -57,13 +57,13 @@ class Replayed:
 
 @attrs.frozen
 class Arguments:
-    """Other arguments than the recorded ones; None for those."""
+    """Arguments that replace the recorded ones; None keeps them."""
 
     args: Sequence[Any] | None = None
     kwargs: Mapping[str, Any] | None = None
 
     def refusal(self, run: Recorded) -> str | None:
-        """Say why a run cannot be repeated with these; None where it can.
+        """Return why a run cannot be repeated with these; None if it can.
 
         Args:
             run: The run.
@@ -110,7 +110,7 @@ class LeftOut(NamedTuple):
 def left_out(
     run: Recorded, app: QueueTasks, arguments: Arguments, *, again: bool = False
 ) -> LeftOut | None:
-    """Say why a run is not to be replayed; None where it is.
+    """Return why a run is not to be replayed; None if it is.
 
     Args:
         run: The run.
@@ -132,14 +132,14 @@ def left_out(
             kind = "claimed by a replay that has not sent them"
             return LeftOut(
                 kind,
-                f"was claimed by a replay at {_at(run.claimed_at)}, and not sent; if that replay"
-                " was killed, say --again",
+                f"was claimed by a replay at {_at(run.claimed_at)} but not sent; if that replay"
+                " was killed, use --again",
             )
-        why_not = f"was replayed at {_at(run.sent_at)}, as run {run.sent_as}; say --again"
+        why_not = f"was replayed at {_at(run.sent_at)}, as run {run.sent_as}; use --again"
         return LeftOut("replayed already", why_not)
     refusal = arguments.refusal(run)
     if refusal is not None:
-        why_not = f"cannot be replayed: {refusal}; give what a task needs by --args and --kwargs"
+        why_not = f"cannot be replayed: {refusal}; pass the arguments by --args and --kwargs"
         return LeftOut("not replayable", why_not)
     return None
 
@@ -149,7 +149,7 @@ def _at(seconds: float) -> str:
 
 
 class Ends:
-    """A plugin that hears how replays end that run in this process."""
+    """A plugin that records how the replays in this process end."""
 
     name = "failures-replay"
 
@@ -158,7 +158,7 @@ class Ends:
 
     @hookimpl
     def task_executor_task_close(self, task_broker: TaskMessage, outcome: Outcome) -> None:
-        """Take down status and fingerprint of a replay's end."""
+        """Record the status and fingerprint of a replay's end."""
         if "replay_of" in task_broker.metadata:
             end = str(outcome.status), outcome.fingerprint or ""
             self.known[str(task_broker.uuid)] = end
@@ -173,7 +173,7 @@ class Replay:
         arguments: Other arguments than the recorded ones.
         again: Whether runs may be replayed that were replayed before.
         rate: Runs a second, at most; None for no limit.
-        stop_after: So many new runs that fail as the old ones did end it; None for no such end.
+        stop_after: How many new runs may fail like the old ones before it stops; None for no bound.
         wait: Waits so many seconds.
     """
 
@@ -198,7 +198,7 @@ class Replay:
         self._ends = Ends()
         self.done: Final[list[Replayed]] = []
         self.stopped: str = ""
-        """Why it ended before its last run; empty where it did not."""
+        """Why it stopped before its last run; empty if it did not."""
 
     def run(self, runs: Iterable[Recorded]) -> Iterator[Replayed]:
         """Send runs, one after another.
@@ -207,7 +207,7 @@ class Replay:
             runs: The runs.
 
         Yields:
-            What became of each, once it is sent, or was not.
+            The result of each, once it was sent or refused.
         """
         # Several replays of one process each have their own.
         name = self._app.add_plugin(self._ends, f"{Ends.name}-{next(_numbers)}")
@@ -237,7 +237,7 @@ class Replay:
                 self.stopped = f"{refused} runs in a row could not be sent: {one.why_not}"
                 return
             if self._stop_after is not None and alike >= self._stop_after:
-                self.stopped = f"{alike} of the new runs failed as those that they repeat"
+                self.stopped = f"{alike} of the new runs failed like the runs that they repeat"
                 return
 
     def _replay(self, run: Recorded) -> tuple[Replayed, bool]:
@@ -247,7 +247,7 @@ class Replay:
         except UnreadableError as error:
             return self._not_sent(run, run.not_replayable or str(error)), False
         if not self._claims.claim(run, again=self._again):
-            return self._not_sent(run, "another replay has taken it at this moment"), False
+            return self._not_sent(run, "another replay took it at this moment"), False
         try:
             uuid = str(self._app.replay(message))
         except (QTasksError, TypeError) as error:
@@ -256,7 +256,7 @@ class Replay:
             return self._not_sent(run, str(error)), is_engines
         except Exception as error:  # noqa: BLE001  # an engine's own, of which nobody knows more
             # It stays claimed: who wants it a second time says so.
-            why_not = f"{type(error).__name__}: {error}; it may have been sent all the same"
+            why_not = f"{type(error).__name__}: {error}; it may have been sent nevertheless"
             return self._not_sent(run, why_not), True
         self.done.append(one := Replayed(uuid=uuid, replay_of=run.uuid, group=run.group))
         try:
@@ -292,7 +292,7 @@ class Replay:
         return self._ends.known.get(uuid) or self._claims.ends([uuid]).get(uuid)
 
     def mended(self) -> list[str]:
-        """Find the groups of which no failed run is left: all were replayed, these with success."""
+        """Find the groups without a failed run left: all were replayed, and these succeeded."""
         groups: dict[str, bool] = {}
         for one in self.results():
             groups[one.group] = groups.get(one.group, True) and one.status in _GOOD
@@ -303,7 +303,7 @@ class Replay:
         ]
 
     def results(self) -> list[Replayed]:
-        """Tell what became of each run, with the status of those of which it is known now."""
+        """Return the result of each run, with its status as far as that is known now."""
         sent = [one.uuid for one in self.done if one.uuid is not None]
         known: dict[str, tuple[str, str]] = {}
         with suppress(StoreError, SQLAlchemyError, OSError):

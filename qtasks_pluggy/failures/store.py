@@ -60,7 +60,7 @@ class Batch:
 
 @attrs.frozen
 class News:
-    """What people are to be told of a batch: a record of each group.
+    """The groups of a batch that are to be logged, each by one record.
 
     Attributes:
         new: Groups that are new.
@@ -92,7 +92,7 @@ class Store:
             connection.close()
 
     def write(self, batch: Batch) -> News:
-        """Write a batch, all of it or nothing; return what is to be told."""
+        """Write a batch, all of it or nothing; return the groups to log."""
         with self._transaction(is_durable=batch.is_durable) as transaction:
             return transaction.write(batch)
 

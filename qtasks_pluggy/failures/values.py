@@ -58,7 +58,7 @@ class Encoder:
     Args:
         redact: Globs of the names whose values are hidden; the case of letters is ignored.
         most: The most bytes that the arguments of one run may take.
-        hide: Whether nobody is to be shown them; runs can be replayed with them all the same.
+        hide: Whether to hide them from people; runs can still be replayed with them.
     """
 
     def __init__(self, redact: Iterable[str], most: int, *, hide: bool = False) -> None:
@@ -102,7 +102,7 @@ class Encoder:
 
 
 class _Writing:
-    """The writing of one run's arguments: the bytes that are left, and the first thing not kept."""
+    """Writes one run's arguments: counts the bytes left, and keeps the first fault."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
@@ -319,7 +319,7 @@ _TAGGED: Final[Mapping[type, tuple[str, Callable[[Any], Any], Callable[[Any], An
 }
 
 _AND_SO_ON: Final = {"$repr": "..."}
-_NOT_KEPT: Final = {"$hidden": "redacted", "$repr": "kept only as people read it"}
+_NOT_KEPT: Final = {"$hidden": "redacted", "$repr": "kept only as text"}
 _INNER: Final[Mapping[str, Callable[[Iterable[Any]], Any]]] = {
     f"${kind.__name__}": kind for kind in _SEQUENCES
 }

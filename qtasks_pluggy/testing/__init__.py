@@ -1,13 +1,13 @@
-"""The test kit, for those who write plugins and those who test apps that have them.
+"""The test kit, for authors of plugins and for tests of apps that use plugins.
 
 ==================  ==========================================================================
-``run.py``          one function run under one plugin, and what came of it: START HERE
+``run.py``          runs one function under one plugin: START HERE
 ``isolation.py``    apps without environment, files and installed plugins
 ``given.py``        a plugin as tests name it: a module, an object, a class, an entry point
-``recording.py``    a plugin that records what it hears
-``clock.py``        a clock that only a test moves
+``recording.py``    a plugin that records the calls of its hooks
+``clock.py``        a clock that tests move
 ``delays.py``       retries that do not wait
-``contract.py``     what every plugin has to keep, as a class of tests
+``contract.py``     the contract of every plugin, as a class of tests
 ``questions.py``    the errors that the contract asks a plugin about
 ``trial.py``        runs within a time limit, and findings
 ``probe.py``        what importing a module does, in a Python of its own

@@ -1,4 +1,4 @@
-"""``qtasks-pluggy check`` and ``new-plugin``: for those who write plugins."""
+"""``qtasks-pluggy check`` and ``new-plugin``, for authors of plugins."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ _RESULTS: Final = [Column("check", style="bold"), Column("")]
 def check(
     plugin: str, settings: str | None, args: str | None, seconds: float, *, as_json: bool
 ) -> None:
-    """Try a plugin against what every plugin has to keep.
+    """Check a plugin against the contract of all plugins.
 
-    NAME is that of an installed plugin, or a module; PATH is file.py. Where that has several
-    plugins write module:attribute or file.py:attribute.
+    NAME is the name of an installed plugin or a module; PATH is file.py. For a module with several
+    plugins, write module:attribute or file.py:attribute.
 
-    The plugin is run for real, with whatever it connects to and writes; no setting of this machine
-    and no other plugin takes part. Its own tests do the same by qtasks_pluggy.testing's
-    PluginContract.
+    The plugin runs for real, with all that it connects to and writes. Settings of this machine and
+    other plugins are left out. In the plugin's own tests, PluginContract of qtasks_pluggy.testing
+    checks the same.
 
     \b
     Exit codes:
-      0  all is well
-      1  something is wrong; each finding says what to do
-      2  usage, or there is no such plugin
+      0  the plugin keeps the contract
+      1  it does not; each finding says what to do
+      2  wrong usage, or there is no such plugin
     """  # noqa: D301  # \b is click's own mark, not an escape
     options: dict[str, Any] = {
         "seconds": seconds,
@@ -210,7 +210,7 @@ def _show(plugin: str, results: Sequence[dict[str, Any]]) -> None:
     for finding in findings:
         say(f"\n{finding['text']}\n  -> {finding['remedy']}")
     if findings:
-        say(f"\n{plugin}: {len(findings)} to mend", bold=True)
+        say(f"\n{plugin}: {len(findings)} to fix", bold=True)
     else:
         say(f"\n{plugin}: keeps the contract", bold=True)
 
@@ -218,17 +218,18 @@ def _show(plugin: str, results: Sequence[dict[str, Any]]) -> None:
 @click.command(name="new-plugin")
 @click.argument("name")
 @click.option(
-    "--dir", "folder", metavar="D", default=".", help="Where its folder is made; else here."
+    "--dir", "folder", metavar="D", default=".", help="Where to create the folder; by default here."
 )
 def new_plugin(name: str, folder: str) -> None:
-    """Write a plugin that can be published, with its tests.
+    """Create a plugin project with tests, ready to publish.
 
-    NAME is the plugin's name, in lower case with hyphens; its folder is named so too, and its
-    distribution qtasks-NAME. Four files are written: pyproject.toml, the module, its tests, README.
+    NAME is the plugin's name, in lower case with hyphens. The folder has the same name, and the
+    distribution is qtasks-NAME. The command writes four files: pyproject.toml, the module, its
+    tests, and README.
 
     \b
     Exit codes:
-      0  the folder is there
+      0  the project was written
       2  nothing was written; the error says why
     """  # noqa: D301  # \b is click's own mark, not an escape
     try:
@@ -240,7 +241,7 @@ def new_plugin(name: str, folder: str) -> None:
         if error.name != "jinja2":
             raise
         msg = (
-            "new-plugin needs jinja2, which is not installed; install the extra that brings it:"
+            "this command needs jinja2, which is not installed; run:"
             " python -m pip install 'qtasks-pluggy[testing]'"
         )
         raise Trouble(msg) from None
@@ -250,7 +251,7 @@ def new_plugin(name: str, folder: str) -> None:
     except NameNotAllowedError as error:
         raise Trouble(str(error)) from None
     except FileExistsError:
-        msg = f"{parent / name} is there already; give another name or --dir, or move it away"
+        msg = f"{parent / name} already exists; give another name or --dir, or move it away"
         raise Trouble(msg) from None
     except OSError as error:
         msg = f"{parent / name} cannot be written: {error.strerror}; give another --dir"

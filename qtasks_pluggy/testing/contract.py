@@ -1,4 +1,4 @@
-"""What every plugin has to keep, as a class of tests.
+"""The contract of every plugin, as a class of tests.
 
 Two doors lead here: a test class of the plugin's own suite, and ``qtasks-pluggy check``.
 """
@@ -48,7 +48,7 @@ _RUNS: Final = 20
 class PluginContract:
     """The tests that every plugin should pass: ``class TestMine(PluginContract): plugin = mine``.
 
-    They run the plugin for real, with whatever it connects to and writes.
+    They run the plugin for real, with all that it connects to and writes.
 
     Attributes:
         plugin: The name of its entry point, a module or where to import it from, an object, or a
@@ -394,7 +394,7 @@ _FAULTS: Final = {
         "hangs: it did not end within {} seconds",
         "do what waits in qtasks_start, with a timeout",
     ),
-    "raises": ("raised {}", "mend the module, or install what it needs"),
+    "raises": ("raised {}", "fix the module, or install what it needs"),
     "exits": ("ends the program, with {}", "raise an error in qtasks_start instead"),
 }
 _IMPORT_SECONDS: Final = 30.0

@@ -72,7 +72,7 @@ def _load(text: str) -> tuple[str | None, Any]:
         return (None, resolve_name(text)) if point is None else (text, point.load())
     except Exception as error:
         known = ", ".join(sorted(importlib.metadata.entry_points(group=GROUP).names)) or "none"
-        hint = f"mend the module of its entry point, {point.value!r}" if point else ""
+        hint = f"fix the module of its entry point, {point.value!r}" if point else ""
         msg = (
             f"plugin {text!r} cannot be imported ({type(error).__name__}: {error}); "
             f"{hint or f'plugins that are installed in {sys.prefix}: {known}'}"

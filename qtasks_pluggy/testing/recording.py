@@ -1,4 +1,4 @@
-"""A plugin that records what it hears."""
+"""A plugin that records the calls of its hooks."""
 
 from __future__ import annotations
 

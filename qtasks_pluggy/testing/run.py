@@ -1,4 +1,4 @@
-"""One function run under one plugin, and what came of it."""
+"""Runs one function under one plugin."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TRIGGER: Final = "task_executor_run_task_trigger_error"
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """What came of a run; ``str()`` of it has the whole trail.
+    """The result of a run; ``str()`` of it shows the whole trail.
 
     Attributes:
         task: The task's name.
@@ -106,7 +106,7 @@ def run_with(
         **task: Options of ``app.task``: ``name``, ``tags``, ``max_retries``, ``intercept``.
 
     Returns:
-        What came of it, also of a run that failed; without a style that of the plain one.
+        The result, also of a failed run; without a style, that of the plain one.
 
     Raises:
         AssertionError: The two styles ended differently.

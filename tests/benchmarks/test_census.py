@@ -186,7 +186,7 @@ def test_the_plugin_of_the_census_answers_for_what_it_cannot_count(tmp_path, tas
         *args, given=given, folder=tmp_path, QTASKS_PLUGGY_DISABLE="census-fallback"
     )
 
-    assert (0, "") == (code, err)
+    assert (0, "") == (code, err.strip())  # before rich 14 a bar that is off writes a newline
     assert {"census-fallback": len(BROKEN)} == told["recovered"]
     assert len(BROKEN) == len(recovered)
     assert all(counts["approximate"] and counts["lines"] >= 6 for counts in recovered)

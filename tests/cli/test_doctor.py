@@ -155,6 +155,7 @@ app.add_plugin(Declares())
     for part in ("declares  url, retries", "'url' is missing", "'retries' takes int, got str"):
         assert part in result.output
     assert "s3cret" not in result.output
+    assert "no faults" not in result.output
 
 
 def test_doctor_shows_no_values_of_sections():
@@ -188,9 +189,9 @@ def test_a_setting_that_names_no_plugin_is_a_fault(app, key, value):
 
     assert 1 == result.exit_code
     assert fault.startswith(f"setting {key!r} (")
-    assert "qtasks_pluggy.toml) names 'falback', and no plugin has that name" in fault
+    assert "qtasks_pluggy.toml) names 'falback', but no plugin has that name" in fault
     assert "did you mean 'fallback'?" in fault
-    assert ("name that APP" in fault) == (not app)
+    assert ("give that APP" in fault) == (not app)
     assert fault in run("doctor", *app).output
 
 
@@ -381,6 +382,7 @@ def test_doctor_reads_well_on_a_pipe():
     assert "task_executor_run_task_trigger_error\n" in result.output
     assert "\x1b" not in result.output
     assert "nobody implements\n" in result.output
+    assert result.output.endswith("\nno faults\n")
 
 
 def test_doctor_refuses_wrong_settings(monkeypatch):

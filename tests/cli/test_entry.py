@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import qtasks_pluggy.cli
+from qtasks_pluggy.cli._command import command
 
 
 def test_the_package_imports_without_click_and_rich():
@@ -27,7 +28,7 @@ def test_the_package_imports_without_click_and_rich():
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_without_the_extra_the_command_says_what_to_install(missing):
-    """Exit code 2, and one line with the command that mends it."""
+    """Exit code 2, and one line with the command that fixes it."""
     program = (
         f"import sys; sys.modules[{missing!r}] = None; import qtasks_pluggy.cli as c; c.main()"
     )
@@ -38,8 +39,8 @@ def test_without_the_extra_the_command_says_what_to_install(missing):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
-        f"Error: the command qtasks-pluggy needs {missing}, which is not installed;"
-        " install the extra that brings it: python -m pip install 'qtasks-pluggy[cli]'\n"
+        f"Error: the command qtasks-pluggy needs {missing}, which is not installed; run:"
+        " python -m pip install 'qtasks-pluggy[cli]'\n"
     )
 
 
@@ -102,6 +103,24 @@ def test_the_command_as_a_whole_has_an_example_and_every_exit_code(workplace):
 
     assert "  Example:\n    qtasks-pluggy run " in example
     assert ["0", "1", "2", "130", "143"] == re.findall(r"^    (\d+) ", codes, re.MULTILINE)
+
+
+def _commands(command, name="qtasks-pluggy"):
+    yield name, command
+    for word, one in getattr(command, "commands", {}).items():
+        yield from _commands(one, f"{name} {word}")
+
+
+@pytest.mark.parametrize(("name", "one"), [*_commands(command)])
+def test_the_first_line_of_every_help_is_whole(workplace, monkeypatch, name, one):
+    """It is one sentence, and the list of commands shows all of it on 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    first = (one.help or "").strip().splitlines()[0]
+    shown = workplace.run(*name.split()[1:], "--help").stdout
+
+    assert re.fullmatch(r"[A-Z][^.]{10,77}\.", first), first
+    assert f"  {first}\n" in shown
+    assert "..." not in shown.partition("Commands:")[2]
 
 
 SCRIPT = Path(sys.executable).with_name("qtasks-pluggy")

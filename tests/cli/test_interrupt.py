@@ -126,7 +126,7 @@ def test_a_signal_lets_the_runs_in_flight_end(workplace, task, key, word, code):
     assert [1, 2] == holding.begun(2)
 
     holding.press(key)
-    assert f"{word}: 2 runs in flight may take 10 seconds to end" in holding.told()
+    assert f"{word}: waiting up to 10 seconds for 2 runs in flight" in holding.told()
     holding.release(1)
     holding.release(2)
     found, out, err = holding.end()
@@ -167,7 +167,7 @@ def test_runs_that_do_not_end_are_listed_after_a_while(workplace, task):
     holding.begun(1)
 
     holding.press()
-    assert "1 run in flight may take 0.3 seconds" in holding.told()
+    assert "waiting up to 0.3 seconds for 1 run in flight" in holding.told()
     code, out, err = holding.end()
 
     assert (130, "") == (code, err)
@@ -374,7 +374,7 @@ def test_a_full_disk_stops_the_batch_and_says_so(workplace):
     assert code == 1
     assert err == (
         "Error: /dev/full cannot be written: No space left on device;"
-        " what it holds are whole lines: mend that, and go on with --resume\n"
+        " the lines in it are whole: fix that, and continue with --resume\n"
     )
     assert 0 < found["runs"] == found["not_written"]["output"] < 10_000
 

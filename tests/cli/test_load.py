@@ -155,7 +155,7 @@ def test_an_app_without_tasks_says_so(workplace):
     result = workplace.run("run", "bare", "price")
 
     assert result.exit_code == 2
-    assert "it has no tasks at all; declare one with @app.task" in result.stderr
+    assert "it has no tasks; declare one with @app.task" in result.stderr
 
 
 @pytest.mark.parametrize("app", ["faulty", "faulty.py"])

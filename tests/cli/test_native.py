@@ -129,7 +129,7 @@ def test_run_leaves_a_native_app_s_tasks_to_its_worker(workplace):
     result = workplace.run("run", "native", "price")
 
     assert 2 == result.exit_code
-    assert "its tasks are run by its own worker; give a QueueTasks" in result.stderr
+    assert "its own worker runs its tasks; give a QueueTasks" in result.stderr
 
 
 @pytest.mark.parametrize("engine", sorted(CLASSES))

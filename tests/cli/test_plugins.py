@@ -1,4 +1,4 @@
-"""``plugins``: what is installed, and what of it is asked."""
+"""``plugins``: the plugins, and which are enabled."""
 
 from __future__ import annotations
 
@@ -158,23 +158,29 @@ def test_an_app_that_does_not_discover_has_its_own_plugins_alone(workplace, inst
     install("good", GOOD)
     workplace.write("shop.py", APP)
 
-    assert (0, {"own"}) == (
-        listed(workplace, "shop:alone")[0],
-        set(listed(workplace, "shop:alone")[1]),
-    )
+    code, found, _ = listed(workplace, "shop:alone")
+
+    assert (0, {"own"}) == (code, {name for name, row in found.items() if not row["builtin"]})
 
 
-def test_no_plugins_at_all_is_said_in_words(workplace):
-    """Nobody has to guess what an empty table means."""
+def test_built_in_plugins_that_are_off_say_how_to_enable_them(workplace, monkeypatch):
+    """They come last, in JSON too; one that is enabled is listed once."""
+    monkeypatch.setenv("QTASKS_PLUGGY_ENABLE", "fallback")
     workplace.write(
         "bare.py", "from qtasks_pluggy import QueueTasks\napp = QueueTasks('b', discover=False)\n"
     )
 
-    result = workplace.run("plugins", "bare")
+    code, found, _ = listed(workplace, "bare")
+    table = workplace.run("plugins", "bare").stdout
 
-    assert result.exit_code == 0
-    assert "There are no plugins." in result.stdout
-    assert "[]" == workplace.run("plugins", "bare", "--json").stdout.strip()
+    assert (0, {"fallback": True, "failures": False, "retry": False}) == (
+        code,
+        {name: row["enabled"] for name, row in found.items()},
+    )
+    assert re.search(
+        r"^retry +built in +no: off; QTASKS_PLUGGY_ENABLE=retry enables it", table, re.MULTILINE
+    )
+    assert 1 == table.count("fallback ")
 
 
 @pytest.mark.parametrize("app", [[], ["shop"]])

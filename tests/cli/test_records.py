@@ -71,12 +71,12 @@ def test_a_mark_at_the_beginning_is_no_part_of_the_record(workplace):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"nonsense", "this line is not JSON: Expecting value at 1"),
+        (b"nonsense", "this line is not JSON: Expecting value (line 2, column 1)"),
         (b'{"a": 1', "not JSON: Expecting ',' delimiter"),
         (b"[NaN]", "not JSON: NaN is not JSON"),
         (b"[1e400]", "not JSON: the number 1e400 is too large"),
-        (b'{"a": 1, "a": 2}', "not JSON: the key 'a' is there twice"),
-        (b'[{"b": {"a": 1, "a": 1}}]', "not JSON: the key 'a' is there twice"),
+        (b'{"a": 1, "a": 2}', "not JSON: the key 'a' occurs twice"),
+        (b'[{"b": {"a": 1, "a": 1}}]', "not JSON: the key 'a' occurs twice"),
         (b"[" + b"1" * 5000 + b"]", "not JSON: Exceeds the limit"),
         (b"[" * 100_000, "not JSON: it is nested too deeply"),
         (b"[\xff]", "not UTF-8: invalid start byte at 2"),
@@ -169,11 +169,11 @@ def test_a_csv_file_that_ends_within_quotes_says_so(workplace):
     ("content", "said"),
     [
         (b"", "the input is empty; the first line of a CSV file names the keywords"),
-        (b"\n1,2\n", "leaves a column without a name"),
-        (b"a,,b\n1,2,3\n", "leaves a column without a name"),
+        (b"\n1,2\n", "has a column without a name"),
+        (b"a,,b\n1,2,3\n", "has a column without a name"),
         (b"a,b,a\n1,2,3\n", "names 'a' twice"),
-        (b"a,\xff\n", "is no header: it is not UTF-8"),
-        (b'"a', "is no header: unexpected end of data"),
+        (b"a,\xff\n", "is not a header: it is not UTF-8"),
+        (b'"a', "is not a header: unexpected end of data"),
     ],
 )
 def test_a_csv_file_without_a_usable_header_is_refused(workplace, content, said):
@@ -203,7 +203,7 @@ def test_a_json_array_is_records(workplace):
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        ('{"a": 1, "a": 2}', "the key 'a' is there twice"),
+        ('{"a": 1, "a": 2}', "the key 'a' occurs twice"),
         ("[NaN]", "NaN is not JSON"),
         ("[-1e400]", "the number -1e400 is too large"),
         (f"[{'1' * 10_000}]", "Exceeds the limit"),
@@ -219,11 +219,18 @@ def test_an_item_that_is_no_record_says_why_and_the_others_are_read(workplace, i
     assert said in bad.problem
 
 
+def test_a_fault_in_an_array_says_line_and_column(workplace):
+    """As an editor counts them."""
+    _, bad = read(workplace, "[[1],\n[1 2]]", "json")
+
+    assert "Expecting ',' delimiter (line 2, column 4); nothing after it can be read" in bad.problem
+
+
 @pytest.mark.parametrize(
     ("end", "said"),
     [
-        ("", "neither a comma nor the end of the array comes before this"),
-        (" 5]", "neither a comma nor the end of the array comes before this"),
+        ("", "a comma or the end of the array is missing before this"),
+        (" 5]", "a comma or the end of the array is missing before this"),
         (", ", "nothing after it can be read"),
         (", {nonsense}, [3]]", "nothing after it can be read"),
         (f", {'[' * 100_000}", "it is nested too deeply; nothing after it can be read"),

@@ -243,7 +243,10 @@ def test_a_bad_line_fails_alone(workplace, task):
         lines[number]["status"] for number in (1, 2, 3, 4)
     ]
     assert [None, None] == [lines[number]["uuid"] for number in (2, 4)]
-    assert "not a record: this line is not JSON: Expecting value at 1" == lines[2]["error"]
+    assert (
+        "not a record: this line is not JSON: Expecting value (line 2, column 1)"
+        == lines[2]["error"]
+    )
     assert "and the file ends here: is it whole?" in lines[4]["error"]
     assert (
         "failed        2              not a record in line 2: this line is not JSON"
@@ -382,7 +385,7 @@ def test_a_task_that_cancels_all_others_is_told_of_and_nothing_hangs(workplace):
     assert code == 1
     assert {1, 2} >= {one["line"] for one in found["unfinished"]} > set()
     assert f"Error: {found['trouble']}\n" == err
-    assert "a task has cancelled all runs" in err
+    assert "a task cancelled all runs" in err
 
 
 def test_the_output_replaces_what_was_there_only_when_runs_begin(workplace):

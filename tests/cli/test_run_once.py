@@ -241,13 +241,14 @@ def test_a_result_that_is_no_text_anywhere_else_is_json(workplace):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--concurrency", "2"], "--concurrency is for many runs; give --each FILE too"),
-        (["--out", "out.jsonl"], "--out is for many runs; give --each FILE too"),
+        (["--concurrency", "2"], "--concurrency is for many runs; add --each FILE"),
+        (["--out", "out.jsonl"], "--out is for many runs; add --each FILE"),
         (["1", "--each", "-"], "--each takes the arguments from its file; leave out ARGS"),
         (["--each", "-", "--concurrency", "0"], "0 is not in the range x>=1"),
         (["--each", "-", "--timeout", "nan"], "--timeout takes a number of seconds"),
         (["--each", "-", "--out", "a", "--resume", "a"], "--resume OUT writes to OUT; leave out"),
-        (["--resume", "a"], "--resume is for many runs; give --each FILE too"),
+        (["--each", "-", "--retry-failed"], "--retry-failed goes with --resume OUT"),
+        (["--resume", "a"], "--resume is for many runs; add --each FILE"),
         (["--max-failures", "1"], "--max-failures is for many runs"),
         (["--json-cells"], "--json-cells is for many runs"),
         (["--each", "in.jsonl"], "File 'in.jsonl' does not exist"),
@@ -339,7 +340,7 @@ def test_a_plugin_that_fails_to_stop_loses_no_result(workplace, task, each):
 
     assert result.exit_code == 1
     assert "1" in result.stdout
-    assert "app 'ends' did not stop well: plugin 'Ends' failed" in result.stderr
+    assert "app 'ends' did not stop cleanly: plugin 'Ends' failed" in result.stderr
 
 
 @pytest.mark.parametrize("task", ["later", "echo_async"])

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +13,17 @@ import pytest
 
 from tests.cli.conftest import COMMAND
 
+FLAKY = """
+    from pathlib import Path
+    from qtasks_pluggy import QueueTasks
+
+    app = QueueTasks("flaky", discover=False)
+
+    @app.task
+    def flip(how):
+        if how == "bad" and not Path("fixed").exists():
+            raise ValueError(how)
+"""
 APP = """
     import asyncio
     import os
@@ -163,12 +173,34 @@ def test_resume_does_what_is_missing_and_no_more(workplace):
     assert re.search(r"skipped +4 ", workplace.run(*each, "--resume", "out.jsonl").stdout)
 
 
+def test_resume_runs_failed_records_again_if_asked_to(workplace):
+    """Without --retry-failed they are skipped and counted; a good retry counts from then on."""
+    records = workplace.records([["ok"], ["bad"], "no record"])
+    each = ("run", "flaky", "flip", "-i", records, "--resume", "out.jsonl")
+    workplace.write("flaky.py", FLAKY)
+    workplace.run(*each)
+    skipped = workplace.run(*each)
+    assert "already in the output, 2 of them failed; --retry-failed" in skipped.stdout
+    workplace.write("fixed", "")
+
+    again = workplace.run(*each, "--retry-failed", "--json")
+    then = workplace.run(*each, "--retry-failed", "--json")
+
+    # What is no record fails each time.
+    assert [(1, 1, 2), (1, 2, 1)] == [
+        (one.exit_code, found["skipped"], found["runs"])
+        for one in (again, then)
+        for found in [json.loads(one.stdout)]
+    ]
+    assert [1, 2, 2, 3, 3, 3] == sorted(line["line"] for line in workplace.lines())
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("nonsense\n", "--resume out.jsonl: line 1 is none that --out has written"),
-        ('{"line": 1}\n', "--resume out.jsonl: line 1 is none that --out has written"),
-        ("[]\n", "--resume out.jsonl: line 1 is none that --out has written"),
+        ("nonsense\n", "--resume out.jsonl: line 1 was not written by --out"),
+        ('{"line": 1}\n', "--resume out.jsonl: line 1 was not written by --out"),
+        ("[]\n", "--resume out.jsonl: line 1 was not written by --out"),
     ],
 )
 def test_what_is_no_output_is_not_resumed(workplace, content, said):
@@ -273,20 +305,6 @@ def test_the_name_says_what_a_file_is(workplace):
     assert workplace.run("run", "shop", "odd", "-i", "in.JSON").exit_code == 0
 
 
-def test_a_pipe_that_nobody_reads_is_an_error(workplace):
-    """Exit code 2 after some seconds, instead of waiting for ever."""
-    os.mkfifo(workplace.folder / "fifo")
-    program = "from qtasks_pluggy.cli import _output, main; _output.FIFO_SECONDS = 0.3; main()"
-    each = ("-i", workplace.records([[2]]), "-o", "fifo")
-
-    code, _, err = workplace.finish(
-        "run", "shop", "odd", *each, program=(sys.executable, "-c", program)
-    )
-
-    assert code == 2
-    assert "fifo is a pipe that nobody has read for 0.3 s" in err
-
-
 def test_a_pipe_that_somebody_reads_is_an_output(workplace):
     """It is opened once there is a reader, and written to the end."""
     fifo = workplace.folder / "fifo"
@@ -312,7 +330,7 @@ def test_the_input_by_another_name_is_no_output(workplace, link):
         code, _, err = workplace.finish("run", "shop", "odd", "-i", "-", "-o", "other", stdin=given)
 
     assert code == 2
-    assert "is the file that the records are read from" in err
+    assert "is the input file" in err
     assert before == (workplace.folder / "in.jsonl").read_bytes()
 
 

@@ -127,6 +127,23 @@ def test_a_result_is_readable_on_a_terminal(workplace, terminal):
     assert '{\r\n  "what": "good",\r\n  "letter": "é"\r\n}\r\n' == seen
 
 
+@pytest.mark.parametrize("columns", [20, 40, 60, 120])
+def test_no_line_of_a_table_is_wider_than_the_terminal(monkeypatch, terminal, columns):
+    """Cells fold, and nothing of them is cut; the last column goes below its row."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    row = ["p" * 30, "d" * 30, "no: off; ENABLE=x", "h" * 99]
+    heads = [Column("name"), Column("from"), Column("on"), Column("does", below=True)]
+    with os.fdopen(os.dup(terminal.writing), "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        show_table(heads, [row])
+    monkeypatch.undo()
+    os.close(terminal.writing)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", terminal.read_until(None))
+
+    assert columns >= max(map(len, text.splitlines()))
+    assert [30, 99] == [text.count("p"), text.count("h")]
+
+
 def test_a_terminal_beside_a_pipe_gets_the_bar_and_the_pipe_stays_plain(workplace, terminal):
     """The bar is on standard error, the table on standard output."""
     os.mkfifo(workplace.folder / "pipe")
@@ -179,7 +196,7 @@ def test_ctrl_c_twice_gives_the_cursor_back(workplace, terminal):
 def test_records_can_be_typed(workplace, terminal):
     """Who types is told what to do, and no bar gets in the way."""
     process = start(workplace, terminal, "--each", "-", stdin=terminal.writing)
-    terminal.read_until("Type one JSON record a line; Ctrl-D ends the input.")
+    terminal.read_until("Type one JSON record per line; Ctrl-D ends the input.")
     os.write(terminal.reading, b'["good"]\n\x04')
     seen = terminal.read_until(None)
 

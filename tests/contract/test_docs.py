@@ -24,6 +24,8 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 RULES = (DOCS / "reference/rules.md").read_text("utf-8")
+EVENTS = (DOCS / "reference/events.md").read_text("utf-8")
+OPERATE = (DOCS / "how-to/operate.md").read_text("utf-8")
 TUTORIAL = DOCS / "tutorial/first-plugin.md"
 PROMISED = [f"R{number}" for number in range(1, 20)]
 
@@ -66,6 +68,17 @@ def _project(folder):
     there = [name for name, _ in found if (folder / made / name).is_file()]
     assert there == ["qtasks_last_good.py", "tests/test_last_good.py"]  # the others are new
     for name, text in found:
+        (folder / made / name).write_text(text, "utf-8")
+    description, settings = re.findall(
+        r"^```toml\n(.*?)^```$", TUTORIAL.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    for name, old, new in [
+        ("pyproject.toml", r"^description = [^\n]*\n", description),
+        ("README.md", r"(?<=^```toml\n).*?(?=^```$)", settings),
+    ]:
+        text = (folder / made / name).read_text("utf-8")
+        text, changes = re.subn(old, new, text, flags=re.MULTILINE | re.DOTALL)
+        assert changes == 1
         (folder / made / name).write_text(text, "utf-8")
     return folder / made, tomllib.loads((folder / made / "pyproject.toml").read_text("utf-8"))
 
@@ -110,10 +123,20 @@ def test_every_log_event_is_documented_with_its_level():
     for path in Path(qtasks_pluggy.__file__).parent.rglob("*.py"):
         calls = re.findall(pattern, path.read_text("utf-8"))
         found |= {(name, first or second) for first, second, name in calls}
-    page = (DOCS / "reference/events.md").read_text("utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", EVENTS, re.MULTILINE)
 
     assert sorted(found) == sorted(rows)
+
+
+def test_operators_are_told_of_events_that_exist():
+    """Each event that the page for operators explains is on the page of events."""
+    watched = re.findall(
+        r"^\| (`\w+`(?:, `\w+`)*) \| ", OPERATE.partition("\n## Size")[0], re.MULTILINE
+    )
+    events = re.findall(r"^\| `(\w+)`", EVENTS, re.MULTILINE)
+
+    assert len(watched) > 10
+    assert set() == {name for cell in watched for name in re.findall(r"\w+", cell)} - set(events)
 
 
 def test_every_rule_has_its_place():
@@ -194,7 +217,8 @@ def test_the_tutorial_makes_a_plugin_that_passes_its_tests(distributions, beside
     ended = _python("-m", "pytest", folder=folder, path=path)
     checked = _python("-m", "qtasks_pluggy.cli", "check", "last-good", folder=folder, path=path)
 
-    (count,) = set(re.findall(r"^\d+ passed$", TUTORIAL.read_text("utf-8"), re.MULTILINE))
+    generated, count = re.findall(r"^\d+ passed$", TUTORIAL.read_text("utf-8"), re.MULTILINE)
+    assert generated != count  # a reader sees that these are the new tests
     assert count in ended.stdout, ended.stdout + ended.stderr
     assert 0 == checked.returncode, checked.stdout + checked.stderr
 

@@ -19,6 +19,7 @@ from qtasks_hookspecs import _hooks
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 PACKAGES = {
     package.__name__: Path(package.__file__).parent for package in (qtasks_hookspecs, qtasks_pluggy)
 }
@@ -57,6 +58,11 @@ def _modules() -> dict[str, Path]:
                 continue  # a new plugin's files, not ours
             found[".".join((name, *parts)).removesuffix(".__init__")] = path
     return found
+
+
+def _numbers(version: str) -> list[int]:
+    """A version as numbers, which can be compared."""
+    return [int(number) for number in version.split(".")]
 
 
 def _required() -> set[str]:
@@ -162,6 +168,34 @@ def test_hook_is_documented(name):
     assert f"{name}({', '.join(inspect.signature(HOOKS[name]).parameters)})" in page
 
 
+def test_changes_of_the_contract_are_up_to_date():
+    """The page of changes has the hooks with their parameters, and the names that plugins import.
+
+    Nothing there is newer than the project.
+    """
+    page = (ROOT / "docs/reference/contract-changes.md").read_text("utf-8")
+    hooks, names = page.partition("\n## Names ")[::2]
+    rows = re.findall(r"^\| `(\w+)` \| [\d.]+ \| (.+) \|$", hooks, re.MULTILINE)
+    told = {name: re.findall(r"`(\w+)`", parameters) for name, parameters in rows}
+    cells = "".join(line for line in page.splitlines() if line.startswith("|"))
+
+    assert {name: [*inspect.signature(hook).parameters] for name, hook in HOOKS.items()} == told
+    assert qtasks_hookspecs.__all__ == re.findall(r"^\| `(\w+)` \|", names, re.MULTILINE)
+    versions = [_numbers(one) for one in re.findall(r"\b\d+\.\d+\b", cells)]
+    assert max(versions) <= _numbers(PROJECT["project"]["version"])
+
+
+def test_versions_agree():
+    """The README and the changelog have the version of ``pyproject.toml``."""
+    version = PROJECT["project"]["version"]
+    readme, changelog = (
+        (ROOT / f"{name}.md").read_text("utf-8") for name in ("README", "CHANGELOG")
+    )
+
+    assert f"Version {version} " in readme
+    assert version == re.findall(r"^## \[(\d[\w.]*)\]", changelog, re.MULTILINE)[0]
+
+
 @pytest.mark.parametrize("name", HOOKS)
 def test_hook_is_tested(name):
     """Some test other than these implements the hook."""
@@ -187,9 +221,15 @@ def test_private_modules_are_forbidden_to_our_own_plugins_and_engines():
 
 def test_every_dependency_has_its_reason():
     """CONTRIBUTING gives a reason for each requirement, and for nothing that is not required."""
-    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("\n## Dependencies\n")[2]
+    text = CONTRIBUTING.partition("\n## Dependencies\n")[2]
 
-    assert _required() == set(re.findall(r"^\| `([\w.-]+)` \|", text, re.MULTILINE))
+    rows = re.findall(r"^\| (`.+?`) \| .*\w.* \|$", text, re.MULTILINE)
+    assert _required() == {name for names in rows for name in re.findall(r"[\w.-]+", names)}
+
+
+def test_contributing_is_short():
+    """CONTRIBUTING is read to the end: it has 120 lines at most."""
+    assert 120 >= len(CONTRIBUTING.splitlines())
 
 
 def test_ci_runs_the_command_of_the_readme():

@@ -1,4 +1,7 @@
-"""A run of a native task on each engine that has ``install``, with no server: one function each."""
+"""Runs of a native task on each engine that has ``install``, with no server: one function each.
+
+Runs of one call are made by one thread, one after another, where the engine has it so.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +55,8 @@ class End:
     error: BaseException | None = None
 
 
-def on_celery(function: Any, *plugins: Any, installed: bool = True) -> End:
-    """Make a run on Celery."""
+def on_celery(function: Any, *plugins: Any, installed: bool = True, runs: int = 1) -> End:
+    """Make runs on Celery."""
     native, end = celery_apps.celery_app(), End()
     task = native.task(name="fail", shared=False)(function)
     if installed:
@@ -63,16 +66,17 @@ def on_celery(function: Any, *plugins: Any, installed: bool = True) -> End:
         end.error = error
 
     task.on_failure = on_failure
-    with celery_apps.working(native):
-        result = task.delay()
-        end.value = result.get(timeout=LONG, interval=0.01, propagate=False)
-        end.is_failed = result.failed()
+    with celery_apps.working(native, concurrency=1):
+        for _ in range(runs):
+            result = task.delay()
+            end.value = result.get(timeout=LONG, interval=0.01, propagate=False)
+            end.is_failed = result.failed()
     celery_apps.forget_connections()
     return end
 
 
-def on_dramatiq(function: Any, *plugins: Any, installed: bool = True) -> End:
-    """Make a run on Dramatiq."""
+def on_dramatiq(function: Any, *plugins: Any, installed: bool = True, runs: int = 1) -> End:
+    """Make runs on Dramatiq."""
     native, end = dramatiq_apps.stub_broker(), End()
     options = {"max_retries": 0, "store_results": True}
     task = dramatiq.actor(actor_name="fail", broker=native, **options)(function)
@@ -84,19 +88,20 @@ def on_dramatiq(function: Any, *plugins: Any, installed: bool = True) -> End:
             end.error = exception
 
     native.add_middleware(Looks())
-    with dramatiq_apps.working(native):
-        message = task.send()
-        try:
-            end.value = native.get_results_backend().get_result(
-                message, block=True, timeout=LONG * 1000
-            )
-        except dramatiq.results.ResultFailure as error:
-            end.value, end.is_failed = str(error), True
+    with dramatiq_apps.working(native, threads=1):
+        for _ in range(runs):
+            message = task.send()
+            try:
+                end.value = native.get_results_backend().get_result(
+                    message, block=True, timeout=LONG * 1000
+                )
+            except dramatiq.results.ResultFailure as error:
+                end.value, end.is_failed = str(error), True
     return end
 
 
-def on_huey(function: Any, *plugins: Any, installed: bool = True) -> End:
-    """Make a run on Huey."""
+def on_huey(function: Any, *plugins: Any, installed: bool = True, runs: int = 1) -> End:
+    """Make runs on Huey."""
     native, end = huey.MemoryHuey("shop"), End()
     task = native.task(name="fail")(function)
     if installed:
@@ -107,15 +112,16 @@ def on_huey(function: Any, *plugins: Any, installed: bool = True) -> End:
         end.error = error
 
     with consuming(native):
-        try:
-            end.value = task().get(blocking=True, timeout=LONG)
-        except huey.exceptions.TaskException as error:
-            end.value, end.is_failed = error.metadata["error"], True
+        for _ in range(runs):
+            try:
+                end.value = task().get(blocking=True, timeout=LONG)
+            except huey.exceptions.TaskException as error:
+                end.value, end.is_failed = error.metadata["error"], True
     return end
 
 
-def on_taskiq(function: Any, *plugins: Any, installed: bool = True) -> End:
-    """Make a run on Taskiq."""
+def on_taskiq(function: Any, *plugins: Any, installed: bool = True, runs: int = 1) -> End:
+    """Make runs on Taskiq."""
     native, end = taskiq_apps.broker_of(), End()
     task = native.register_task(function, task_name="fail")
     if installed:
@@ -129,10 +135,11 @@ def on_taskiq(function: Any, *plugins: Any, installed: bool = True) -> End:
 
     async def run() -> None:
         async with taskiq_apps.working(native):
-            result = await taskiq_apps.ended(await task.kiq())
-            end.value, end.is_failed = result.return_value, result.is_err
-            if result.is_err:
-                end.value = repr(result.error)
+            for _ in range(runs):
+                result = await taskiq_apps.ended(await task.kiq())
+                end.value, end.is_failed = result.return_value, result.is_err
+                if result.is_err:
+                    end.value = repr(result.error)
 
     asyncio.run(run())
     return end

@@ -39,6 +39,12 @@ def late():
     raise JobTimeoutException("late")
 
 
+def reads(first):
+    """Read another job's result."""
+    job = get_current_job()
+    seen.append(type(job).fetch(first, connection=job.connection).return_value())
+
+
 def fine(*args, **kwargs):
     """Return what is given."""
     return [*args, kwargs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 from celery import Task
@@ -39,6 +40,14 @@ def as_command(native):
 def get(result):
     """Wait for a native result."""
     return result.get(timeout=LONG, interval=0.01)
+
+
+@hookimpl
+def _answer():
+    return "taken"
+
+
+taken = SimpleNamespace(name="taken", task_executor_run_task_trigger_error=_answer)
 
 
 class Own(Task):
@@ -149,25 +158,27 @@ def test_a_wrapper_of_one_s_own_is_inside_of_ours(whose):
     assert "100/s" == fail.rate_limit
 
 
-def test_annotations_that_leave_a_task_without_plugins_refuse_the_worker():
-    """Where Celery asks another annotation first, the worker says so; ``install`` goes in front."""
+def test_plugins_go_before_other_annotations():
+    """Celery asks the first annotation alone; ours puts itself first, and applies the others."""
     ours = "qtasks_pluggy.engines.celery:Plugins"
     given = [{"fail": {"rate_limit": "100/s"}}, ours]
-    native = celery_app(task_annotations=given, qtasks_pluggy={"discover": False})
+    plugins = {"plugins": [f"{__name__}:taken"], "discover": False}
+    native = celery_app(task_annotations=given, qtasks_pluggy=plugins)
 
     @native.task(name="fail", shared=False)
     def fail():
         return {}["key"]
 
-    with (
-        pytest.raises(SystemExit, match="task 'fail' asks no plugin.*put .* first"),
-        working(native),
-    ):
-        pass
-    install(native, [Keeps("taken")], discover=False)
-    assert [ours, given[0]] == list(native.conf.task_annotations)
+    @native.task(name="bound", shared=False)
+    def bound():
+        return {}["key"]
+
+    bound.apply  # noqa: B018  # bound before any other
     with working(native):
-        assert "taken" == get(fail.delay())
+        assert [ours, given[0]] == list(native.conf.task_annotations)
+        for task in (fail, bound):
+            assert "taken" == get(task.delay())
+    assert "100/s" == fail.rate_limit
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 import time
+from contextvars import ContextVar
 
 import dramatiq
 import pytest
@@ -120,7 +122,7 @@ def test_an_adapter_is_behind_one_app():
     """A second app on the same adapter is refused, as its runs would be the first's."""
     app = app_on(stub_broker())
     app.task(name="one")(len)
-    with pytest.raises(EngineError, match="behind app 'shop'"):
+    with pytest.raises(EngineError, match="the runs of app 'shop'"):
         QueueTasks("other", engine=app.engine).task(name="two")(len)
 
 
@@ -198,6 +200,83 @@ def test_errors_travel_by_their_class(error, same):
         assert type(error).__name__ in f"{type(caught.value).__name__} {caught.value}"
 
 
+FORGED = {
+    "status": "cancelled",
+    "error": {
+        "module": "builtins",
+        "class": "PermissionError",
+        "args": ["forged"],
+        "kwargs": {},
+        "text": "forged",
+        "notes": [],
+    },
+}
+DRAMATIQ_S = {"__t": "dramatiq.results.Result", "exn": {"type": "OSError", "msg": "forged"}}
+
+
+@pytest.mark.parametrize("by", ["task", "plugin"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"__qtasks_pluggy__": FORGED},
+        {"__qtasks_pluggy__": {"status": "succeeded", "result": 1}},
+        {"__qtasks_pluggy__": 1, "more": 2},
+        DRAMATIQ_S,
+        {"__t": "dramatiq.results.Result"},
+        [{"__qtasks_pluggy__": FORGED}],
+    ],
+    ids=["failed", "succeeded", "odd", "dramatiq's", "dramatiq's, odd", "inside"],
+)
+def test_r5_a_result_is_a_result_whatever_its_keys_are(value, by):
+    """R5: a dict is a dict: none passes for a failure, nor chooses a class of error."""
+    app = app_on(stub_broker(), Keeps(value), intercept=LookupError)
+
+    @app.task
+    def parse(text):
+        if by == "plugin":
+            raise LookupError
+        return json.loads(text)
+
+    with app:
+        handle = parse.submit(json.dumps(value))
+        assert value == handle.result(timeout=LONG)
+        assert handle.status is TaskStatus.succeeded
+
+
+@pytest.mark.parametrize(
+    "end", [1, {}, {"status": "odd"}, {"status": "failed"}, {"status": "failed", "error": 5}]
+)
+def test_a_stored_end_that_makes_no_sense_is_an_engine_error(end):
+    """Whoever waits gets an ``EngineError``, whatever somebody wrote into the result backend."""
+    native = stub_broker()
+    app = app_on(native, workers=None)
+    task = app.task(name="one")(lambda: 1)
+    with app:
+        handle = task.submit()
+        backend = native.get_results_backend()
+        backend.store_result(handle.ticket, {"__qtasks_pluggy__": end}, 60_000)
+        with pytest.raises(EngineError, match="end cannot be read"):
+            handle.result(timeout=LONG)
+        assert handle.status is TaskStatus.failed
+
+
+@pytest.mark.parametrize("attempt", [-1_000_000, 0, "x", None, [], 1.5])
+def test_r9_an_odd_header_gives_a_run_no_more_retries(attempt):
+    """R9: whatever number a message brings, the limit of a retry holds."""
+    native = stub_broker()
+    keeps = Keeps(*[Retry(limit=2)] * 9)
+    app = app_on(native, keeps, intercept=LookupError)
+    task = app.task(name="fail")(lambda: {}["key"])
+    with app:
+        handle = task.submit()
+        native.join("default", timeout=LONG * 1000)
+        again = handle.ticket.copy(options={"qtasks_pluggy": {"attempt": attempt}})
+        keeps.messages.clear()
+        native.enqueue(again)
+        native.join("default", timeout=LONG * 1000)
+    assert [1, 2, 3] == [message.attempt for message in keeps.messages]
+
+
 @pytest.mark.parametrize(
     ("broker", "results", "what"),
     [
@@ -265,3 +344,13 @@ def test_dramatiq_s_time_limit_holds_for_async_tasks():
     with app, pytest.raises(EngineError, match="TimeLimitExceeded"):
         hang.submit_sync().result(timeout=LONG)
     assert ["cancelled"] == ended
+
+
+def test_r19_a_run_sees_no_context_of_another():
+    """R19: what a run binds is gone in the next run of the same thread."""
+    app, variable = app_on(stub_broker(), workers=1), ContextVar("tenant", default="clean")
+    first = app.task(name="first")(lambda: variable.set("one") and None)
+    second = app.task(name="second")(variable.get)
+    with app:
+        first.submit().result(timeout=LONG)
+        assert "clean" == second.submit().result(timeout=LONG)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 
 import dramatiq
 import pytest
@@ -11,8 +13,9 @@ import structlog
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import RateLimitExceeded
-from dramatiq.middleware import AsyncIO, SkipMessage
-from dramatiq.results import ResultFailure
+from dramatiq.middleware import AsyncIO, Retries, SkipMessage, TimeLimit
+from dramatiq.results import ResultFailure, Results
+from dramatiq.results.backends import StubBackend
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy.engines.dramatiq import at_least_once, install
@@ -263,6 +266,68 @@ def test_on_failure_hears_of_what_is_not_retried(native):
             get(message, native)
     assert [(["broken"], "TaskDeadLetteredError")] == heard
     assert ["broken"] == seen
+
+
+@pytest.mark.parametrize(("answer", "told"), [("taken", "taken"), (None, None)])
+def test_on_success_hears_of_a_recovered_run(native, answer, told):
+    """The actor that ``on_success`` names is sent the answer, and nothing of a failed run."""
+    heard = []
+
+    @dramatiq.actor(broker=native, actor_name="report")
+    def report(message, result):
+        heard.append(result)
+
+    actor, _ = failing(native, on_success="report")
+    install(native, [Keeps(answer)], discover=False)
+    with working(native):
+        message = actor.send("broken")
+        with pytest.raises(ResultFailure) if answer is None else contextlib.nullcontext():
+            assert answer == get(message, native)
+        native.join("default", timeout=LONG * 1000)
+    assert [told] * (told is not None) == heard
+
+
+def test_dramatiq_s_time_limit_is_dramatiq_s_own():
+    """``TimeLimit`` interrupts an actor; no plugin is asked, and Dramatiq retries it as before."""
+    native = StubBroker(middleware=[TimeLimit(time_limit=100, interval=50), Retries(min_backoff=1)])
+    native.fail_fast_default = False
+    native.add_middleware(Results(backend=StubBackend()))
+    seen = []
+
+    @dramatiq.actor(broker=native, max_retries=1, store_results=True)
+    def hang():
+        seen.append(1)
+        end = time.monotonic() + (LONG if len(seen) == 1 else 0)
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        return "in time"
+
+    plugin = Keeps("never")
+    install(native, [plugin], discover=False)
+    native.emit_after("process_boot")
+    with working(native):
+        assert "in time" == get(hang.send(), native)
+    assert [] == plugin.messages
+    assert [1, 1] == seen
+
+
+def test_a_middleware_of_one_s_own_sees_what_is_decided(native):
+    """``after_process_message`` gets an answer as the result, and no error."""
+    seen = []
+
+    class Looks(dramatiq.Middleware):
+        def after_process_message(self, broker, message, *, result=None, exception=None):
+            seen.append((result, exception))
+
+        def after_skip_message(self, broker, message):
+            seen.append("skipped")
+
+    native.add_middleware(Looks())
+    actor, _ = failing(native)
+    install(native, [Keeps(Retry(), "taken")], discover=False)
+    with working(native, threads=1):
+        assert "taken" == get(actor.send("broken"), native)
+    assert ["skipped", ("taken", None)] == seen
 
 
 def test_the_plugins_live_as_long_as_the_last_worker_of_a_process(native):

@@ -27,6 +27,8 @@ PLUGIN = """
     def task_executor_run_task_trigger_error(task_broker, e):
         if task_broker.name == "divide":
             return None
+        with Path(__file__).with_name("deliveries").open("a") as file:
+            file.write(f"{task_broker.redelivered}\\n")
         if task_broker.kwargs.get("again") and task_broker.attempt < 3:
             return Retry(delay=0.1)
         return f"recovered from {e.cause or e} at {task_broker.attempt}"

@@ -268,7 +268,7 @@ def test_an_adapter_is_behind_one_app(file):
     one = app_on(file)
     one.task(name="first")(lambda: 1)
     two = QueueTasks("two", engine=one.engine, discover=False)
-    with pytest.raises(EngineError, match="behind app 'shop' already"):
+    with pytest.raises(EngineError, match="the runs of app 'shop' already"):
         two.task(name="second")(lambda: 2)
 
 

@@ -239,7 +239,7 @@ def test_plugins_of_a_worker_live_from_its_first_thread_to_its_last(tmp_path):
     consumer._set_signal_handlers = lambda: None
     consumer.start()
     # One that begins when the others have ended is another first.
-    assert wait_until(lambda: app.engine._life.workers == 3, LONG)
+    assert wait_until(lambda: app.engine._workers == 3, LONG)
     task = app.engine.tasks["work"]((), {})
     native.enqueue(task)
     assert wait_until(lambda: native.result_count() == 1, LONG)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import sqlite3
 import sys
 
 import pytest
+from huey import SqliteHuey
 
 from qtasks_pluggy import QueueTasks
+from qtasks_pluggy.engines.huey import at_least_once
 from qtasks_pluggy.exc import EngineError
-from tests.engines.huey_apps import LONG, app_on
+from tests.engines.huey_apps import LONG, app_on, consuming
+from tests.engines.processes import wait_until
 
 pytestmark = pytest.mark.engines
 
@@ -66,6 +71,51 @@ def test_a_full_disk_refuses_what_it_cannot_keep_and_keeps_the_rest(path):
             assert handle.result(timeout=LONG).endswith("x")
 
 
+@contextlib.contextmanager
+def room_for(path, size):
+    """Let no file of this process grow beyond what the database has, and this many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    held = max(one.stat().st_size for one in path.parent.glob(f"{path.name}*"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (held + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("kind", ["app", "own"])
+def test_a_submission_that_a_full_disk_refuses_is_never_done(path, kind):
+    """Wherever the disk fills up, what was refused is not done later, and the rest is done."""
+    done = []
+    app = huey = None
+    if kind == "app":
+        app = app_on(f"huey+sqlite:///{path}", workers=None)
+        huey = app.engine.native
+        send = app.task(name="work")(lambda number, _: done.append(number)).submit
+    else:
+        huey = SqliteHuey("shop", filename=path)
+        at_least_once(huey)
+        send = huey.task(name="work")(lambda number, _: done.append(number))
+    taken, refused = [], []
+    with app or contextlib.nullcontext():
+        for number in range(60):
+            try:
+                with room_for(path, number * 1024):
+                    send(number, "x" * 3000)
+            except (EngineError, sqlite3.Error):
+                refused.append(number)
+            else:
+                taken.append(number)
+            if number % 10 == 9:
+                # The log is short again, so that the disk fills up elsewhere in it.
+                huey.storage.sql("pragma wal_checkpoint(truncate)", results=True)
+    assert min(len(taken), len(refused)) >= 5
+    with consuming(huey):
+        assert wait_until(lambda: len(done) >= len(taken), LONG)
+        assert wait_until(lambda: "ledger" not in str(list(huey.all_results())), LONG)
+    assert taken == done
+
+
 def test_a_database_that_another_process_holds_is_told(path):
     """Every use of a locked database is one error that says so; then all goes on."""
     app, work = shop_on(path)
@@ -77,7 +127,7 @@ def test_a_database_that_another_process_holds_is_told(path):
             lambda: work.submit(2),
             lambda: waiting.cancel(),
         ):
-            with pytest.raises(EngineError, match="another process holds it"):
+            with pytest.raises(EngineError, match="another process locks it"):
                 use()
         other.close()
     app.set_engine(app.engine, workers=1)
@@ -115,7 +165,7 @@ def test_a_folder_in_the_file_s_place_is_told(path):
 
 
 def test_tables_that_are_gone_are_told(path):
-    """A database that somebody made anew under the app is one error."""
+    """A database that somebody replaces while the app runs is one error."""
     app, work = shop_on(path)
     with app:
         with sqlite3.connect(path) as other:

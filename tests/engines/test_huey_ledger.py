@@ -6,6 +6,7 @@ import fcntl
 import pickle
 import stat
 import threading
+import time
 from pathlib import Path
 
 import huey
@@ -111,6 +112,23 @@ def test_a_lock_of_somebody_else_s_is_never_waited_for(native):
             ledger_of(native).open()
 
 
+def test_what_is_due_when_a_consumer_begins_is_done_once(native):
+    """The recovery takes nothing for lost that the scheduler is about to enqueue."""
+    seen, put = [], native.storage.enqueue
+    task = native.task(name="work")(seen.append)
+    for number in range(20):
+        native.add_schedule(task.s(number))
+
+    def enqueue(*args):
+        time.sleep(0.1)
+        put(*args)
+
+    native.storage.enqueue = enqueue
+    with consuming(native):
+        assert wait_until(lambda: len(seen) >= 20 and not native.pending_count(), LONG)
+    assert list(range(20)) == seen
+
+
 def test_a_recovered_run_knows_that_it_was_delivered_before(native):
     """Only what a worker had begun; what nobody began comes for the first time."""
     plugin = Keeps("again", "first")
@@ -146,11 +164,12 @@ def test_a_task_that_another_follows_is_kept_until_that_is_enqueued(native):
         seen.append(number)
         return number + 1
 
-    put, before = native.storage.enqueue, []
+    put, known = native.storage.enqueue, []
 
     def enqueue(data, priority=None):
-        before.append(len(entries(native)))
-        return put(data, priority)
+        known.append(len(entries(native)))
+        put(data, priority)
+        known.append(len(entries(native)))
 
     native.storage.enqueue = enqueue
     with consuming(native):
@@ -158,7 +177,7 @@ def test_a_task_that_another_follows_is_kept_until_that_is_enqueued(native):
         assert [1, 2] == result.get(blocking=True, timeout=LONG)
         assert wait_until(lambda: not entries(native), LONG)
     assert [1] == seen
-    assert [1, 1] == before
+    assert [0, 1, 1, 1] == known
 
 
 def test_a_result_that_cannot_be_stored_fails_its_run(native):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 
 import pytest
 
 from qtasks_pluggy import TaskStatus
 from qtasks_pluggy.exc import QueueFullError, TaskCancelError
-from tests.engines.processes import wait_until
 from tests.engines.shops import LONG, Gate, app_of
 
 
@@ -162,20 +160,47 @@ def test_a_run_never_waits_for_room():
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
-def test_a_run_that_waits_for_another_lends_its_place(kind):
-    """Runs can wait for runs that they submit, however few workers there are."""
-    app = app_of("?workers=1")
+def test_a_run_can_wait_for_a_run_that_it_submitted(kind):
+    """It needs a second worker for that; a direct call needs none."""
+    app = app_of("?workers=2")
 
     @app.task
-    def plain(depth):
-        return 1 + plain.submit(depth - 1).result(timeout=LONG) if depth else 0
+    def leaf(number):
+        return number
+
+    @app.task
+    def plain():
+        return leaf.submit(1).result(timeout=LONG) + leaf(2)
 
     @app.task(name="async")
-    async def on_loop(depth):
-        return 1 + await (await on_loop.submit(depth - 1)) if depth else 0
+    async def on_loop():
+        return await (await leaf.submit_async(1)) + leaf(2)
 
     with app:
-        assert 5 == app.tasks[kind].submit_sync(5).result(timeout=LONG)
+        assert 3 == app.tasks[kind].submit_sync().result(timeout=LONG)
+
+
+def test_a_run_that_waits_for_a_run_without_a_worker_waits_on():
+    """It keeps its worker while it waits, and neither run is lost."""
+    app = app_of("?workers=1")
+    waiting = threading.Event()
+
+    @app.task
+    def leaf():
+        return "leaf"
+
+    @app.task
+    def root():
+        handle = leaf.submit()
+        with contextlib.suppress(TimeoutError):
+            handle.result(timeout=0.01)
+        waiting.set()
+        return handle
+
+    with app:
+        handle = root.submit().result(timeout=LONG)
+        assert waiting.is_set()
+        assert "leaf" == handle.result(timeout=LONG)
 
 
 async def test_a_blocking_wait_on_its_own_loop_is_refused():
@@ -192,35 +217,6 @@ async def test_a_blocking_wait_on_its_own_loop_is_refused():
         with pytest.raises(RuntimeError, match="await the handle"):
             handle.result()
         assert handle.cancel()
-
-
-def test_a_wait_that_expires_gives_the_lent_place_back():
-    """A run that looks whether another has ended lends its place no longer than it looks."""
-    lock, at_work, most = threading.Lock(), [], []
-    looked = [threading.Event() for _ in range(8)]
-    looked[7].set()
-    app = app_of("?workers=1")
-
-    @app.task
-    def work(left):
-        with lock:
-            at_work.append(left)
-            most.append(len(at_work))
-        # At the same time each of two could lend its place.
-        assert looked[left + 1].wait(LONG)
-        if left:
-            with contextlib.suppress(TimeoutError):
-                work.submit(left - 1).result(timeout=0)
-            looked[left].set()
-            # Time in which others could begin, if there were places.
-            time.sleep(0.02)
-        with lock:
-            at_work.remove(left)
-
-    with app:
-        work.submit(6).result(timeout=LONG)
-        assert wait_until(lambda: len(most) == 7 and not at_work, LONG)
-    assert max(most) <= 2
 
 
 def test_a_queued_run_is_cancelled():
@@ -248,7 +244,7 @@ def test_cancelling_makes_room():
         queued = gate.mark.submit("cancelled")
         thread = threading.Thread(target=gate.mark.submit, args=("let in",))
         thread.start()
-        while not app.engine._queue.outside:
+        while not app.engine._outside:
             thread.join(0.001)
         queued.cancel()
         thread.join(LONG)
@@ -267,7 +263,7 @@ def test_a_delayed_run_that_waited_for_room_begins_at_its_time():
         submit = gate.mark.with_options(delay=0.05).submit
         thread = threading.Thread(target=submit, args=("late",))
         thread.start()
-        while not app.engine._queue.outside:
+        while not app.engine._outside:
             thread.join(0.001)
         gate.open.set()
         thread.join(LONG)
@@ -283,46 +279,11 @@ def test_whoever_is_let_in_by_a_cancellation_begins():
         begun = []
         thread = threading.Thread(target=lambda: begun.append(gate.mark.submit("let in")))
         thread.start()
-        while not app.engine._queue.outside:
+        while not app.engine._outside:
             thread.join(0.001)
         far.cancel()
         thread.join(LONG)
         assert "let in" == begun[0].result(timeout=LONG)
-
-
-def test_a_run_lends_its_place_for_as_long_as_it_waits():
-    """A run that waits for several others at once lends its place until all have ended."""
-    app = app_of("?workers=1")
-
-    @app.task
-    async def leaf(number):
-        await asyncio.sleep(0.001)
-        return number
-
-    @app.task
-    async def root():
-        handles = [await leaf.submit(number) for number in range(3)]
-        return await asyncio.gather(*handles)
-
-    with app:
-        assert [0, 1, 2] == root.submit_sync().result(timeout=LONG)
-
-
-async def test_plain_runs_that_wait_for_each_other_have_a_thread_each():
-    """In an async app too, no pool of threads is full of runs that wait for one another."""
-    app = app_of("?workers=64")
-
-    @app.task
-    def leaf(number):
-        return number
-
-    @app.task
-    def root(number):
-        return leaf.submit(number).result(timeout=LONG)
-
-    async with app:
-        handles = [await root.submit_async(number) for number in range(64)]
-        assert list(range(64)) == await asyncio.wait_for(asyncio.gather(*handles), LONG)
 
 
 @pytest.mark.parametrize("priority", ["high", 1.5, True, None, float("nan"), [1]])

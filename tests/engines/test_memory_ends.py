@@ -7,11 +7,12 @@ import gc
 import os
 import threading
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
-from qtasks_hookspecs import Retry
+from qtasks_hookspecs import Retry, hookimpl
 from qtasks_pluggy import QueueTasks, TaskStatus
 from qtasks_pluggy.exc import EngineError, NotRunningError, TaskCancelError, TaskPluginTriggerError
 from tests.engines.shops import LONG, Closing, Gate, app_of
@@ -79,6 +80,28 @@ def test_a_run_that_waits_for_its_retry_is_cancelled(kind):
         with pytest.raises(TaskCancelError, match="enough"):
             handle.result(timeout=LONG)
     assert [kind] == closing.closed
+
+
+async def test_a_run_that_is_cancelled_as_its_retry_is_decided_ends_at_once():
+    """R16: it does not wait for the retry's delay, and its plugins hear of its end."""
+    closing = Closing(Retry(delay=3600))
+    app = app_of(plugins=[closing])
+    handles = []
+    cancels = SimpleNamespace(
+        name="cancels",
+        task_executor_attempt_ended=hookimpl(lambda: handles[0].cancel("enough") and None),
+    )
+    app.add_plugin(cancels)
+
+    @app.task(echo=True)
+    async def fail(self):
+        self.ctx.plugin_error()
+
+    async with app:
+        handles.append(await fail.submit())
+        with pytest.raises(TaskCancelError, match="enough"):
+            await asyncio.wait_for(handles[0], LONG)
+    assert ["fail"] == closing.closed
 
 
 def test_a_stop_finishes_what_was_submitted():
@@ -189,6 +212,33 @@ async def test_a_stop_leaves_behind_what_swallows_its_cancellation():
     release.set()
 
 
+async def test_a_stop_that_is_cancelled_gives_up_the_rest_at_once(log_output):
+    """Whoever stops waiting for the stop does not leave runs going on for the rest of the grace."""
+    closing = Closing()
+    app = app_of("?workers=1&grace=1000", plugins=[closing])
+    entered = asyncio.Event()
+
+    @app.task
+    async def wait():
+        entered.set()
+        await asyncio.Event().wait()
+
+    await app.__aenter__()
+    running, queued = await wait.submit(), await wait.submit()
+    await entered.wait()
+    stopping = asyncio.create_task(app.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    for handle in (running, queued):
+        with pytest.raises(TaskCancelError, match="the app stopped"):
+            await asyncio.wait_for(handle, LONG)
+    (given_up,) = [entry for entry in log_output if entry["event"] == "memory_engine_gave_up"]
+    assert 2 == len(given_up["runs"])
+    assert ["wait"] == closing.closed
+
+
 async def test_whoever_waits_for_room_hears_of_the_stop():
     """A submission that waits for room when the app stops fails, instead of waiting for ever."""
     app = app_of("?workers=1&size=1")
@@ -236,10 +286,26 @@ def test_an_error_that_nobody_looks_at_is_logged(log_output):
     assert isinstance(seen[0]["exc_info"], ZeroDivisionError)
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()], ids=repr)
-def test_a_task_that_ends_itself_ends_alone(error):
-    """``sys.exit()`` in a run, or a cancellation of its own, leaves the workers alive."""
-    app = app_of("?workers=1")
+@pytest.mark.parametrize(
+    ("error", "in_thread", "on_event_loop"),
+    [
+        (SystemExit(3), EngineError, EngineError),
+        (asyncio.CancelledError(), TaskCancelError, TaskCancelError),
+        (GeneratorExit(), EngineError, TaskCancelError),
+    ],
+    ids=repr,
+)
+def test_a_task_that_ends_itself_ends_alone(error, in_thread, on_event_loop):
+    """``sys.exit()`` in a run, or a cancellation of its own, leaves the workers alive.
+
+    The plugins hear of the same end as the caller.
+    """
+    heard = []
+    listener = SimpleNamespace(
+        name="listener",
+        task_executor_task_close=hookimpl(lambda outcome: heard.append(outcome.status)),
+    )
+    app = app_of("?workers=1", plugins=[listener])
     gate = Gate(app)
 
     @app.task
@@ -250,12 +316,14 @@ def test_a_task_that_ends_itself_ends_alone(error):
     async def on_loop():
         raise error
 
-    expected = TaskCancelError if isinstance(error, asyncio.CancelledError) else EngineError
     with app:
-        for task in (plain, on_loop):
+        for task, expected in ((plain, in_thread), (on_loop, on_event_loop)):
+            handle = task.submit_sync()
             with pytest.raises(expected):
-                task.submit_sync().result(timeout=LONG)
+                handle.result(timeout=LONG)
+            assert str(handle.status) == str(heard[-1])
         assert 1 == gate.mark.submit(1).result(timeout=LONG)
+    assert 3 == len(heard)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
@@ -288,7 +356,7 @@ def test_a_fork_is_told_that_it_has_no_workers():
         ("memory://?workers=2.5", "a whole number from 1"),
         ("memory://?grace=soon", "a number above 0"),
         ("memory://?grace=inf", "a number above 0"),
-        ("memory://workers=3", "something between"),
+        ("memory://workers=3", "nothing can stand between"),
         ("memory://localhost/?workers=3", "no host"),
         ("memroy://", "did you mean 'memory'"),
         ("memory", "did you mean 'memory'"),
@@ -336,20 +404,20 @@ def test_an_app_without_an_engine_cannot_submit():
         gate.mark.submit(1)
 
 
-def test_100_000_pending_runs_stay_within_their_memory():
-    """A queued run costs less than 1.5 kB, handle and message included."""
-    app = app_of("?workers=1&size=100000")
+def test_pending_runs_stay_within_their_memory():
+    """A queued run costs less than 1 kB, handle and message included."""
+    app, pending = app_of("?workers=1&size=100000"), 20_000
     gate = Gate(app)
     with app:
         gate.occupy()
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            handles = list(app.submit_many(gate.mark, range(100_000)))
+            handles = list(app.submit_many(gate.mark, range(pending)))
             used = tracemalloc.get_traced_memory()[0] - before
         finally:
             tracemalloc.stop()
-        assert used < 150_000_000
+        assert used < 1000 * pending
         for handle in handles:
             assert handle.cancel()
         gate.open.set()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import subprocess
+import sys
 import threading
+import weakref
 
 import pytest
 
@@ -11,6 +15,7 @@ from qtasks_hookspecs import Retry
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines.memory import MemoryEngine
 from qtasks_pluggy.exc import EngineError, TaskCancelError
+from tests.engines.processes import wait_until
 from tests.engines.shops import LONG, Closing, Gate, app_of
 
 
@@ -67,7 +72,9 @@ def test_one_engine_is_behind_one_app():
     two = QueueTasks("two", engine=engine, discover=False)
     gate = Gate(one)
     with one:
-        with pytest.raises(EngineError, match="behind app 'one' already"):
+        with pytest.raises(
+            EngineError, match="already executes the runs of app 'one'; give app 'two'"
+        ):
             two.__enter__()
         assert 1 == gate.mark.submit(1).result(timeout=LONG)
 
@@ -104,9 +111,9 @@ def test_a_stop_waits_for_a_run_on_its_way_to_its_next_attempt(monkeypatch):
         assert gate.wait(LONG)
         raise OSError("broken")
 
-    def give_up_slowly(runs, native=engine._give_up):
+    def give_up_slowly(native=engine._give_up, **given):
         # The stop's own step, before it looks whether all is over.
-        native(runs)
+        native(**given)
         gate.set()
         assert moving.wait(LONG)
 
@@ -114,39 +121,86 @@ def test_a_stop_waits_for_a_run_on_its_way_to_its_next_attempt(monkeypatch):
         handle = fail.submit()
         assert entered.wait(LONG)
 
-        def put_slowly(*args, native=engine._queue.put):
+        def put_slowly(*args, native=engine._put):
             moving.set()
             # Long enough for a stop that does not wait for the lock.
             threading.Event().wait(0.2)
             return native(*args)
 
-        monkeypatch.setattr(engine._queue, "put", put_slowly)
+        monkeypatch.setattr(engine, "_put", put_slowly)
         monkeypatch.setattr(engine, "_give_up", give_up_slowly)
     with pytest.raises(OSError, match="broken"):
         handle.result(timeout=LONG)
     assert [1, 1] == seen
 
 
-def test_cancelled_runs_leave_the_queue():
-    """Runs that are cancelled long before their time do not stay in memory until then."""
+class Argument:
+    """What a run is given; whether anything still holds it can be seen from outside."""
+
+
+@pytest.mark.parametrize("delay", [None, 100_000])
+def test_cancelled_runs_leave_the_queue(delay):
+    """Runs that are cancelled long before their turn do not stay in memory until then."""
     app = app_of("?workers=1&size=1000000")
     gate = Gate(app)
+    given: list[weakref.ref[Argument]] = []
     with app:
-        later = gate.mark.with_options(delay=100_000)
-        for number in range(1000):
-            assert later.submit(number).cancel()
-        queue = app.engine._queue
+        gate.occupy()
+        later = gate.mark.with_options(delay=delay)
 
-        assert 0 == queue.queued
-        assert len(queue._later) <= 101
-        kept = [later.submit(number) for number in range(200)]
-        for handle in kept[:150]:
-            handle.cancel()
-        gate.mark.with_options(delay=0.01).submit("soon").result(timeout=LONG)
+        def submit_and_cancel() -> None:
+            argument = Argument()
+            given.append(weakref.ref(argument))
+            assert later.submit(argument).cancel()
 
-        assert 50 == queue.queued
-        for handle in kept:
-            handle.cancel()
-            with pytest.raises(TaskCancelError):
-                handle.result(timeout=LONG)
+        for _ in range(1000):
+            submit_and_cancel()
+        # As many as asyncio keeps of cancelled timers, and a few.
+        assert wait_until(lambda: sum(one() is not None for one in given) <= 110, LONG)
+        kept = later.submit("kept")
+        assert kept.cancel()
+        with pytest.raises(TaskCancelError):
+            kept.result(timeout=LONG)
+        gate.open.set()
+        assert "soon" == gate.mark.submit("soon").result(timeout=LONG)
     assert ["soon"] == gate.done
+
+
+async def test_a_delayed_run_that_is_cancelled_is_garbage_at_once():
+    """Its timer does not hold it until its time comes."""
+    app = app_of()
+    gate = Gate(app)
+    async with app:
+        argument = Argument()
+        held = weakref.ref(argument)
+        handle = await gate.mark.with_options(delay=100_000).submit_async(argument)
+        assert handle.cancel()
+        del argument, handle
+        gc.collect()
+        assert held() is None
+
+
+def test_a_task_that_hangs_does_not_keep_the_process_from_ending():
+    """Past its grace a stop leaves a plain run in its thread, and the interpreter exits."""
+    code = """if True:
+        import threading
+        from qtasks_pluggy import QueueTasks
+
+        app = QueueTasks("shop", engine="memory://?grace=0.05", discover=False)
+        entered = threading.Event()
+
+        @app.task
+        def hang():
+            entered.set()
+            threading.Event().wait()
+
+        with app:
+            handle = hang.submit()
+            entered.wait()
+        print(handle.status)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG, check=True
+    )
+    assert "cancelled" == done.stdout.strip()
+    assert "memory_engine_gave_up" in done.stderr

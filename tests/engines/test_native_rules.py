@@ -5,7 +5,6 @@ from __future__ import annotations
 import dramatiq
 import huey
 import pytest
-from celery.exceptions import Reject
 from dramatiq.middleware import SkipMessage
 from dramatiq.results import ResultFailure
 from huey.exceptions import CancelExecution, RateLimitExceeded
@@ -192,15 +191,14 @@ def test_a_retry_that_celery_cannot_send_ends_in_an_error_of_ours(monkeypatch):
 
     @native.task(name="fail", shared=False)
     def fail():
+        monkeypatch.setattr(fail, "apply_async", full)
         raise OSError("broken")
+
+    def full(*_, **__):
+        raise ConnectionError("no room")
 
     plugin = Keeps(Retry())
     celery_engine.install(native, [plugin], discover=False)
-
-    def full(**_):
-        raise Reject(ConnectionError("no room"), requeue=False)
-
-    monkeypatch.setattr(fail, "retry", full)
     with celery_apps.working(native), pytest.raises(EngineError, match="no room"):
         fail.delay().get(timeout=LONG, interval=0.01)
     assert ENDS == heard(plugin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from uuid import uuid4
 
@@ -128,8 +129,9 @@ SHOP = """
     @hookimpl
     def task_executor_task_close(task_executor, task_broker, outcome):
         if task_broker.args == ("again",):
-            task_executor.app.replay(task_broker, args=("zero",))
+            print("replayed as", task_executor.app.replay(task_broker, args=("zero",)))
         print("close", task_broker.name, *task_broker.args, outcome.status, outcome.attempt)
+        print("ended", task_broker.uuid)
 
     @hookimpl
     def qtasks_start():
@@ -253,6 +255,8 @@ def test_what_plugins_decide(shop):
     ):
         assert f"close fail {name} {status} {attempt}" in log
     assert ("success", 0) == shop.run("has_its_own_executor")
+    for event in ("worker_asks_plugins app=", "task_error_decided task='fail'"):
+        assert f"(qtasks_pluggy) {event}" in worker.log()
 
 
 def test_what_is_qtasks_own_stays_so(shop):
@@ -273,10 +277,16 @@ def test_what_is_qtasks_own_stays_so(shop):
 
 
 def test_a_plugin_sends_a_run_again(shop):
-    """``app.replay`` adds the task anew, with an id that QTasks gives it."""
+    """``app.replay`` adds the task anew; plain code gets the id that QTasks gives it."""
     worker = shop.work()
     shop.run("fail", "again")
     assert wait_until(lambda: "close fail zero recovered" in worker.log(), LONG)
+    (new,) = re.findall(r"replayed as (\S+)", worker.log())
+    if shop.kind == "AsyncTask":
+        # It is added on this very loop, after the attempt.
+        assert "None" == new
+    else:
+        assert wait_until(lambda: f"ended {new}" in worker.log(), LONG)
 
 
 def test_a_worker_whose_plugin_cannot_start_ends(shop):

@@ -13,6 +13,7 @@ import pytest
 from celery import Celery
 from dramatiq import actor
 from taskiq import InMemoryBroker
+from taskiq.kicker import AsyncKicker
 
 from qtasks_hookspecs import Retry, hookimpl
 from qtasks_pluggy import QueueTasks, TaskMessage
@@ -22,7 +23,6 @@ from tests.engines import celery_apps, dramatiq_apps
 from tests.engines.celery_apps import celery_app
 from tests.engines.huey_apps import LONG, consuming
 from tests.engines.processes import wait_until
-from tests.engines.versions import since
 
 pytestmark = pytest.mark.engines
 
@@ -228,7 +228,6 @@ def test_huey_does_not_guess_which_task_is_meant():
         installed_in(native).replay(TaskMessage("keep"))
 
 
-@since("taskiq", "0.12", "older ones send from their own loop")
 def test_taskiq_says_that_its_own_loop_cannot_wait():
     """A hookimpl on the broker's loop gets one clear error; a thread of its own may send."""
     app = QueueTasks("shop", engine=InMemoryBroker(), discover=False)
@@ -245,7 +244,6 @@ def test_taskiq_says_that_its_own_loop_cannot_wait():
     assert [(1, None)] == seen
 
 
-@since("taskiq", "0.12", "with_labels adds to the task's own labels")
 def test_a_plugin_sends_a_taskiq_run_again():
     """From a plain task and an async one, whose loop is the broker's; with tags and labels."""
     ends = []
@@ -273,7 +271,8 @@ def test_a_plugin_sends_a_taskiq_run_again():
 
     async def main(task):
         await native.startup()
-        await task.kicker().with_labels(tenant="blue").kiq(0)
+        # Before 0.12 the task's own kicker gives its labels to the task.
+        await AsyncKicker(task.task_name, native, {**task.labels, "tenant": "blue"}).kiq(0)
         while len(ends) < 2:
             await asyncio.sleep(0.01)
 

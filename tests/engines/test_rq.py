@@ -96,6 +96,20 @@ def test_cancel_and_dead_letter_use_up_native_retries(queue, decision):
     assert "close" == plugin.heard[-1]
 
 
+@pytest.mark.parametrize(
+    ("answer", "seen_by"), [("answer", ["broken", "answer"]), (Cancel("why"), ["broken"])]
+)
+def test_a_job_that_depends_on_another_runs_after_its_success(queue, answer, seen_by):
+    """A dependent job runs where a plugin has answered, and reads the answer; else it waits."""
+    job_class = install([Keeps(answer)], discover=False)
+    first = queue.enqueue(fail)
+    second = queue.enqueue(rq_apps.reads, args=[first.id], depends_on=first)
+    rq_apps.work(queue, job_class)
+    assert seen_by == seen
+    status = queue.fetch_job(second.id).get_status()
+    assert ("finished" if len(seen_by) == 2 else "deferred") == status
+
+
 def test_a_dead_letter_that_a_plugin_keeps_is_a_failed_job_too(queue):
     """RQ knows no other end for a job that has no result."""
     kept = []

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import datetime as dt
+import pickle
 import sqlite3
 import threading
 from typing import Annotated
@@ -18,12 +19,13 @@ from taskiq import (
     SimpleRetryMiddleware,
     SmartRetryMiddleware,
     TaskiqDepends,
+    TaskiqMiddleware,
     async_shared_broker,
 )
 from taskiq.exceptions import TaskRejectedError
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
-from qtasks_pluggy import QueueTasks
+from qtasks_pluggy import QueueTasks, exc
 from qtasks_pluggy.engines.taskiq import install
 from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskTimeoutError
 from tests.engines.huey_apps import Keeps
@@ -94,6 +96,74 @@ async def test_ends_are_taskiq_s_own(native, decision, kind, text):
     assert result.is_err
     assert ["broken"] == seen
     assert isinstance(decision, DeadLetter) is ("CapabilityError" in str(logs))
+
+
+async def test_a_cancelled_run_is_no_error_in_taskiq_s_log(native, caplog):
+    """``Cancel`` stores a ``TaskCancelError``, whatever middlewares hear, and logs no traceback."""
+    heard = []
+
+    class Hears(TaskiqMiddleware):
+        def on_error(self, message, result, exception):
+            heard.append(type(exception))
+
+        def post_execute(self, message, result):
+            heard.append((result.is_err, type(result.error)))
+
+    native.add_middlewares(SimpleRetryMiddleware(default_retry_label=True), Hears())
+    task, seen = failing(native)
+    install(native, [Keeps(Cancel("why"), DeadLetter("lost")), Letters()], discover=False)
+    async with working(native):
+        cancelled = (await ended(await task.kiq("broken"))).error
+        logged = [(one.levelname, one.exc_info) for one in caplog.records if "taskiq" in one.name]
+        letter = (await ended(await task.kiq("broken"))).error
+    assert isinstance(pickle.loads(pickle.dumps(cancelled)), exc.TaskCancelError)
+    assert ("why", OSError) == (str(cancelled), type(cancelled.__cause__))
+    assert [] == [one for one in logged if one[0] == "ERROR" or one[1]]
+    assert issubclass(heard[0], NoResultError)
+    assert (True, TaskCancelError) == heard[1]
+    # What is set aside has failed, and is logged.
+    assert isinstance(letter, exc.TaskDeadLetteredError)
+    assert "ERROR" in {one.levelname for one in caplog.records if "taskiq" in one.name}
+    assert ["broken"] * 2 == seen
+
+
+class Letters:
+    """Keeps dead letters."""
+
+    @hookimpl
+    def task_executor_dead_letter(self):
+        return True
+
+
+async def test_a_generator_s_items_are_the_result(native):
+    """R17: a task may yield, of either kind; an answer replaces what it has yielded so far."""
+    yielded = []
+
+    class Looks:
+        @hookimpl
+        def task_executor_run_task_trigger_error(self, task_executor):
+            yielded.append(list(task_executor.yielded))
+
+    @native.task(task_name="plain")
+    def plain(fails):
+        yield 1
+        if fails:
+            raise OSError
+        yield 2
+
+    @native.task(task_name="other")
+    async def other(fails):
+        yield 1
+        if fails:
+            raise OSError
+        yield 2
+
+    install(native, [Looks(), Keeps("answer", "answer")], discover=False)
+    async with working(native):
+        for task in (plain, other):
+            assert [1, 2] == (await ended(await task.kiq(fails=False))).return_value
+            assert "answer" == (await ended(await task.kiq(fails=True))).return_value
+    assert [[1], [1]] == yielded
 
 
 async def test_a_direct_call_stays_native(native):

@@ -7,13 +7,19 @@ import time
 
 import pydantic
 import pytest
-from taskiq import InMemoryBroker, TaskiqEvents, TaskiqMiddleware, async_shared_broker
+from taskiq import (
+    InMemoryBroker,
+    NoResultError,
+    TaskiqEvents,
+    TaskiqMiddleware,
+    async_shared_broker,
+)
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
-from qtasks_hookspecs import Replace, Retry
-from qtasks_pluggy import QueueTasks
+from qtasks_hookspecs import Cancel, Replace, Retry
+from qtasks_pluggy import QueueTasks, TaskStatus
 from qtasks_pluggy.engines.taskiq import install
-from qtasks_pluggy.exc import EngineError
+from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskPluginTriggerError
 from tests.engines.huey_apps import Keeps
 from tests.engines.taskiq_apps import broker_of, ended, working
 
@@ -167,18 +173,62 @@ async def test_a_retry_has_the_arguments_that_travelled(native):
     assert [(1, 2)] * 2 == seen
 
 
-async def test_plain_functions_share_taskiq_s_own_threads():
+@pytest.mark.parametrize("is_app", [False, True], ids=["install", "app"])
+async def test_plain_functions_share_taskiq_s_own_threads(is_app):
     """Of 30 plain runs at once no more than the pool's two run, and no other thread is made."""
     native = InMemoryBroker(sync_tasks_pool_size=2, max_stored_results=-1)
     before, most = threading.active_count(), []
 
-    @native.task(task_name="work")
     def work():
         most.append(threading.active_count())
         time.sleep(0.01)
 
-    install(native, [Keeps()], discover=False)
-    async with working(native):
-        for sent in [await work.kiq() for _ in range(30)]:
-            (await ended(sent)).raise_for_error()
-    assert max(most) - before <= 2
+    if is_app:
+        app = QueueTasks("shop", engine=native, plugins=[Keeps()], discover=False)
+        task = app.task(work)
+        async with app:
+            for handle in [await task.submit_async() for _ in range(30)]:
+                await handle
+    else:
+        task = native.register_task(work, task_name="work")
+        install(native, [Keeps()], discover=False)
+        async with working(native):
+            for sent in [await task.kiq() for _ in range(30)]:
+                (await ended(sent)).raise_for_error()
+    assert 30 == len(most)
+    # An app's own start asks the server from a thread, which may not be gone yet.
+    assert max(most) - before <= 2 + is_app
+
+
+async def test_an_app_s_task_that_wants_no_result_fails():
+    """``NoResultError`` would leave whoever waits without an end, so it is an ``EngineError``."""
+    app = QueueTasks("shop", engine=broker_of(), discover=False)
+
+    @app.task
+    async def quiet():
+        raise NoResultError
+
+    async with app:
+        with pytest.raises(EngineError, match="'taskiq': the task raised NoResultError: User does"):
+            await (await quiet.submit())
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
+async def test_an_app_s_cancelled_run_is_no_error_in_taskiq_s_log(caplog, is_async):
+    """The caller gets the ``TaskCancelError``; Taskiq logs no traceback."""
+    app = QueueTasks("shop", engine=broker_of(), discover=False, plugins=[Keeps(Cancel("why"))])
+
+    async def fail_async():
+        raise TaskPluginTriggerError
+
+    def fail():
+        raise TaskPluginTriggerError
+
+    task = app.task(fail_async if is_async else fail)
+    async with app:
+        handle = await task.submit_async()
+        with pytest.raises(TaskCancelError, match="why"):
+            await handle
+        assert TaskStatus.cancelled is handle.status
+    logged = [(one.levelname, one.exc_info) for one in caplog.records if "taskiq" in one.name]
+    assert [] == [one for one in logged if one[0] == "ERROR" or one[1]]

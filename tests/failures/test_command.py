@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from qtasks_pluggy import TrailRecord
 from qtasks_pluggy.cli._command import command
 from qtasks_pluggy.failures.connection import read_url
 from qtasks_pluggy.failures.store import Batch
@@ -131,8 +132,8 @@ def test_filters_narrow(filled, run):
     ids = [one["id"] for one in json.loads(run("groups", "--error", "ValueError", "--json").stdout)]
 
     assert ["other"] == ids
-    assert "There are no such failures." in run("groups", "--state", "ignored").output
-    assert "There are no such runs." in run("list", "--since", "2100-01-01").output
+    assert "No failures match." in run("groups", "--state", "ignored").output
+    assert "No runs match." in run("list", "--since", "2100-01-01").output
 
 
 @pytest.mark.parametrize("since", ["30m", "2h", "7d", "1w", "iso"])
@@ -149,10 +150,10 @@ def test_since_takes_a_span_or_a_time(filled, run, since):
     [
         (["groups", "--state", "opened"], "--state: there is no 'opened'; did you mean 'open'?"),
         (["list", "--status", "fail"], "--status: there is no 'fail'; did you mean 'failed'?"),
-        (["list", "--since", "yesterday"], "--since: 'yesterday' is no time"),
+        (["list", "--since", "yesterday"], "--since: 'yesterday' is not a time"),
         (["list", "--limit", "0"], "--limit"),
         (["groups", "--url", "sqlit:///x.db"], "did you mean 'sqlite'?"),
-        (["groups", "--url", "sqlite:////nowhere/x.db"], "is not there"),
+        (["groups", "--url", "sqlite:////nowhere/x.db"], "does not exist"),
         (["groups", "--app", "nothing:app"], "there is no module 'nothing'"),
     ],
 )
@@ -169,7 +170,7 @@ def test_a_run_that_is_not_there_is_named_with_code_1(filled, run):
     ended = run("show", "nobody", "--json")
 
     assert (1, "") == (ended.exit_code, ended.stdout)
-    assert "no run nobody" in ended.stderr
+    assert "no such run: nobody" in ended.stderr
 
 
 def test_what_was_dropped_is_said_beside_the_groups(filled, run):
@@ -186,7 +187,7 @@ def test_the_url_of_the_command_line_is_stronger_than_the_settings(filled, run, 
     """--url is read, and the store of the settings is not."""
     ended = run("groups", "--url", f"sqlite:///{tmp_path}/none.db")
 
-    assert (2, True) == (ended.exit_code, "none.db is not there" in ended.output)
+    assert (2, True) == (ended.exit_code, "none.db does not exist" in ended.output)
 
 
 @pytest.mark.parametrize("strongest", ["option", "environment", "file", "app", "default"])
@@ -239,3 +240,86 @@ def test_a_locked_store_can_be_read(filled, run):
 
     assert 2 == len(json.loads(ended.stdout))
     assert time.monotonic() - begun < 4
+
+
+def test_the_first_characters_of_an_id_are_enough_if_unique(place, run):
+    """An ambiguous beginning names its runs; an unknown or empty one is refused."""
+    uuids = ["ab_1", "abc2", *(f"b-{number}" for number in range(9))]
+    place.store().write(Batch([place.record(uuid=one) for one in uuids]))
+
+    assert "ab_1" == json.loads(run("show", "ab_", "--json").stdout)["uuid"]
+    assert "1 group (run abc2): resolved now\n" == run("resolve", "abc", "--yes").output
+    for words, told in (
+        (["show", "ab"], "several runs match ab: ab_1, abc2; give more characters"),
+        (["resolve", "b"], "several runs match b: b-0, b-1, b-2, b-3, b-4, ...; give more"),
+        (["show", "x"], "no such run: x"),
+        (["resolve", ""], "no such run: "),
+    ):
+        ended = run(*words)
+        assert (1, True) == (ended.exit_code, told in ended.stderr), ended.output
+
+
+def _asked(status, hook="task_executor_run_task_trigger_error"):
+    return TrailRecord("last-rate", None, None, hook, 1, status)
+
+
+@pytest.mark.parametrize(
+    ("error", "trail", "told"),
+    [
+        (KeyError("EUR"), (), "either no plugin has a handler, or intercept="),
+        (SystemExit(1), (), "plugins never decide about SystemExit"),
+        (KeyError("EUR"), (_asked("filtered"),), "every handler was filtered"),
+        (KeyError("EUR"), (_asked("answered", "task_executor_task_failed"),), "either no plugin"),
+        (KeyError("EUR"), (_asked("filtered"), _asked("no_opinion")), None),
+    ],
+)
+def test_show_says_where_no_plugin_was_asked(place, run, error, trail, told):
+    """One line with the reason, as far as the store knows it; none where a plugin was asked."""
+    place.store().write(Batch([place.record(error, uuid="one", trail=trail)]))
+
+    output = run("show", "one").output
+
+    assert (told is not None) == ("no plugin was asked: " in output), output
+    assert f"no plugin was asked: {told or ''}" in output or told is None
+
+
+def test_tables_say_once_that_times_are_in_utc(filled, run):
+    """The head of the column says it."""
+    assert 1 == run("groups").output.count("last seen (UTC)") == run("groups").output.count("UTC")
+    assert 1 == run("list").output.count("at (UTC)") == run("list").output.count("UTC")
+
+
+def test_an_empty_store_is_no_fault(place, run):
+    """It is said in words, with code 0, and JSON is an empty list."""
+    place.store().write(Batch([]))
+
+    for words in (["groups"], ["groups", "--task", "price"], ["list"]):
+        ended = run(*words)
+        assert (0, "No failures are recorded yet.\n") == (ended.exit_code, ended.output)
+    assert [] == json.loads(run("groups", "--json").stdout)
+    place.store().write(Batch([place.record()]))
+    run("ignore", "--group", "a-group", "--yes")
+    assert "No failures match.\n" == run("groups").output
+
+
+def test_a_missing_store_says_what_to_enable(run):
+    """It is code 2, as every store that cannot be used."""
+    ended = run("groups")
+
+    assert (2, True) == (ended.exit_code, "QTASKS_PLUGGY_ENABLE=failures" in ended.stderr)
+
+
+def test_without_the_extra_the_page_names_its_own(run, monkeypatch):
+    """``web`` needs more than the other commands."""
+    monkeypatch.setattr("qtasks_pluggy.failures.command.find_spec", lambda _: None)
+
+    ended = run("web")
+
+    assert (2, True) == (ended.exit_code, "'qtasks-pluggy[web]'" in ended.output)
+
+
+def test_the_first_hour_of_1970_counts_once(place):
+    """A clock that was never set does not make two runs of one."""
+    place.store().write(Batch([place.record(at=12.0)]))
+
+    assert {"failed": 1} == place.counts()

@@ -58,7 +58,7 @@ def test_without_a_terminal_an_act_needs_yes(filled, run, more):
 
     assert (2, "") == (ended.exit_code, ended.stdout)
     assert "this would resolve 2 groups (--task '*')" in ended.stderr
-    assert "say --yes" in ended.stderr
+    assert "add --yes" in ended.stderr
     assert {"open"} == set(_states(filled).values())
 
 
@@ -98,8 +98,8 @@ def test_on_a_terminal_it_asks(filled, answer, code, told, state):
 @pytest.mark.parametrize(
     ("words", "missing"),
     [
-        (["one", "nobody", "none"], "no run nobody, none is recorded; nothing was done"),
-        (["--group", "nothing"], "no group nothing is recorded; nothing was done"),
+        (["one", "nobody", "none"], "no such run: nobody, none"),
+        (["--group", "nothing"], "no such group: nothing"),
     ],
 )
 def test_what_is_not_there_is_named_with_code_1(filled, run, act, words, missing):
@@ -114,14 +114,14 @@ def test_what_is_not_there_is_named_with_code_1(filled, run, act, words, missing
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "say of what"),
-        (["--limit", "3"], "say of what"),
+        ([], "give ids of runs, --group ID"),
+        (["--limit", "3"], "give ids of runs, --group ID"),
         (["one", "--task", "price"], "ids of runs or filters, not both: one and --task"),
         (["--state", "opne"], "--state: there is no 'opne'; did you mean 'open'?"),
         (["--status", "fail"], "--status: there is no 'fail'; did you mean 'failed'?"),
-        (["--since", "noon"], "--since: 'noon' is no time"),
+        (["--since", "noon"], "--since: 'noon' is not a time"),
         (["one", "--url", "postgresq+psycopg://u:hunter2@h/d"], "mean 'postgresql+psycopg'?"),
-        (["one", "--url", "sqlite:////nowhere/x.db"], "is not there"),
+        (["one", "--url", "sqlite:////nowhere/x.db"], "does not exist"),
     ],
 )
 def test_what_is_wrong_is_named_with_code_2(filled, run, words, told):
@@ -178,7 +178,7 @@ def test_ignored_groups_are_left_out_unless_they_are_named(filled, run):
     assert (["other"], ["three"]) == (ids("groups"), ids("list"))
     assert ["a-group"] == ids("groups", "--state", "ignored") == ids("groups", "--group", "a-group")
     assert ["two", "one"] == ids("list", "--state", "ignored") == ids("list", "--group", "a-group")
-    assert "Nothing was to be done" in run("reopen", "--task", "*", "--yes").output
+    assert "Nothing to do" in run("reopen", "--task", "*", "--yes").output
     assert ["a-group"] == ids("reopen", "one", "--yes")
     assert {"open"} == set(_states(filled).values())
 
@@ -224,8 +224,8 @@ def test_an_old_store_is_upgraded_by_one_command(old_place, run):
 
     first, second = run("upgrade"), run("upgrade")
 
-    assert f"{old_place.text} was of version 1, and is of version 2 now.\n" == first.output
-    assert f"{old_place.text} is of version 2 already; nothing was to be done.\n" == second.output
+    assert f"{old_place.text} is upgraded from version 1 to version 2.\n" == first.output
+    assert f"{old_place.text} is of version 2 already; there is nothing to do.\n" == second.output
     assert 4 == len(json.loads(run("list", "--json").stdout))
 
 
@@ -241,5 +241,5 @@ def test_there_is_nothing_to_upgrade_where_nothing_was_recorded(place, run):
     """A store that is not there is named with code 2, and not made."""
     ended = run("upgrade")
 
-    assert (2, True) == (ended.exit_code, "is not there" in ended.output)
+    assert (2, True) == (ended.exit_code, "does not exist" in ended.output)
     assert not place.path.exists()

@@ -71,8 +71,7 @@ def test_from_a_failure_to_a_resolved_group(failures, any_place):
     assert "4 asked: 1 would be recovered by use_last, 3 not\n" == failures("replay", "--dry-run")
     replayed = failures("replay", "--group", "a", "--yes")
     assert (
-        "2 runs replayed: 1 succeeded, 1 recovered\n"
-        "1 group resolved: no failure of theirs is left.\n"
+        "2 runs replayed: 1 succeeded, 1 recovered\n1 group resolved: no failures are left.\n"
     ) == replayed
     (gold,) = json.loads(failures("list", "--group", "b", "--json"))
     (new,) = json.loads(failures("replay", gold["uuid"], "--yes", "--json", code=1))

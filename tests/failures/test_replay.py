@@ -165,7 +165,7 @@ def test_who_comes_second_sends_nothing(place, shop):
             (one,) = act.run([found])
 
         assert ([], None) == (shop.seen, one.uuid)
-        assert "another replay has taken it" in one.why_not
+        assert "another replay took it" in one.why_not
 
 
 def test_a_run_is_replayed_twice_only_if_somebody_says_so(place, shop):
@@ -177,8 +177,8 @@ def test_a_run_is_replayed_twice_only_if_somebody_says_so(place, shop):
     first, second = claims.find([sent, lost])
 
     assert "replayed already" == left_out(first, shop.app, Arguments()).kind
-    assert f"as run {first.sent_as}; say --again" in left_out(first, shop.app, Arguments()).why
-    assert "and not sent" in left_out(second, shop.app, Arguments()).why
+    assert f"as run {first.sent_as}; use --again" in left_out(first, shop.app, Arguments()).why
+    assert "but not sent" in left_out(second, shop.app, Arguments()).why
     assert left_out(first, shop.app, Arguments(), again=True) is None
     replayed(place, shop.app, [sent, lost])
     assert 1 == len(shop.seen)
@@ -211,8 +211,8 @@ def test_a_run_of_which_nobody_knows_whether_it_was_sent_stays_claimed(place, sh
     _, (one,) = replayed(place, shop.app, [uuid])
     (run,) = Claims(place.url).find([uuid])
 
-    assert "RuntimeError: closed; it may have been sent all the same" == one.why_not
-    assert "and not sent" in left_out(run, shop.app, Arguments()).why
+    assert "RuntimeError: closed; it may have been sent nevertheless" == one.why_not
+    assert "but not sent" in left_out(run, shop.app, Arguments()).why
 
 
 def test_an_engine_that_takes_nothing_is_left_alone(place, shop, monkeypatch):
@@ -292,7 +292,7 @@ def test_it_stops_once_so_many_fail_as_before(place):
 
     act, ends = replayed(place, shop.app, uuids, stop_after=3)
 
-    assert "3 of the new runs failed as those that they repeat" == act.stopped
+    assert "3 of the new runs failed like the runs that they repeat" == act.stopped
     assert (4, 4) == (len(ends), len(shop.seen))
     assert 4 == sum(one.claimed_at is None for one in Claims(place.url).find(uuids))
 

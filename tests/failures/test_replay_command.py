@@ -174,20 +174,20 @@ def test_a_run_that_was_replayed_needs_again(shop):
     ("words", "code", "told"),
     [
         (["run-1"], 2, "this would replay 1 run of app 'shop' (run run-1); there is no terminal"),
-        (["nobody", "--yes"], 1, "no run nobody is recorded; nothing was done"),
+        (["nobody", "--yes"], 1, "no such run: nobody"),
         (["--rate", "0"], 2, "--rate"),
         (["--limit", "0"], 2, "--limit"),
         (["--stop-after", "0"], 2, "--stop-after"),
         (["--args", "{}"], 2, "--args: expected an array"),
         (["--kwargs", "[]"], 2, "--kwargs: expected an object"),
-        (["--args", "[1"], 2, "--args: this is no JSON"),
+        (["--args", "[1"], 2, "--args: this is not JSON"),
         (["--args", '[{"$date": "x"}]'], 2, "--args: args[0] is written as '$date'"),
         (["--status", "fail"], 2, "did you mean 'failed'?"),
         (["run-1", "--task", "x"], 2, "ids of runs or filters, not both"),
-        (["--url", "sqlite:////nowhere/x.db"], 2, "is not there"),
+        (["--url", "sqlite:////nowhere/x.db"], 2, "does not exist"),
         (["gone", "--yes"], 1, "is of task 'vanished', which app 'shop' does not have"),
         (["theirs", "--yes"], 1, "was recorded by app 'other', and this is app 'shop'"),
-        (["object", "--yes"], 1, "cannot be replayed: args[0] is an object; give what a task"),
+        (["object", "--yes"], 1, "cannot be replayed: args[0] is an object; pass the arguments"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -267,7 +267,7 @@ def test_a_dry_run_says_how_many_errors_were_stood_in_for(shop):
     ended = shop.replay("a", "--dry-run")
 
     assert (0, "1 asked: no plugin would decide\n") == (ended.exit_code, ended.stdout)
-    assert "For 1 error that could not be made again a stand-in was shown." in ended.stderr
+    assert "Stand-ins were used for 1 error that could not be rebuilt." in ended.stderr
 
 
 def test_an_app_that_does_not_start_is_named(shop):
@@ -310,7 +310,7 @@ def test_a_replay_that_is_ended_half_way_has_marked_what_it_sent(shop, how, code
     assert {"sent": 2, "claimed": 1, "free": 2} == shop.marks(uuids)
     shown = json.loads(shop.run("show", uuids[2], "--json").stdout)
     assert None in [one["uuid"] for one in shown["replays"]]
-    assert "claimed by a replay, and not sent" in shop.run("show", uuids[2]).stdout
+    assert "claimed by a replay, but not sent" in shop.run("show", uuids[2]).stdout
     if how == signal.SIGINT:
         assert ["succeeded"] * 2 == [one["status"] for one in json.loads(out)]
         assert "Interrupted." in err
@@ -360,4 +360,4 @@ def test_a_loop_of_replays_is_said_before_it_goes_on(shop):
 
     ended = shop.replay()
 
-    assert "1 of them are replays that failed" in ended.stderr
+    assert "1 of them are failed replays" in ended.stderr

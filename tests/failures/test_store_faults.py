@@ -70,14 +70,14 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path):
     path.write_text("call ann\n" * 200)
 
     for use in (lambda url: Store(url, Keep()).write(Batch([])), Reader):
-        with pytest.raises(StoreError, match="no SQLite database but another program's file"):
+        with pytest.raises(StoreError, match="not an SQLite database"):
             use(read_url(f"sqlite:///{path}"))
     assert path.read_text().startswith("call ann")
 
 
 def test_a_store_that_is_not_there_is_not_made_by_reading(tmp_path):
     """Reading says that nothing was recorded, and makes no file and no folder."""
-    with pytest.raises(StoreError, match="not there: no failure was recorded"):
+    with pytest.raises(StoreError, match="does not exist: no failures are recorded"):
         Reader(read_url(f"sqlite:///{tmp_path}/state/failures.db"))
 
     assert [] == list(tmp_path.iterdir())
@@ -131,7 +131,7 @@ def test_a_read_only_store_can_be_read():
         place.path.parent.chmod(0o755)
         assert 1 == len(place.reader().groups(Filters()))
     assert 0 == ended.returncode, ended.stderr
-    assert "1\nPermissionError\n" == ended.stdout
+    assert "1\nOperationalError\n" == ended.stdout
 
 
 def test_a_batch_is_written_whole_or_not_at_all(place):

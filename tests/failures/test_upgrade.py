@@ -188,7 +188,7 @@ def test_a_newer_store_is_not_upgraded(any_place):
 
 def test_an_upgrade_makes_no_store(place):
     """Where nothing was recorded there is nothing to upgrade, and no file afterwards."""
-    with pytest.raises(StoreError, match="not there"):
+    with pytest.raises(StoreError, match="does not exist"):
         upgrade(place.url)
 
     assert not place.path.exists()

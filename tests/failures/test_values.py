@@ -105,7 +105,7 @@ def test_what_would_not_read_back_is_shown_with_the_reason(value, shown, why):
 
     assert why == kept.not_replayable
     assert shown in kept.text
-    with pytest.raises(UnreadableError, match=r"args\[0\].* kept only as people read it"):
+    with pytest.raises(UnreadableError, match=r"args\[0\].* kept only as text"):
         decode(kept.text)
 
 
@@ -113,7 +113,7 @@ def test_what_would_not_read_back_is_shown_with_the_reason(value, shown, why):
     ("written", "told"),
     [
         ('{"args":[1,{"$hidden":true}]}', "args[1] is redacted"),
-        ('{"args":[{"a":[{"$repr":"x"}]}]}', "args[0]['a'][0] is kept only as people read it"),
+        ('{"args":[{"a":[{"$repr":"x"}]}]}', "args[0]['a'][0] is kept only as text"),
         ('{"args":[{"$later":1}]}', "args[0] is written as '$later', which cannot be read here"),
         ('{"args":[{"$date":"2022-02-30"}]}', "args[0] is written as '$date'"),
         ('{"args":[{"$dict":[1]}]}', "args[0] is written as '$dict'"),

@@ -319,7 +319,7 @@ def test_r18_the_remedy_for_a_name_with_a_comma_works(tmp_path, distributions):
         QueueTasks("shop").__enter__()
     told = str(caught.value)
     assert "QTASKS_PLUGGY_DISABLE" not in told
-    remedy = told.partition("switch it off: ")[2].partition(" in qtasks_pluggy.toml")[0]
+    remedy = told.partition("disable it: ")[2].partition(" in qtasks_pluggy.toml")[0]
 
     (tmp_path / "qtasks_pluggy.toml").write_text(remedy, "utf-8")
     with QueueTasks("shop") as app:

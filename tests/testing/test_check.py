@@ -83,18 +83,18 @@ def test_a_finding_has_a_remedy_and_exit_code_1(distributions):  # noqa: F811  #
     assert text.exit_code == told.exit_code == 1
     assert "its answers are json                wrong" in text.stdout
     assert "set is not JSON serializable\n  -> answer text, numbers" in text.stdout
-    assert "mine: 1 to mend" in text.stdout
+    assert "mine: 1 to fix" in text.stdout
     found = [one for one in json.loads(told.stdout)["checks"] if one["findings"]]
     assert [one["check"] for one in found] == ["its_answers_are_json"]
     assert found[0]["findings"][0]["remedy"].startswith("answer text")
 
 
 BAD = {
-    "raises": ("raise ValueError('no')", "importing 'mine' raised ValueError: no", "mend"),
+    "raises": ("raise ValueError('no')", "importing 'mine' raised ValueError: no", "fix"),
     "exits": ("import sys; sys.exit(5)", "ends the program, with 5", "qtasks_start"),
     "ends at once": ("import os; os._exit(5)", "ends the program, with 5", "qtasks_start"),
     "has no hookimpl": ("x = 1", "has no hookimpl", "@hookimpl"),
-    "is no Python": ("def", "SyntaxError", "mend"),
+    "is no Python": ("def", "SyntaxError", "fix"),
 }
 
 

@@ -76,7 +76,7 @@ def test_a_new_project_passes_its_own_tests_and_the_check(workplace):  # noqa: F
     assert files(folder) == FILES
     install(folder)
     tests = python("-m", "pytest", "-p", "no:cacheprovider", folder=folder, path=[folder])
-    assert re.search(r"\b19 passed", tests.stdout), tests.stdout + tests.stderr
+    assert re.search(r"\b20 passed", tests.stdout), tests.stdout + tests.stderr
     told = python("-m", "qtasks_pluggy.cli", "check", name, folder=folder, path=[folder])
     assert told.returncode == 0, told.stdout + told.stderr
     listed = python("-m", "qtasks_pluggy.cli", "plugins", folder=folder, path=[folder])
@@ -173,7 +173,7 @@ def test_what_is_there_is_left_alone(workplace, kind):  # noqa: F811  # the fixt
     ended = workplace.run("new-plugin", "last-good")
 
     assert ended.exit_code == 2
-    assert "last-good is there already; give another name" in ended.stderr
+    assert "last-good already exists; give another name" in ended.stderr
     assert files(workplace.folder) == before
 
 

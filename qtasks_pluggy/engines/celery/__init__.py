@@ -1,8 +1,11 @@
-"""Celery: plugins for a Celery app's own tasks, or an app's runs on Celery.
+"""Celery: plugins for the tasks of a Celery app, or the engine of a ``QueueTasks`` app.
 
 ===============  =================================================================================
-``install.py``   ``install(app)``: plugins for the tasks of a Celery app
-``forward.py``   ``QueueTasks("shop", engine=app)``: its runs
+``install.py``   START HERE: ``install(app)``, plugins for the tasks of a Celery app
+``worker.py``    starts and stops the plugins in the processes of a worker
+``forward.py``   ``QueueTasks("shop", engine=app)``: Celery as its engine
+``losses.py``    what Celery below 5.7 lacks: a limit for runs that kill their process
+``settings.py``  ``at_least_once``, and what the broker and the result backend can do
 ===============  =================================================================================
 
 The worker is Celery's own command, ``celery -A module worker``. Runs survive a killed worker on

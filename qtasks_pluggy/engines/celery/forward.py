@@ -1,4 +1,4 @@
-"""An app's runs on Celery."""
+"""Celery as the engine of a ``QueueTasks`` app."""
 
 # Celery has no types.
 # pyright: reportMissingTypeStubs=false
@@ -12,12 +12,10 @@ from celery import Celery, states
 from celery import exceptions as theirs
 from celery.exceptions import NotRegistered
 from celery.result import EagerResult
-from celery.utils.serialization import UnpickleableExceptionWrapper
-from kombu.exceptions import EncodeError
 
 from qtasks_pluggy import TaskFunc, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, status_from
-from qtasks_pluggy.engines.celery.install import FORWARD, OURS, CeleryNative
+from qtasks_pluggy.engines.celery.install import FORWARD, OURS, CeleryNative, our_header
 from qtasks_pluggy.engines.celery.losses import survive_losses
 from qtasks_pluggy.engines.celery.settings import has_results, is_safe, reach
 from qtasks_pluggy.engines.forward import Forward, portable
@@ -28,7 +26,7 @@ _STATUS: Final = {states.STARTED: TaskStatus.running, states.RETRY: TaskStatus.q
 
 
 class CeleryEngine(Forward[Celery], CeleryNative):
-    """Celery behind an app.
+    """Celery as an app's engine.
 
     Args:
         given: The Celery app.
@@ -36,13 +34,8 @@ class CeleryEngine(Forward[Celery], CeleryNative):
 
     worker = "celery -A MODULE worker"
 
-    def __init__(self, given: Any) -> None:
-        super().__init__(given)
-        # Spawned children import the app, and its plugins with it.
-        self._names = []
-
     def declare(self, task_func: TaskFunc) -> Any:
-        """Make a Celery task of the app's, at-least-once."""
+        """Make a Celery task, whose runs outlive the loss of their process."""
         native, name, func = self.native, task_func.name, task_func.func
         if name in vars(native)["_tasks"]:
             raise ValueError(self._taken(name))
@@ -53,11 +46,11 @@ class CeleryEngine(Forward[Celery], CeleryNative):
 
         run.__module__ = OURS
         options = {FORWARD: True, **survive_losses(task_func.max_retries)}
-        # Every Celery app of a process has those that are shared.
+        # A shared task would be in every Celery app of the process.
         return native.task(name=name, bind=True, shared=False, typing=False, **options)(run)
 
     def check(self) -> None:
-        """Refuse, in clients and workers, a task that Celery had first when it looked."""
+        """Refuse, in clients and workers, a task whose name Celery gave to another one."""
         super().check()
         for name in self.tasks:
             if not getattr(self.native.tasks[name], FORWARD, False):
@@ -66,12 +59,12 @@ class CeleryEngine(Forward[Celery], CeleryNative):
 
     def _taken(self, name: str) -> str:
         return (
-            f"the Celery app {self.native.main!r} has a task {name!r} of its own; give ours"
+            f"the Celery app {self.native.main!r} has a task {name!r} of its own; give this one"
             " another name="
         )
 
     def reach(self) -> None:
-        """Connect to broker and results."""
+        """Connect to the broker and the result backend."""
         if not self.native.conf.task_always_eager:
             self.check()
             reach(self.native)
@@ -90,7 +83,7 @@ class CeleryEngine(Forward[Celery], CeleryNative):
         )
 
     def send(self, message: TaskMessage, delay: float | None) -> Any:
-        """Send a native message."""
+        """Send a Celery message."""
         ticket = super().send(message, delay)
         vars(ticket)["our_task"] = message.name
         return ticket
@@ -98,22 +91,21 @@ class CeleryEngine(Forward[Celery], CeleryNative):
     # --- one attempt
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
-        """Make a message of a request: ``retries`` counts lost workers too, a header does not."""
+        """Make a message of a request: ``retries`` counts lost workers too, our header does not."""
         message = super().message(run, args, kwargs)
-        request = run.request
-        attempt = attempt_of((request.headers or {}).get(OURS) or {})
-        lost = request.retries >= attempt
+        attempt = attempt_of(our_header(run.request))
+        lost = run.request.retries >= attempt
         return attrs.evolve(
             message, priority=0, attempt=attempt, redelivered=message.redelivered or lost
         )
 
     def resend(self, run: Any, number: int) -> dict[str, Any]:
-        """Count the attempts that are a plugin's wish."""
-        headers = dict(run.request.headers or {})
-        return {"headers": {**headers, OURS: {**(headers.get(OURS) or {}), "attempt": number}}}
+        """Count the attempts that plugins asked for."""
+        header = {**our_header(run.request), "attempt": number}
+        return {"headers": {**(run.request.headers or {}), OURS: header}}
 
     def fail(self, run: Any, attempt: Attempt) -> Any:
-        """Give the error, or one that says the same and can be made again."""
+        """Return the error, or one that says the same and can be rebuilt."""
         return portable(attempt.error, f"engine 'celery', task {run.name!r}")
 
     dead_letter = fail
@@ -121,19 +113,19 @@ class CeleryEngine(Forward[Celery], CeleryNative):
     # --- its end
 
     def ticket_for(self, uuid: str) -> Any:
-        """Make the ticket of a run that was sent from anywhere."""
+        """Make the ticket of a run that any process may have sent."""
         ticket = self.native.AsyncResult(uuid)
         vars(ticket)["our_task"] = "unknown"
         return ticket
 
     def keeps(self, ticket: Any) -> bool:
-        """Say whether anybody can ask for a run's end."""
+        """Say whether the end of a run can be read."""
         return self.capabilities.results or isinstance(ticket, EagerResult)
 
     def no_results(self) -> str:
-        """Say what to do where results are not kept."""
+        """Say what to do without results."""
         uri = self.native.backend.as_uri()
-        return f"{uri} does not give a result to whoever asks; give Celery another backend="
+        return f"{uri} gives results to no other process; give Celery another backend="
 
     def read(self, ticket: Any) -> RunResult | None:
         """Read the stored end."""
@@ -149,14 +141,14 @@ class CeleryEngine(Forward[Celery], CeleryNative):
         return RunResult(status_from(result), error=_error_of(ticket, result))
 
     def status(self, ticket: Any) -> TaskStatus | None:
-        """Tell how far a run is; nothing of one that waits, or that does not say when it begins."""
+        """Return how far a run is; None while it waits, or if its start is not tracked."""
         ended = super().status(ticket)
         if ended is None and self.keeps(ticket):
             return _STATUS.get(self._state(ticket)[0])
         return ended
 
     def revoke(self, ticket: Any, reason: str) -> bool:
-        """Have the workers drop a run when they come to it; none that lives, and it is False."""
+        """Have the workers drop a run when they come to it; False if no worker replies."""
         if isinstance(ticket, EagerResult) or (self.keeps(ticket) and self.read(ticket)):
             return False
         vars(ticket)["our_reason"] = reason
@@ -165,13 +157,13 @@ class CeleryEngine(Forward[Celery], CeleryNative):
     def _state(self, ticket: Any) -> tuple[str, Any]:
         if isinstance(ticket, EagerResult):
             return ticket.state, ticket.result
-        # This thread's own; some of them must not be shared.
+        # The backend of this thread; some kinds must not be shared.
         meta = self.native.backend.get_task_meta(ticket.id)
         return meta["status"], meta["result"]
 
 
 def _error_of(ticket: Any, error: Any) -> BaseException:
-    """Say in our own words what Celery says of a run that it could not do, or not make again."""
+    """Replace the errors that say too little: an unknown task, a class not loaded here."""
     who = f"engine 'celery', task {ticket.our_task!r}"
     if isinstance(error, NotRegistered):
         msg = (
@@ -179,14 +171,8 @@ def _error_of(ticket: Any, error: Any) -> BaseException:
             " tasks, and run the same code as those who submit"
         )
         return EngineError(msg)
-    if isinstance(error, EncodeError):
-        msg = f"{who}: its result cannot be serialized ({error}); return something that can"
-        return EngineError(msg)
-    if isinstance(error, UnpickleableExceptionWrapper):
-        name = f"{error.exc_module}.{error.exc_cls_name}"
-        return EngineError(f"{who}: {name}: {error}; its class cannot be made again here")
     kind = type(error)
     if kind.__module__ == theirs.__name__ and not hasattr(theirs, kind.__name__):
-        # Celery's stand-in for a class that this process does not have.
+        # Celery's stand-in for a class that this process has not loaded.
         return EngineError(f"{who}: {kind.__name__}: {error}; import its class to have it")
     return error if isinstance(error, BaseException) else EngineError(f"{who}: {error!r}")

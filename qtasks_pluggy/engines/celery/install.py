@@ -1,13 +1,16 @@
-"""Plugins for the tasks of a Celery app.
+"""Plugins for the tasks of an existing Celery app: how they are covered, and one attempt.
 
 What is private in Celery, and used here, because there is no public way:
 
-=========================================  =====================================================
-``app._tasks``, ``app._pending``           counts tasks without finalizing the app
-``vars(app)["annotations"]``               forgets what was made of the setting before
-``trace.get_actual_ignore_result``         says whether Celery (5.6) asks the request
-``FORKED_BY_MULTIPROCESSING``              says that a child was spawned
-=========================================  =====================================================
+=============================  ======================================  ========================
+what (5.3 to 5.7 alike)        why                                     the test that holds it
+=============================  ======================================  ========================
+``app._tasks``, ``._pending``  count tasks without finalizing the app  ``test_celery_install.py``
+``vars(app)["annotations"]``   forget what the setting was before      ``test_celery_calls.py``
+``FORKED_BY_MULTIPROCESSING``  says that a child was spawned           ``test_celery_servers.py``
+``Proxy._get_current_object``  the app that ``current_app`` stands     ``test_celery.py``
+                               for
+=============================  ======================================  ========================
 """
 
 # Celery has no types, and its private registry is the only one that counts an app's own tasks.
@@ -15,54 +18,46 @@ What is private in Celery, and used here, because there is no public way:
 
 from __future__ import annotations
 
-import copyreg
 import os
-import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import count
 from pkgutil import resolve_name
-from traceback import format_exception
 from types import MethodType, ModuleType
 from typing import Any, ClassVar, Final, Self
 
-from billiard import get_start_method
-from billiard.process import current_process
-from celery import VERSION, Celery, Task, current_app, signals, states
-from celery.app import trace
+from billiard.einfo import ExceptionInfo
+from celery import VERSION, Celery, Task, signals, states
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
-from celery.concurrency import get_implementation
-from celery.concurrency.prefork import TaskPool
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 from celery.utils.functional import lazy
+from celery.utils.log import get_task_logger
 from kombu import serialization
 
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines._installed import INSTALLED
 from qtasks_pluggy.engines.celery.settings import has_dead_letters, has_results, itself
-from qtasks_pluggy.engines.native import Native, declared, text_of
-from qtasks_pluggy.exc import EngineError, TaskDeadLetteredError
+from qtasks_pluggy.engines.celery.worker import SPAWNED, WorkerLife
+from qtasks_pluggy.engines.native import Native, declared, header_of, text_of
+from qtasks_pluggy.exc import EngineError
+from qtasks_pluggy.exc import TaskDeadLetteredError as DeadLetteredError
 
-# What ``task_annotations`` names: importable, because spawned children get the setting alone.
+# Names ``Plugins`` in ``task_annotations``: importable, because spawned children get the settings
+# alone.
 _NAME: Final = "qtasks_pluggy.engines.celery:Plugins"
-# The setting that has what ``install`` was given, the mark of a ``__call__`` of ours, and the
-# header of a message that has what is ours.
+# Three things have this name: the setting that keeps the arguments of ``install``, the mark of a
+# ``__call__`` that asks plugins, and the header that we add to messages.
 OURS: Final = "qtasks_pluggy"
-# By which the native tasks of an app of ours are known.
+# Marks the Celery tasks of a ``QueueTasks`` app.
 FORWARD: Final = "qtasks_pluggy_task"
-# What Celery sets in children that are no forks, and that import everything anew.
-SPAWNED: Final = "FORKED_BY_MULTIPROCESSING"
-# How Celery names its own headers, which no other can be called.
+# The names of Celery's own headers; no other header can have them.
 _HEADERS: Final = {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"}
-# What every task has, and nobody gave it. Looking at these values would bind Celery's own class.
+# The attributes of every task. Their values stay unread: reading would bind Celery's own class.
 _TASK: Final = {*dir(Task), *dict(vars(Task)["from_config"])}
-# Whether a worker asks the message, besides the task, if it is to store an attempt's end.
-_HEEDS_REQUEST: Final = hasattr(trace, "get_actual_ignore_result")
-# Whether a worker itself stores the end of a run that is rejected for good.
-_STORES_REJECTED: Final = VERSION >= (5, 7)
-_numbers: Final = count()
+# Whether the worker itself ends a run whose message is rejected for good.
+_ENDS_REJECTED: Final = VERSION >= (5, 7)
+_log: Final = get_task_logger(__name__)
 _in_child: Final[dict[str, Any]] = {}
 
 
@@ -74,14 +69,15 @@ class Plugins:
     """
 
     def annotate(self, task: Any) -> dict[str, Any] | None:
-        """Name what is to be changed of a task."""
-        # For Celery's own tasks too: a worker where nobody asks about the others is to hear of it.
+        """Return the attributes that a task gets."""
+        # For Celery's own tasks too: they are the first, and put ``Plugins`` first in the setting.
         one = CeleryNative.of_settings(task.app)
         if not is_covered(task):
             return None
         # Celery asks no other annotation about a task once one has answered.
         every = (
-            given.evaluate() if isinstance(given, lazy) else given for given in one.annotations
+            given.evaluate() if isinstance(given, lazy) else given
+            for given in one.native.annotations
         )
         others = (other for other in every if not isinstance(other, Plugins))
         changes = dict(next(filter(None, (other.annotate(task) for other in others)), {}))
@@ -91,28 +87,33 @@ class Plugins:
         return {**changes, "__call__": one.around(native_call)}
 
     def annotate_any(self) -> None:
-        """Name nothing: what is said of all tasks is Celery's to apply."""
+        """Return nothing: Celery itself applies what holds for all tasks."""
 
 
 class CeleryNative(Native[Celery]):
-    """Plugins for the tasks of a Celery app; ``autoretry_for`` comes before them."""
+    """Plugins for the tasks of a Celery app; ``autoretry_for`` comes before them.
+
+    Attributes:
+        names: The names by which other processes can import the plugins; None for those without.
+    """
 
     name = "celery"
     kind = Celery
     control = (Ignore, Reject, Retry)
     ends_worker: ClassVar = (WorkerShutdown, WorkerTerminate, KeyboardInterrupt)
     hint = "name their modules in the setting 'imports', or import them where the app is"
+    names: Sequence[str | None] = ()
 
     @classmethod
     def unwrap(cls, native: Any) -> Any:
-        """Give the app that ``current_app``, say, stands for."""
+        """Return the app itself, also for a proxy like ``current_app``."""
         return itself(native)
 
     # --- install
 
     @classmethod
     def install(cls, native: Celery, plugins: Iterable[Any] = (), **options: Any) -> int:
-        """Install, and have Celery apply it to tasks of every kind."""
+        """Install the plugins, and have Celery apply them to every kind of task."""
         super().install(native, plugins, **options)
         native = itself(native)
         one = cls.found_in(native)
@@ -121,35 +122,34 @@ class CeleryNative(Native[Celery]):
 
     @classmethod
     def of_settings(cls, native: Celery) -> Self:
-        """Give the one of an app; in a process that has the settings alone it is made of those."""
+        """Return the one of an app; a process with nothing but the settings makes it of these."""
         one = cls.found_in(native)
         if INSTALLED not in vars(native):
             given: dict[str, Any] = {"plugins": (), "discover": True, "intercept": Exception}
             given |= native.conf.get(OURS) or {}
             one.take(given.pop("plugins"), **given)
-            setattr(native, INSTALLED, one)
+            one.annotate(native)
         return one
 
     @classmethod
     def found_in(cls, native: Any) -> Self:
-        """Give the one of an app.
+        """Return the one of an app.
 
-        A spawned child has two objects of one app, the one that it was given and the one that the
-        app's module makes there. Both do runs, and the plugins are to be started once.
+        A spawned child has two objects for one app: the unpickled one, and the one that the app's
+        module makes there. Both do runs, and the plugins are to start once.
         """
         one = super().found_in(native)
         return _in_child.setdefault(one.app_name, one) if SPAWNED in os.environ else one
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
-        """Have these plugins; spawned children get their names with the other settings."""
+        """Use these plugins; spawned children get their names with the other settings."""
         given = tuple(plugins)
         super().take(given, **options)
-        self._names = [name_of(plugin) for plugin in given]
-        names = [name for name in self._names if name is not None]
-        self.native.conf[OURS] = {"plugins": names, **options}
+        self.names = [name_of(plugin) for plugin in given]
+        self.native.conf[OURS] = {"plugins": list(filter(None, self.names)), **options}
 
     def annotate(self, native: Celery) -> None:
-        """Name ``Plugins`` first in the settings, and cover the tasks that are made already."""
+        """Put ``Plugins`` first in the setting, and cover the tasks that exist already."""
         setattr(native, INSTALLED, self)
         conf = native.conf
         given = conf.task_annotations or ()
@@ -158,64 +158,50 @@ class CeleryNative(Native[Celery]):
             return
         conf.task_annotations = (_NAME, *(other for other in given if other != _NAME))
         vars(native).pop("annotations", None)
-        # What else the setting says was applied to these when they were made.
+        # The other annotations were applied to these when they were made.
         for kind in {type(task) for task in own_tasks(native) if task.app is native}:
             if not hasattr(kind.__call__, OURS):
                 kind.__call__ = self.around(kind.__call__)
 
     def cover(self) -> None:
-        """Hear of the app's workers; ``annotate`` covers its tasks."""
-        # By itself Celery knows a receiver by a place in memory, which a later one can have.
-        uid = f"qtasks_pluggy-{next(_numbers)}"
-        for signal_, receiver in (
-            (signals.worker_init, self._worker_begins),
-            (signals.celeryd_after_setup, self._worker_is_set_up),
-            (signals.worker_process_init, self._process_begins),
-            (signals.worker_process_shutdown, self._ends),
-            (signals.worker_shutdown, self._ends),
-        ):
-            signal_.connect(receiver, dispatch_uid=uid)
-
-    @property
-    def annotations(self) -> Iterable[Any]:
-        """What Celery makes of the setting ``task_annotations``."""
-        every: Iterable[Any] = self.native.annotations
-        return every
+        """Follow the app's workers; ``annotate`` covers its tasks."""
+        # Celery holds its receivers weakly.
+        self._in_workers = WorkerLife(self)
 
     @property
     def app_name(self) -> str:
-        """The app's own name."""
+        """The name of the Celery app."""
         return self.native.main or self.name
 
     def count(self) -> int:
-        """Count the app's own tasks, those that nobody has looked at too."""
+        """Count the app's own tasks, also those that Celery has not made yet."""
         native: Any = self.native
         waiting = 0 if native.finalized else len(native._pending)  # noqa: SLF001  # no public way
         return waiting + len(own_tasks(native))
 
     @property
     def tasks(self) -> Mapping[str, Any]:
-        """The app's own tasks, also those of modules that a worker imports by itself."""
-        # It imports them once.
+        """The app's own tasks, also those of the modules that a worker imports."""
+        # Celery imports each module once.
         self.native.loader.import_default_modules()
         self.native.finalize(auto=True)
         return {task.name: task for task in own_tasks(self.native)}
 
     def function_of(self, name: str) -> Callable[..., Any]:
-        """Give the function of one of them."""
+        """Return the function of one of them."""
         function: Callable[..., Any] = self.tasks[name].run
         return function
 
     def options(self, run: Any) -> Mapping[str, Any]:
-        """Give what a task was declared with that Celery knows nothing of."""
+        """Return the options of a task's declaration that are not Celery's."""
         return {"tags": getattr(run, "tags", ()), **declared(type(run), _TASK)}
 
-    # --- one attempt; a run is the task, which has its request
+    # --- one attempt; a run is the task, whose ``request`` is the current one
 
     def around(self, native_call: Callable[..., Any]) -> Callable[..., Any]:
-        """Give a task another ``__call__``."""
-        # Asked here: a worker replaces Celery's own one later, and the old one takes a run that
-        # is called through it for a direct call.
+        """Make the ``__call__`` of a task that asks plugins."""
+        # Compared here: a worker replaces Celery's own one later, and the old one takes a run that
+        # comes through it for a direct call.
         is_celery_s_own = native_call is Task.__call__
 
         def __call__(task: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  # Celery's
@@ -225,7 +211,7 @@ class CeleryNative(Native[Celery]):
             if request.called_directly or self.is_at_work(key):
                 return native_call(task, *args, **kwargs)
             self.begin_for_run()
-            # A method is equal to the one of the next run, and known by then.
+            # Two methods of one function are equal, so the next run is of the same definition.
             call = task.run if is_celery_s_own else MethodType(native_call, task)
             return self.work(task, call, args, kwargs, key)
 
@@ -235,9 +221,12 @@ class CeleryNative(Native[Celery]):
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
         """Make a message of a request; its headers are the metadata."""
         request = run.request
+        # Anybody may have written the message, and below 0 no limit would hold.
+        request.retries = max(request.retries, 0)
         info = request.delivery_info or {}
         headers = dict(request.headers or {})
-        header = headers.pop(OURS, None) or {}
+        headers.pop(OURS, None)
+        hidden = our_header(request).get("metadata", {})
         return TaskMessage(
             # Not the request's: the first of Celery 5.3 has none there in eager mode.
             run.name,
@@ -245,11 +234,11 @@ class CeleryNative(Native[Celery]):
             kwargs,
             uuid=request.id,
             priority=info.get("priority"),
-            attempt=max(request.retries, 0) + 1,
+            attempt=request.retries + 1,
             queue=info.get("routing_key"),
             engine=self.name,
             redelivered=None if request.is_eager else bool(info.get("redelivered")),
-            metadata={**headers, **header.get("metadata", {})},
+            metadata={**headers, **hidden},
         )
 
     def can(self, run: Any) -> Capabilities:
@@ -280,60 +269,62 @@ class CeleryNative(Native[Celery]):
         return encoded
 
     def retry(self, run: Any, attempt: Attempt, number: int) -> Any:
-        """Store ``RETRY``, and then send the next attempt, which may have ended before this one.
+        """Store ``RETRY``, send the next attempt, and report what Celery reports of its own retry.
 
-        Whatever Celery's own limit is: it would end the run in another error.
+        In this order, because the next attempt may end before this one. Celery's own limit does not
+        count here: it would end the run in another error.
         """
-        request, told = run.request, "".join(format_exception(attempt.error))
-        if not (request.is_eager or ignores_result(run)):
+        request, error, delay = run.request, attempt.error, attempt.delay or 0
+        again = run.signature_from_request(
+            request, countdown=delay, retries=request.retries + 1, **self.resend(run, number)
+        )
+        reason = Retry(exc=error, when=delay, is_eager=request.is_eager, sig=again)
+        if request.is_eager:
+            return reason
+        info = ExceptionInfo((type(error), error, error.__traceback__))  # type: ignore[union-attr]  # a retry has one
+        if not ignores_result(run):
             # It tells how far the run is, and nothing depends on it.
             with suppress(Exception):
-                run.backend.mark_as_retry(request.id, attempt.error, told, request=request)
+                run.backend.mark_as_retry(request.id, error, info.traceback, request=request)
+        again.apply_async()
         try:
-            again = run.retry(
-                exc=attempt.error,
-                countdown=attempt.delay or 0,
-                max_retries=number - 1,
-                throw=False,
-                **self.resend(run, number),
-            )
-        except Reject as unsent:
-            reason: Any = unsent.reason
-            raise reason from attempt.error
-        finally:
-            # Where Celery would keep it for the task's next run.
-            vars(run).pop("override_max_retries", None)
-        if request.is_eager:
-            return again
-        if not _HEEDS_REQUEST:
-            _tell(run, "task-retried", exception=text_of(attempt.error), traceback=told)
-            return Ignore()
+            run.on_retry(error, request.id, request.args, request.kwargs, info)
+        except Exception:  # noqa: BLE001  # the user's own; the next attempt is on its way
+            _log.exception("Task %s[%s]: on_retry failed", run.name, request.id)
+        signals.task_retry.send(sender=run, request=request, reason=reason, einfo=info)
+        _notify(run, "task-retried", exception=text_of(error), traceback=info.traceback)
         # Celery would store the retry now, again.
-        request.ignore_result = True
-        return again
+        return Ignore()
 
     def resend(self, run: Any, number: int) -> dict[str, Any]:  # noqa: ARG002  # a subclass's
-        """Give Celery's own options for another attempt."""
+        """Return Celery's own options for another attempt."""
         return {}
 
     def cancel(self, run: Any, attempt: Attempt) -> Any:
-        """Store ``REVOKED``, and tell monitors and receivers what Celery tells of a revoked run."""
+        """Store ``REVOKED``, and report what Celery reports of a revoked run."""
         request = run.request
         if request.is_eager:
             return attempt.error
         self._store(run, attempt.error, states.REVOKED)
-        told = {"terminated": False, "signum": None, "expired": False}
-        _tell(run, "task-revoked", **told)
-        signals.task_revoked.send(sender=run, request=request, **told)
+        facts = {"terminated": False, "signum": None, "expired": False}
+        _notify(run, "task-revoked", **facts)
+        signals.task_revoked.send(sender=run, request=request, **facts)
         return Ignore()
 
     def dead_letter(self, run: Any, attempt: Attempt) -> Any:
-        """Reject the message into its queue's dead-letter exchange, unless a plugin has it."""
-        if attempt.kept or run.request.is_eager or not has_dead_letters(run):
-            return attempt.error
-        if not _STORES_REJECTED:
-            self._store(run, attempt.error, states.FAILURE)
-        return _DeadLettered(attempt.reason)
+        """Reject the message into its queue's dead-letter exchange, unless a plugin keeps it."""
+        request, error = run.request, attempt.error
+        if attempt.kept or request.is_eager or not has_dead_letters(run):
+            return error
+        if not _ENDS_REJECTED:
+            self._store(run, error, states.FAILURE)
+            info = ExceptionInfo((type(error), error, error.__cause__.__traceback__))  # type: ignore[union-attr]  # both are there
+            about = {"task_id": request.id, "args": request.args, "kwargs": request.kwargs}
+            signals.task_failure.send(
+                sender=run, exception=error, traceback=info.traceback, einfo=info, **about
+            )
+            _notify(run, "task-failed", exception=repr(error), traceback=info.traceback)
+        return TaskDeadLetteredError(attempt.reason)
 
     def _store(self, run: Any, error: BaseException | None, state: str) -> None:
         """Store an end that Celery would store in another way, or not at all; for chords too."""
@@ -362,141 +353,64 @@ class CeleryNative(Native[Celery]):
             **({"priority": message.priority} if message.priority else {}),
         )
 
-    # --- the plugins' life in the processes of a worker
+    # --- a worker
 
     def check(self) -> None:
-        """Refuse a worker that would do without plugins."""
-        who = f"engine 'celery', {self.app_name}"
+        """Refuse a worker that would run without plugins."""
         if _NAME not in (self.native.conf.task_annotations or ()):
             msg = (
-                f"{who}: the settings were replaced after install(), so no task asks plugins; call"
-                " it after config_from_object()"
+                f"engine 'celery', {self.app_name}: the settings were replaced after install(), so"
+                " no task asks plugins; call it after config_from_object()"
             )
             raise EngineError(msg)
         super().check()
-        bare = [
-            task.name for task in own_tasks(self.native) if not hasattr(type(task).__call__, OURS)
-        ]
-        if bare:
-            msg = (
-                f"{who}: task {bare[0]!r} asks no plugin, because another of the setting"
-                f" 'task_annotations' answers for it; put {_NAME!r} first there"
-            )
-            raise EngineError(msg)
-
-    def _worker_begins(self, sender: Any, **_: Any) -> None:
-        """Refuse, in a worker's main process, what would fail in all of its children."""
-        if sender.app is not self.native:
-            return
-        try:
-            self.native.finalize()
-            self.check()
-            if has_children(sender):
-                self._check_names(sender)
-            elif not hasattr(sender, "setup_logging"):
-                self.begin()
-        except Exception as error:
-            raise self.refusal(error) from error
-
-    def _check_names(self, worker: Any) -> None:
-        start = getattr(worker, "pool_start_method", None) or get_start_method()
-        if start != "fork" and None in self._names:
-            nameless = self.plugins[self._names.index(None)]
-            msg = (
-                f"engine 'celery', {self.app_name}: this worker's children are made by {start!r},"
-                f" and plugin {nameless!r} cannot be imported there by name; give install() a"
-                " module, a BasePlugin class, or a name, 'module:attribute'"
-            )
-            raise EngineError(msg)
-
-    def _worker_is_set_up(self, instance: Any, **_: Any) -> None:
-        """Begin, in a command whose main process does the runs: only now has it a log."""
-        if instance.app is not self.native or has_children(instance):
-            return
-        try:
-            self.begin()
-        except Exception as error:
-            raise self.refusal(error) from error
-
-    def _process_begins(self, **_: Any) -> None:
-        spawned = SPAWNED in os.environ and current_app.main == self.native.main
-        # Equal is the same: this one is a proxy.
-        if current_app != self.native and not spawned:
-            return
-        try:
-            self.begin(is_checked=True)
-        except Exception as error:
-            if current_process().name != "MainProcess":
-                # The pool would replace this child for ever.
-                os.kill(os.getppid(), signal.SIGTERM)
-            raise self.refusal(error) from error
-
-    def _ends(self, **_: Any) -> None:
-        self.end()
 
 
-class _Alias(type):
-    """The class of a class that goes by another one's name: by names Celery stores errors."""
-
-
-class _DeadLettered(Reject, metaclass=_Alias):  # type: ignore[misc]  # it has no types
-    """A rejection that is stored as a ``TaskDeadLetteredError``."""
-
-    __module__ = TaskDeadLetteredError.__module__
-    __qualname__ = TaskDeadLetteredError.__qualname__
+class TaskDeadLetteredError(DeadLetteredError, Reject):  # type: ignore[misc]  # it has no types
+    """A dead letter, by which Celery rejects the message."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason, requeue=False)
+        super().__init__(reason)
+        # Without Celery's ``requeue``: it is pickled and stored by its arguments.
         self.args = (reason,)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle it by its reason, for the worker's main process."""
-        return _rejected, (self.reason,)
-
-
-def _rejected(*reason: str) -> Any:
-    """Make the rejection; or give its class, which cannot be pickled by its name."""
-    return _DeadLettered(*reason) if reason else _DeadLettered
-
-
-_DeadLettered.__name__ = TaskDeadLetteredError.__name__
-copyreg.pickle(_Alias, lambda _: (_rejected, ()))
+    def __repr__(self) -> str:
+        """Show the class and the reason, for logs and events."""
+        return f"TaskDeadLetteredError({self.reason!r})"
 
 
 def is_covered(task: Any) -> bool:
-    """Say whether a task is neither Celery's own nor one of an app of ours."""
+    """Say whether a task is neither Celery's own nor one of a ``QueueTasks`` app."""
     return not (task.name.startswith("celery.") or getattr(task, FORWARD, False))
 
 
-def _tell(task: Any, event: str, **fields: Any) -> None:
-    """Tell monitors what Celery would; whether they can be told is no affair of the run's."""
+def our_header(request: Any) -> dict[str, Any]:
+    """Return our header of a message, which anybody may have written."""
+    return header_of((request.headers or {}).get(OURS))
+
+
+def _notify(task: Any, event: str, **fields: Any) -> None:
+    """Send the event that Celery would send; the run goes on if that fails."""
     with suppress(Exception):
         task.send_event(event, retry=False, **fields)
 
 
 def own_tasks(native: Celery) -> list[Any]:
-    """Find an app's own tasks, of those that somebody has looked at."""
+    """Find an app's own tasks among those that Celery has made."""
     return [task for task in list(vars(native)["_tasks"].values()) if is_covered(task)]
 
 
-def has_children(worker: Any) -> bool:
-    """Say whether a worker has processes that do its runs."""
-    # A name, as yet, where it comes from the settings.
-    pool: Any = get_implementation(worker.pool_cls)
-    return issubclass(pool, TaskPool)
-
-
 def ignores_result(task: Any) -> bool:
-    """Say whether nobody wants the result of the attempt at work; its message overrides the task.
+    """Say whether the result of this attempt is to be ignored; the message overrides the task.
 
-    What the request's class says is a default of Celery's own, and nobody's wish.
+    The request's class has a default of Celery's own, which does not count.
     """
     wish: bool | None = vars(task.request).get("ignore_result")
     return bool(task.ignore_result if wish is None else wish)
 
 
 def name_of(plugin: Any) -> str | None:
-    """Name a plugin so that another process can import it."""
+    """Return the name by which another process can import a plugin; None if there is none."""
     if isinstance(plugin, str):
         return plugin
     name = (

@@ -1,4 +1,4 @@
-"""Runs whose worker process was lost: sent again so many times, as Celery 5.7 does by itself."""
+"""Runs whose worker process was lost are sent again, with a limit, as Celery 5.7 itself does."""
 
 # Celery has no types.
 # pyright: reportMissingTypeStubs=false
@@ -15,16 +15,16 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 
-# Seconds before a run is done again whose worker was lost, and how often, besides its retries.
+# Seconds until such a run is sent again, and how many times, besides its retries.
 AFTER_LOSS: Final = 1
 LOSSES: Final = 10
 _log: Final = get_logger(__name__)
 
 
 def survive_losses(max_retries: int | None) -> dict[str, Any]:
-    """Give the options of a native task whose runs outlive the loss of their process.
+    """Return the options of a task whose runs outlive the loss of their process.
 
-    Counted, unlike a rejection: a run that kills its workers has an end.
+    Losses are counted, unlike rejections, so a run that kills its workers ends.
 
     Args:
         max_retries: The task's own bound; None for no bound.
@@ -32,24 +32,25 @@ def survive_losses(max_retries: int | None) -> dict[str, Any]:
     again = (
         {"retry_on_worker_lost": True}
         if hasattr(Task, "retry_on_worker_lost")
-        else {"Request": CountedRequest}
+        # Past the limit a rejection, which ``at_least_once`` asks for, would requeue it for ever.
+        else {"Request": CountedRequest, "reject_on_worker_lost": False}
     )
     most = None if max_retries is None else max_retries + LOSSES
     return {"acks_late": True, "default_retry_delay": AFTER_LOSS, "max_retries": most, **again}
 
 
 class CountedRequest(Request):  # type: ignore[misc]  # it has no types
-    """A message in a worker's main process, which Celery below 5.7 fails when its child is lost."""
+    """A message in a worker's main process; Celery below 5.7 fails it when its child is lost."""
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
-        """Send a run again whose process was lost; leave other failures to Celery."""
+        """Send the run again if its process was lost; leave other failures to Celery."""
         error = exc_info.exception
         error = getattr(error, "exc", error)
         if not isinstance(error, WorkerLostError) or not self._sent_again():
             super().on_failure(exc_info, *args, **kwargs)
             return
         task_ready(self)
-        # After it was sent: in between it can be done twice, and is not lost.
+        # After sending: a kill in between has the run happen twice, and does not lose it.
         self.acknowledge()
         self.send_event("task-retried", exception=saferepr(error), traceback=exc_info.traceback)
 
@@ -63,6 +64,6 @@ class CountedRequest(Request):  # type: ignore[misc]  # it has no types
         try:
             again.apply_async()
         except OperationalError:
-            _log.exception("Task %s[%s] was lost, and cannot be sent again", self.name, self.id)
+            _log.exception("Task %s[%s] was lost and cannot be sent again", self.name, self.id)
             return False
         return True

@@ -1,7 +1,7 @@
-"""The settings with which Celery loses nothing, and what its broker and results can do."""
+"""The settings that let runs survive a killed worker, and what broker and results can do."""
 
 # Celery has no types.
-# pyright: reportMissingTypeStubs=false
+# pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from kombu.utils.url import maybe_sanitize_url
 from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
-# Brokers that give a killed worker's messages to another one: RabbitMQ each, Redis each that the
-# worker has noted, which kombu does a moment after it has taken the message off its list.
-_GIVE_BACK: Final = {"amqp", "redis"}
-_GIVES_BACK_EACH: Final = "amqp"
-# Redis looks for messages of killed workers every so many seconds, at every of so many rounds;
-# by itself it takes over a minute. One that is killed while it looks keeps the others from it for
-# so many seconds; by itself for five minutes.
+# The brokers that deliver a killed worker's messages again: RabbitMQ all of them; Redis those that
+# the worker has recorded, a moment after it took them off the list.
+_REDELIVER: Final = {"amqp", "redis"}
+_REDELIVERS_ALL: Final = "amqp"
+# On Redis, how often a worker looks for the messages of killed ones: every so many seconds, in
+# every round; the default is more than a minute. A worker killed while it looks blocks the others
+# for so many seconds; the default is five minutes.
 _REDIS: Final = {
     "unacked_restore_interval": 5,
     "unacked_restore_throttle": 1,
@@ -31,28 +31,25 @@ _REDIS: Final = {
 
 
 def itself(native: Any) -> Any:
-    """Give the Celery app for which another object stands in, as ``current_app`` does."""
-    if not isinstance(native, Proxy):
-        return native
-    # Celery's own way.
-    return vars(Proxy)["_get_current_object"](native)
+    """Return the Celery app itself, also for a proxy like ``current_app``."""
+    return native._get_current_object() if isinstance(native, Proxy) else native  # noqa: SLF001  # no public way
 
 
 def at_least_once(native: Celery) -> None:
     """Let runs survive the death of their worker, for all tasks of a Celery app.
 
-    On Redis a message can still be lost whose worker is killed in the very moment in which it has
-    taken the message off the list, and not noted it yet; RabbitMQ has no such moment.
+    On Redis a message is still lost if its worker is killed in the moment between taking it off
+    the list and recording that. RabbitMQ has no such moment.
 
     Args:
-        native: The Celery app; call this where it is made, in clients and workers alike.
+        native: The Celery app; call this where you make it, in clients and workers alike.
 
     Raises:
-        CapabilityError: Its broker loses what a killed worker was doing, whatever is set.
+        CapabilityError: The broker loses what a killed worker was doing, whatever the settings.
     """
     native = itself(native)
     kind = broker_of(native)
-    if kind not in _GIVE_BACK:
+    if kind not in _REDELIVER:
         msg = (
             f"engine 'celery', {native.main}: broker {kind!r} loses what a killed worker was doing;"
             " use RabbitMQ or Redis"
@@ -61,7 +58,7 @@ def at_least_once(native: Celery) -> None:
     native.conf.update(
         task_acks_late=True, task_reject_on_worker_lost=True, worker_prefetch_multiplier=1
     )
-    # In AMQP, so that whoever submits hears of a message that was not taken.
+    # On RabbitMQ, so that a client hears of a message that was not accepted.
     missing = _REDIS if kind == "redis" else {"confirm_publish": True}
     native.conf.broker_transport_options = {
         **missing,
@@ -70,31 +67,23 @@ def at_least_once(native: Celery) -> None:
 
 
 def broker_of(native: Celery) -> str:
-    """Name the kind of broker: ``redis``, ``amqp``, ``memory``, ..."""
-    try:
-        # Of a connection that is not opened.
-        return str(native.connection_for_write().transport.driver_type)
-    except (ImportError, KeyError) as error:
-        scheme = str(native.conf.broker_write_url).partition(":")[0]
-        msg = (
-            f"engine 'celery', {native.main}: no broker {scheme!r}, or its package is missing:"
-            f" {error}; look at broker=, or pip install 'celery[{scheme}]'"
-        )
-        raise EngineError(msg) from error
+    """Return the kind of broker: ``redis``, ``amqp``, ``memory``, ..."""
+    # The connection is not opened.
+    return str(native.connection_for_write().transport.driver_type)
 
 
 def is_safe(native: Celery) -> bool:
-    """Say whether the broker gives every one of a killed worker's runs to another one."""
-    return not native.conf.task_always_eager and broker_of(native) == _GIVES_BACK_EACH
+    """Say whether the broker delivers every message of a killed worker again."""
+    return not native.conf.task_always_eager and broker_of(native) == _REDELIVERS_ALL
 
 
 def has_results(native: Celery) -> bool:
-    """Say whether anybody can ask for a result; ``rpc://`` tells the thread that submitted only."""
+    """Say whether any process can read a result; ``rpc://`` tells only the one that submitted."""
     return not isinstance(native.backend, DisabledBackend | RPCBackend)
 
 
 def has_dead_letters(task: Any) -> bool:
-    """Say whether the settings have the broker set a rejected message of this task aside."""
+    """Say whether a rejected message of this task goes to a dead-letter exchange."""
     info = task.request.delivery_info or {}
     key = info.get("routing_key")
     queues = [
@@ -108,16 +97,16 @@ def has_dead_letters(task: Any) -> bool:
 
 
 def reach(native: Celery) -> None:
-    """Look whether the broker and the results answer.
+    """Check that the broker and the result backend answer.
 
     Raises:
         EngineError: One of them cannot be used.
     """
-    what = f"broker {native.connection_for_write().as_uri()}"
+    what = f"broker {maybe_sanitize_url(native.conf.broker_write_url)}"
     try:
         with native.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0.1)
-        # Named before it is made, which can fail: its package may be missing.
+        # Named before it is made, because that fails if its package is missing.
         first = str(native.conf.result_backend or "").partition(";")[0]
         what = f"result backend {maybe_sanitize_url(first)}"
         ping = getattr(getattr(native.backend, "client", None), "ping", None)

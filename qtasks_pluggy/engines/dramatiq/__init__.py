@@ -1,9 +1,9 @@
-"""Dramatiq: plugins for a broker's own actors, or an app's runs on Dramatiq.
+"""Dramatiq: plugins for the actors of a broker, or the engine of a ``QueueTasks`` app.
 
 ===============  =================================================================================
 ``install.py``   ``install(broker)``: plugins for the actors of a Dramatiq broker
-``forward.py``   ``QueueTasks("shop", engine=broker)``: its runs
-``settings.py``  what keeps the runs of a killed worker, and whether the servers answer
+``forward.py``   ``QueueTasks("shop", engine=broker)``: Dramatiq as its engine
+``settings.py``  what survives a killed worker, and whether the servers answer
 ===============  =================================================================================
 
 The worker is Dramatiq's own command, ``dramatiq module``. Runs survive a killed worker on

@@ -1,4 +1,4 @@
-"""An app's runs on Dramatiq."""
+"""Dramatiq as the engine of a ``QueueTasks`` app."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from qtasks_pluggy.engines.forward import Forward, pack_error, unpack_error
 from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
-# The key by which an end that is no success is known among results.
+# The key of an end among results.
 _END: Final = "__qtasks_pluggy__"
-# Milliseconds for which a result is kept: a day, instead of Dramatiq's ten minutes.
+# A result with one of these keys would pass for an end, ours or Dramatiq's own, so it is stored
+# inside of one.
+_RESERVED: Final = {_END, "__t"}
+# How long results are kept, in milliseconds: a day, instead of Dramatiq's ten minutes.
 _KEPT: Final = 86_400_000
-# Seconds, after a task's own ``max_time``, for the plugins that are asked about its end.
+# Seconds beyond a task's own ``max_time``, for the plugins that are asked about its end.
 _MARGIN: Final = 60
 
 
 class DramatiqEngine(Forward[Broker], DramatiqNative):
-    """A Dramatiq broker behind an app.
+    """A Dramatiq broker as an app's engine.
 
     Args:
         given: The broker.
-        queue_name: The queue of tasks that are declared without one.
+        queue_name: The queue of tasks that name none.
     """
 
     worker = "dramatiq MODULE:BROKER"
@@ -42,14 +45,14 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
         self._worker: Worker | None = None
 
     def cover(self) -> None:
-        """Hear of workers and of the messages that they are at."""
+        """Follow the workers and their messages."""
         self.native.add_middleware(_Forwarded(self))
 
     def declare(self, task_func: TaskFunc) -> Any:
-        """Make an actor, which nobody but plugins has run again."""
+        """Make an actor that only plugins retry."""
         name, queue = task_func.name, task_func.extra.get("queue_name", self._queue)
         if name in self.native.actors:
-            # Dramatiq 1.17 would put ours in its place.
+            # Dramatiq 1.17 would replace it.
             msg = f"the broker has an actor {name!r} already; give the task another name="
             raise ValueError(msg)
         call = self.around(name, task_func.func)
@@ -58,7 +61,7 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
         actor.options |= {"store_results": True, "result_ttl": _KEPT}
         limit = next((one for one in self.native.middleware if isinstance(one, TimeLimit)), None)
         if limit is not None and task_func.max_time is not None:
-            # Of its end no plugin hears; ours comes first.
+            # No plugin is asked about Dramatiq's limit, so the task's own comes first.
             most = max(limit.time_limit, round((task_func.max_time + _MARGIN) * 1000))
             actor.options["time_limit"] = most
         return actor
@@ -74,28 +77,35 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
         )
 
     def start(self, app: QueueTasks, workers: int | None) -> None:
-        """Look whether the servers answer; do runs in this process, if asked to."""
+        """Check that the servers answer; start workers in this process, if asked to."""
         super().start(app, None)
         if workers:
             self._worker = Worker(self.native, worker_threads=workers, worker_timeout=100)
             self._worker.start()
 
     def stop(self) -> None:
-        """Finish the runs that this process is doing; those that wait stay with the broker."""
+        """Finish the runs of this process; those that wait stay with the broker."""
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
 
     def reach(self) -> None:
-        """Connect to broker and results."""
+        """Connect to the broker and the result backend."""
         reach("broker", self.native)
         for one in self._results():
             reach("result backend", one.backend)
 
     # --- its end
 
+    def work(self, run: Any, *args: Any, **kwargs: Any) -> Any:
+        """Make one attempt, and wrap a result that would pass for an end."""
+        result = super().work(run, *args, **kwargs)
+        if isinstance(result, dict) and not _RESERVED.isdisjoint(result):
+            return {_END: {"status": str(TaskStatus.succeeded), "result": result}}
+        return result
+
     def store(self, run: Any, attempt: Attempt) -> None:
-        """Store an end with its error's class and arguments: Dramatiq would keep a name."""
+        """Store an end with its error's class and arguments; Dramatiq keeps only a name."""
         error = EngineError(attempt.reason) if attempt.error is None else attempt.error
         end = {"status": str(attempt.status), "error": pack_error(error)}
         for one in self._results():
@@ -103,12 +113,12 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
         run.options["store_results"] = False
 
     def fail(self, run: Any, attempt: Attempt) -> BaseException | None:
-        """Store the end; Dramatiq puts what has failed to its dead letters."""
+        """Store the end; Dramatiq moves the failed message to its dead letters."""
         self.store(run, attempt)
         return attempt.error
 
     def dead_letter(self, run: Any, attempt: Attempt) -> BaseException | None:
-        """Store the end, and put it there too, unless a plugin has it."""
+        """Store the end, and move the message there too, unless a plugin keeps it."""
         if not attempt.kept:
             self.store(run, attempt)
         return super().dead_letter(run, attempt)
@@ -123,29 +133,32 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
         except ResultFailure as error:
             return RunResult(TaskStatus.failed, error=EngineError(f"{who}: {error}"))
         except Exception as error:
-            # A client's own kinds, which are no OSError.
-            msg = f"{who}: its results failed: {text_of(error)}; look whether their server runs"
+            # The clients have error classes of their own, which are no OSError.
+            msg = f"{who}: its results failed: {text_of(error)}; check that their server runs"
             raise EngineError(msg) from error
         if not isinstance(result, dict) or _END not in result:
             return RunResult(TaskStatus.succeeded, result)
         end = result[_END]
-        return RunResult(TaskStatus(end["status"]), error=unpack_error(end["error"], who))
+        status = TaskStatus(end["status"])
+        if status is TaskStatus.succeeded:
+            return RunResult(status, end["result"])
+        return RunResult(status, error=unpack_error(end["error"], who))
 
     def no_results(self) -> str:
-        """Say what to do where results are not kept."""
-        return "it keeps none; give it some, broker.add_middleware(Results(backend=...))"
+        """Say what to do without results."""
+        return "it keeps no results; add them by broker.add_middleware(Results(backend=...))"
 
     def revoke(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # the seam's
-        """Refuse: Dramatiq takes no message back."""
+        """Refuse: Dramatiq cannot take a message back."""
         msg = f"engine 'dramatiq' cannot cancel a run, so {ticket.message_id} goes on"
         raise CapabilityError(msg)
 
 
 class _Forwarded(WorkerLife):
-    """The plugins' life in workers, and an end for runs of tasks that they do not have."""
+    """The plugins' life in workers, and an end for runs of tasks that a worker does not have."""
 
     def before_nack(self, broker: Broker, message: Any) -> None:
-        """Tell who waits for a run whose task is not there."""
+        """Store an error for those who wait for a run of an unknown task."""
         if message.actor_name in broker.actors or OURS not in message.options:
             return
         msg = (

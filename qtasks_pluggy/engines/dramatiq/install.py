@@ -1,11 +1,7 @@
-"""Plugins for the actors of a Dramatiq broker.
+"""Plugins for the actors of an existing Dramatiq broker.
 
-A middleware hears of each actor, gives it another ``fn``, and names our error in its ``throws``.
-What is private in Dramatiq, and used here, because there is no public way:
-
-=========================================  =====================================================
-``message._method.redelivered``            says whether RabbitMQ has delivered a message before
-=========================================  =====================================================
+A middleware gives every actor another ``fn``, and adds our error to its ``throws``. Nothing of this
+is private in Dramatiq.
 """
 
 from __future__ import annotations
@@ -23,13 +19,13 @@ from dramatiq.results import Results
 
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
-from qtasks_pluggy.engines.native import Native, attempt_of
+from qtasks_pluggy.engines.native import Native, attempt_of, header_of
 from qtasks_pluggy.exc import TaskDeadLetteredError
 
-# The option of a message that has what is ours, and the mark of a function of ours.
+# Two things have this name: the option that we add to messages, and the mark of an ``fn`` of ours.
 OURS: Final = "qtasks_pluggy"
 _DRAMATIQ: Final = f"{dramatiq.__name__}."
-# The options that Dramatiq gives to messages by itself, besides those of its middleware.
+# Dramatiq's own options of messages, besides those of its middleware.
 _OPTIONS: Final = frozenset(
     {
         "broker_priority",
@@ -45,7 +41,7 @@ _OPTIONS: Final = frozenset(
         "traceback",
     }
 )
-# The message that a worker's thread is at: Dramatiq gives an actor its arguments only.
+# The message that this thread processes: Dramatiq passes an actor its arguments alone.
 _current: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_dramatiq_message", default=None)
 
 
@@ -54,13 +50,13 @@ class DramatiqNative(Native[Broker]):
 
     name = "dramatiq"
     kind = Broker
-    # The last is how its middleware for ``async def`` actors says that one was cancelled.
+    # The last one is raised when an ``async def`` actor was cancelled.
     control = (Retry, RateLimitExceeded, SkipMessage, CancelledError)
     ends_worker: ClassVar = (Shutdown, KeyboardInterrupt)
     hint = "name the modules that declare them on the worker's command line"
 
     def cover(self) -> None:
-        """Hear of workers, of the messages that they are at, and of every actor."""
+        """Follow the workers, their messages, and the declaration of actors."""
         self.native.add_middleware(_Installed(self))
 
     @property
@@ -72,19 +68,19 @@ class DramatiqNative(Native[Broker]):
         }
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Make the function of an actor that asks plugins where a worker calls it."""
+        """Make the function of an actor that asks plugins when a worker calls it."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             run = _current.get()
-            # A direct call, of an actor by itself too, calls the function.
+            # A direct call is a plain call, also when an actor calls itself.
             if run is None or run.actor_name != name or self.is_at_work(run.message_id):
                 return function(*args, **kwargs)
             try:
                 return self.work(run, function, args, kwargs, run.message_id)
             except BaseException as error:
                 if not isinstance(error, self.ends_worker):
-                    # If Dramatiq itself makes another attempt, it counts on.
-                    header = header_of(run)
+                    # Another attempt of Dramatiq's own counts on from here.
+                    header = _our_option(run)
                     run.options[OURS] = {**header, "attempt": attempt_of(header) + 1}
                 raise
 
@@ -92,10 +88,9 @@ class DramatiqNative(Native[Broker]):
         return call
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
-        """Make a message of one of Dramatiq's; the options that are not its own are metadata."""
-        header, known = header_of(run), self._known_options()
+        """Make a message of Dramatiq's; the options that are not its own are metadata."""
+        header, known = _our_option(run), self._known_options()
         options = {name: value for name, value in run.options.items() if name not in known}
-        hidden = header.get("metadata")
         return TaskMessage(
             run.actor_name,
             args,
@@ -106,18 +101,19 @@ class DramatiqNative(Native[Broker]):
             attempt=attempt_of(header),
             queue=run.queue_name,
             engine=self.name,
-            redelivered=getattr(getattr(run, "_method", None), "redelivered", None),
-            metadata={**options, **(hidden if isinstance(hidden, dict) else {})},
+            # Messages of RabbitMQ have it.
+            redelivered=getattr(run, "redelivered", None),
+            metadata={**options, **header.get("metadata", {})},
         )
 
     def options(self, run: Any) -> Mapping[str, Any]:
-        """Give what an actor was declared with for somebody else's middleware, or for ours."""
+        """Return an actor's options that are not Dramatiq's own."""
         known = self._known_options()
         declared = self.native.get_actor(run.actor_name).options
         return {name: value for name, value in declared.items() if name not in known}
 
     def _known_options(self) -> set[str]:
-        """Name the options that are Dramatiq's own, and ours."""
+        """Return the names of Dramatiq's own options, and of ours."""
         every = self.native.middleware
         theirs = (one for one in every if type(one).__module__.startswith(_DRAMATIQ))
         return {OURS, *_OPTIONS}.union(*(one.actor_options for one in theirs))
@@ -132,7 +128,7 @@ class DramatiqNative(Native[Broker]):
         return [one for one in self.native.middleware if isinstance(one, Results)]
 
     def _stores(self, run: Any) -> Iterator[tuple[Any, int]]:
-        """Find where a run's end is to be stored, and for how many milliseconds."""
+        """Find the backends that store this run's end, and for how many milliseconds."""
         declared = self.native.get_actor(run.actor_name).options
         for one in self._results():
             if run.options.get("store_results", declared.get("store_results", one.store_results)):
@@ -140,7 +136,7 @@ class DramatiqNative(Native[Broker]):
                 yield one.backend, kept
 
     def encode(self, run: Any, value: Any) -> object:
-        """Encode an argument as messages are, or an answer as those are that will have it."""
+        """Encode an argument for a message, or an answer for whoever gets it."""
         in_message: object = {"value": value}
         if run is None:
             return dramatiq.get_encoder().encode(in_message)  # type: ignore[arg-type]  # a dict
@@ -149,7 +145,7 @@ class DramatiqNative(Native[Broker]):
         return [backend.encoder.encode(value) for backend, _ in self._stores(run)]
 
     def will_retry(self, run: Any, error: BaseException) -> bool:
-        """Say whether Dramatiq's own retries, if it has them, run the actor again."""
+        """Say whether Dramatiq itself will retry the message."""
         declared = self.native.get_actor(run.actor_name).options
         throws = run.options.get("throws") or declared.get("throws")
         if isinstance(error, SkipMessage) or (throws and isinstance(error, throws)):
@@ -165,8 +161,8 @@ class DramatiqNative(Native[Broker]):
         return most is None or retries < most
 
     def retry(self, run: Any, attempt: Attempt, number: int) -> Exception:
-        """Enqueue the message again: Dramatiq counts its own retries, and these are a plugin's."""
-        again = run.copy(options={OURS: {**header_of(run), "attempt": number}})
+        """Enqueue the message again; Dramatiq's own count of retries stays as it is."""
+        again = run.copy(options={OURS: {**_our_option(run), "attempt": number}})
         self.native.enqueue(again, delay=milliseconds(attempt.delay))
         run.options["store_results"] = False
         return SkipMessage(f"retried as attempt {number}")
@@ -178,19 +174,19 @@ class DramatiqNative(Native[Broker]):
         return SkipMessage(f"{attempt.status}: {attempt.reason}")
 
     def dead_letter(self, run: Any, attempt: Attempt) -> BaseException | None:
-        """Put the message to the dead letters, unless a plugin has it; it is in ``throws``."""
+        """Move the message to the dead letters, unless a plugin keeps it."""
         if attempt.kept:
             return self.cancel(run, attempt)
         run.fail()
         return attempt.error
 
     def store(self, run: Any, attempt: Attempt) -> None:
-        """Store an end that Dramatiq would store in another way, or not at all."""
+        """Store an end that Dramatiq would store otherwise, or not at all."""
         for backend, kept in self._stores(run):
             backend.store_exception(run, attempt.error, kept)
 
     def send(self, message: TaskMessage, delay: float | None) -> Any:
-        """Enqueue a run of the actor that has this name, under the message's id."""
+        """Enqueue a message for the actor of this name, under the message's id."""
         known, metadata = self._known_options(), message.metadata
         hidden = {name: value for name, value in metadata.items() if name in known}
         options = {name: value for name, value in metadata.items() if name not in known}
@@ -206,7 +202,7 @@ class DramatiqNative(Native[Broker]):
 
 
 class WorkerLife(Middleware):
-    """The plugins' life in workers, and which message each of their threads is at.
+    """The plugins' life in workers, and the message that each thread processes.
 
     Args:
         native: Whose plugins.
@@ -220,7 +216,7 @@ class WorkerLife(Middleware):
         try:
             self.native.begin()
         except Exception as error:
-            # Dramatiq logs an Exception, and goes on to take messages.
+            # Dramatiq logs an Exception, and takes messages all the same.
             raise self.native.refusal(error) from error
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:  # noqa: ARG002  # Dramatiq's
@@ -239,34 +235,33 @@ class WorkerLife(Middleware):
 
 
 class _Installed(WorkerLife):
-    """Covers the actors that are there, and each that is declared later."""
+    """Covers the actors that exist, and each that is declared later."""
 
     @property
     def actor_options(self) -> set[str]:
-        """Name what actors may be declared with, too: it reaches plugins."""
+        """Allow ``tags`` in the declaration of actors, for plugins."""
         return {"tags"}
 
     def after_declare_actor(self, broker: Broker, actor: Any) -> None:
-        """Cover an actor, unless it is an app's of ours."""
+        """Cover an actor, unless it belongs to a ``QueueTasks`` app."""
         if isinstance(actor, str):
-            # So Dramatiq 1 names those that were declared before the middleware came.
+            # Dramatiq 1 gives the names of those that were declared before the middleware came.
             actor = broker.get_actor(actor)
         if hasattr(actor.fn, OURS):
             return
         actor.fn = self.native.around(actor.actor_name, actor.fn)
         throws = actor.options.get("throws") or ()
-        # Of which Dramatiq retries none, whatever its rules are.
+        # Dramatiq retries none of these, whatever ``retry_when`` says.
         actor.options["throws"] = (throws, TaskDeadLetteredError)
 
 
-def header_of(run: Any) -> dict[str, Any]:
-    """Give what is ours of a message, which anybody may have written."""
-    header = run.options.get(OURS)
-    return header if isinstance(header, dict) else {}
+def _our_option(run: Any) -> dict[str, Any]:
+    """Return our option of a message, which anybody may have written."""
+    return header_of(run.options.get(OURS))
 
 
 def milliseconds(delay: float | None) -> int | None:
-    """Give a delay in seconds as Dramatiq takes it: at least one, or None for at once."""
+    """Convert a delay in seconds: at least one millisecond, or None for at once."""
     return max(1, round(delay * 1000)) if delay else None
 
 

@@ -1,9 +1,11 @@
-"""Huey: plugins for a Huey's own tasks, or an app's runs on Huey.
+"""Huey: plugins for the tasks of a Huey app, or Huey as the engine of a ``QueueTasks`` app.
 
 ===============  =================================================================================
-``install.py``   ``install(huey)``: plugins for the tasks of a Huey
-``forward.py``   ``QueueTasks("shop", engine="huey+sqlite:///file.db")``, or a Huey: its runs
-``ledger.py``    what keeps a run that a killed worker was doing
+``install.py``   ``install(huey)``: plugins for the tasks of an existing Huey app
+``forward.py``   ``QueueTasks("shop", engine="huey+sqlite:///file.db")``, or ``engine=huey``
+``ledger.py``    keeps the runs that a killed worker was doing
+``lock.py``      lets one consumer do the runs of a file
+``storage.py``   opens the file, and says what is wrong with it
 ===============  =================================================================================
 
 The worker is Huey's own command, ``huey_consumer module.huey``, where ``huey`` is the app's

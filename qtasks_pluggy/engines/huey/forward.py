@@ -1,8 +1,8 @@
-"""An app's runs on Huey: on a file, the durable engine with no server, or on a Huey object.
+"""Huey as the engine of a ``QueueTasks`` app: on a SQLite file, or on a Huey object.
 
-What is replaced on the Huey, because there is no hook for it: ``build_error_result``, to keep class
-and arguments of an error, and ``deserialize_task``, to end a run that no worker can read. On a
-consumer of ours ``_set_signal_handlers``, because the process's signals are the app's.
+What is replaced on the Huey, because there is no hook for it: ``build_error_result``, to keep an
+error's class and arguments, and ``deserialize_task``, to end a run that no worker can read. On a
+consumer in this process ``_set_signal_handlers``, because the process's signals are the app's.
 """
 
 # Huey has no types, and its tasks carry what is ours.
@@ -21,7 +21,7 @@ from huey.api import Task
 from huey.constants import EmptyData
 from huey.exceptions import HueyException, RetryTask
 from huey.storage import MemoryStorage, SqliteStorage
-from huey.utils import Error, normalize_time
+from huey.utils import Error
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, log_event
@@ -32,9 +32,10 @@ from qtasks_pluggy.engines.huey.install import (
     HueyNative,
     cancel_execution,
     open_in_workers,
+    task_of,
 )
 from qtasks_pluggy.engines.huey.ledger import ledger_of
-from qtasks_pluggy.engines.huey.storage import reach, sqlite_huey, told
+from qtasks_pluggy.engines.huey.storage import sqlite_huey, told
 from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.exc import EngineError, TaskCancelError
 
@@ -46,12 +47,12 @@ _STATUS: Final = {"cancel": TaskStatus.cancelled, "dead_letter": TaskStatus.dead
 
 @attrs.define(eq=False)
 class Ticket:
-    """A run that was submitted, or found by its id.
+    """A submitted run, or one found by its id.
 
     Attributes:
         id: The run's id.
-        name: The task's name; empty of a run that was found.
-        ended: Its end, once that was read.
+        name: The task's name; empty if the run was found by its id.
+        ended: Its end, once it was read.
     """
 
     id: str
@@ -60,18 +61,18 @@ class Ticket:
 
 
 class HueyEngine(Forward[Huey], HueyNative):
-    """Huey behind an app.
+    """Huey as the engine of an app.
 
     Args:
-        given: ``huey+sqlite:///file.db``, four slashes for an absolute path, with ``?ledger=0``
-            to go without the ledger; or a ``Huey`` object.
+        given: ``huey+sqlite:///file.db``, with four slashes for an absolute path, and ``?ledger=0``
+            to switch the ledger off; or a ``Huey`` object.
 
     Raises:
         EngineError: The URL is wrong, or the database cannot be used.
     """
 
     worker = "huey_consumer MODULE.HUEY"
-    # A task that calls sys.exit() ends itself alone.
+    # A task that calls sys.exit() ends its own run only.
     ends_worker: ClassVar = ()
 
     def __init__(self, given: Any) -> None:
@@ -88,23 +89,20 @@ class HueyEngine(Forward[Huey], HueyNative):
         self._consumer: Consumer | None = None
 
     def cover(self) -> None:
-        """Hear of runs and workers; keep what an end is besides Huey's words for it."""
+        """Hook into runs and workers, and keep more of an end than Huey does."""
         huey = self.native
-        # A Huey can be behind several apps.
-        name = f"{MODULE}-{id(self)}"
-        huey.pre_execute(name=name)(self._wrap)
-        huey.on_startup(name=name)(self._worker_begins)
-        huey.on_shutdown(name=name)(self.end)
+        # A Huey can be the engine of several apps.
+        self._hook(f"{MODULE}-{id(self)}")
         huey.signal("revoked", "expired", "canceled")(self._ended_without_us)
         huey.signal("retrying")(self._forget_error)
         huey.build_error_result = self._with_end(huey.build_error_result)
         huey.deserialize_task = self._telling(huey.deserialize_task)
 
     def declare(self, task_func: TaskFunc) -> Any:
-        """Make a Huey task, whose own body nobody runs."""
+        """Make a Huey task whose own body is never run."""
 
         def body(*_: Any, **__: Any) -> Any:
-            msg = f"task {task_func.name!r} is run by its app alone"
+            msg = f"only its app runs task {task_func.name!r}"
             raise RuntimeError(msg)
 
         body.__module__ = MODULE
@@ -113,11 +111,11 @@ class HueyEngine(Forward[Huey], HueyNative):
         return kind
 
     def function_for(self, kind: type[Task]) -> Callable[..., Any] | None:
-        """Give the function of a task of the app's."""
+        """Return the function of one of the app's tasks."""
         return self._functions_of_ours.get(kind)
 
-    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
-        """Say what this Huey can do."""
+    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # the same for all
+        """Return what this Huey can do."""
         huey: Any = self.native
         ordered = isinstance(huey.storage, SqliteStorage | MemoryStorage)
         return Capabilities(
@@ -131,9 +129,8 @@ class HueyEngine(Forward[Huey], HueyNative):
         )
 
     def start(self, app: QueueTasks, workers: int | None) -> None:
-        """Look whether the storage can be used; do runs in this process, if asked to."""
-        self._belong_to(app)
-        reach(self.native, app.name)
+        """Check that the storage can be used, and do runs in this process if asked to."""
+        super().start(app, None)
         if workers:
             consumer: Any = self.native.create_consumer(
                 workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
@@ -143,52 +140,45 @@ class HueyEngine(Forward[Huey], HueyNative):
             consumer.start()
             self._consumer = consumer
 
+    def reach(self) -> None:
+        """Read from the storage.
+
+        Raises:
+            EngineError: It cannot be used.
+        """
+        told(self.native, self.app.name, self.native.pending_count)
+
     def stop(self) -> None:
-        """Finish the runs that this process is doing; those that wait stay in the storage."""
+        """Finish the runs of this process; those that wait stay in the storage."""
         if self._consumer is not None:
             self._consumer.stop(graceful=True)
             self._consumer = None
 
     def send(self, message: TaskMessage, delay: float | None) -> Ticket:
-        """Enqueue a native task, which the ledger has before, so that no crash can lose it."""
-        huey, kwargs = self.native, dict(message.kwargs)
-        if message.metadata:
-            kwargs[HEADER] = {"metadata": dict(message.metadata)}
-        task = self.tasks[message.name](
-            message.args,
-            kwargs,
-            id=str(message.uuid),
-            eta=normalize_time(None, delay, huey.utc) if delay else None,
-            priority=message.priority or None,
-            retries=0,
-        )
-        # Read as a worker would, before it is too late.
+        """Enqueue a run.
+
+        Raises:
+            EngineError: An argument cannot be stored, or the storage cannot be used.
+        """
+        huey, kind = self.native, self.tasks[message.name]
+        header = {HEADER: {"metadata": dict(message.metadata)}} if message.metadata else {}
+        task = task_of(huey, kind, message, header, delay, retries=0)
+        # What a worker could not read is refused now.
         self.encode(None, (task.args, task.kwargs))
         try:
             told(huey, message.name, huey.enqueue, task)
-        except BaseException as error:
-            undone = self._ledger is None
-            if self._ledger is not None:
-                # Whoever is told that it is not submitted may submit it again.
-                with suppress(Exception):
-                    self._ledger.delete(task.id)
-                    undone = True
-            if isinstance(error, OverflowError):
-                msg = (
-                    f"engine 'huey', task {message.name!r}: the storage does not take its priority,"
-                    f" {message.priority}, or its delay, {delay}: {error}; give it smaller ones"
-                )
-                raise EngineError(msg) from error
-            if isinstance(error, EngineError) and not undone:
-                msg = f"{error}; it may be done all the same, once the storage can be used"
-                raise EngineError(msg) from error
-            raise
+        except OverflowError as error:
+            msg = (
+                f"engine 'huey', task {message.name!r}: the storage does not take its priority,"
+                f" {message.priority}, or its delay, {delay}: {error}; give it smaller ones"
+            )
+            raise EngineError(msg) from error
         return Ticket(task.id, message.name)
 
     # --- one attempt
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
-        """Make a message of a native task."""
+        """Make a message from a Huey task."""
         message = super().message(run, args, kwargs)
         return attrs.evolve(message, priority=message.priority or 0)
 
@@ -197,36 +187,30 @@ class HueyEngine(Forward[Huey], HueyNative):
         try:
             value = super()._execute(task, function)
         except CancelExecution as error:
-            # Huey tells of its end, and stores it, before it looks whether the task goes on.
+            # Huey reports and stores the end of a task before it checks whether it repeats it.
             if error.retry:
                 raise RetryTask from error
             if task.our_end is None:
                 task.our_end = _packed(TaskStatus.cancelled, TaskCancelError(str(error)))
             raise
-        huey = self.native
-        if value is None and huey.results and not huey.store_none:
-            # Or else nobody who waits would hear of it.
-            huey.put_result(task.id, None)
-        return value
-
-    def answered(self, run: Any, value: Any) -> Any:  # noqa: ARG002  # of all the same
-        """Give the value: a None is stored anyway."""
+        if value is None:
+            self.store_none(task)
         return value
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Name what ends the run, unless it is a signal, which reaches no plain thread."""
+        """Wrap the error, unless it is a signal, which never reaches a plain thread."""
         in_thread = type(threading.current_thread()) is threading.Thread
         if isinstance(error, KeyboardInterrupt) and not in_thread:
             return None
         return super().failure(error)
 
     def fail(self, run: Any, attempt: Attempt) -> BaseException | None:
-        """Keep class and arguments of the error beside what Huey stores of it."""
+        """Keep the error's class and arguments besides what Huey stores."""
         run.our_end = _packed(TaskStatus.failed, attempt.error)
         return attempt.error
 
     def cancel(self, run: Any, attempt: Attempt) -> BaseException:
-        """Keep its end, and have Huey's own retries not repeat it."""
+        """Keep the run's end, and end it whatever retries Huey has left for it."""
         run.our_end = _packed(_STATUS[attempt.action], attempt.error)
         return cancel_execution(str(attempt.error))
 
@@ -240,36 +224,36 @@ class HueyEngine(Forward[Huey], HueyNative):
             try:
                 metadata = native(task, exception)
             except Exception:  # noqa: BLE001  # whatever an error's own methods raise
-                # Without an end its caller would wait for ever.
+                # Without an end, the caller would wait for ever.
                 metadata = {"error": type(exception).__name__, "retries": 0, "task_id": task.id}
             return {**metadata, HEADER: ended}
 
         return build_error_result
 
     def _forget_error(self, _: str, task: Task) -> None:
-        """Forget the error of an attempt that is no end, which Huey before 3.5 stores."""
+        """Delete the error of an attempt that is not the end; Huey before 3.5 stores it."""
         if type(task) in self._functions_of_ours:
             self.native.get_raw(task.id)
 
     def _ended_without_us(self, signal: str, task: Task, *_: Any) -> None:
-        """Give an end to a run that Huey did not begin."""
+        """Store the end of a run that Huey dropped."""
         if type(task) in self._functions_of_ours and getattr(task, "our_end", None) is None:
             self._put_end(task.id, TaskStatus.cancelled, TaskCancelError(f"Huey: {signal}"))
 
     def _put_end(self, uuid: str, status: TaskStatus, error: Exception) -> bool:
-        """Store an end, unless there is one."""
+        """Store an end, unless the run has one."""
         metadata = {"error": repr(error), "retries": 0, "task_id": uuid}
         ended = Error({**metadata, HEADER: _packed(status, error)})
         return bool(self.native.put_if_empty(uuid, ended))
 
     def _telling(self, native: Callable[[bytes], Task]) -> Callable[[bytes], Task]:
-        """Give an end to a run whose message a worker cannot read: Huey has deleted it by then."""
+        """End a run whose message a worker cannot read: Huey has deleted it by then."""
 
         def deserialize_task(data: bytes) -> Task:
             try:
                 return native(data)
             except Exception as error:
-                if self._life.workers:
+                if self._workers:
                     self._end_unread(data, error)
                 raise
 
@@ -285,7 +269,7 @@ class HueyEngine(Forward[Huey], HueyNative):
             why = f"this worker has no task {task!r}; its tasks are {', '.join(self.tasks)}"
         msg = (
             f"engine 'huey', task {task or '?'!r}: the message cannot be read: {why}. A worker must"
-            " import every module that declares tasks, and run the same code as those who submit"
+            " import every module that declares tasks, and run the same code as the clients"
         )
         log_event("error", "task_unreadable", task=task, uuid=uuid, why=msg)
         if uuid is not None:
@@ -296,15 +280,15 @@ class HueyEngine(Forward[Huey], HueyNative):
     # --- its end
 
     def ticket_for(self, uuid: str) -> Ticket:
-        """Make the ticket of a run that was enqueued from anywhere; reading leaves its end."""
+        """Make a ticket for any run; reading by it leaves the end in the storage."""
         return Ticket(uuid)
 
     def no_results(self) -> str:
-        """Say what to do where results are not kept."""
+        """Say what to do if results are not kept."""
         return "this Huey keeps no results; make it with results=True"
 
     def read(self, ticket: Ticket) -> RunResult | None:
-        """Read the stored end, and take it out of the storage, for all who have this ticket."""
+        """Read the stored end, and take it out of the storage for everybody who has this ticket."""
         huey = self.native
         if ticket.ended is None:
             raw = told(huey, ticket.name, huey.get_raw, ticket.id, peek=True)
@@ -317,7 +301,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         return ticket.ended
 
     def status(self, ticket: Ticket) -> TaskStatus | None:
-        """Tell how far a run is; without a ledger only whether it has ended."""
+        """Return how far a run is; without the ledger, only how it ended."""
         ended = super().status(ticket)
         if ended is None and self._ledger is not None:
             entry = told(self.native, ticket.name, self._ledger.get, ticket.id)
@@ -333,13 +317,13 @@ class HueyEngine(Forward[Huey], HueyNative):
         huey = self.native
         status = self.status(ticket)
         if status is None:
-            # No ledger says where it is, so Huey is asked.
+            # There is no ledger that knows, so ask Huey.
             waits = any(task.id == ticket.id for task in (*huey.pending(), *huey.scheduled()))
             status = TaskStatus.queued if waits else TaskStatus.running
         if status is not TaskStatus.queued:
             return False
         huey.revoke_by_id(ticket.id, revoke_once=True)
-        # Unless it came to its end meanwhile, which then stands; but not as what Huey dropped.
+        # If it has ended meanwhile, that end stands, unless it is that Huey dropped the run.
         if not self._put_end(ticket.id, TaskStatus.cancelled, TaskCancelError(reason)):
             ended = self.read(ticket)
             if ended is None or ended.status is not TaskStatus.cancelled:
@@ -356,7 +340,7 @@ def _packed(status: TaskStatus, error: BaseException | None) -> dict[str, Any]:
 
 
 def _ended_of(ticket: Ticket, stored: Any) -> RunResult | None:
-    """Make an end of what Huey has stored; None of an error that is to be retried."""
+    """Make an end from what Huey stored; None if it is an error that Huey will retry."""
     if not isinstance(stored, Error):
         return RunResult(TaskStatus.succeeded, stored)
     told_of: Mapping[str, Any] | None = stored.metadata.get(HEADER)

@@ -1,6 +1,6 @@
-"""Plugins for the tasks of a Huey.
+"""Plugins for the tasks of an existing Huey app.
 
-What is private in Huey, and used here, because there is no public way:
+Private names of Huey that are used here, because there is no public way:
 
 =========================================  =====================================================
 ``huey._registry``                         lists its tasks
@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, ClassVar, Final
 
 from huey import CancelExecution, Huey
@@ -25,24 +26,24 @@ from huey.exceptions import RateLimitExceeded, RetryTask, TaskLockedException, T
 from huey.storage import SqliteStorage
 from huey.utils import normalize_time
 
-from qtasks_pluggy import TaskMessage
-from qtasks_pluggy.engines import Attempt, Capabilities
+from qtasks_pluggy import TaskExecutor, TaskMessage
+from qtasks_pluggy.engines import Attempt, Backend, Capabilities
 from qtasks_pluggy.engines.huey.ledger import Ledger, ledger_of
-from qtasks_pluggy.engines.native import Native, attempt_of, declared, log_as
+from qtasks_pluggy.engines.native import Host, Native, attempt_of, declared, header_of, log_as
 from qtasks_pluggy.exc import CapabilityError, TaskNameError
 
-# The keyword of a message that has what is ours: Huey has no other place.
+# The keyword of a task that carries our header: a message of Huey has no other place for it.
 HEADER: Final = "_qtasks_pluggy"
-# The module of the native tasks of an app of ours, under which Huey knows them.
+# The module in whose name a ``QueueTasks`` app registers its tasks with Huey.
 MODULE: Final = "qtasks_pluggy"
 CONTROL: Final = (RetryTask, CancelExecution, TaskLockedException, RateLimitExceeded, TaskTimeout)
-# What every task has, and nobody gave it.
+# The attributes that every task has.
 _TASK: Final = {*dir(Task), "context"}
 _current: Final[ContextVar[Task]] = ContextVar("qtasks_pluggy_huey_task")
 
 
 def at_least_once(huey: Huey) -> None:
-    """Let runs survive the death of their worker, also those of a Huey's own tasks.
+    """Keep each run until it has ended, so that it survives the death of its worker.
 
     One consumer at a time may do the runs of the file; a second one is refused.
 
@@ -60,34 +61,45 @@ def at_least_once(huey: Huey) -> None:
 
 
 def open_in_workers(huey: Huey, ledger: Ledger) -> None:
-    """Have each worker open the ledger when it begins; one that cannot ends its consumer."""
+    """Open the ledger in each worker that begins."""
+    huey.on_startup(name=f"{MODULE}-ledger")(partial(_begin, HueyNative(huey), ledger.open))
 
-    def begin() -> None:
-        try:
-            ledger.open()
-        except Exception as error:
-            refusal = HueyNative(huey).refusal(error)
-            stop_consumer()
-            raise refusal from error
 
-    huey.on_startup(name=f"{MODULE}-ledger")(begin)
+def _begin(native: HueyNative, begin: Callable[[], None]) -> None:
+    """Begin a worker; one that cannot ends its consumer, which would replace it for ever."""
+    try:
+        log_as("huey")
+        begin()
+    except Exception as error:
+        refusal = native.refusal(error)
+        frame = inspect.currentframe()
+        while frame is not None:
+            # Huey does not say whose worker begins.
+            consumer = frame.f_locals.get("self")
+            if isinstance(consumer, Consumer):
+                consumer.stop_flag.set()
+            frame = frame.f_back
+        raise refusal from error
 
 
 class HueyNative(Native[Huey]):
-    """Plugins for the tasks of a Huey, asked at every attempt."""
+    """The plugins of a Huey app, asked at every attempt."""
 
     name = "huey"
     kind = Huey
     control = CONTROL
-    # It ends the worker's thread, and Huey stores no end.
+    # Such an error ends the worker's thread, and Huey stores no end.
     ends_worker: ClassVar[tuple[type[BaseException], ...]] = (BaseException,)
 
     def cover(self) -> None:
-        """Hear of every run, and of workers, which are threads or processes."""
+        """Hook into every run and into workers, which are threads or processes."""
         self._functions: dict[type[Task], Callable[..., Any]] = {}
-        self.native.pre_execute(name=f"{MODULE}-install")(self._wrap)
-        self.native.on_startup(name=f"{MODULE}-install")(self._worker_begins)
-        self.native.on_shutdown(name=f"{MODULE}-install")(self.end)
+        self._hook(f"{MODULE}-install")
+
+    def _hook(self, name: str) -> None:
+        self.native.pre_execute(name=name)(self._wrap)
+        self.native.on_startup(name=name)(partial(_begin, self, self.begin))
+        self.native.on_shutdown(name=name)(self.end)
 
     @property
     def app_name(self) -> str:
@@ -100,7 +112,7 @@ class HueyNative(Native[Huey]):
         return {kind.__name__: kind for kind in self._kinds()}
 
     def count(self) -> int:
-        """Count its own tasks, of which several can have one name."""
+        """Count its own tasks; several can have the same name."""
         return len(self._kinds())
 
     def _kinds(self) -> list[type[Task]]:
@@ -109,21 +121,12 @@ class HueyNative(Native[Huey]):
         return [kind for kind in kinds if kind.__module__ != MODULE]
 
     def function_of(self, name: str) -> Callable[..., Any]:
-        """Give the function of one of them."""
+        """Return the function of one of them."""
         kind = self.tasks[name]
         return lambda *args, **kwargs: kind(args, kwargs).execute()
 
-    def _worker_begins(self) -> None:
-        try:
-            log_as("huey")
-            self.begin()
-        except Exception as error:
-            refusal = self.refusal(error)
-            stop_consumer()
-            raise refusal from error
-
     def _wrap(self, task: Task) -> None:
-        """Have the executor run a task that is about to be run."""
+        """Make the executor run a task that Huey is about to execute."""
         function = self.function_for(type(task))
         if function is None:
             return
@@ -136,7 +139,7 @@ class HueyNative(Native[Huey]):
         task.execute = execute
 
     def function_for(self, kind: type[Task]) -> Callable[..., Any] | None:
-        """Give the function of a task of the Huey's own."""
+        """Return the function of a task that is the Huey's own."""
         if kind.__module__ == MODULE:
             return None
         function = self._functions.get(kind)
@@ -146,7 +149,7 @@ class HueyNative(Native[Huey]):
 
     def _execute(self, task: Task, function: Callable[..., Any]) -> Any:
         args, kwargs = task.args, dict(task.kwargs)
-        header = kwargs.pop(HEADER, {})
+        header = header_of(kwargs.pop(HEADER, None))
         task.our_header, number = header, attempt_of(header)
         token = _current.set(task)
         try:
@@ -157,11 +160,11 @@ class HueyNative(Native[Huey]):
             raise
         finally:
             _current.reset(token)
-            # What the task was given, for Huey and for the next attempt, which counts on.
+            # Put back what the task was given, for Huey and for the next attempt.
             task.args, task.kwargs = args, {**kwargs, HEADER: header} if header else kwargs
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
-        """Make a message of a task."""
+        """Make a message from a task."""
         return TaskMessage(
             run.name,
             args,
@@ -176,21 +179,25 @@ class HueyNative(Native[Huey]):
         )
 
     def options(self, run: Any) -> Mapping[str, Any]:
-        """Give what a task was declared with that Huey knows nothing of."""
+        """Return what a task was declared with that Huey itself does not use."""
         return declared(type(run), _TASK)
 
-    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
-        """Say what Huey can do; in immediate mode nobody reads its schedule."""
+    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # the same for all
+        """Return what Huey can do; in immediate mode nobody reads its schedule."""
         huey = self.native
         results = bool(huey.results)
         return Capabilities(delay=not huey.immediate, results=results, metadata=True)
 
     def will_retry(self, run: Any, error: BaseException) -> bool:
-        """Say whether Huey runs a task again, by the rules of its own, after this error."""
-        return will_retry(error, run.retries)
+        """Return whether Huey runs a task again by its own rules."""
+        if isinstance(error, CancelExecution):
+            return bool(run.retries if error.retry is None else error.retry)
+        if isinstance(error, RateLimitExceeded):
+            return bool(error.retry or run.retries)
+        return isinstance(error, RetryTask) or bool(run.retries)
 
     def encode(self, run: Any, value: Any) -> object:
-        """Pickle an answer or an argument as Huey does, and read it again."""
+        """Serialize an answer or an argument as Huey does, and read it back."""
         serializer = self.native.serializer
         if run is not None and not self.native.results:
             return None
@@ -200,32 +207,39 @@ class HueyNative(Native[Huey]):
             raise TypeError(str(error)) from error
         return read
 
-    def answered(self, run: Any, value: Any) -> Any:
-        """Store a None, which Huey may not: whoever waits would wait for ever."""
+    async def execute(self, executor: TaskExecutor, host: Host, backend: Backend) -> Attempt:
+        """Make the attempt, and store a plugin's None, for which the caller would wait for ever."""
+        attempt = await super().execute(executor, host, backend)
+        is_none = attempt.action == "succeed" and attempt.result is None
+        if is_none and any(record.won for record in executor.trail):
+            self.store_none(_current.get())
+        return attempt
+
+    def store_none(self, task: Task) -> None:
+        """Store the result None, where Huey does not."""
         huey = self.native
-        if value is None and huey.results and not isinstance(run, PeriodicTask):
-            huey.put_result(run.id, None)
-        return value
+        if huey.results and not huey.store_none and not isinstance(task, PeriodicTask):
+            huey.put_result(task.id, None)
 
     def retry(self, run: Any, attempt: Attempt, number: int) -> Exception:  # noqa: ARG002  # _execute counts
-        """Have Huey put the task into its schedule, beside its own retries."""
+        """Make Huey put the task into its schedule; its own retries are not counted down."""
         if self.native.immediate:
-            # Nobody reads its schedule, in which the task's own delay would put it.
+            # Nobody reads the schedule, into which the task's own delay would put it.
             run.retry_delay = 0
-        # None is the task's own delay, of which a plugin's 0 is none.
+        # None stands for the task's own delay, so a plugin's 0 stays 0 where the task has one.
         again: Exception = RetryTask(
             delay=attempt.delay if run.retry_delay else attempt.delay or None
         )
         return again
 
-    def cancel(self, run: Any, attempt: Attempt) -> BaseException:  # noqa: ARG002  # of all the same
-        """Have Huey's own retries not repeat it."""
+    def cancel(self, run: Any, attempt: Attempt) -> BaseException:  # noqa: ARG002  # the same for all
+        """End the run, whatever retries Huey has left for it."""
         return cancel_execution(str(attempt.error))
 
     dead_letter = cancel
 
     def send(self, message: TaskMessage, delay: float | None) -> Any:
-        """Enqueue a run of the task that has this name.
+        """Enqueue a run of the task with this name.
 
         Raises:
             TaskNameError: Two modules have a task of this name.
@@ -235,52 +249,51 @@ class HueyNative(Native[Huey]):
         if len(kinds) > 1:
             modules = " and ".join(kind.__module__ for kind in kinds)
             msg = (
-                f"engine 'huey', {huey.name}: {modules} both have a task {name!r}, and a run is"
-                " known by that name alone; give one of them another name="
+                f"engine 'huey', {huey.name}: {modules} both have a task {name!r}, and a replay"
+                " knows a run by that name only; give one of them another name="
             )
             raise TaskNameError(msg)
-        task = kinds[0](
-            message.args,
-            {**message.kwargs, HEADER: {"metadata": message.metadata}},
-            id=str(message.uuid),
-            eta=normalize_time(None, delay, huey.utc) if delay else None,
-            priority=message.priority or None,
-        )
-        huey.enqueue(task)
+        header = {HEADER: {"metadata": message.metadata}}
+        huey.enqueue(task_of(huey, kinds[0], message, header, delay))
 
 
-def will_retry(error: BaseException, retries: int) -> bool:
-    """Say whether Huey runs a task again, by the rules of its own, after this error."""
-    if isinstance(error, CancelExecution):
-        return bool(retries if error.retry is None else error.retry)
-    if isinstance(error, RateLimitExceeded):
-        return bool(error.retry or retries)
-    return isinstance(error, RetryTask) or bool(retries)
+def task_of(
+    huey: Huey,
+    kind: type[Task],
+    message: TaskMessage,
+    header: Mapping[str, Any],
+    delay: float | None,
+    **options: Any,
+) -> Task:
+    """Make a task of Huey from a message.
+
+    Args:
+        huey: The Huey that is to run it.
+        kind: The task's class.
+        message: The message.
+        header: Keywords besides the message's own.
+        delay: Seconds before it may run; None and 0 for at once.
+        options: More for the task.
+    """
+    return kind(
+        message.args,
+        {**message.kwargs, **header},
+        id=str(message.uuid),
+        eta=normalize_time(None, delay, huey.utc) if delay else None,
+        priority=message.priority or None,
+        **options,
+    )
 
 
 def cancel_execution(text: str) -> Exception:
-    """Make what ends a Huey task for good.
-
-    Huey 3.5 changed the order of its arguments.
-    """
+    """Make the error that ends a task for good; Huey 3.5 changed the order of its arguments."""
     error: Exception = CancelExecution(retry=False)
     error.args = (text,)
     return error
 
 
-def stop_consumer() -> None:
-    """End the consumer whose worker cannot begin: it would replace that one for ever."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        # Huey calls what is to be done when a worker begins, and does not say whose worker it is.
-        consumer = frame.f_locals.get("self")
-        if isinstance(consumer, Consumer):
-            consumer.stop_flag.set()
-        frame = frame.f_back
-
-
 def _function_of(kind: type[Task]) -> Callable[..., Any]:
-    """Make the function of a task's class, which runs the task that is at work here."""
+    """Make a function that executes the task of this class that is at work here."""
     native_execute = kind.execute
 
     def function(*args: Any, **kwargs: Any) -> Any:

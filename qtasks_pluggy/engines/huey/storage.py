@@ -1,4 +1,4 @@
-"""Opening the database, and saying what is wrong with a storage that cannot be used."""
+"""Opens the database, and says what is wrong with a storage that cannot be used."""
 
 # Huey has no types.
 # pyright: reportMissingTypeStubs=false
@@ -14,19 +14,18 @@ from urllib.parse import unquote
 from huey import Huey, SqliteHuey
 
 from qtasks_pluggy.engines import url_options
-from qtasks_pluggy.engines.forward import PATIENCE, trouble_within
 from qtasks_pluggy.exc import EngineError
 
 SCHEME: Final = "huey+sqlite://"
 _REMEDIES: Final = {
     "unable to open": "make its folder, and let this user write there",
-    "locked": "another process holds it; end that one, or wait",
+    "locked": "another process locks it; end that process, or wait",
     "full": "the disk is full, or the file may not grow; make room",
     "disk i/o": "the disk is full or broken, or the file may not grow; look at the disk",
-    "not a database": "it is something else, or damaged; move it away, or restore it",
+    "not a database": "it is no database, or damaged; move it away, or restore it",
     "malformed": "it is damaged; move it away, or restore it",
     "readonly": "let this user write to it, and to its folder",
-    "no such table": "it was made anew under this app; start the app again",
+    "no such table": "somebody replaced it while this app ran; start the app again",
 }
 
 
@@ -34,7 +33,7 @@ def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
     """Make the Huey of a URL.
 
     Returns:
-        It, and whether it is to have a ledger.
+        The Huey, and whether it gets a ledger.
 
     Raises:
         EngineError: The URL is wrong, or the database cannot be used.
@@ -50,7 +49,7 @@ def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
     if path == ":memory:":
         msg = f"engine {url!r} is no file, and each thread would have its own; use memory://"
         raise EngineError(msg)
-    # Each thread opens it anew, also after the process has gone to another folder.
+    # Each thread opens the file itself, perhaps after the process has changed its folder.
     path = str(Path(path).absolute())
     try:
         huey = SqliteHuey(name, filename=path, store_none=True)
@@ -69,7 +68,7 @@ def unusable(path: str, error: Exception, who: str) -> EngineError:
 
 
 def told(huey: Huey, who: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call what uses the storage; say what is wrong, if it is the storage.
+    """Call a function that uses the storage; if that fails, say what is wrong with the storage.
 
     Raises:
         EngineError: The storage cannot be used.
@@ -88,18 +87,3 @@ def told(huey: Huey, who: str, call: Callable[..., Any], *args: Any, **kwargs: A
             )
             raise EngineError(msg) from error
         raise
-
-
-def reach(huey: Huey, who: str) -> None:
-    """Look whether the storage can be used.
-
-    Raises:
-        EngineError: It cannot, or says nothing for some seconds.
-    """
-    trouble = trouble_within(PATIENCE, lambda: told(huey, who, huey.pending_count))
-    if isinstance(trouble, EngineError):
-        raise trouble
-    if trouble is not None:
-        kind = type(huey.storage).__name__
-        msg = f"engine 'huey', {who}: its {kind} cannot be used: {trouble}; is its server up?"
-        raise EngineError(msg) from trouble

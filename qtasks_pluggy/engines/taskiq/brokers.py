@@ -1,16 +1,22 @@
-"""What each kind of broker can do, and opening one in a client.
+"""What each kind of broker can do, and how a client opens one.
 
-What is private in taskiq-aio-pika, and used here, because there is no public way:
+Brokers are told apart by the names of their classes, so no broker's package need be installed.
+These attributes are private in taskiq-aio-pika, which has no public way to ask for the same; one
+that a version lacks counts as not set:
 
-====================================  =======================================================
-``_delay_queue``, ``_delay_queue_name``,
-``_delayed_message_exchange_plugin``  say that it can delay; versions have different ones
-``_declare_queues_kwargs``            says before 0.6 whether its queue is durable
-``_task_queues``                      its queues, from 0.6 on
-``_label_for_routing``                the label that names a message's queue, from 0.6 on
-====================================  =======================================================
+====================================  ================================  ==================
+attribute                             what it tells                     taskiq-aio-pika
+====================================  ================================  ==================
+``_delay_queue_name``                 that the broker can delay         before 0.6
+``_delay_queue``                      that the broker can delay         0.6
+``_delayed_message_exchange_plugin``  that the broker can delay         0.5 and 0.6
+``_declare_queues_kwargs``            whether its queue is durable      before 0.6
+``_task_queues``                      its queues                        0.6
+``_label_for_routing``                which label names the queue       0.6
+====================================  ================================  ==================
 
-One that is not there says nothing: each is read by ``vars(broker).get``.
+``test_capabilities_are_those_of_the_broker`` holds those of 0.6, ``test_a_delay_is_kept`` the
+label, and ``test_a_broker_of_another_version_does_what_it_can`` those before 0.6.
 """
 
 from __future__ import annotations
@@ -24,18 +30,16 @@ from taskiq import AsyncBroker
 from taskiq.result_backends.dummy import DummyResultBackend
 
 from qtasks_pluggy.engines.native import text_of
-from qtasks_pluggy.exc import CapabilityError, EngineError
+from qtasks_pluggy.exc import EngineError
 
 # Seconds for a server to answer.
 PATIENCE: Final = 9
 _DELAYS: Final = ("_delay_queue", "_delay_queue_name", "_delayed_message_exchange_plugin")
-_KINDS: Final = {"AioPikaBroker", "PubSubBroker", "RedisStreamBroker"}
 
 
-def kind_of(broker: AsyncBroker) -> str:
-    """Name the kind of broker by its class, whose package need not be installed."""
-    names = (kind.__name__ for kind in type(broker).__mro__)
-    return next((name for name in names if name in _KINDS), type(broker).__name__)
+def is_a(broker: AsyncBroker, kind: str) -> bool:
+    """Say whether a broker is of a class that has this name, or is derived from one."""
+    return any(one.__name__ == kind for one in type(broker).__mro__)
 
 
 def queue_of(broker: AsyncBroker, labels: dict[str, Any]) -> str | None:
@@ -48,7 +52,7 @@ def queue_of(broker: AsyncBroker, labels: dict[str, Any]) -> str | None:
 
 def can_delay(broker: AsyncBroker) -> bool:
     """Say whether the broker keeps a message until its time."""
-    return kind_of(broker) == "AioPikaBroker" and any(map(vars(broker).get, _DELAYS))
+    return is_a(broker, "AioPikaBroker") and any(map(vars(broker).get, _DELAYS))
 
 
 def has_results(broker: AsyncBroker) -> bool:
@@ -60,50 +64,26 @@ def is_safe(broker: AsyncBroker) -> bool:
     """Say whether the broker gives a killed worker's runs to another one.
 
     A worker takes over those of a Redis stream under a lock, which taskiq-redis before 1.2.2 does
-    not let expire: one that is killed then keeps all others from it.
+    not let expire: a worker that is killed while it holds the lock keeps all others from them.
     """
-    kind = kind_of(broker)
-    if kind == "RedisStreamBroker":
+    if is_a(broker, "RedisStreamBroker"):
         return hasattr(broker, "unacknowledged_lock_timeout")
     options: Any = vars(broker).get("_declare_queues_kwargs", {"durable": True})
-    return (
-        kind == "AioPikaBroker"
-        and bool(options.get("durable"))
-        and all(
-            queue.durable
-            and not queue.auto_delete
-            and not queue.exclusive
-            and queue.type.value != "stream"
-            for queue in _queues(broker)
-        )
+    lasting = (
+        one.durable and not (one.auto_delete or one.exclusive) and one.type.value != "stream"
+        for one in _queues(broker)
     )
-
-
-def refuse_unsafe(broker: AsyncBroker) -> None:
-    """Refuse a broker that loses what a killed worker was doing.
-
-    Raises:
-        CapabilityError: It does, whatever is set.
-    """
-    if is_safe(broker):
-        return
-    kind = kind_of(broker)
-    use = {
-        "AioPikaBroker": "queues that are durable, neither exclusive nor auto_delete, no stream",
-        "RedisStreamBroker": "taskiq-redis 1.2.2 or later",
-    }.get(kind, "AioPikaBroker of taskiq-aio-pika, or RedisStreamBroker")
-    msg = f"engine 'taskiq': {kind} loses what a killed worker was doing; use {use}"
-    raise CapabilityError(msg)
+    return is_a(broker, "AioPikaBroker") and bool(options.get("durable")) and all(lasting)
 
 
 def idle_seconds(broker: AsyncBroker) -> float | None:
-    """Give the seconds after which a stream gives a run away though its worker lives."""
-    is_stream = kind_of(broker) == "RedisStreamBroker"
-    return vars(broker).get("idle_timeout", 0) / 1000 if is_stream else None
+    """Give the seconds after which a stream gives away a run whose worker still lives."""
+    timeout = vars(broker).get("idle_timeout")
+    return None if timeout is None else timeout / 1000
 
 
 def routing(broker: AsyncBroker) -> dict[str, str]:
-    """Make a label of the first queue, for runs of ours where a broker has several."""
+    """Make the label that sends a message to the first queue of a broker that has several."""
     queues, label = _queues(broker), vars(broker).get("_label_for_routing")
     if label is None or len(queues) < 2:  # noqa: PLR2004  # several
         return {}
@@ -116,26 +96,23 @@ async def open_up(broker: AsyncBroker, app: str) -> None:
     Raises:
         EngineError: One of them does not answer within 9 seconds, or cannot be used.
     """
-    if kind_of(broker) == "PubSubBroker":
+    if is_a(broker, "PubSubBroker"):
         msg = (
-            f"engine 'taskiq', app {app!r}: PubSubBroker gives a run to every worker there is, and"
-            " to nobody where there is none; use RedisStreamBroker or ListQueueBroker"
+            f"engine 'taskiq', app {app!r}: PubSubBroker sends each run to every worker, and drops"
+            " it when there is none; use RedisStreamBroker or ListQueueBroker"
         )
         raise EngineError(msg)
-    scheme = str(getattr(broker, "url", None) or "amqp://").partition("://")[0]
-    if kind_of(broker) == "AioPikaBroker" and scheme not in {"amqp", "amqps"}:
-        msg = (
-            f"engine 'taskiq', app {app!r}: the broker of AioPikaBroker cannot be used: its URL"
-            f" begins with {scheme!r}; expected amqp:// or amqps://"
-        )
-        raise EngineError(msg)
-    what = "broker"
+    what, url = "broker", str(getattr(broker, "url", None) or "amqp:")
     try:
         async with asyncio.timeout(PATIENCE):
+            if is_a(broker, "AioPikaBroker") and not url.startswith(("amqp:", "amqps:")):
+                # Its client would try again for ever.
+                scheme = url.partition(":")[0]
+                msg = f"its URL begins with {scheme!r}, and should with 'amqp' or 'amqps'"
+                raise ValueError(msg)  # noqa: TRY301  # said as any other trouble
             if (pool := getattr(broker, "connection_pool", None)) is not None:
-                # Most of these connect only when there is something to send.
-                connection = await pool.get_connection()
-                await pool.release(connection)
+                # Brokers on Redis connect only when there is something to send.
+                await pool.release(await pool.get_connection())
             await broker.startup()
             what = "result backend"
             await broker.result_backend.is_result_ready("qtasks_pluggy")
@@ -144,7 +121,7 @@ async def open_up(broker: AsyncBroker, app: str) -> None:
             await asyncio.wait_for(broker.shutdown(), 1)
         msg = (
             f"engine 'taskiq', app {app!r}: the {what} of {type(broker).__name__} cannot be used:"
-            f" {why(error)}; start it, or look at its URL"
+            f" {why(error)}; start it, or correct its URL"
         )
         raise EngineError(msg) from error
 

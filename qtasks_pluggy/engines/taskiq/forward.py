@@ -1,4 +1,4 @@
-"""An app's runs on a Taskiq broker."""
+"""Taskiq as the engine of a ``QueueTasks`` app."""
 
 from __future__ import annotations
 
@@ -7,38 +7,21 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
-from weakref import WeakValueDictionary
 
 import attrs
-from taskiq import (
-    AsyncBroker,
-    InMemoryBroker,
-    NoResultError,
-    TaskiqMessage,
-    TaskiqMiddleware,
-    TaskiqResult,
-)
+from taskiq import AsyncBroker, InMemoryBroker, NoResultError, TaskiqResult
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
-from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, load_plugins, status_from
+from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here, status_from
 from qtasks_pluggy.engines.forward import POLL, Forward, pack_error, unpack_error
-from qtasks_pluggy.engines.native import text_of
-from qtasks_pluggy.engines.taskiq.brokers import (
-    PATIENCE,
-    can_delay,
-    has_results,
-    idle_seconds,
-    is_safe,
-    open_up,
-    routing,
-    why,
-)
+from qtasks_pluggy.engines.native import named
+from qtasks_pluggy.engines.taskiq.brokers import PATIENCE, idle_seconds, open_up, routing, why
 from qtasks_pluggy.engines.taskiq.install import OURS, TaskiqNative, take
 from qtasks_pluggy.exc import CapabilityError, EngineError, QTasksError
 
 # The label of a stored result that has the run's error, as JSON.
 _END: Final = "qtasks_pluggy_end"
-# So many looks at a time, of however many that wait.
+# How many reads of ends go on at a time, however many handles are awaited.
 _LOOKS: Final = 10
 
 
@@ -48,7 +31,7 @@ class Ticket:
 
     Attributes:
         task_id: Its id.
-        task: The task's name, as far as it is known.
+        task: The task's name, where it is known.
         ended: Its end, once somebody has read it.
     """
 
@@ -56,23 +39,23 @@ class Ticket:
     task: str = "unknown"
     ended: RunResult | None = None
 
-
-class _Ends(TaskiqMiddleware):
-    """Hears of ends in the process that submits: a broker in memory forgets the older ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tickets: WeakValueDictionary[str, Ticket] = WeakValueDictionary()
-
-    def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
-        """Tell whoever holds the run's ticket."""
-        ticket = self.tickets.get(message.task_id)
-        if ticket is not None and not isinstance(result.error, NoResultError):
-            ticket.ended = _ended_of(ticket, result)
+    def hear(self, result: TaskiqResult[Any]) -> None:
+        """Make an end of what Taskiq stores."""
+        who, error = f"engine 'taskiq', task {self.task!r}", result.error
+        if (label := result.labels.get(_END)) is not None:
+            told = json.loads(label)
+            error = unpack_error(told["error"], who)
+            self.ended = RunResult(TaskStatus(told["status"]), error=error)
+        elif not result.is_err:
+            self.ended = RunResult(TaskStatus.succeeded, result.return_value)
+        else:
+            if error is None:
+                error = EngineError(f"{who}: Taskiq did not keep the error that it raised")
+            self.ended = RunResult(status_from(error), error=error)
 
 
 class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
-    """Taskiq behind an app.
+    """Taskiq as an app's engine.
 
     Args:
         given: The broker.
@@ -86,50 +69,42 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
     def __init__(self, given: Any) -> None:
         super().__init__(given)
         self._looks = asyncio.Semaphore(_LOOKS)
-        self._ends: _Ends | None = None
-        if isinstance(self.native, InMemoryBroker):
-            self._ends = _Ends()
-            self.native.add_middlewares(self._ends)
+        self._is_in_memory = isinstance(self.native, InMemoryBroker)
 
     def cover(self) -> None:
         """Hear of workers; ``declare`` covers the tasks."""
         self.hear_of_workers()
 
     async def _worker_begins(self, _: Any) -> None:
-        # A broker in memory begins both at once, and the client's is the one that starts plugins.
-        if self._ends is None:
+        # A broker in memory begins client and worker at once, and the client starts the plugins.
+        if not self._is_in_memory:
             await super()._worker_begins(_)
 
     def declare(self, task_func: TaskFunc) -> Any:
         """Make a task of the broker's, plain or async as the function is; at-least-once."""
         native, name, func = self.native, task_func.name, task_func.func
         if name in native.get_all_tasks():
-            msg = "the broker has a task of this name already; give ours another name="
+            msg = "the broker has a task of this name already; give this one another name="
             raise ValueError(msg)
-        body: Callable[..., Any]
+
         # Packed, so that parameters can have any name, and Taskiq makes no other types of them.
-        if task_func.is_async:
+        async def run_async(args: Any, kwargs: Any) -> Any:
+            """Make one attempt on Taskiq's event loop."""
+            return await self.work_async(take(name), func, tuple(args), kwargs)
 
-            async def run_async(args: Any, kwargs: Any) -> Any:
-                """Make one attempt on Taskiq's event loop."""
-                return await self.work_async(take(name), func, tuple(args), kwargs)
+        def run_plain(args: Any, kwargs: Any) -> Any:
+            """Make one attempt in a thread of Taskiq's pool."""
+            return self.work(take(name), func, tuple(args), kwargs)
 
-            body = run_async
-        else:
-
-            def run_plain(args: Any, kwargs: Any) -> Any:
-                """Make one attempt in a thread of Taskiq's pool."""
-                return self.work(take(name), func, tuple(args), kwargs)
-
-            body = run_plain
+        body: Callable[..., Any] = run_async if task_func.is_async else run_plain
         vars(body)[OURS] = True
         # What plugins decide is not for middlewares to decide again.
         options = {"retry_on_error": False, "ack_type": "when_saved", **routing(native)}
         return native.register_task(body, task_name=name, **options)
 
     def check(self) -> None:
-        """Refuse, in clients and workers, what would be done twice as a matter of course."""
-        load_plugins(self.app)
+        """Refuse, in clients and workers, a task that would be done twice whenever it is slow."""
+        super().check()
         limit = idle_seconds(self.native)
         for task in self.app.tasks.values():
             func = task.task_func
@@ -142,12 +117,14 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
                 raise EngineError(msg)
 
     async def start(self, app: QueueTasks, workers: int | None) -> None:  # type: ignore[override]  # awaited by the seam
-        """Connect to broker and results, unless another app of theirs has."""
+        """Connect to broker and results, unless another app on this broker has."""
         super().start(app, workers)
         self.check()
         self._looks = asyncio.Semaphore(_LOOKS)
         if not self._runs.opened:
             await open_up(self.native, app.name)
+            # Before Taskiq 0.12 a broker in memory starts no middlewares.
+            self._runs.startup()
         self._runs.opened += 1
 
     async def stop(self) -> None:  # type: ignore[override]  # as above
@@ -159,20 +136,12 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
                 await native.wait_all()
             if not self._runs.opened:
                 # One in memory would give up its threads for good.
-                is_here = self._ends is not None
-                closing = AsyncBroker.shutdown(native) if is_here else native.shutdown()
+                closing = AsyncBroker.shutdown(native) if self._is_in_memory else native.shutdown()
                 await asyncio.wait_for(closing, PATIENCE)
 
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
         """Say what Taskiq can do with this broker and these results."""
-        native = self.native
-        return Capabilities(
-            delay=can_delay(native),
-            dead_letter=True,
-            results=self._ends is not None or has_results(native),
-            at_least_once=is_safe(native),
-            metadata=True,
-        )
+        return attrs.evolve(super().can(None), dead_letter=True)
 
     async def submit(self, message: TaskMessage, delay: float | None) -> Any:
         """Send a native message, whose arguments are packed.
@@ -181,12 +150,12 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
             EngineError: An argument does not travel, or the broker failed.
         """
         ticket = Ticket(str(message.uuid), message.name)
-        if self._ends is not None:
-            self._ends.tickets[ticket.task_id] = ticket
+        if self._is_in_memory:
+            self._runs.waiting[ticket.task_id] = ticket
         packed: Any = (list(message.args), dict(message.kwargs))
         try:
             # One in memory can do the run before it returns.
-            async with asyncio.timeout(PATIENCE if self._ends is None else None):
+            async with asyncio.timeout(None if self._is_in_memory else PATIENCE):
                 await self.send(attrs.evolve(message, args=packed, kwargs={}), delay)
         except QTasksError:
             raise
@@ -204,28 +173,28 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         """Put the error where Taskiq's own form of it cannot lose what ours has."""
         error: Any = attempt.error
         if isinstance(error, NoResultError):
-            error = EngineError(f"engine 'taskiq': the task raised {text_of(error)}")
+            error = named(error, self.name)
         told = {"status": status_from(error), "error": pack_error(error)}
         run.message.labels[_END] = json.dumps(told)
         return error
 
-    cancel = dead_letter = fail
+    dead_letter = fail
+
+    def cancel(self, run: Any, attempt: Attempt) -> Any:
+        """End it as cancelled."""
+        self.fail(run, attempt)
+        return super().cancel(run, attempt)
 
     # --- its end
 
     def ticket_for(self, uuid: str) -> Ticket:
         """Make the ticket of a run that was sent from anywhere."""
-        known = None if self._ends is None else self._ends.tickets.get(uuid)
-        return Ticket(uuid) if known is None else known
+        return self._runs.waiting.get(uuid) or Ticket(uuid)
 
     async def result(self, ticket: Ticket, timeout: float | None) -> RunResult | None:  # type: ignore[override]  # noqa: ASYNC109  # the seam's
         """Wait for the stored end."""
         if not self.keeps(ticket):
-            msg = (
-                "engine 'taskiq': this broker keeps no results; give it one that does,"
-                " broker.with_result_backend(...)"
-            )
-            raise CapabilityError(msg)
+            return super().result(ticket, timeout)
         clock = asyncio.get_running_loop().time
         end = None if timeout is None else clock() + timeout
         pause, most = POLL
@@ -237,16 +206,16 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
             pause = min(pause * 1.5, most)
         return ended
 
-    def status(self, ticket: Ticket) -> TaskStatus | None:
-        """Tell how a run ended; on an event loop, once somebody has awaited it."""
+    def no_results(self) -> str:
+        """Say what to do where results are not kept."""
+        return "this broker keeps no results; give it one that does, broker.with_result_backend()"
+
+    def read(self, ticket: Ticket) -> RunResult | None:
+        """Read a run's end from plain code; on the broker's own loop only one that was awaited."""
         loop = self.loop
-        if ticket.ended is None and loop is not None and self.keeps(ticket):
-            with suppress(RuntimeError):
-                asyncio.get_running_loop()
-                # Waiting here would hold up an event loop, perhaps this very one.
-                return None
+        if ticket.ended is None and loop is not None and not is_here(loop):
             asyncio.run_coroutine_threadsafe(self._look(ticket), loop).result(PATIENCE)
-        return None if ticket.ended is None else ticket.ended.status
+        return ticket.ended
 
     def revoke(self, ticket: Ticket, reason: str) -> bool:  # noqa: ARG002  # the seam's
         """Refuse: brokers take nothing back.
@@ -278,19 +247,4 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         return ticket.ended
 
     async def _read_end(self, ticket: Ticket) -> None:
-        result = await self.native.result_backend.get_result(ticket.task_id)
-        ticket.ended = _ended_of(ticket, result)
-
-
-def _ended_of(ticket: Ticket, result: TaskiqResult[Any]) -> RunResult:
-    """Make an end of what Taskiq has stored."""
-    who = f"engine 'taskiq', task {ticket.task!r}"
-    if (label := result.labels.get(_END)) is not None:
-        told = json.loads(label)
-        return RunResult(TaskStatus(told["status"]), error=unpack_error(told["error"], who))
-    if not result.is_err:
-        return RunResult(TaskStatus.succeeded, result.return_value)
-    error = result.error
-    if error is None:
-        error = EngineError(f"{who}: Taskiq has not kept the error that it raised")
-    return RunResult(status_from(error), error=error)
+        ticket.hear(await self.native.result_backend.get_result(ticket.task_id))

@@ -1,8 +1,8 @@
 """Plugins for the tasks of a Taskiq broker.
 
-Nothing here is private in Taskiq: tasks get their function by ``decorator_class``, a middleware
-says for which message it is called, and a retry is sent by ``AsyncKicker``, as those of Taskiq's
-own middlewares are. ``brokers.py`` has what is private in the brokers' packages.
+Nothing here is private in Taskiq: ``decorator_class`` wraps the functions of tasks, a middleware
+says for which message a function is called, and ``AsyncKicker`` sends a retry, as it does in
+Taskiq's own middlewares. ``brokers.py`` lists what is private in the brokers' packages.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import inspect
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from copy import copy
 from multiprocessing import current_process, parent_process
 from typing import Any, ClassVar, Final
+from weakref import WeakValueDictionary
 
 import attrs
 from pydantic import TypeAdapter
@@ -30,6 +31,7 @@ from taskiq import (
     TaskiqEvents,
     TaskiqMessage,
     TaskiqMiddleware,
+    TaskiqResult,
 )
 from taskiq.brokers.shared_broker import AsyncSharedBroker
 from taskiq.exceptions import SendTaskError, TaskRejectedError
@@ -42,17 +44,16 @@ from qtasks_pluggy.engines.taskiq.brokers import (
     PATIENCE,
     can_delay,
     has_results,
+    is_a,
     is_safe,
-    kind_of,
     queue_of,
-    refuse_unsafe,
     why,
 )
-from qtasks_pluggy.exc import EngineError
+from qtasks_pluggy.exc import CapabilityError, EngineError
 
-# The mark of functions that are covered, and the label that has what no other label can.
+# Marks functions that are covered, and names the label for metadata that no label can hold.
 OURS: Final = "qtasks_pluggy"
-# The label that counts the retries of plugins, beside those of Taskiq's own middlewares.
+# The labels that count the retries of plugins, and those of Taskiq's own middlewares.
 _RETRIES: Final = "qtasks_pluggy_retries"
 _NATIVE_RETRIES: Final = "_retries"
 # The label by which a task sends itself again.
@@ -62,9 +63,8 @@ _PASSING: Final = {OURS, _RETRIES, _NATIVE_RETRIES, _REQUEUED, "delay"}
 # What Taskiq keeps as it is in a label.
 _LABELS: Final = (str, int, float, bool, bytes)
 _ANY: Final[TypeAdapter[Any]] = TypeAdapter(Any)
-# The run for which a function is called next, and what Taskiq has found for it that no message has.
+# The run whose function Taskiq calls next.
 _current: Final[ContextVar[Run | None]] = ContextVar("qtasks_pluggy_taskiq_run", default=None)
-_found: Final[ContextVar[dict[str, Any]]] = ContextVar("qtasks_pluggy_taskiq_found")
 
 
 @attrs.define(eq=False)
@@ -73,10 +73,10 @@ class Run:
 
     Attributes:
         message: Taskiq's own.
-        args: Its arguments as they travelled; Taskiq makes the function's types of them.
-        kwargs: Likewise, by keyword.
+        args: Its arguments as they travelled; Taskiq converts those of the message in place.
+        kwargs: Its keyword arguments as they travelled.
         requeued: How often the task had sent itself again when the attempt began.
-        taken: Whether its function has been called, so that another call is a direct one.
+        taken: Whether its function has been called; any further call is a direct one.
     """
 
     message: TaskiqMessage
@@ -86,8 +86,12 @@ class Run:
     taken: bool = False
 
 
+class CancelledRunError(NoResultError):
+    """Ends a cancelled run without an error in Taskiq's log; its cause is what is stored."""
+
+
 class Runs(TaskiqMiddleware):
-    """Says for which run a function is called, and on which event loop its broker is."""
+    """Knows which run is at work, how runs end here, and which event loop its broker is on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,8 +100,10 @@ class Runs(TaskiqMiddleware):
         self.sending = asyncio.Lock()
         # How many apps have this client's broker open.
         self.opened = 0
-        # Whether native tasks are acknowledged only when they are over, whatever the worker's.
+        # Whether runs are acknowledged when they have ended, whatever the worker's own setting.
         self.keeps_all = False
+        # Who waits in this process: a broker in memory forgets the older ends.
+        self.waiting: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
     def startup(self) -> None:
         """Know the loop that has the broker's connections."""
@@ -116,6 +122,22 @@ class Runs(TaskiqMiddleware):
         requeued = message.labels.get(_REQUEUED)
         _current.set(Run(message, list(message.args), dict(message.kwargs), requeued))
         return message
+
+    def on_error(
+        self,
+        message: TaskiqMessage,  # noqa: ARG002  # Taskiq's
+        result: TaskiqResult[Any],
+        exception: BaseException,
+    ) -> None:
+        """Have the end of a cancelled run stored."""
+        if isinstance(exception, CancelledRunError):
+            result.error = exception.__cause__
+
+    def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        """Tell whoever waits for the run."""
+        waits = self.waiting.get(message.task_id)
+        if waits is not None and not isinstance(result.error, NoResultError):
+            waits.hear(result)
 
 
 def runs_of(broker: AsyncBroker) -> Runs:
@@ -140,18 +162,24 @@ def take(name: str) -> Run | None:
 def at_least_once(broker: AsyncBroker) -> None:
     """Let runs survive the death of their worker, for all tasks of a broker.
 
-    On a Redis stream Taskiq looks for such runs after a further message only.
+    On a Redis stream Taskiq looks for such runs only when a further message comes.
 
     Args:
         broker: The Taskiq broker; call this where it is made, in clients and workers alike.
 
     Raises:
-        CapabilityError: It loses what a killed worker was doing, whatever is set.
+        CapabilityError: The broker loses what a killed worker was doing, whatever is set.
     """
-    refuse_unsafe(broker)
+    if not is_safe(broker):
+        msg = (
+            f"engine 'taskiq': {type(broker).__name__} loses what a killed worker was doing; use"
+            " AioPikaBroker with durable queues, or RedisStreamBroker of taskiq-redis 1.2.2 or"
+            " later"
+        )
+        raise CapabilityError(msg)
     runs_of(broker).keeps_all = True
     stream: Any = broker
-    if kind_of(broker) == "RedisStreamBroker" and stream.consumer_id == "$":
+    if is_a(broker, "RedisStreamBroker") and stream.consumer_id == "$":
         # Else nobody gets what was sent before the first worker, or client, began.
         stream.consumer_id = "0"
 
@@ -170,8 +198,7 @@ class TaskiqNative(Native[AsyncBroker]):
         if isinstance(native, AsyncSharedBroker):
             msg = (
                 f"engine 'taskiq': install() got the shared broker, a {type(native).__name__},"
-                " which runs nothing; call it with every broker that runs the shared tasks: it"
-                " covers them"
+                " which runs nothing; call it with each broker that runs the shared tasks"
             )
             raise EngineError(msg)
         super().__init__(native)
@@ -228,29 +255,23 @@ class TaskiqNative(Native[AsyncBroker]):
         """
         if hasattr(function, OURS):
             return function
-        call = _with_found(function)
         wrapper: Callable[..., Any]
         if inspect.iscoroutinefunction(function):
 
             async def call_async(*args: Any, **kwargs: Any) -> Any:
-                run = take(name)
-                if run is None:
+                if (run := take(name)) is None:
                     return await function(*args, **kwargs)
-                token = _found.set(_taken_out(kwargs, run))
-                try:
-                    return await self.work_async(run, call, args, kwargs)
-                finally:
-                    _found.reset(token)
+                func, kwargs = _without_found(function, kwargs, run)
+                return await self.work_async(run, func, args, kwargs)
 
             wrapper = call_async
         else:
 
             def call_plain(*args: Any, **kwargs: Any) -> Any:
-                run = take(name)
-                if run is None:
+                if (run := take(name)) is None:
                     return function(*args, **kwargs)
-                _found.set(_taken_out(kwargs, run))
-                return self.work(run, call, args, kwargs)
+                func, kwargs = _without_found(function, kwargs, run)
+                return self.work(run, func, args, kwargs)
 
             wrapper = call_plain
         functools.update_wrapper(wrapper, function)
@@ -278,7 +299,7 @@ class TaskiqNative(Native[AsyncBroker]):
             queue=queue_of(self.native, labels),
             engine=self.name,
             redelivered=None,
-            metadata={**metadata, **json.loads(labels.get(OURS, "{}"))},
+            metadata={**metadata, **_hidden(labels.get(OURS))},
         )
 
     def options(self, run: Any) -> Mapping[str, Any]:
@@ -298,23 +319,22 @@ class TaskiqNative(Native[AsyncBroker]):
         """Say whether Taskiq runs the task again."""
         labels = run.message.labels
         if isinstance(error, NoResultError):
-            # It sends the message again itself, and its middlewares leave that alone.
+            # A task that requeues itself; the retry middlewares ignore this error.
             return bool(labels.get(_REQUEUED) != run.requeued)
-        kinds = (SimpleRetryMiddleware, SmartRetryMiddleware)
-        return any(
-            isinstance(error, _retried(middleware, labels, self.options(run)))
-            for middleware in self.native.middlewares
-            if isinstance(middleware, kinds)
-        )
+        declared = self.options(run).get("types_of_exceptions")
+        number = _count(labels, _NATIVE_RETRIES) + 1
+        for one in self.native.middlewares:
+            if isinstance(one, (SimpleRetryMiddleware, SmartRetryMiddleware)):
+                is_wanted = str(labels.get("retry_on_error", one.default_retry_label)).lower()
+                most = int(labels.get("max_retries", one.default_retry_count))
+                # The first versions have no classes of their own.
+                kinds = declared or getattr(one, "types_of_exceptions", None) or (Exception,)
+                if is_wanted == "true" and number < most and isinstance(error, tuple(kinds)):
+                    return True
+        return False
 
-    def encode(self, run: Any, value: Any) -> object:
-        """Make JSON of an answer, the one form that all results have; send an argument as it is."""
-        if run is None:
-            given = TaskiqMessage(task_id="", task_name="", labels={}, args=[value], kwargs={})
-            return self.native.formatter.dumps(given)
-        if isinstance(value, Iterator):
-            msg = "it can be read once only"
-            raise TypeError(msg)
+    def encode(self, run: Any, value: Any) -> object:  # noqa: ARG002  # the same for both
+        """Make JSON of an answer or an argument, as Taskiq's own formatter does."""
         dumped: object = _ANY.dump_python(value, mode="json")
         return dumped
 
@@ -328,12 +348,16 @@ class TaskiqNative(Native[AsyncBroker]):
         await self._kick(name, labels, task_id, run.args, run.kwargs)
         return NoResultError()
 
-    def cancel(self, run: Any, attempt: Attempt) -> Any:
-        """Have Taskiq's own middlewares not retry it."""
+    def cancel(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
+        """End the run in its ``TaskCancelError``, which Taskiq neither logs nor retries."""
+        cancelled = CancelledRunError()
+        cancelled.__cause__ = attempt.error
+        return cancelled
+
+    def dead_letter(self, run: Any, attempt: Attempt) -> Any:
+        """Let the run fail, and keep Taskiq's own middlewares from retrying it."""
         run.message.labels["retry_on_error"] = False
         return attempt.error
-
-    dead_letter = cancel
 
     async def send(self, message: TaskMessage, delay: float | None) -> Any:
         """Send a run with its metadata as labels; a broker that is not open is opened for it."""
@@ -363,7 +387,7 @@ class TaskiqNative(Native[AsyncBroker]):
         try:
             await kicker.with_task_id(task_id).kiq(*args, **kwargs)
         except SendTaskError as error:
-            # It says nothing; its cause does.
+            # Its cause says what happened.
             msg = (
                 f"engine 'taskiq', task {name!r}: the broker failed: {why(error)}; look whether it"
                 " runs"
@@ -393,58 +417,34 @@ class TaskiqNative(Native[AsyncBroker]):
 
 
 def _mark_of(task: Any) -> Any:
-    """Give the mark of a task's function: True for an app's of ours, None for a bare one."""
+    """Give the mark of a task's function: True for a ``QueueTasks`` app's, None for a bare one."""
     return getattr(task.original_func, OURS, None)
 
 
-def _with_found(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function that adds what Taskiq has found for this run: it is in no message."""
-    call: Callable[..., Any]
-    if inspect.iscoroutinefunction(function):
-
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
-            return await function(*args, **_found.get(), **kwargs)
-
-        call = call_async
-    else:
-
-        def call_plain(*args: Any, **kwargs: Any) -> Any:
-            return function(*args, **_found.get(), **kwargs)
-
-        call = call_plain
-    # Not ``wraps``: a plugin that asks is to hear what is called, not what that looks like.
-    for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
-        setattr(call, attribute, getattr(function, attribute, None))
-    return call
+def _without_found(
+    function: Callable[..., Any], kwargs: dict[str, Any], run: Run
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Bind the dependencies that Taskiq has found: plugins see what the message has."""
+    sent = {name: value for name, value in kwargs.items() if name in run.message.kwargs}
+    found = {name: value for name, value in kwargs.items() if name not in sent}
+    return (functools.partial(function, **found) if found else function), sent
 
 
-def _taken_out(kwargs: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Take out of a call's keywords what its message does not have."""
-    return {name: kwargs.pop(name) for name in [*kwargs] if name not in run.message.kwargs}
-
-
-def _retried(
-    middleware: SimpleRetryMiddleware | SmartRetryMiddleware,
-    labels: Mapping[str, Any],
-    declared: Mapping[str, Any],
-) -> tuple[type[BaseException], ...]:
-    """Say which errors one of Taskiq's middlewares answers with another attempt."""
-    wanted = labels.get("retry_on_error")
-    if isinstance(wanted, str):
-        wanted = wanted.lower() == "true"
-    if wanted is None:
-        wanted = middleware.default_retry_label
-    most = int(labels.get("max_retries", middleware.default_retry_count))
-    if not wanted or _count(labels, _NATIVE_RETRIES) + 1 >= most:
-        return ()
-    # Of these the first versions have none.
-    general = getattr(middleware, "types_of_exceptions", None)
-    return tuple(declared.get("types_of_exceptions") or general or (Exception,))
+def _hidden(label: Any) -> dict[str, Any]:
+    """Read the metadata that no label can carry as it is; anybody may have written it."""
+    try:
+        given = json.loads(label)
+    except (TypeError, ValueError):
+        return {}
+    return given if isinstance(given, dict) else {}
 
 
 def _count(labels: Mapping[str, Any], name: str) -> int:
-    # They come with the message, and bound the retries.
-    return max(int(labels.get(name, 0)), 0)
+    # Labels come with the message, and this one bounds the retries.
+    try:
+        return max(int(labels.get(name, 0)), 0)
+    except (TypeError, ValueError):
+        return 0
 
 
 install: Final = TaskiqNative.install

@@ -1,10 +1,10 @@
-"""``qtasks-pluggy failures``: what failed, why, who decided; and what to do about it.
+"""``qtasks-pluggy failures``: shows what failed and why, and resolves or replays it.
 
 ==============  ==============================================================================
-``options.py``  what the commands take, which store they open, and what may be wrong with it
-``asking.py``   acts: what they are about, how many that are, and whether to go on
+``options.py``  the commands' options, and opening the store
+``asking.py``   the runs or groups of an act, and asking for confirmation
 ``read.py``     ``groups``, ``list``, ``show``
-``replay.py``   ``replay``, and what plugins would decide
+``replay.py``   ``replay``, also with ``--dry-run``
 ``acts.py``     ``resolve``, ``ignore``, ``reopen``, ``upgrade``
 ``web.py``      ``web``: the page
 ==============  ==============================================================================
@@ -23,30 +23,26 @@ from qtasks_pluggy.failures.command.replay import replay
 from qtasks_pluggy.failures.command.web import web
 
 
-class _Group(click.Group):
-    def invoke(self, ctx: click.Context) -> object:
-        """Run a command, or say what to install for it."""
-        if find_spec("sqlalchemy") is None:
-            msg = (
-                "failures needs sqlalchemy, which is not installed; install the extra that brings"
-                " it: python -m pip install 'qtasks-pluggy[failures]'"
-            )
-            raise Trouble(msg)
-        return super().invoke(ctx)
+@click.group(name="failures")
+@click.pass_context
+def failures(ctx: click.Context) -> None:
+    """Show what failed and why, and resolve or replay it.
 
-
-@click.group(name="failures", cls=_Group)
-def failures() -> None:
-    """See what failed, why, who decided, and how often; and act on it.
-
-    The plugin that records it is off until you enable it: QTASKS_PLUGGY_ENABLE=failures.
+    The plugin that records failures is off until you set QTASKS_PLUGGY_ENABLE=failures.
 
     \b
     Exit codes:
-      0  all is well
-      1  a run or a group is not there, or you said no
-      2  usage, settings, or a store that cannot be used
+      0  success
+      1  a run or group does not exist, or you declined
+      2  wrong usage or settings, or the store cannot be used
     """  # noqa: D301  # \b is click's own mark, not an escape
+    extra = "web" if ctx.invoked_subcommand == "web" else "failures"
+    if find_spec("sqlalchemy") is None:
+        msg = (
+            "this command needs sqlalchemy, which is not installed; run: python -m pip install"
+            f" 'qtasks-pluggy[{extra}]'"
+        )
+        raise Trouble(msg)
 
 
 for _one in (groups, list_runs, show, replay, resolve, ignore, reopen, upgrade, web):

@@ -14,13 +14,14 @@ from qtasks_pluggy.failures.command.asking import (
     Selection,
     ask,
     counted,
+    find_runs,
     read_selection,
-    refuse_missing,
     who,
 )
 from qtasks_pluggy.failures.command.options import (
     STORE,
     open_reader,
+    refuse_missing,
     store_url,
     takes,
     using_store,
@@ -47,6 +48,7 @@ def _change(
     where, change = store_url(url, app_spec), CHANGES[act]
     reader = open_reader(where)
     with using_store("read"):
+        selection = find_runs(reader, selection)
         found = _groups(reader, selection)
     wanted = {one.id: one for one in found if one.state in change.of}
     changed = []
@@ -61,14 +63,12 @@ def _change(
         say(f"{counted(len(changed), 'group')} ({selection.scope}): {change.to} now")
     else:
         none = f"none of {counted(len(found), 'group')} ({selection.scope})"
-        say(f"Nothing was to be done: {none} is {' or '.join(change.of)}.")
+        say(f"Nothing to do: {none} is {' or '.join(change.of)}.")
 
 
 def _groups(reader: Reader, selection: Selection) -> list[Group]:
     if selection.uuids:
-        groups = reader.groups_of(selection.uuids)
-        refuse_missing("run", [one for one in selection.uuids if one not in groups])
-        ids = dict.fromkeys(groups.values())
+        ids = dict.fromkeys(reader.groups_of(selection.uuids).values())
         return [one for group in ids for one in reader.groups(Filters(group=group))]
     found = reader.groups(selection.filters)
     if not found and selection.filters.group is not None:
@@ -77,8 +77,8 @@ def _groups(reader: Reader, selection: Selection) -> list[Group]:
 
 
 _HOW: Final = (
-    "Give the ids of runs, for their groups, or filters. It asks first; without a terminal it needs"
-    " --yes."
+    "Give ids of runs to select their groups, or filters; the first characters of an id are enough."
+    " The command asks first; without a terminal it needs --yes."
 )
 
 
@@ -88,20 +88,20 @@ def _command(act: str, does: str, then: str) -> click.Command:
 
 
 resolve: Final = _command(
-    "resolve", "Say that failures are mended.", "One that comes again is told as regressed."
+    "resolve", "Mark failures as resolved.", "A group that fails again is marked as regressed."
 )
 ignore: Final = _command(
-    "ignore", "Say that failures are of no interest.", "They are counted, not listed, and not told."
+    "ignore", "Mark failures as ignored.", "Ignored groups are counted, but not listed or logged."
 )
 reopen: Final = _command(
-    "reopen", "Say that failures are open again.", "They were resolved, or ignored."
+    "reopen", "Mark failures as open again.", "This is for resolved and ignored groups."
 )
 
 
 @click.command(name="upgrade")
 @takes(*STORE)
 def upgrade(url: str | None, app_spec: str | None, *, as_json: bool) -> None:
-    """Upgrade a store that an older qtasks-pluggy has made, in place."""
+    """Upgrade a store made by an older qtasks-pluggy, in place."""
     from qtasks_pluggy.failures import connection, schema  # noqa: PLC0415  # an extra
 
     where = store_url(url, app_spec)
@@ -111,6 +111,6 @@ def upgrade(url: str | None, app_spec: str | None, *, as_json: bool) -> None:
     if as_json:
         say_json({"store": store, "from": before, "to": schema.VERSION})
     elif before == schema.VERSION:
-        say(f"{store} is of version {before} already; nothing was to be done.")
+        say(f"{store} is of version {before} already; there is nothing to do.")
     else:
-        say(f"{store} was of version {before}, and is of version {schema.VERSION} now.")
+        say(f"{store} is upgraded from version {before} to version {schema.VERSION}.")

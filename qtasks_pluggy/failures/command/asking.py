@@ -1,7 +1,7 @@
-"""Acts: what they are about, how many that are, and whether to go on.
+"""The runs or groups of an act, and asking for confirmation.
 
-An act is about runs by their ids, or about all that match filters. It says how many that are
-before it does anything: it asks on a terminal, and needs ``--yes`` elsewhere.
+An act takes ids of runs, or filters. It says how many it is about before it does anything: on a
+terminal it asks, elsewhere it needs ``--yes``.
 """
 
 from __future__ import annotations
@@ -10,22 +10,30 @@ import getpass
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
 
 from qtasks_pluggy._console.load import Trouble
 from qtasks_pluggy._console.say import one_line, say
-from qtasks_pluggy.failures.command.options import NotThereError, Option, filters, read_filters
+from qtasks_pluggy.failures.command.options import (
+    MOST_NAMED,
+    Option,
+    filters,
+    read_filters,
+    whole_ids,
+)
 from qtasks_pluggy.failures.records import Filters
+
+if TYPE_CHECKING:
+    from qtasks_pluggy.failures.queries import Reader
 
 SELECTION: Final[list[Option]] = [
     click.argument("uuids", metavar="[UUID]...", nargs=-1),
     *filters(limit=None),
-    click.option("--yes", is_flag=True, help="Do not ask."),
+    click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
 ]
-_MOST_NAMED: Final = 5
 
 
 @attrs.frozen
@@ -35,7 +43,7 @@ class Selection:
     Attributes:
         uuids: The ids of runs; none where filters say it.
         filters: The filters.
-        scope: The same for people, as it was written.
+        scope: The same as text, for people.
     """
 
     uuids: Sequence[str]
@@ -61,35 +69,27 @@ def read_selection(uuids: Sequence[str], given: dict[str, Any], everything: str 
         msg = f"give ids of runs or filters, not both: {uuids[0]} and --{next(iter(narrowing))}"
         raise Trouble(msg)
     if not uuids and not narrowing.keys() - {"limit"} and not everything:
-        msg = "say of what: ids of runs, --group ID, or a filter; --state open is all that is open"
+        msg = "give ids of runs, --group ID, or a filter; --state open selects all open groups"
         raise Trouble(msg)
-    uuids = tuple(dict.fromkeys(uuids))
-    if uuids:
-        more = len(uuids) - _MOST_NAMED
-        named = ", ".join(uuids[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
-        scope = f"{'runs' if len(uuids) > 1 else 'run'} {named}"
-    elif not narrowing:
-        scope = everything
-    else:
-        scope = shlex.join(
-            word for name, value in narrowing.items() for word in (f"--{name}", str(value))
-        )
-    return Selection(uuids, wanted, scope)
+    scope = shlex.join(
+        word for name, value in narrowing.items() for word in (f"--{name}", str(value))
+    )
+    return Selection(uuids, wanted, scope or everything)
 
 
-def refuse_missing(what: str, missing: Sequence[str]) -> None:
-    """Name what is not there, if anything is.
-
-    Args:
-        what: What it would be: ``run``, ``group``.
-        missing: The ids.
+def find_runs(reader: Reader, selection: Selection) -> Selection:
+    """Complete the ids of a selection, if it has any.
 
     Raises:
-        NotThereError: Something is missing.
+        NotThereError: No run has one of them, or several have.
     """
-    if missing:
-        msg = f"no {what} {', '.join(missing)} is recorded; nothing was done"
-        raise NotThereError(msg)
+    if not selection.uuids:
+        return selection
+    uuids = whole_ids(reader, selection.uuids)
+    more = len(uuids) - MOST_NAMED
+    named = ", ".join(uuids[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    scope = f"{'runs' if len(uuids) > 1 else 'run'} {named}"
+    return attrs.evolve(selection, uuids=uuids, scope=scope)
 
 
 def ask(what: str, *, yes: bool) -> None:
@@ -106,7 +106,7 @@ def ask(what: str, *, yes: bool) -> None:
     if yes:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        msg = f"this would {what}; there is no terminal to ask on, so say --yes if you mean it"
+        msg = f"this would {what}; there is no terminal to ask on, so add --yes to do it"
         raise Trouble(msg)
     if not click.confirm(one_line(f"{what[:1].upper()}{what[1:]}?", sys.stderr), err=True):
         say("Nothing was done.", err=True)
@@ -119,7 +119,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def who() -> str:
-    """Return the name of whoever gives the command; empty where the system has none."""
+    """Return the login name of the user; empty if the system has none."""
     try:
         return getpass.getuser()
     except (ImportError, KeyError, OSError):

@@ -1,4 +1,4 @@
-"""What the commands take, which store they open, and what may be wrong with it."""
+"""The commands' options, and opening the store."""
 
 from __future__ import annotations
 
@@ -28,26 +28,34 @@ Option: TypeAlias = Callable[[Any], Any]
 """What ``click.option`` returns: a decorator."""
 
 STORE: Final[list[Option]] = [
-    click.option("--url", metavar="URL", help="The store; else that of the settings."),
+    click.option("--url", metavar="URL", help="The store; by default that of the settings."),
     click.option("--app", "app_spec", metavar="APP", help="The app whose settings name the store."),
     json_option,
 ]
 _FILTERS: Final[list[Option]] = [
-    click.option("--group", metavar="ID", help="Of this group."),
-    click.option("--task", metavar="GLOB", help="Of tasks with such names."),
-    click.option("--error", metavar="NAME", help="With this class of error."),
-    click.option("--plugin", metavar="NAME", help="About which this plugin decided."),
-    click.option("--status", metavar="S", help="Ended so: failed, recovered, retried, ..."),
-    click.option("--state", metavar="S", help="Of groups that are so; else of all but ignored."),
-    click.option("--since", metavar="WHEN", help="30m, 2h, 7d, or a time as 2026-11-28T12:00."),
-    click.option("--text", metavar="T", help="With this in the error's text."),
+    click.option("--group", metavar="ID", help="Only this group."),
+    click.option("--task", metavar="GLOB", help="Only tasks with matching names."),
+    click.option("--error", metavar="NAME", help="Only this class of error."),
+    click.option("--plugin", metavar="NAME", help="Only what this plugin decided about."),
+    click.option(
+        "--status", metavar="S", help="Only runs that ended as failed, recovered, retried, ..."
+    ),
+    click.option(
+        "--state", metavar="S", help="Only groups in this state; by default all but ignored."
+    ),
+    click.option(
+        "--since", metavar="WHEN", help="Only since 30m, 2h, 7d ago, or 2026-11-28T12:00 (UTC)."
+    ),
+    click.option("--text", metavar="T", help="Only errors with this text."),
 ]
+MOST_NAMED: Final = 5
+"""Ids that a message names."""
 _AS_GIVEN: Final = ("group", "task", "error", "plugin", "status", "text", "limit")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class NotThereError(click.ClickException):
-    """A run or a group is not there: exit code 1, and it is named."""
+    """A run or a group does not exist: exit code 1."""
 
     exit_code = 1
 
@@ -58,7 +66,7 @@ def filters(limit: int | None) -> list[Option]:
     Args:
         limit: How many at most, unless ``--limit`` says it; None for all.
     """
-    number, told = click.IntRange(1), "The newest N."
+    number, told = click.IntRange(1), "At most N, the newest ones."
     how_many = click.option(
         "--limit", metavar="N", type=number, default=limit, show_default=True, help=told
     )
@@ -111,7 +119,7 @@ def _since(text: str) -> float:
         when = datetime.fromisoformat(text)
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
-        msg = f"--since: {text!r} is no time; write 30m, 2h, 7d, or 2026-11-28T12:00 (in UTC)"
+        msg = f"--since: {text!r} is not a time; write 30m, 2h, 7d, or 2026-11-28T12:00 (in UTC)"
         raise Trouble(msg) from None
 
 
@@ -163,9 +171,45 @@ def open_reader(url: URL) -> Reader:
         return Reader(url)
 
 
+def whole_ids(reader: Reader, given: Sequence[str]) -> tuple[str, ...]:
+    """Complete the ids of runs: the first characters of an id are enough if they are unique.
+
+    Raises:
+        NotThereError: No run has such an id, or several have.
+    """
+    known = reader.groups_of(given)
+    found: list[str] = []
+    missing: list[str] = []
+    for one in given:
+        ids = [one] if one in known else reader.ids_from(one, MOST_NAMED + 1) if one else []
+        if len(ids) > 1:
+            more = ", ..." if len(ids) > MOST_NAMED else ""
+            named = ", ".join(ids[:MOST_NAMED])
+            msg = f"several runs match {one}: {named}{more}; give more characters"
+            raise NotThereError(msg)
+        (found if ids else missing).extend(ids or [one])
+    refuse_missing("run", missing)
+    return tuple(dict.fromkeys(found))
+
+
+def refuse_missing(what: str, missing: Sequence[str]) -> None:
+    """Name what is not recorded, if anything is missing.
+
+    Args:
+        what: What it would be: ``run``, ``group``.
+        missing: The ids.
+
+    Raises:
+        NotThereError: Something is missing.
+    """
+    if missing:
+        msg = f"no such {what}: {', '.join(missing)}"
+        raise NotThereError(msg)
+
+
 @contextmanager
 def using_store(done: str) -> Generator[None]:
-    """Say what is wrong with a store, with code 2.
+    """Report a store that cannot be used, with exit code 2.
 
     Args:
         done: What is done with it: ``read`` or ``written``.
@@ -175,10 +219,20 @@ def using_store(done: str) -> Generator[None]:
     """
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  # an extra
 
-    from qtasks_pluggy.failures.connection import StoreError, why  # noqa: PLC0415  # an extra
+    from qtasks_pluggy.failures.connection import (  # noqa: PLC0415  # an extra
+        NoStoreError,
+        StoreError,
+        why,
+    )
 
     try:
         yield
+    except NoStoreError as error:
+        msg = (
+            f"{error}; to record them, set QTASKS_PLUGGY_ENABLE=failures where the tasks run, and"
+            " name another store by --url if they are recorded elsewhere"
+        )
+        raise Trouble(msg) from None
     except StoreError as error:
         raise Trouble(str(error)) from None
     except (SQLAlchemyError, OSError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
@@ -19,6 +19,21 @@ from qtasks_pluggy.failures.command.options import (
     store_url,
     takes,
     using_store,
+    whole_ids,
+)
+from qtasks_pluggy.failures.records import Filters
+
+if TYPE_CHECKING:
+    from qtasks_pluggy.failures.queries import Reader
+
+_TRIGGER: Final = "task_executor_run_task_trigger_error"
+_NOT_ASKED: Final = frozenset({"filtered", "quarantined", "reentered"})
+"""What a trail says of handlers that were not called."""
+_NEVER_SHOWN: Final = frozenset(
+    {
+        *("asyncio.exceptions.CancelledError", "KeyboardInterrupt", "SystemExit"),
+        *("GeneratorExit", "qtasks_hookspecs.exc.TaskCancelError"),
+    }
 )
 
 _GROUPS: Final = [
@@ -26,7 +41,7 @@ _GROUPS: Final = [
     Column("task"),
     Column("error"),
     Column("runs"),
-    Column("last seen"),
+    Column("last seen (UTC)"),
     Column("state"),
     Column("message", below=True),
 ]
@@ -36,7 +51,7 @@ _RUNS: Final = [
     Column("status"),
     Column("attempts", right=True),
     Column("decided by"),
-    Column("at"),
+    Column("at (UTC)"),
     Column("error", below=True),
 ]
 _TRAIL: Final = [
@@ -52,12 +67,13 @@ _TRAIL: Final = [
 @click.command(name="groups")
 @takes(*filters(limit=100), *STORE)
 def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any) -> None:
-    """List failures by cause, the last one first."""
+    """List failures by cause, most recent first."""
     wanted = read_filters(given)
     reader = open_reader(store_url(url, app_spec))
     with using_store("read"):
         found = [attrs.asdict(one) for one in reader.groups(wanted)]
         dropped = reader.dropped()
+        nothing = "" if found else _nothing(reader, "failures")
     if as_json:
         say_json(found)
     elif found:
@@ -75,20 +91,27 @@ def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any
         ]
         show_table(_GROUPS, rows)
     else:
-        say("There are no such failures.")
+        say(nothing)
     if dropped:
-        text = f"{dropped:,} failures came too fast to be kept; they are counted, and not listed."
+        text = f"{dropped:,} failures came too fast to be kept; they are counted, but not listed."
         say(text, err=True)
+
+
+def _nothing(reader: Reader, things: str) -> str:
+    """Say why a list is empty."""
+    has_some = bool(reader.groups(Filters(limit=1)))
+    return f"No {things} match." if has_some else "No failures are recorded yet."
 
 
 @click.command(name="list")
 @takes(*filters(limit=100), *STORE)
 def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any) -> None:
-    """List runs that failed at least once, the last one first."""
+    """List runs that failed at least once, most recent first."""
     wanted = read_filters(given)
     reader = open_reader(store_url(url, app_spec))
     with using_store("read"):
         found = [attrs.asdict(one) for one in reader.runs(wanted)]
+        nothing = "" if found else _nothing(reader, "runs")
     if as_json:
         say_json(found)
     elif found:
@@ -106,20 +129,24 @@ def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: 
         ]
         show_table(_RUNS, rows)
     else:
-        say("There are no such runs.")
+        say(nothing)
 
 
 @click.command(name="show")
 @click.argument("uuid")
 @takes(*STORE)
 def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> None:
-    """Show one run: arguments, attempts, who decided what."""
+    """Show one run: its arguments, its attempts, and who decided what.
+
+    The first characters of UUID are enough, if no other run's id begins with them.
+    """
     reader = open_reader(store_url(url, app_spec))
     with using_store("read"):
+        (uuid,) = whole_ids(reader, [uuid])
         whole = reader.run(uuid)
         originals = reader.originals(whole.run.replay_of) if whole else []
-    if whole is None:
-        msg = f"no run {uuid} is recorded"
+    if whole is None:  # retention deleted it just now
+        msg = f"no such run: {uuid}"
         raise NotThereError(msg)
     found = attrs.asdict(whole)
     found = {**found.pop("run"), **found}
@@ -153,11 +180,14 @@ def _show(run: dict[str, Any], originals: list[str]) -> None:
         if one["trail"]:
             say()
             show_table(_TRAIL, [_asked(line) for line in one["trail"]])
+        why = _why_nobody(one)
+        if why:
+            say(f"\nno plugin was asked: {why}")
 
 
 def _replay(replay: dict[str, Any]) -> str:
     if replay["uuid"] is None:
-        return "claimed by a replay, and not sent"
+        return "claimed by a replay, but not sent"
     return f"{replay['uuid']} {(replay['status'] or 'not known yet').replace('_', '-')}"
 
 
@@ -167,6 +197,21 @@ def _arguments(run: dict[str, Any]) -> str:
     given = [json.dumps(one) for one in run["args"]]
     given += [f"{name}={json.dumps(one)}" for name, one in run["kwargs"].items()]
     return f"({', '.join(given)})"
+
+
+def _why_nobody(attempt: dict[str, Any]) -> str:
+    """Say why no plugin was asked about an attempt's error; nothing where one was."""
+    asked = {line["status"] for line in attempt["trail"] if line["hook"] == _TRIGGER}
+    if asked - _NOT_ASKED or not attempt["error"]:
+        return ""
+    if asked:
+        return f"every handler was {' or '.join(sorted(asked))}"
+    if attempt["error"] in _NEVER_SHOWN:
+        return f"plugins never decide about {attempt['error']}"
+    return (
+        "either no plugin has a handler, or intercept= of the task or app does not show the error"
+        " to plugins"
+    )
 
 
 def _asked(line: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""``replay``: recorded runs, again; or what today's plugins would make of their errors."""
+"""``replay``: runs recorded runs again, or asks today's plugins about their errors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from qtasks_pluggy.failures.command.asking import (
     Selection,
     ask,
     counted,
+    find_runs,
     read_selection,
-    refuse_missing,
     who,
 )
 from qtasks_pluggy.failures.command.options import (
@@ -55,8 +55,12 @@ _WOULD: Final[Mapping[str, str]] = {
     "failed": "would fail with another error,",
 }
 _HOW: Final = [
-    click.option("--args", "args_json", metavar="JSON", help="Other arguments: a JSON array."),
-    click.option("--kwargs", "kwargs_json", metavar="JSON", help="Other keywords: a JSON object."),
+    click.option(
+        "--args", "args_json", metavar="JSON", help="Other positional arguments, as a JSON array."
+    ),
+    click.option(
+        "--kwargs", "kwargs_json", metavar="JSON", help="Other keyword arguments, as a JSON object."
+    ),
     click.option(
         "--rate",
         metavar="N",
@@ -67,13 +71,13 @@ _HOW: Final = [
         "--stop-after",
         metavar="N",
         type=click.IntRange(1),
-        help="Stop once N new runs have failed as the old ones did; each end is waited for.",
+        help="Stop once N new runs have failed like the old ones; waits for the end of each run.",
     ),
-    click.option("--again", is_flag=True, help="Take runs, too, that were replayed already."),
+    click.option("--again", is_flag=True, help="Include runs that were replayed before."),
     click.option(
         "--dry-run",
         is_flag=True,
-        help="Send nothing: ask today's plugins what they would make of the errors.",
+        help="Send nothing; ask today's plugins what they would decide.",
     ),
     click.option(
         "--app",
@@ -82,8 +86,8 @@ _HOW: Final = [
         required=True,
         help="The app that runs them: a QueueTasks, or one that install() was called on.",
     ),
-    click.option("--url", metavar="URL", help="The store; else that of the app's settings."),
-    click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a summary."),
+    click.option("--url", metavar="URL", help="The store; by default that of the app's settings."),
+    click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text."),
 ]
 
 
@@ -104,17 +108,18 @@ def replay(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Run recorded runs again, each once: in place, or by the app's engine.
+    """Run recorded runs again, in place or on the app's engine.
 
-    Give ids of runs or filters; without either all that failed, and were not replayed. It asks
+    Give ids of runs, of which the first characters are enough, or filters; without either, all
+    failed runs are replayed. Each run is replayed once, unless --again is given. The command asks
     first; without a terminal it needs --yes. Arguments that you do not give stay as recorded.
 
     \b
     Exit codes:
-      0    all were sent, and none is known to have failed
-      1    one was not sent or failed, was replayed already, or is not there
-      2    nothing was done: usage, settings, import, or a store that cannot be used
-      130  interrupted; what was sent is marked as sent
+      0    all runs were sent, and none is known to have failed
+      1    a run was not sent, failed, was replayed before, or does not exist
+      2    nothing was done: wrong usage, settings or import, or an unusable store
+      130  interrupted; runs that were sent are marked as sent
     """  # noqa: D301  # \b is click's own mark, not an escape
     from qtasks_pluggy.failures.claims import Claims  # noqa: PLC0415  # an extra
     from qtasks_pluggy.failures.replay import Arguments, Replay  # noqa: PLC0415  # an extra
@@ -126,12 +131,14 @@ def replay(
     with using_store("read"):
         claims = Claims(where)
         found = _Found(claims, app, arguments, again=again or (dry_run and bool(uuids)))
-        chosen = found.choose(open_reader(where), selection)
+        reader = open_reader(where)
+        selection = find_runs(reader, selection)
+        chosen = found.choose(reader, selection)
     if dry_run:
         code = _ask_plugins(app, claims.find(chosen), len(chosen), arguments, as_json=as_json)
         click.get_current_context().exit(code)
     if chosen:
-        copies = f"; {found.copies:,} of them are replays that failed" if found.copies else ""
+        copies = f"; {found.copies:,} of them are failed replays" if found.copies else ""
         runs = counted(len(chosen), "run")
         ask(f"replay {runs} of app {app.name!r} ({selection.scope}{copies})", yes=yes)
     act = Replay(app, claims, arguments=arguments, again=again, rate=rate, stop_after=stop_after)
@@ -144,7 +151,7 @@ def replay(
     else:
         _show(results)
         if resolved:
-            say(f"{counted(len(resolved), 'group')} resolved: no failure of theirs is left.")
+            say(f"{counted(len(resolved), 'group')} resolved: no failures are left.")
     if act.stopped:
         say(f"Stopped before the end: {act.stopped}.", err=True)
     good = all(one.uuid is not None and one.status not in FINAL for one in results)
@@ -168,7 +175,7 @@ class _Found:
         """Choose the runs, the oldest first; name those that are left out.
 
         Raises:
-            NotThereError: A run that was named is not there, or cannot be replayed.
+            NotThereError: A run that was named cannot be replayed.
         """
         if selection.uuids:
             return self._named(selection.uuids)
@@ -187,20 +194,19 @@ class _Found:
                 others[why.kind] += 1
         if others:
             told = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common())
-            hint = "; --again takes what was claimed or replayed" if claimed_uuids else ""
+            hint = "; --again includes them" if claimed_uuids else ""
             say(f"Left out: {told}{hint}.", err=True)
         return chosen
 
     def _named(self, uuids: Sequence[str]) -> list[str]:
-        runs = {run.uuid: run for run in self._claims.find(uuids)}
-        refuse_missing("run", [one for one in uuids if one not in runs])
-        found = [(uuid, self._left_out(runs[uuid])) for uuid in uuids]
+        runs = list(self._claims.find(uuids))
+        found = [(run.uuid, self._left_out(run)) for run in runs]
         refused = [f"run {uuid} {why.why}" for uuid, why in found if why is not None]
         if refused:
             msg = "\n".join([*refused, "Nothing was sent."])
             raise NotThereError(msg)
-        self.copies = sum(run.replay_of is not None for run in runs.values())
-        return list(uuids)
+        self.copies = sum(run.replay_of is not None for run in runs)
+        return [run.uuid for run in runs]
 
     def _left_out(self, run: Recorded) -> LeftOut | None:
         from qtasks_pluggy.failures.replay import left_out  # noqa: PLC0415  # an extra
@@ -269,7 +275,7 @@ def _ask_plugins(
     stand_ins = sum(one.is_stand_in for one in answers)
     if stand_ins:
         errors = counted(stand_ins, "error")
-        say(f"For {errors} that could not be made again a stand-in was shown.", err=True)
+        say(f"Stand-ins were used for {errors} that could not be rebuilt.", err=True)
     for why, count in Counter(one.why_not for one in answers if one.why_not).most_common():
         say(f"{counted(count, 'run')} could not be asked about: {why}.", err=True)
     return 0
@@ -301,11 +307,11 @@ def _show(results: Sequence[Replayed]) -> None:
 
 @contextmanager
 def started(app: QueueTasks, by: Callable[[Any], Any] = lambda app: app) -> Generator[None]:
-    """Have an app started.
+    """Start an app, and stop it afterwards.
 
     Args:
         app: The app.
-        by: Gives what is entered: the app itself, or its plugins' life alone.
+        by: Returns what to enter: the app itself, or only its plugins' life.
 
     Raises:
         Trouble: It does not start.
@@ -317,7 +323,7 @@ def started(app: QueueTasks, by: Callable[[Any], Any] = lambda app: app) -> Gene
             yield
     except Faults as error:
         if is_started:
-            say(f"Error: app {app.name!r} did not stop well: {error}", err=True)
+            say(f"Error: app {app.name!r} did not stop cleanly: {error}", err=True)
             return
         raise cannot_start(app, error) from None
 
@@ -375,7 +381,7 @@ def _read(option: str, text: str | None, kind: type, form: str, read: Callable[[
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        msg = f"{option}: this is no JSON ({error}); give {form}"
+        msg = f"{option}: this is not JSON ({error}); give {form}"
         raise Trouble(msg) from None
     if not isinstance(value, kind):
         msg = f"{option}: expected {form}"

@@ -1,4 +1,4 @@
-"""``web``: the page that shows what failed, and where it is run again."""
+"""``web``: the page that shows failures and replays runs."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _WHOSE: Final = "The app that replays: a QueueTasks, or one that install() was c
 @click.command(name="web")
 @takes(
     click.option("--app", "app_spec", metavar="APP", help=_WHOSE),
-    click.option("--url", metavar="URL", help="The store; else that of the settings."),
+    click.option("--url", metavar="URL", help="The store; by default that of the settings."),
     click.option("--host", default="127.0.0.1", show_default=True, help="The address to serve on."),
     click.option(
         "--port",
         type=click.IntRange(0, 65_535),
         default=8642,
         show_default=True,
-        help="The port; 0 takes a free one.",
+        help="The port; 0 picks a free one.",
     ),
-    click.option("--read-only", is_flag=True, help="Let nobody change anything."),
+    click.option("--read-only", is_flag=True, help="Allow no changes."),
 )
 def web(url: str | None, app_spec: str | None, host: str, port: int, *, read_only: bool) -> None:
-    """Show failures as a page, until Ctrl-C.
+    """Serve the failures page until Ctrl-C.
 
-    Without --app nothing can be replayed. An address that others reach needs a token, which the
-    browser asks for as password: QTASKS_PLUGGY_PLUGIN_FAILURES_TOKEN.
+    Without --app, the page cannot replay runs. An address that other machines can reach needs a
+    password: set QTASKS_PLUGGY_PLUGIN_FAILURES_TOKEN.
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         msg = (
-            f"web needs {missing[0]}, which is not installed; install the extra that brings it:"
+            f"this command needs {missing[0]}, which is not installed; run:"
             " python -m pip install 'qtasks-pluggy[web]'"
         )
         raise Trouble(msg)
@@ -53,8 +53,8 @@ def web(url: str | None, app_spec: str | None, host: str, port: int, *, read_onl
     token = os.environ.get(TOKEN, "") or str(setting_of(app, "token") or "")
     if not token and not is_loopback(host):
         msg = (
-            f"--host {host}: others may reach this address, so set {TOKEN} to what they have to"
-            " give as password; or serve on 127.0.0.1"
+            f"--host {host}: other machines may reach this address; set {TOKEN} to a password,"
+            " or serve on 127.0.0.1"
         )
         raise Trouble(msg)
     page = failures_page(
@@ -65,7 +65,7 @@ def web(url: str | None, app_spec: str | None, host: str, port: int, *, read_onl
         token=token,
     )
     if app is None and not read_only:
-        say("Nothing can be replayed from this page: it was started without --app.", err=True)
+        say("This page cannot replay runs: it was started without --app.", err=True)
     with nullcontext() if app is None else started(app):
         try:
             serve.serve(page, host, port, say)

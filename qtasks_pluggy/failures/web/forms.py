@@ -1,4 +1,4 @@
-"""What is done: groups change their state, and runs are replayed, after a look at what is sent.
+"""The forms: they change the state of groups, and replay runs after a review.
 
 A form that is sent twice acts once. A group's new state is given once; a replay claims its run as
 it was when the form was written, so what was claimed since then is not sent again.
@@ -131,7 +131,7 @@ def _number(form: Form, name: str, kind: Callable[[str], Any], most: float) -> A
     except ValueError:
         number = 0
     if not 0 < number <= most or math.isinf(number):
-        msg = f"{name.replace('_', ' ').capitalize()}: {text!r} is no number above 0"
+        msg = f"{name.replace('_', ' ').capitalize()}: {text!r} is not a number above 0"
         if not math.isinf(most):
             msg = f"{msg}, {most:,} at most"
         raise ValueError(msg)
@@ -204,7 +204,9 @@ def _read_arguments(form: Form) -> tuple[Arguments, dict[str, str]]:
                 continue
             given[name] = read(json.dumps({name: value}))
         except json.JSONDecodeError as error:
-            wrong[name] = f"This is no JSON: {error.msg}, in line {error.lineno}."
+            wrong[name] = (
+                f"This is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
+            )
         except UnreadableError as error:
             wrong[name] = f"{error}."
         except (ValueError, RecursionError):
@@ -258,7 +260,7 @@ def _checked(
     given, wrong = _read_arguments(form)
     run = next(Claims(site_of(request).url).find([found.uuid]), None)
     if run is None:
-        raise HTTPException(404, f"No run {found.uuid} is recorded any more.")
+        raise HTTPException(404, f"Run {found.uuid} is no longer recorded.")
     # Claimed as it was when it was looked at.
     run = attrs.evolve(run, claimed_at=found.claimed_at)
     refusal = None if wrong else left_out(run, _app(request), given, again=True)
@@ -284,11 +286,9 @@ def _app(request: Request) -> QueueTasks:
     """
     app = site_of(request).app
     if not may_act(request):
-        raise HTTPException(403, "You may look, and change nothing.")
+        raise HTTPException(403, "You may look, but not change anything.")
     if app is None:
-        raise HTTPException(
-            409, "Nothing can be replayed from here: start the page with --app APP."
-        )
+        raise HTTPException(409, "This page cannot replay runs: start it with --app APP.")
     return app
 
 
@@ -299,7 +299,7 @@ async def _form(request: Request) -> Form:
         HTTPException: They may not, or it is none, or too large.
     """
     if not may_act(request):
-        raise HTTPException(403, "You may look, and change nothing.")
+        raise HTTPException(403, "You may look, but not change anything.")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = bytearray()
     async for part in request.stream():

@@ -1,4 +1,4 @@
-"""Who may come in, and the headers of every answer.
+"""Access to the page, and the headers of every answer.
 
 A page of failures shows what an app does and can run it again. So it answers on names of this
 machine alone, or asks for a token; a form of another site does nothing; nobody frames it.
@@ -78,7 +78,7 @@ def is_loopback(host: str) -> bool:
 
 @attrs.frozen
 class Guard:
-    """Lets in who may come in, and gives every answer its headers.
+    """Checks access, and gives every answer its headers.
 
     Args:
         app: The page.

@@ -1,4 +1,4 @@
-"""Replays that were begun on the page; each in a thread of its own, which ends with the process."""
+"""Replays in progress, each in a daemon thread of its own."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -99,9 +100,12 @@ def _unavailable(request: Request, error: Exception) -> Response:
 def _refused(request: Request, error: Exception) -> Response:
     """Say what is wrong with a request."""
     assert isinstance(error, HTTPException)  # noqa: S101  # it is registered for no other
-    titles = {404: "There is no such page", 405: "That cannot be done here", 403: "Not allowed"}
+    titles = {404: "Not found", 405: "That cannot be done here", 403: "Not allowed"}
     title = titles.get(error.status_code, "That did not work")
-    answer = render(request, "fault.html", status=error.status_code, title=title, text=error.detail)
+    # Starlette's own detail for an unknown address only repeats the title.
+    is_unknown = error.status_code == HTTPStatus.NOT_FOUND and error.detail == "Not Found"
+    text = "There is no such page." if is_unknown else error.detail
+    answer = render(request, "fault.html", status=error.status_code, title=title, text=text)
     answer.headers.update(error.headers or {})
     return answer
 

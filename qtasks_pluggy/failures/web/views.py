@@ -1,4 +1,4 @@
-"""What is looked at: groups, runs, plugins, acts."""
+"""The pages for reading: groups, runs, plugins, acts."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _DONE: Final = {
     "resolve": "The group is resolved. If it fails again it is marked as regressed.",
     "ignore": "The group is ignored. It is not shown unless you ask for it.",
     "reopen": "The group is open again.",
-    "none": "Nothing was done: somebody has done that already.",
+    "none": "Nothing was done: somebody did that before.",
     "sent": "The replay was sent.",
-    "begun": "The replay has begun. Load the page again to see how far it is.",
-    "stopped": "The replay sends no further run.",
+    "begun": "The replay has begun. Reload the page to see its progress.",
+    "stopped": "The replay sends no further runs.",
     **{status: f"The replay was sent, and {word}." for status, word in show.WORDS.items()},
     "cancelled": "The replay was sent, and was cancelled.",
 }
@@ -62,7 +62,7 @@ def groups(request: Request) -> Response:
     )
     listed, states = browser.list_groups(wanted), browser.states()
     if not states:
-        return render(request, "empty.html", why="Nothing was recorded in it yet.")
+        return render(request, "empty.html", why="The store is empty.")
     ids = [row.id for row in listed.rows]
     hours = browser.hours(ids, now)
     return render(
@@ -122,7 +122,7 @@ def group_of(browser: Browser, request: Request) -> Found:
     name = request.path_params["group"]
     found = browser.group(name)
     if found is None:
-        raise HTTPException(404, f"There is no group {name}: retention may have deleted it.")
+        raise HTTPException(404, f"Group {name} is not recorded: retention may have deleted it.")
     return found
 
 
@@ -180,7 +180,7 @@ def run_of(browser: Browser, request: Request) -> Found:
     uuid = request.path_params["uuid"]
     found = browser.one_run(uuid)
     if found is None:
-        raise HTTPException(404, f"No run {uuid} is recorded: retention may have deleted it.")
+        raise HTTPException(404, f"Run {uuid} is not recorded: retention may have deleted it.")
     return found
 
 

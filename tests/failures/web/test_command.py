@@ -76,7 +76,7 @@ def test_it_prints_its_address_and_ends_when_told(filled, tmp_path, number):
 
     assert 0 == process.returncode
     assert time.monotonic() - begin < 10
-    assert "Nothing can be replayed from this page: it was started without --app.\n" == told
+    assert "This page cannot replay runs: it was started without --app.\n" == told
 
 
 def test_a_client_that_stays_and_a_replay_that_goes_on_do_not_keep_it(filled, tmp_path):

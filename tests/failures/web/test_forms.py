@@ -148,7 +148,7 @@ def test_a_replay_that_is_sent_twice_runs_once(shop):
     assert f"/runs/{uuid}?done=none" == again.headers["location"]
 
     action, fields = _form(shop, uuid)
-    assert "once more" in shop.post(f"/runs/{uuid}/replay").text
+    assert "This replays it again" in shop.post(f"/runs/{uuid}/replay").text
     once_more = shop.post(action, **fields)
     assert f"/runs/{uuid}?done=failed" == once_more.headers.get("location"), once_more.text
     assert 3 == len(shop.asked)
@@ -169,7 +169,7 @@ def test_a_replay_that_fails_is_shown_with_its_run(shop):
 @pytest.mark.parametrize(
     ("form", "told"),
     [
-        ({"args": "[1,"}, "This is no JSON"),
+        ({"args": "[1,"}, "This is not JSON"),
         ({"args": "{}"}, "a JSON array"),
         ({"kwargs": "[]"}, "a JSON object"),
         ({"args": '[{"$date": "yesterday"}]'}, "cannot be read here"),
@@ -247,7 +247,7 @@ def test_all_that_match_are_replayed(shop):
     assert "resolved" == _state(shop.place)
     nothing = shop.post(f"/groups/{group}/replay", status="failed")
     assert nothing.headers["location"].endswith("done=none")
-    assert "None of its runs is left" in shop.get(f"/groups/{group}/replay")
+    assert "There are no runs left" in shop.get(f"/groups/{group}/replay")
 
 
 def test_a_replay_stops_by_itself_and_by_hand(shop):
@@ -256,10 +256,12 @@ def test_a_replay_stops_by_itself_and_by_hand(shop):
         shop.fail("EUR", amount)
     group = _group(shop)
     shop.post(f"/groups/{group}/replay", status="failed", stop_after="2")
-    assert "failed as those that they repeat" in _wait(shop, group, "The last replay sent 2 of 6")
+    assert "failed like the runs that they repeat" in _wait(
+        shop, group, "The last replay sent 2 of 6"
+    )
 
     shop.post(f"/groups/{group}/replay", status="failed", rate="0.5")
-    _wait(shop, group, "A replay is at work: 1 of ")
+    _wait(shop, group, "A replay is in progress: 1 of ")
     busy = shop.post(f"/groups/{group}/replay", status="failed")
     assert busy.headers["location"].endswith("done=none")
     shop.post(f"/groups/{group}/stop")

@@ -35,7 +35,7 @@ def _links(text, begin):
 
 
 def _next(text):
-    found = re.search(r'class="button" href="([^"]*)">(?:Next 50|Look further back)<', text)
+    found = re.search(r'class="button" href="([^"]*)">(?:Next 50|Search further back)<', text)
     return found and found[1].replace("&amp;", "&")
 
 
@@ -330,22 +330,26 @@ def test_a_store_that_goes_away_is_told_and_comes_back(place):
     for path in place.path.parent.glob("failures.db-*"):
         path.unlink()
     place.path.rename(kept)
-    assert "is not there" in _get(page, "/")
+    assert "does not exist" in _get(page, "/")
     for path in ("/runs", "/runs/u", "/groups/a-group", "/plugins", "/acts"):
         answer = page.get(path)
-        assert (503, True) == (answer.status_code, "is not there" in answer.text)
+        assert (503, True) == (answer.status_code, "does not exist" in answer.text)
     assert not place.path.exists()
     place.path.write_text("no database")
     answer = page.get("/runs")
-    assert (503, True) == (answer.status_code, "no SQLite database" in answer.text)
+    assert (503, True) == (answer.status_code, "not an SQLite database" in answer.text)
     assert "Traceback" not in answer.text
     kept.replace(place.path)
     assert "a-group" in _get(page, "/")
 
 
 def test_what_is_gone_is_told(place):
-    """A run or a group that retention has deleted is 404, and says so."""
+    """A run or a group that retention has deleted is 404, and says so; each page says it once."""
     place.store().write(Batch([place.record()]))
+    elsewhere = client(place).get("/elsewhere")
+    assert (404, 1) == (elsewhere.status_code, elsewhere.text.count("There is no such page."))
+    assert 1 == len(re.findall(r"<h1>Not found</h1>", elsewhere.text))
+    assert "<p><bdi>Not Found" not in elsewhere.text
     for path in ("/runs/gone", "/groups/gone", "/runs/gone/attempts/1"):
         answer = client(place).get(path)
         assert (404, True) == (answer.status_code, "retention may have deleted it" in answer.text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,14 @@ def test_a_wrong_setting_stops_the_start(qtasks_app: Callable[..., QueueTasks]) 
     """The error names the key."""
     with pytest.raises(PluginRegistrationError, match="'limit'"):
         qtasks_app(NAME, settings={"plugin": {NAME: {"limit": "many"}}})
+
+
+def test_the_readme_lists_settings_that_it_takes(qtasks_app: Callable[..., QueueTasks]) -> None:
+    """What users paste from there does not stop their app."""
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text("utf-8")
+    settings = tomllib.loads(readme.split("```toml\n")[1].split("```")[0])
+
+    qtasks_app(NAME, settings={"plugin": {NAME: settings["plugin"][NAME]}})
 
 
 def test_apps_find_it(qtasks_installed: Callable[..., QueueTasks]) -> None:

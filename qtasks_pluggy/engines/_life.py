@@ -1,0 +1,146 @@
+"""The life of an engine's plugins in the processes of its workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, ClassVar
+
+from qtasks_pluggy import QueueTasks
+from qtasks_pluggy.engines import is_started, load_plugins, lock_of, log_event, worker_lifespan
+from qtasks_pluggy.exc import EngineError
+
+
+class InWorkers:
+    """Starts the plugins with a process's first worker, and stops them after its last one.
+
+    Attributes:
+        name: The engine's name.
+        hint: What to do when ``install`` covers no task.
+    """
+
+    name: ClassVar[str]
+    hint: ClassVar[str] = "import the modules that declare them before the worker starts"
+
+    def __init__(self) -> None:
+        self._lock = lock_of(self)
+        self._begun_in = 0
+        self._lifespan: Any = None
+        self._workers = 0
+
+    @property
+    def app(self) -> QueueTasks:
+        """The app that holds the plugins."""
+        raise NotImplementedError
+
+    @property
+    def app_name(self) -> str:
+        """The name of that app."""
+        return self.name
+
+    def count(self) -> int:
+        """Count the covered tasks."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Refuse a worker that covers no task, or whose plugins do not load.
+
+        Raises:
+            EngineError: No task is covered.
+            PluginRegistrationError: The installed plugins have faults.
+            SettingsError: The settings have faults.
+        """
+        if not self.count():
+            msg = f"engine {self.name!r}, {self.app.name}: install() covers no task; {self.hint}"
+            raise EngineError(msg)
+        load_plugins(self.app)
+
+    def begin(self) -> None:
+        """Start the plugins in this process, for one of its workers.
+
+        Raises:
+            Exception: ``check`` fails, or a plugin does not start; raise ``refusal`` from it.
+        """
+        with self._lock:
+            if not self.is_begun:
+                self.check()
+            self._start()
+            self._workers += 1
+
+    async def begin_async(self) -> None:
+        """Start the plugins on this event loop, as ``begin`` does."""
+        if not self.is_begun:
+            self.check()
+        lifespan = self._to_begin()
+        if lifespan is not None:
+            await lifespan.__aenter__()
+            self._lifespan = lifespan
+        self._workers += 1
+
+    def begin_for_run(self) -> None:
+        """Start the plugins before a run, in a process whose worker did not call ``begin``."""
+        if not self.is_begun:
+            with self._lock:
+                self._start()
+
+    def end(self) -> None:
+        """Stop the plugins after the last of this process's workers."""
+        with self._lock:
+            lifespan = self._to_end()
+            if lifespan is not None:
+                lifespan.__exit__(None, None, None)
+
+    async def end_async(self) -> None:
+        """Stop the plugins on this event loop, as ``end`` does."""
+        lifespan = self._to_end()
+        if lifespan is not None:
+            await lifespan.__aexit__(None, None, None)
+
+    def refusal(self, error: BaseException) -> SystemExit:
+        """Log why a worker cannot start.
+
+        Returns:
+            What to raise. It is no ``Exception``: engines log those, and go on to take runs.
+        """
+        log_event("error", "worker_cannot_start", app=self.app_name, exc_info=error)
+        return SystemExit(str(error))
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the plugins are started here; what a parent process started does not count."""
+        return self._begun_in == os.getpid() and self._lifespan is not None
+
+    def _start(self) -> None:
+        lifespan = self._to_begin()
+        if lifespan is not None:
+            lifespan.__enter__()
+            self._lifespan = lifespan
+
+    def _to_begin(self) -> Any:
+        if self._begun_in != os.getpid():
+            # A forked process has a copy of what its parent began.
+            self._begun_in, self._lifespan, self._workers = os.getpid(), None, 0
+        # Whoever started an app already will stop it.
+        return None if self.is_begun or is_started(self.app) else worker_lifespan(self.app)
+
+    def _to_end(self) -> Any:
+        if self._begun_in != os.getpid():
+            return None
+        self._workers = max(self._workers - 1, 0)
+        if self._workers:
+            return None
+        lifespan, self._lifespan = self._lifespan, None
+        return lifespan
+
+
+def log_as(name: str) -> None:
+    """Send our events to a worker's log, where its command sets up the engine's logger alone.
+
+    Args:
+        name: The engine's logger.
+    """
+    ours, theirs = logging.getLogger("qtasks_pluggy"), logging.getLogger(name)
+    if not ours.hasHandlers():
+        for handler in theirs.handlers:
+            ours.addHandler(handler)
+        ours.setLevel(theirs.level)

@@ -1,0 +1,76 @@
+"""Sending a run of an engine's own task again, for ``app.replay``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextvars import ContextVar
+from typing import Any, Final
+
+from qtasks_pluggy import TaskMessage
+from qtasks_pluggy.engines import SYNC, is_here, is_pending, log_event, run_to_completion, wait_for
+from qtasks_pluggy.engines._errors import text_of
+from qtasks_pluggy.exc import CapabilityError, EngineError, QTasksError
+
+# The replays that the attempt at work has begun to send on its own event loop.
+SENDING: Final[ContextVar[list[asyncio.Task[Any]]]] = ContextVar("qtasks_pluggy_sending")
+
+
+def send_again(native: Any, message: TaskMessage, delay: float | None) -> Any:
+    """Send a message; on the engine's own event loop it is sent before the attempt ends.
+
+    Args:
+        native: The engine.
+        message: It names one of the engine's ``tasks``.
+        delay: Seconds before it may run; None and 0 for at once.
+
+    Raises:
+        CapabilityError: This is the engine's own event loop, and no attempt is at work.
+        EngineError: The engine failed, or an argument does not travel.
+    """
+    try:
+        sent = native.send(message, delay)
+        if not is_pending(sent):
+            return sent
+        if not is_here(native.loop) or native.loop is None:
+            return run_to_completion(wait_for(sent, native, SYNC, "send"))
+    except QTasksError:
+        raise
+    except Exception as error:
+        raise refused(native, message, error) from error
+    sending = SENDING.get(None)
+    if sending is None:
+        sent.close()
+        msg = (
+            f"engine {native.name!r} sends on this thread's event loop, so a replay of task"
+            f" {message.name!r} cannot wait for it here; call it in a thread, with"
+            " asyncio.to_thread(app.replay, message)"
+        )
+        raise CapabilityError(msg)
+    sending.append(native.loop.create_task(_sent(native, message, sent)))
+    return None
+
+
+async def _sent(native: Any, message: TaskMessage, sent: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await sent
+    except Exception as error:  # noqa: BLE001  # nobody waits for it
+        failure = error if isinstance(error, QTasksError) else refused(native, message, error)
+        known = {"task": message.name, "uuid": str(message.uuid)}
+        log_event("error", "replay_not_sent", **known, error=text_of(failure))
+
+
+def refused(native: Any, message: TaskMessage, error: Exception) -> EngineError:
+    """Say why a message could not be sent; name an argument by place and type, never its value."""
+    what = "the call"
+    for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
+        try:
+            native.encode(None, value)
+        except Exception:  # noqa: BLE001  # whatever a value's own methods raise
+            what = f"argument {place!r}, a {type(value).__name__},"
+            break
+    return EngineError(
+        f"engine {native.name!r} cannot take task {message.name!r}: {what} was refused"
+        f" ({text_of(error)}); give it arguments that fit and can be serialized, and"
+        " check that its broker runs"
+    )
