@@ -208,7 +208,7 @@ class QueueTasks(Lifecycle):
 
         Raises:
             TaskNameError: Another task has this name.
-            TypeError: An argument has the wrong type, or is not an option; the nearest is suggested.
+            TypeError: An argument has the wrong type or is unknown; the nearest is suggested.
             ValueError: A number is out of its range.
         """
         self._check_options(unknown, extra)
