@@ -67,7 +67,10 @@ _TRAIL: Final = [
 @click.command(name="groups")
 @takes(*filters(limit=100), *STORE)
 def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any) -> None:
-    """List failures by cause, most recent first."""
+    """List failures by cause, most recent first.
+
+    --since chooses groups that failed since then; their runs are counted from the beginning.
+    """
     wanted = read_filters(given)
     reader = open_reader(store_url(url, app_spec))
     with using_store("read"):

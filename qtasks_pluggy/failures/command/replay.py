@@ -34,7 +34,7 @@ from qtasks_pluggy.failures.command.options import (
     takes,
     using_store,
 )
-from qtasks_pluggy.failures.records import FINAL
+from qtasks_pluggy.failures.records import FAILED_ONCE, FINAL
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -196,6 +196,8 @@ class _Found:
             told = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common())
             hint = "; --again includes them" if claimed_uuids else ""
             say(f"Left out: {told}{hint}.", err=True)
+        if not chosen:
+            _hint_at_others(reader, selection)
         return chosen
 
     def _named(self, uuids: Sequence[str]) -> list[str]:
@@ -212,6 +214,22 @@ class _Found:
         from qtasks_pluggy.failures.replay import left_out  # noqa: PLC0415  # an extra
 
         return left_out(run, self._app, self._arguments, again=self._again)
+
+
+def _hint_at_others(reader: Reader, selection: Selection) -> None:
+    """Say which other runs match, if filters found none of those that they select by default."""
+    if selection.scope == _EVERYTHING or selection.filters.status is not None:
+        return
+    found: dict[str, int] = {}
+    for status in FAILED_ONCE:
+        if status not in FINAL:
+            others = attrs.evolve(selection.filters, status=status, limit=None)
+            found[status] = len(reader.to_replay(others, is_claimed=False))
+    there = {status: number for status, number in found.items() if number}
+    if there:
+        told = ", ".join(f"{number:,} {status}" for status, number in there.items())
+        options = " or ".join(f"--status {status}" for status in there)
+        say(f"Runs with another status match: {told}; add {options}.", err=True)
 
 
 def _send(
