@@ -41,6 +41,7 @@ from qtasks_pluggy._submit.protocol import (
     Host,
     NoRoomError,
 )
+from qtasks_pluggy._text import safe_str
 from qtasks_pluggy._waiting import ASYNCIO_WORKER, SYNC, Backend, background, run_to_completion
 from qtasks_pluggy.engines._installed import installed_in
 
@@ -67,6 +68,7 @@ __all__ = [
     "log_event",
     "prepare",
     "run_to_completion",
+    "safe_str",
     "status_from",
     "url_options",
     "wait_for",
