@@ -83,7 +83,8 @@ class WorkerLife:
         if current_app != plugged.native and not spawned:
             return
         try:
-            plugged.begin()
+            # The main process has checked the tasks; a spawned child has not imported them yet.
+            plugged.begin_for_run()
         except Exception as error:
             if current_process().name != "MainProcess":
                 # Or the pool would replace this child for ever.
