@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -28,6 +29,20 @@ with app:
 """
 
 
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory):
+    """Give what so many direct calls come to, which is the same for every engine."""
+
+    @functools.cache
+    def results(runs):
+        where = {"CENSUS_ENGINE": "celery", "CENSUS_BROKER": "memory://"}
+        folder = tmp_path_factory.mktemp("direct")
+        told = run("-c", DIRECT, str(runs), folder=folder, **where, CENSUS_RESULTS="")
+        return [json.loads(line) for line in told.splitlines()]
+
+    return results
+
+
 def run(*command, folder, **more):
     """Run a script beside the census."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("QTASKS_PLUGGY_")}
@@ -50,7 +65,7 @@ def run(*command, folder, **more):
 )
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_over_servers_comes_to_the_same(
-    engine, runs, tmp_path, request, record_testsuite_property
+    engine, runs, direct, tmp_path, request, record_testsuite_property
 ):
     """Two workers over RabbitMQ: every run by uuid, results and recoveries those in place."""
     where = {
@@ -62,12 +77,10 @@ def test_an_engine_over_servers_comes_to_the_same(
     options = ("--runs", str(runs), "--workers", "2", "--out", "out.jsonl")
     told = run(str(BENCHMARKS / "census_on.py"), *options, folder=tmp_path, **where)
     record_testsuite_property(f"census on {engine}, {runs}", told)
-    direct = run("-c", DIRECT, str(runs), folder=tmp_path, **where)
-
+    results = direct(runs)
     assert f"{runs:,} runs by uuid" in told
     counted = dict(re.findall(r"^ +([\d,]+)  (\w+)", told, re.MULTILINE))
     counted = {end: int(number.replace(",", "")) for number, end in counted.items()}
-    results = [json.loads(line) for line in direct.splitlines()]
     # Besides every twentieth, whatever in this installation no parser takes.
     recovered = sum("approximate" in result for result in results)
     assert recovered >= runs // 20

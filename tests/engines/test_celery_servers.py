@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import importlib.util
 import os
 import signal
@@ -19,7 +18,7 @@ from redis import Redis
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.exc import EngineError, TaskCancelError
 from tests.engines.celery_apps import forget_connections
-from tests.engines.processes import children, wait_until
+from tests.engines.processes import wait_until
 
 pytestmark = pytest.mark.engines
 
@@ -65,9 +64,6 @@ OURS = """
     celery.conf.task_default_queue = celery.conf.control_exchange = os.environ["QUEUE"]
     # Seconds until the loss of a process is noticed, by itself ten.
     celery.conf.worker_lost_wait = 0.5
-    if "VISIBILITY" in os.environ:
-        seconds = float(os.environ["VISIBILITY"])
-        celery.conf.broker_transport_options = {"visibility_timeout": seconds}
     at_least_once(celery)
     app = QueueTasks("shop", engine=celery, plugins=[fallback], discover=False)
 
@@ -91,15 +87,6 @@ OURS = """
     def lock():
         import threading
         return threading.Lock()
-
-    @app.task(echo=True)
-    def work(self, number, seconds=0.02):
-        tell("began", self.ctx.uuid)
-        time.sleep(seconds)
-        while (HERE / "hold").exists():
-            time.sleep(0.005)
-        tell("done", self.ctx.uuid)
-        return number * 2
 
     @app.task(echo=True)
     def wait(self):
@@ -174,15 +161,6 @@ class _Place:
         name = ("-n", f"{uuid4().hex}@%h")
         return self._worker(*WORKER, *name, *options, cwd=self.folder, env=environment, ready=READY)
 
-    def at_work(self, worker):
-        """Count the runs that a worker's processes are in the midst of."""
-        pids = {str(pid) for pid in children(worker.pid)}
-        began, done = (
-            collections.Counter(pid for _, pid in self.told(what) if pid in pids)
-            for what in ("began", "done")
-        )
-        return (began - done).total()
-
     def told(self, what):
         """Read what runs took down."""
         path = self.folder / what
@@ -193,9 +171,6 @@ class _Place:
 @pytest.fixture
 def ours(place, monkeypatch):
     """An app of ours on Celery, and its place."""
-    # Redis gives a killed worker's runs to another one after so many seconds.
-    monkeypatch.setitem(place.where, "VISIBILITY", "3")
-    monkeypatch.setenv("VISIBILITY", "3")
     module = place.ours(monkeypatch)
     yield SimpleNamespace(app=module.app, place=place, **module.app.tasks)
     # Or else its sockets are closed when nobody looks.
@@ -279,73 +254,15 @@ def test_an_app_that_is_there_gets_plugins_by_one_line(place, project, method):
     assert 2 == len(started) == len(set(started))
 
 
-def kill_in_the_midst(ours, runs, every, whom, at_a_time):
-    """Submit so many runs, kill whenever so many have begun; count the kills and the repeats."""
-    place, kills = ours.place, 0
-    hold = place.folder / "hold"
-    with ours.app:
-        handles = list(ours.app.submit_many(ours.work, range(runs)))
-        one = None
-
-        def left():
-            return runs - len({uuid for uuid, _ in place.told("done")})
-
-        def begun():
-            return len(place.told("began"))
-
-        while left():
-            one = place.start("-c", str(at_a_time)) if one is None else one
-            goal = begun() + every
-            assert wait_until(lambda goal=goal: begun() >= goal or not left(), LONG)
-            if place.where["BROKER"].startswith("redis"):
-                # When it has all it can take: while it takes a message, that is nowhere.
-                hold.touch()
-                assert wait_until(
-                    lambda one=one: place.at_work(one) >= min(at_a_time, left()), LONG
-                )
-            if not left():
-                break
-            kills += 1
-            if whom == "worker":
-                one.kill()
-                one = None
-            else:
-                os.kill(children(one.pid)[-1], signal.SIGKILL)
-            hold.unlink(missing_ok=True)
-        assert [2 * n for n in range(runs)] == [run.result(timeout=LONG) for run in handles]
-    times = collections.Counter(uuid for uuid, _ in place.told("done"))
-    assert {str(handle.uuid) for handle in handles} == set(times)
-    return kills, sum(times.values()) - runs
-
-
-@pytest.mark.parametrize("whom", ["worker", "child"])
-def test_runs_outlive_what_is_killed(ours, whom):
-    """All of 16 runs finish though the worker, or a child of it, is killed in their midst."""
-    kills, twice = kill_in_the_midst(ours, 16, 6, whom, 2)
-    assert kills >= 1
-    assert twice <= 2 * kills
-
-
 def test_a_run_that_kills_its_process_has_an_end(ours):
     """It is done again as often as losses are allowed; then it fails with Celery's own error."""
-    ours.place.start("-c", "1", VISIBILITY="60")
+    ours.place.start("-c", "1")
     with ours.app:
         run, other = ours.die.submit(), ours.double.submit(4)
         with pytest.raises(WorkerLostError):
             run.result(timeout=LONG)
         assert 8 == other.result(timeout=LONG)
     assert 2 == len(ours.place.told("began"))
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("whom", ["worker", "child"])
-def test_two_hundred_runs_outlive_many_kills(ours, whom, record_testsuite_property):
-    """All of 200 runs finish though the worker is killed again and again."""
-    kills, twice = kill_in_the_midst(ours, 200, 40, whom, 3)
-    broker = ours.place.where["BROKER"].partition(":")[0]
-    record_testsuite_property(f"celery {broker} {whom}: kills, done twice", f"{kills}, {twice}")
-    assert kills >= 3
-    assert twice <= 3 * kills
 
 
 def test_a_worker_that_is_told_to_stop_finishes_its_run(ours):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import importlib.util
 import os
 import signal
@@ -53,9 +52,7 @@ BROKER = """
 
     url, name = os.environ["BROKER"], os.environ["QUEUE"]
     if url.startswith("redis"):
-        broker = RedisBroker(
-            url=url, namespace=name, heartbeat_timeout=2_000, maintenance_chance=1_000_000
-        )
+        broker = RedisBroker(url=url, namespace=name)
     else:
         broker = RabbitmqBroker(url=url.removesuffix("//"))
     broker.add_middleware(Results(backend=RedisBackend(url=os.environ["RESULTS"], namespace=name)))
@@ -94,13 +91,6 @@ OURS = """
         return threading.Lock()
 
     @app.task(extra={"queue_name": QUEUE}, echo=True)
-    def work(self, number, seconds=0.02):
-        tell("began", self.ctx.uuid)
-        time.sleep(seconds)
-        tell("done", self.ctx.uuid)
-        return number * 2
-
-    @app.task(extra={"queue_name": QUEUE}, echo=True)
     def wait(self):
         tell("began", self.ctx.uuid)
         while not (HERE / "go").exists():
@@ -111,8 +101,7 @@ OURS = """
         unknown = app.task(name="unknown", extra={"queue_name": QUEUE})(lambda: 1)
 """
 THEIRS = """
-    import os, time
-    from pathlib import Path
+    import os
     import dramatiq
     from server import broker
     from qtasks_pluggy.engines.dramatiq import install
@@ -129,19 +118,6 @@ THEIRS = """
     @dramatiq.actor(max_retries=0, queue_name=QUEUE)
     def divide(x):
         return 1 / x
-
-    def tell(what, number):
-        with (Path(__file__).parent / what).open("a") as file:
-            file.write(f"{number} {os.getpid()}\\n")
-
-    @dramatiq.actor(store_results=True, queue_name=QUEUE)
-    def work(number):
-        tell("began", number)
-        time.sleep(0.02)
-        tell("done", number)
-        if number % 2:
-            raise OSError(number)
-        return number * 2
 """
 
 
@@ -237,103 +213,6 @@ def test_a_worker_sends_a_failed_run_again(place):
     (first, none, failed, new), (second, lineage, succeeded, _) = place.told("ends")
     assert (sent.message_id, "-", "failed", "succeeded") == (first, none, failed, succeeded)
     assert (second, lineage) == (new, first)
-
-
-def kill_in_the_midst(place, ids, every, whom):
-    """Kill whenever so many of these runs have begun, until all are done; count the kills."""
-    kills = 0
-
-    def is_done():
-        return {one for one, _ in place.told("done")} == ids
-
-    def begun():
-        return len(place.told("began"))
-
-    while not is_done():
-        worker = place.start("-p", "1", "-t", "2")
-        goal = begun() + every
-        assert wait_until(lambda goal=goal: begun() >= goal or is_done(), LONG)
-        if is_done():
-            break
-        kills += 1
-        if whom == "child":
-            # Dramatiq's command ends when one of its processes does, for another to start it.
-            os.kill(int(place.told("began")[-1][1]), signal.SIGKILL)
-            worker.wait(LONG)
-        worker.kill()
-    return kills
-
-
-def check_repeats(place, ids, kills):
-    """Check that no run was lost, and that at most what was running was done twice."""
-    times = collections.Counter(one for one, _ in place.told("done"))
-    assert ids == set(times)
-    twice = sum(times.values()) - len(ids)
-    assert twice <= 2 * kills
-    return twice
-
-
-def check_ours(ours, runs, every, whom):
-    """Submit so many runs of our app, and check that they outlive what is killed."""
-    with ours.app:
-        handles = list(ours.app.submit_many(ours.work, range(runs)))
-        ids = {str(handle.uuid) for handle in handles}
-        kills = kill_in_the_midst(ours.place, ids, every, whom)
-        assert [2 * n for n in range(runs)] == [run.result(timeout=LONG) for run in handles]
-    return kills, check_repeats(ours.place, ids, kills)
-
-
-def check_theirs(place, runs, every, whom):
-    """Send so many messages to an existing actor, half of which plugins save, and check that."""
-    module = place.write(THEIRS)
-    messages = [module.work.send(number) for number in range(runs)]
-    ids = {str(number) for number in range(runs)}
-    kills = kill_in_the_midst(place, ids, every, whom)
-    backend = module.broker.get_results_backend()
-    for number, message in enumerate(messages):
-        answer = f"recovered from {number} at 1" if number % 2 else number * 2
-        assert answer == backend.get_result(message, block=True, timeout=LONG * 1000)
-    return kills, check_repeats(place, ids, kills)
-
-
-@pytest.mark.parametrize("whom", ["worker", "child"])
-def test_runs_outlive_what_is_killed(ours, whom):
-    """All of 16 runs finish though the worker, or a child of it, is killed in their midst."""
-    kills, _ = check_ours(ours, 16, 6, whom)
-    assert kills >= 1
-
-
-@pytest.mark.parametrize("whom", ["worker", "child"])
-def test_runs_of_an_existing_app_outlive_what_is_killed(place, whom):
-    """All of 16 messages end as plugins say, though the worker or its child is killed."""
-    kills, _ = check_theirs(place, 16, 6, whom)
-    assert kills >= 1
-    told = {word for (word,) in place.told("deliveries")}
-    # A message says whether it was delivered before; on Redis nobody knows.
-    assert told == {"None"} if place.where["BROKER"].startswith("redis") else "True" in told
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("whom", ["worker", "child"])
-def test_two_hundred_runs_outlive_many_kills(ours, whom, record_testsuite_property):
-    """All of 200 runs finish though the worker, or a child of it, is killed again and again."""
-    kills, twice = check_ours(ours, 200, 40, whom)
-    broker = ours.place.where["BROKER"].partition(":")[0]
-    record_testsuite_property(f"dramatiq {broker} {whom}: kills, done twice", f"{kills}, {twice}")
-    assert kills >= 3
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("whom", ["worker", "child"])
-def test_two_hundred_runs_of_an_existing_app_outlive_many_kills(
-    place, whom, record_testsuite_property
-):
-    """The same of an existing app's actor."""
-    kills, twice = check_theirs(place, 200, 40, whom)
-    broker = place.where["BROKER"].partition(":")[0]
-    told = f"dramatiq install {broker} {whom}: kills, done twice"
-    record_testsuite_property(told, f"{kills}, {twice}")
-    assert kills >= 3
 
 
 def test_a_worker_that_is_told_to_stop_finishes_its_run(ours):

@@ -66,68 +66,6 @@ def shop(project, worker):
     return SimpleNamespace(app=module.app, told=told, consumer=consumer, folder=folder)
 
 
-def kill_again_and_again(shop, runs, every, *options):
-    """Submit so many runs, kill the consumer whenever so many have begun; count the kills."""
-    kills = 0
-    with shop.app:
-        work = shop.app.tasks["work"]
-        handles = list(shop.app.submit_many(work, range(runs)))
-
-        def is_done():
-            return len({uuid for uuid, _ in shop.told("done")}) == runs
-
-        def begun():
-            return len(shop.told("began"))
-
-        while not is_done():
-            goal = begun() + every
-            consumer = shop.consumer(*options)
-            assert wait_until(lambda goal=goal: begun() >= goal or is_done(), LONG)
-            if not is_done():
-                consumer.kill()
-                kills += 1
-        assert [2 * n for n in range(runs)] == [one.result(timeout=LONG) for one in handles]
-        consumer.terminate()
-        assert [] == shop.app.engine.native.pending()
-    times = collections.Counter(uuid for uuid, _ in shop.told("done"))
-
-    assert {str(handle.uuid) for handle in handles} == set(times)
-    return kills, sum(times.values()) - runs
-
-
-@pytest.mark.parametrize("kind", ["thread", "process"])
-def test_runs_outlive_their_killed_workers(shop, kind):
-    """All of 30 runs finish though the consumer is killed in their midst; a few run twice."""
-    kills, twice = kill_again_and_again(shop, 30, 12, "-w", "2", "-k", kind)
-
-    assert kills >= 2
-    assert twice <= 2 * kills
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("kind", ["thread", "process"])
-def test_two_hundred_runs_outlive_many_kills(shop, kind, record_testsuite_property):
-    """All of 200 runs finish though the consumer is killed again and again."""
-    kills, twice = kill_again_and_again(shop, 200, 14, "-w", "3", "-k", kind)
-    record_testsuite_property(f"huey {kind}: kills, done twice", f"{kills}, {twice}")
-
-    assert kills >= 10
-    assert twice <= 3 * kills
-
-
-def test_a_killed_child_is_replaced_and_its_run_with_it(shop):
-    """When one of a consumer's processes is killed, the one in its place does the run again."""
-    with shop.app:
-        handle = shop.app.tasks["wait"].submit()
-        shop.consumer("-w", "2", "-k", "process", "-c", "1")
-        assert wait_until(lambda: shop.told("began"), LONG)
-        os.kill(int(shop.told("began")[0][1]), signal.SIGKILL)
-        assert wait_until(lambda: len(shop.told("began")) == 2, LONG)
-        (shop.folder / "go").touch()
-
-        assert "waited" == handle.result(timeout=LONG)
-
-
 def test_a_second_consumer_is_refused(shop):
     """One consumer does the runs of a file; a second one ends, and says so."""
     with shop.app:

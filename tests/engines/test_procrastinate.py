@@ -9,7 +9,6 @@ import time
 import traceback
 import weakref
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
@@ -435,12 +434,6 @@ SHOP = """
     async def parse_async(text):
         return note(f"parse {int(text)}")
 
-    @app.task(name="slow")
-    def slow(number):
-        note(f"slow {number}")
-        while number == 3 and not (HERE / "go").exists():
-            time.sleep(0.01)
-
     @on_error(ValueError)
     def use_zero(error):
         return 0 if "zero" in str(error) else None
@@ -529,19 +522,3 @@ def test_the_worker_command_ends_where_a_plugin_cannot_start(stall):
     assert "worker_cannot_start" in worker.log()
     stall.work()
     assert "succeeded" == stall.ended(number)
-
-
-def test_a_killed_worker_loses_nothing_that_is_retried(stall):
-    """What was running stays ``doing`` until somebody retries it; nothing else is done twice."""
-    ids = [stall.send("slow", number=number) for number in range(8)]
-    worker = stall.work()
-    assert wait_until(lambda: "slow 3" in stall.notes(), LONG)
-    worker.kill()
-    (stall.folder / "go").touch()
-    assert "doing" == stall.ended(ids[3], "doing")
-    # What the periodic task on our page does with stalled jobs.
-    stall.app.job_manager.retry_job_by_id(ids[3], datetime.now(UTC))
-    stall.work()
-    assert ["succeeded"] * 8 == [stall.ended(one) for one in ids]
-    done = [int(note.split()[1]) for note in stall.notes() if note.startswith("slow")]
-    assert sorted([*range(8), 3]) == sorted(done)

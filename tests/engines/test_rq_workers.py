@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from uuid import uuid4
 
 import pytest
@@ -54,11 +53,6 @@ SHOP = """
             (HERE / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return "done"
-
-    def slow(number):
-        note(f"slow {number}")
-        while number == 3 and not (HERE / "go").exists():
-            time.sleep(0.01)
 
     @on_error(ValueError)
     def use_zero():
@@ -219,20 +213,3 @@ def test_a_work_horse_that_is_killed_is_done_again_by_its_retry(shop):
     assert shop.ended(shop.queue.enqueue("shop.kills_its_process")).is_failed
     assert ["kills"] * 3 == [note for note in shop.notes() if note == "kills"]
     assert 0 == worker.terminate()
-
-
-def test_a_killed_worker_loses_nothing_that_has_a_retry(shop):
-    """What was running is done again when RQ takes it for abandoned, and nothing else is."""
-    retry = NativeRetry(max=1)
-    jobs = [shop.queue.enqueue("shop.slow", number, retry=retry) for number in range(8)]
-    worker = shop.work()
-    assert wait_until(lambda: "slow 3" in shop.notes(), LONG)
-    worker.kill()
-    (shop.folder / "go").touch()
-    # What the next worker's maintenance does, some two minutes later.
-    shop.queue.started_job_registry.cleanup(timestamp=time.time() + 1_000)
-    assert 0 == shop.work("--burst").wait(LONG)
-    for job in jobs:
-        assert shop.ended(job).is_finished
-    done = [int(note.split()[1]) for note in shop.notes() if note.startswith("slow")]
-    assert sorted([*range(8), 3]) == sorted(done)
