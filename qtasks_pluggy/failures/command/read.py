@@ -21,12 +21,11 @@ from qtasks_pluggy.failures.command.options import (
     using_store,
     whole_ids,
 )
-from qtasks_pluggy.failures.records import Filters
+from qtasks_pluggy.failures.records import TRIGGER, Filters
 
 if TYPE_CHECKING:
     from qtasks_pluggy.failures.queries import Reader
 
-_TRIGGER: Final = "task_executor_run_task_trigger_error"
 _NOT_ASKED: Final = frozenset({"filtered", "quarantined", "reentered"})
 """What a trail says of handlers that were not called."""
 _NEVER_SHOWN: Final = frozenset(
@@ -204,7 +203,7 @@ def _arguments(run: dict[str, Any]) -> str:
 
 def _why_nobody(attempt: dict[str, Any]) -> str:
     """Say why no plugin was asked about an attempt's error; nothing where one was."""
-    asked = {line["status"] for line in attempt["trail"] if line["hook"] == _TRIGGER}
+    asked = {line["status"] for line in attempt["trail"] if line["hook"] == TRIGGER}
     if asked - _NOT_ASKED or not attempt["error"]:
         return ""
     if asked:

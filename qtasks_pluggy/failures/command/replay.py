@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from qtasks_pluggy.failures.ask import Answered
     from qtasks_pluggy.failures.claims import Claims, Recorded
     from qtasks_pluggy.failures.queries import Reader
-    from qtasks_pluggy.failures.replay import Arguments, LeftOut, Replay, Replayed
+    from qtasks_pluggy.failures.replay import LeftOut, OtherArguments, Replay, Replayed
 
 Step = TypeVar("Step")
 
@@ -122,10 +122,10 @@ def replay(
       130  interrupted; runs that were sent are marked as sent
     """  # noqa: D301  # \b is click's own mark, not an escape
     from qtasks_pluggy.failures.claims import Claims  # noqa: PLC0415  # an extra
-    from qtasks_pluggy.failures.replay import Arguments, Replay  # noqa: PLC0415  # an extra
+    from qtasks_pluggy.failures.replay import OtherArguments, Replay  # noqa: PLC0415  # an extra
 
     selection = read_selection(uuids, given, _EVERYTHING)
-    arguments = Arguments(_read_args(args_json), _read_kwargs(kwargs_json))
+    arguments = OtherArguments(_read_args(args_json), _read_kwargs(kwargs_json))
     app = load_app(app_spec, or_native=True)
     where = store_url(url, app)
     with using_store("read"):
@@ -162,7 +162,7 @@ class _Found:
     """The runs that are to be replayed, and why others are not."""
 
     def __init__(
-        self, claims: Claims, app: QueueTasks, arguments: Arguments, *, again: bool
+        self, claims: Claims, app: QueueTasks, arguments: OtherArguments, *, again: bool
     ) -> None:
         self._claims = claims
         self._app = app
@@ -277,7 +277,12 @@ def _resolve(act: Replay, where: URL, scope: str) -> list[str]:
 
 
 def _ask_plugins(
-    app: QueueTasks, runs: Iterable[Recorded], number: int, arguments: Arguments, *, as_json: bool
+    app: QueueTasks,
+    runs: Iterable[Recorded],
+    number: int,
+    arguments: OtherArguments,
+    *,
+    as_json: bool,
 ) -> int:
     """Ask an app's plugins about recorded errors; they are started, and its engine is not."""
     from qtasks_pluggy.failures.ask import ask as ask_about  # noqa: PLC0415  # an extra
