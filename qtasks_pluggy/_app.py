@@ -99,7 +99,7 @@ class QueueTasks(Lifecycle):
         return self._engine
 
     def set_engine(self, engine: Any, workers: int | None = None) -> None:
-        """Give the app another engine, before it starts.
+        """Replace the engine of an app that has not started.
 
         Args:
             engine: As for ``QueueTasks``.
@@ -208,7 +208,7 @@ class QueueTasks(Lifecycle):
 
         Raises:
             TaskNameError: Another task has this name.
-            TypeError: An argument has the wrong type, or is no option; the nearest is named.
+            TypeError: An argument has the wrong type or is unknown; the nearest is suggested.
             ValueError: A number is out of its range.
         """
         self._check_options(unknown, extra)
@@ -358,7 +358,7 @@ class QueueTasks(Lifecycle):
             The handle, which does not know the task's name.
 
         Raises:
-            CapabilityError: The engine keeps no results, or only for whoever submitted.
+            CapabilityError: The engine stores no results, or only for the process that submitted.
             EngineError: The app has no engine.
             TypeError: ``uuid`` is not an id.
         """

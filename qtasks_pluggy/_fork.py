@@ -14,7 +14,7 @@ _lock_owners: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 def lock_of(owner: Any) -> threading.RLock:
     """Return a lock for an object to keep as ``_lock``, recreated in a forked process.
 
-    There, a thread that was not forked may hold it for ever.
+    There, a thread that was not forked may hold it forever.
     """
     _lock_owners.add(owner)
     return threading.RLock()

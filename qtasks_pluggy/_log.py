@@ -1,4 +1,4 @@
-"""Where events go: the app's structlog, where it is configured, else its ``logging``."""
+"""Where events go: to the app's structlog if it is configured, otherwise to ``logging``."""
 
 from __future__ import annotations
 

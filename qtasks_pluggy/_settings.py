@@ -207,7 +207,7 @@ class Loaded:
     Attributes:
         settings: The settings.
         sources: By key ``default``, ``app``, the path of a file, or an environment variable.
-        file: The path of the file in use; None where there is none.
+        file: The path of the file in use; None if there is none.
         skipped: The files that were passed over, with the reason of each.
         variables: Single values for plugins' sections, by environment variable; they count once
             it is known which plugins there are.

@@ -21,7 +21,7 @@ NEAR: Final = 0.85
 
 
 class _UnreadableError(SettingsError):
-    """A file that cannot be read, or is no TOML."""
+    """A file that cannot be read or is not TOML."""
 
 
 def find(skipped: dict[str, str]) -> tuple[str, dict[str, Any]] | None:
@@ -62,7 +62,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _found(path: Path, skipped: dict[str, str]) -> dict[str, Any] | None:
-    """Read a file found in a folder; None if it holds no settings of ours."""
+    """Read a file found in a folder; return None if it has none of our settings."""
     content = b""
     try:
         content, status = _read(path)
@@ -114,7 +114,7 @@ def _refuse_strangers(path: Path, status: os.stat_result) -> None:
 
 
 def _keys(path: Path, document: dict[str, Any]) -> dict[str, Any] | None:
-    """Return our keys in a file; None if a shared one has no section of ours."""
+    """Return our keys in a file; None if a shared file has no section for us."""
     if path.name != SHARED_FILE:
         if "tool" in document:
             msg = f"{path}: write the keys without [tool.{SECTION}], which is for {SHARED_FILE}"

@@ -23,9 +23,10 @@ from qtasks_pluggy._fork import after_fork
 T = TypeVar("T")
 
 Captured: TypeAlias = list[Any]
-"""A value and an error, one of them None. Errors cross threads, futures and coroutines as values:
-a coroutine cannot raise ``StopIteration``, and a future that refuses it is waited for for ever. A
-list, so that ``unwrap`` can empty it: no frame that passed an error on must hold it."""
+"""A value and an error, one of them None. Errors cross threads, futures and coroutines as values,
+because a coroutine cannot raise ``StopIteration``, and a future refuses it, so its waiter would
+wait forever. A list, so that ``unwrap`` can empty it: no frame may keep an error that it passed
+on."""
 
 
 @attrs.frozen
@@ -52,7 +53,7 @@ class Backend(Protocol):
         """Wait for an awaitable.
 
         Raises:
-            LimitExceededError: ``limit`` seconds are over; it was cancelled.
+            LimitExceededError: ``limit`` seconds have passed; the awaitable was cancelled.
         """
         ...
 
@@ -66,27 +67,27 @@ class Backend(Protocol):
         limit: float | None = None,
         context: contextvars.Context | None = None,
     ) -> Captured:
-        """Call a function in a daemon thread, because it would block the caller's.
+        """Call a function in a daemon thread, because it would block the caller's thread.
 
         Raises:
-            LimitExceededError: ``limit`` seconds are over; the thread keeps running.
+            LimitExceededError: ``limit`` seconds have passed; the thread keeps running.
         """
         ...
 
     def cancellations(self) -> int:
-        """Return how many cancellations have reached the caller here so far."""
+        """Return how many cancellations have reached the caller so far."""
         ...
 
     def cancelled(self, count: int) -> bool:
-        """Return whether more cancellations were requested than the ``count`` before."""
+        """Return whether more than ``count`` cancellations were requested."""
         ...
 
 
 class LimitExceededError(Exception):
-    """A time limit of ours is over; never leaves the package.
+    """One of our time limits has passed; this error never leaves the package.
 
     Args:
-        left_behind: What keeps running, as the end of a sentence; empty if nothing does.
+        left_behind: What still runs, as the end of a sentence; empty if nothing does.
     """
 
     def __init__(self, left_behind: str = "") -> None:
@@ -96,16 +97,16 @@ class LimitExceededError(Exception):
 
 _IN_ITS_THREAD: Final = "; it was left behind in its thread"
 _SWALLOWED: Final = "; it swallowed its cancellation and was left behind"
-# Time for a cancelled coroutine to clean up; one that takes longer is left behind.
+# Seconds for a cancelled coroutine to clean up; one that takes longer is left running.
 CANCEL_GRACE: Final = 0.1
-# Seconds of one wait of a thread for async code.
+# Seconds between two checks of a thread that waits for async code.
 POLL_SECONDS: Final = 0.5
 
 
 async def with_timeout(
     thing: Awaitable[T], limit: float, context: contextvars.Context | None = None
 ) -> T:
-    """Wait for an awaitable in a task of its own, for at most ``limit`` seconds."""
+    """Wait for an awaitable in a new task, for at most ``limit`` seconds."""
     task = asyncio.create_task(_await(thing), context=context)
     try:
         # The first step needs no timer, and most hookimpls need no other step.
@@ -125,12 +126,12 @@ async def with_timeout(
 
 
 async def _await(thing: Awaitable[T]) -> T:
-    """Wait for any awaitable, as a coroutine of its own."""
+    """Turn any awaitable into a coroutine."""
     return await thing
 
 
 def _close(thing: Any) -> None:
-    """Close a coroutine that is never awaited; other awaitables need no closing."""
+    """Close a coroutine that will never be awaited; other awaitables need no closing."""
     with suppress(AttributeError):
         thing.close()
 
@@ -144,9 +145,9 @@ def capture(function: Callable[[], Any]) -> Captured:
 
 
 def reraise(error: BaseException) -> NoReturn:
-    """Raise a caught error with its ``__context__`` untouched.
+    """Raise a caught error and keep its ``__context__``.
 
-    Raising it while another one is handled, by a caller far up, would set it.
+    A plain ``raise`` would change it if some caller is handling another error.
     """
     context = error.__context__
     try:
@@ -154,7 +155,7 @@ def reraise(error: BaseException) -> NoReturn:
     finally:
         # Bypasses the class's own __setattr__: it may be frozen.
         vars(BaseException)["__context__"].__set__(error, context)
-        # Else the error's traceback holds this frame, and this frame the error.
+        # Otherwise the error's traceback would hold this frame, and this frame the error.
         del error, context
 
 
@@ -171,7 +172,7 @@ def unwrap(captured: Captured) -> Any:
 
 
 def _copy_back(context: contextvars.Context) -> None:
-    """Copy context variables from a copied context into this one: a run has one context."""
+    """Copy context variables back from a copied context, because a run has only one context."""
     for variable, value in context.items():
         # Our own variables describe the other thread's work.
         if not variable.name.startswith("qtasks_pluggy_") and variable.get(_UNBOUND) is not value:
@@ -184,7 +185,7 @@ _UNBOUND: Final = object()
 def _in_daemon_thread(
     function: Callable[[], Any], context: contextvars.Context, *, holds_the_loop: bool
 ) -> concurrent.futures.Future[Captured]:
-    """Call a function in a thread and a context of its own."""
+    """Call a function in a new thread, in the given context."""
     future: concurrent.futures.Future[Captured] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()
     if holds_the_loop and background.in_loop_thread():
@@ -199,7 +200,7 @@ def _in_daemon_thread(
 
 
 def _is_no_loop_running() -> bool:
-    """Return whether a run is stepped without a loop, which happens at its disposal."""
+    """Return whether no event loop runs; that happens when an unfinished run is disposed of."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -251,7 +252,7 @@ class _OnLoop:
         if context is None:
             _copy_back(elsewhere)
         if not done:
-            # So that the thread does not report its end to a loop that is closed by then.
+            # Otherwise the thread might report its end to a closed loop.
             future.cancel()
             raise LimitExceededError(_IN_ITS_THREAD)
         return future.result()
@@ -259,15 +260,15 @@ class _OnLoop:
     def cancellations(self) -> int:
         try:
             task = asyncio.current_task()
-        except RuntimeError:  # a run that is stepped without a loop, for the last time
+        except RuntimeError:  # no loop runs: the run is being disposed of
             return 0
         requested = 0 if task is None else task.cancelling()
         # One requested since the last suspension is not counted: the next suspension raises it.
         return requested and requested - getattr(task, "_must_cancel", False)
 
     def cancelled(self, count: int) -> bool:
-        # With a loop passed, asyncio does not look for the running one; that asks the system for
-        # the process id up to Python 3.11. A loop that runs no longer has no current task.
+        # Passing a loop saves asyncio from looking up the running one; up to Python 3.11, that
+        # calls getpid() each time. A loop that no longer runs has no current task.
         loop = _seen.loop
         task = None if loop is None else asyncio.current_task(loop)
         if task is None:
@@ -333,7 +334,7 @@ SYNC: Final[Backend] = _InThread()
 
 
 def run_to_completion(life: Coroutine[Any, Any, T]) -> T:
-    """Step a coroutine that waits by ``SYNC`` to its end, without an event loop."""
+    """Step a coroutine that waits with ``SYNC`` to its end, without an event loop."""
     try:
         life.send(None)
     except StopIteration as end:
@@ -344,7 +345,7 @@ def run_to_completion(life: Coroutine[Any, Any, T]) -> T:
 
 
 class _BackgroundLoop:
-    """One event loop, in a thread of its own, for async code that plain code needs.
+    """An event loop in a separate thread, for async code that plain code calls.
 
     Created on first use, and again in a forked process.
     """
@@ -367,7 +368,7 @@ class _BackgroundLoop:
         """Wait for an awaitable that runs on this loop, in ``context`` or a copy of the caller's.
 
         Raises:
-            LimitExceededError: ``limit`` seconds are over; it was cancelled.
+            LimitExceededError: ``limit`` seconds have passed; the awaitable was cancelled.
             RuntimeError: The caller is on the loop's own thread, where waiting would never end.
         """
         loop = self._started()
@@ -383,7 +384,7 @@ class _BackgroundLoop:
                 return [None, error]
 
         def end(task: asyncio.Task[Captured]) -> None:
-            # Not set by the task itself, but when it is done: the process may end right after.
+            # Set after the task is done, not by the task: the process may end right afterwards.
             future.set_result(
                 [None, asyncio.CancelledError()] if task.cancelled() else task.result()
             )
@@ -398,11 +399,11 @@ class _BackgroundLoop:
             loop.call_soon_threadsafe(start)
             captured: Captured | None = None
             while captured is None:
-                # An engine's own time limit raises in this thread only between two waits.
+                # An engine's own time limit can raise in this thread only between two waits.
                 with suppress(concurrent.futures.TimeoutError):
                     captured = future.result(POLL_SECONDS)
         except BaseException:
-            # Ctrl-C in the waiting thread: the task must not go on unseen.
+            # Such as Ctrl-C in the waiting thread: the task must not go on unseen.
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
             with suppress(Exception):
                 future.result(CANCEL_GRACE)
@@ -412,12 +413,12 @@ class _BackgroundLoop:
         return unwrap(captured)  # type: ignore[no-any-return]  # what the awaitable returned
 
     def _refuse_to_wait_for_itself(self, thing: Awaitable[Any]) -> None:
-        """Raise a ``RuntimeError`` where waiting for this loop would never end."""
+        """Raise a ``RuntimeError`` if waiting for this loop would never end."""
         if self.in_loop_thread() or _holds_the_loop.get():
             _close(thing)
             msg = (
-                "qtasks_pluggy: plain code on the background event loop needs async code to be"
-                " run, and waiting for it there would never end; in an async function use"
+                "qtasks_pluggy: plain code on the background event loop called async code, and"
+                " waiting for it there would never end; in an async function use"
                 " 'await task(...)' or 'await executor.execute()' of an async task instead"
             )
             raise RuntimeError(msg)
@@ -440,7 +441,7 @@ class _BackgroundLoop:
 
 def _run_for_ever(loop: asyncio.AbstractEventLoop) -> None:
     while True:
-        # A task that ends in one of these also stops the loop, so run it again.
+        # A task that raises one of these also stops the loop, so run the loop again.
         with suppress(KeyboardInterrupt, SystemExit):
             loop.run_forever()
 

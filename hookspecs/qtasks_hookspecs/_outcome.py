@@ -109,9 +109,9 @@ def _frames(origin: Origin) -> dict[str, None]:
 
 
 def _is_apps_own(module: str, code: CodeType, own: str) -> bool:
-    """Say whether a frame is the app's, and not ours, Python's or an installed library's.
+    """Return whether a frame is the app's, and not ours, Python's or an installed library's.
 
-    The task's own package is the app's also where it is installed.
+    The task's own package is the app's even if it is installed.
     """
     package = module.partition(".")[0]
     if package in _OURS or code.co_filename.startswith("<frozen "):

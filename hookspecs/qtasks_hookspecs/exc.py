@@ -134,7 +134,7 @@ def own_error(error: BaseException) -> BaseException:
 
 
 class _Cause:
-    """A cause on its way through pickle: itself, or its text where it cannot travel."""
+    """A cause on its way through pickle: itself, or its text if it cannot be pickled."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error

@@ -43,7 +43,7 @@ def load_app(spec: str, *, or_native: bool = False) -> QueueTasks:
     """Import the app that APP names, or with ``or_native`` the one that ``install()`` made.
 
     Raises:
-        Trouble: There is no such thing, or importing it failed.
+        Trouble: It does not exist, or importing it failed.
     """
     where, colon, attr = spec.rpartition(":")
     if not colon:
@@ -69,7 +69,7 @@ def load_app(spec: str, *, or_native: bool = False) -> QueueTasks:
         hint = "its own worker runs its tasks; give a QueueTasks"
         if or_native:
             install = f"{adapter.module}.install()"
-            hint = f"install() was not called on it: call {install} where the app is made"
+            hint = f"install() was not called on it: call {install} where you create the app"
         hint += f", or name {meant}" if meant else ""
     elif meant:
         hint = f"did you mean {meant}?"
@@ -113,7 +113,7 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
 
 
 def cannot_start(app: QueueTasks, error: QTasksError) -> Trouble:
-    """Say that an app does not start, because of its engine, plugins or settings."""
+    """Return the error for an app that does not start: its engine, plugins or settings."""
     return Trouble(f"app {app.name!r} cannot start: {error}")
 
 
@@ -185,7 +185,7 @@ def _load_file(where: str) -> ModuleType:
     if not path.is_file() or path.suffix != ".py":
         beside = [str(Path(where).parent / one.name) for one in path.parent.glob("*.py")]
         hint = f"did you mean {closest_match(where, beside)}?" if beside else "look at its folder"
-        what = "is no Python file" if path.exists() else "does not exist"
+        what = "is not a Python file" if path.exists() else "does not exist"
         msg = f"the file {where} {what}; {hint}"
         raise Trouble(msg)
     parts, folder = [path.stem], path.parent

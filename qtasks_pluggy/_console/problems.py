@@ -59,14 +59,14 @@ def dead_filters(app: QueueTasks) -> Iterator[str]:
 
 
 def _may_hold(condition: When, link: Link, app: Any) -> bool:
-    """Say whether some task may show plugins an error that a condition names."""
+    """Return whether some task may show plugins an error that a condition names."""
     if condition.error is None:
         return True
     by_task = [attrs.evolve(condition, error=None)]
-    # Those of an engine's own app are no tasks of ours, and see what the app says.
+    # The tasks of an engine's own app have no setting of their own, so the app's applies.
     tasks = [one.task_func for one in app.tasks.values() if hasattr(one, "task_func")]
     meant = [one for one in tasks if matches(by_task, FilterKey(task=one.name, tags=one.tags))]
-    # An engine's own app has its tasks later, and an installed plugin is for other apps too.
+    # An engine's own app may get tasks later, and an installed plugin serves other apps too.
     shown: list[Any] = [one.intercept for one in meant] or [None]
     return any(
         _is_shown(error, app._intercept if classes is None else classes, link)  # noqa: SLF001  # ours

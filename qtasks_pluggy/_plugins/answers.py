@@ -22,7 +22,7 @@ def does_count(hook: Hook, values: Values, answer: Any) -> bool:
     Raises:
         CapabilityError: The run's engine cannot carry it out.
         EngineError: The run's engine cannot store it.
-        TypeError: It is no answer to this hook.
+        TypeError: It is not an answer that this hook takes.
     """
     kind = type(answer)
     if kind in PLAIN_KINDS and hook.lastresult:

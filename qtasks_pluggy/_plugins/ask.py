@@ -1,7 +1,7 @@
 """Asking one hookimpl: time limits, quarantine, re-entrancy, and its failures.
 
 The result goes into the trail. Only the run's own cancellation, the ``PluginError`` of
-``strict``, and exceptions that are no ``Exception`` are raised.
+``strict``, and exceptions that are not an ``Exception`` are raised.
 """
 
 from __future__ import annotations

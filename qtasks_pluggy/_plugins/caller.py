@@ -14,7 +14,7 @@ from qtasks_pluggy._plugins.chain import NO_LINKS, Chain, Values
 from qtasks_pluggy._plugins.dispatch import dispatch
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
 
-# What a hook of ours is about, by the parameter that holds it.
+# What each of our hooks is about: the parameter that holds the run or the app.
 _SUBJECTS: Final = ("task_executor", "app")
 
 
@@ -71,8 +71,8 @@ class HookCaller(pluggy.HookCaller):
             raise ValueError(msg)
         if not self.names.issuperset(self.pipeline):
             msg = (
-                f"hook {self.name!r}: pipeline={', '.join(self.pipeline)!r} is no parameter of it;"
-                f" name one of {', '.join(names) or 'its own'}"
+                f"hook {self.name!r}: pipeline={', '.join(self.pipeline)!r} is not one of its"
+                f" parameters; name one of {', '.join(names) or 'its own'}"
             )
             raise ValueError(msg)
 

@@ -1,4 +1,4 @@
-"""The links of a hook's chain in call order, and what became of asking them."""
+"""The links of a hook's chain in call order, and the result of asking each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from qtasks_pluggy._text import describe_plugin
 DECISIONS: Final = frozenset({Replace, Retry, Raise, Cancel, DeadLetter})
 
 Values: TypeAlias = dict[str, Any]
-"""A hook's parameters by name, as the next hookimpl is to see them."""
+"""A hook's parameters by name, as the next hookimpl will see them."""
 
 
 class Hook(Protocol):
@@ -37,9 +37,9 @@ class Hook(Protocol):
         lastresult: Whether the last answer that is not None is the result.
         pipeline: The parameters that an answer replaces for the hookimpls that follow.
         anytrue: Whether the result says that some hookimpl answered exactly True.
-        subject: The parameter that the hook is about: the run, the app, or None for a hook that an
-            app added, whose names mean nothing to us.
-        has_error: Whether it is a hook of ours with an error.
+        subject: The parameter that the hook is about: the run or the app. None for a hook that an
+            app added, because its parameter names mean nothing to us.
+        has_error: Whether it is one of our hooks and has an error.
         manager: The plugin manager.
     """
 
@@ -59,7 +59,7 @@ class Hook(Protocol):
 
 @attrs.frozen(eq=False)
 class Link:
-    """One hookimpl in a chain, with all that is known about it before it is called.
+    """One hookimpl in a chain, with everything known about it before a call.
 
     Attributes:
         plugin: The plugin's name.
@@ -68,11 +68,11 @@ class Link:
         hook: The hook's name.
         handler: The function's own name.
         impl: pluggy's own record of the hookimpl.
-        invoke: Calls its function with those of the hook's parameters that it names.
+        invoke: Calls its function with the parameters of the hook that it names.
         is_async: Whether it is an ``async def``.
-        blocking: Whether it leaves the caller's thread.
+        blocking: Whether it runs in another thread.
         when: The conditions under which it is asked; empty for always.
-        consents: The classes that it names by ``on_error``, if any.
+        consents: The error classes that it names with ``on_error``, if any.
         limit: Seconds that it may take; None for no limit.
         observed: Whether its answer is only recorded.
         breaker: Its quarantine.
@@ -95,19 +95,19 @@ class Link:
     overrun: float = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        """Prepare what each call would otherwise compare twice."""
+        """Prepare the limit for comparison, so that no call has to check for None."""
         object.__setattr__(self, "overrun", math.inf if self.limit is None else self.limit)
 
     @property
     def who(self) -> str:
-        """The plugin as errors and events name it."""
+        """The plugin's name for errors and events."""
         return describe_plugin(self.plugin, self.distribution, self.version)
 
     @classmethod
     def from_hookimpl(
         cls, hook: Hook, impl: Any, origin: Candidate, settings: Settings, breaker: Breaker
     ) -> Link:
-        """Gather all that is known about a hookimpl before it is called."""
+        """Make the link of a hookimpl."""
         name, function = origin.name, impl.function
         on_error = on_error_mark(function)
         return cls(
@@ -135,7 +135,7 @@ def _limit(hook: Hook, plugin: str, settings: Settings) -> float | None:
     return settings.timeouts.get(plugin, settings.timeout) if hook.subject else None
 
 
-# What the handlers of ``on_error`` may name besides the hook's own parameters.
+# What ``on_error`` handlers may name in addition to the hook's own parameters.
 _SHORT: Final[Mapping[str, Callable[[Values], Any]]] = {
     "error": lambda values: own_error(values["e"]),
     "run": itemgetter("task_executor"),
@@ -143,7 +143,7 @@ _SHORT: Final[Mapping[str, Callable[[Values], Any]]] = {
 
 
 def _invoker(hook: Hook, function: Any, plugin: str, settings: Settings) -> Callable[[Values], Any]:
-    """Return a function that calls a hookimpl with the hook's parameters that it names."""
+    """Return a function that calls a hookimpl with the parameters of the hook that it names."""
     on_error = on_error_mark(function)
     known = hook.names | _SHORT.keys() if on_error else hook.names
     positional, keywords, _ = parameters(function, known)
@@ -153,7 +153,7 @@ def _invoker(hook: Hook, function: Any, plugin: str, settings: Settings) -> Call
         keywords = tuple(one for one in (*positional, *keywords) if one != "settings")
         positional = ()
     if "kwargs" in hook.pipeline:
-        # Its own dict: changes in place are no answer, so no other hookimpl sees them.
+        # A copy for each hookimpl: changes in place are not an answer, so no other sees them.
         call = _invoker_of(function, positional, keywords)
         return lambda values: call({**values, "kwargs": dict(values["kwargs"])})
     return _invoker_of(function, positional, keywords)
@@ -162,7 +162,7 @@ def _invoker(hook: Hook, function: Any, plugin: str, settings: Settings) -> Call
 def _invoker_of(
     function: Any, positional: Sequence[str], keywords: Sequence[str]
 ) -> Callable[[Values], Any]:
-    """Return a function that passes named values, as cheaply as the signature allows."""
+    """Return a function that passes named values, as fast as the signature allows."""
     named = (*positional, *keywords)
     if keywords or _SHORT.keys() & {*named}:
         get = {name: _SHORT.get(name, itemgetter(name)) for name in named}
@@ -182,8 +182,8 @@ def _invoker_of(
 class Asked(NamedTuple):
     """The result of asking one link, which is also its entry in the trail.
 
-    A named tuple, because every dispatch makes some. It leaves the answer out, which may
-    hold the error and, through it, the whole run.
+    A named tuple, because every dispatch makes some. It does not store the answer, which may hold
+    the error and, through it, the whole run.
     """
 
     link: Link
@@ -224,7 +224,7 @@ def decided_by(entries: Sequence[Asked]) -> str | None:
 
 
 Step: TypeAlias = Link | Asked
-"""A link to ask, or the record of one that its filters skip."""
+"""A link to ask, or the record of a link that its filters skip."""
 
 
 Plan: TypeAlias = tuple[tuple[Step, ...], tuple[Step, ...]]
@@ -237,26 +237,26 @@ class Chain:
 
     Attributes:
         links: Called from first to last; the last answer wins.
-        wrappers: Around them, from the innermost to the outermost.
-        statuses: The ends of an attempt that some link may want.
-        statuses_of_replays: Those that are wanted only of runs that repeat another one.
+        wrappers: The wrappers around them, from the innermost to the outermost.
+        statuses: The statuses of an attempt that some link may want.
+        statuses_of_replays: The statuses that links want only for runs that repeat another one.
     """
 
     links: tuple[Link, ...] = ()
     wrappers: tuple[Link, ...] = ()
     statuses: frozenset[OutcomeStatus] = attrs.field(init=False)
     statuses_of_replays: frozenset[OutcomeStatus] = attrs.field(init=False)
-    # None if filters have to be checked.
+    # The plan of a chain without filters; None if filters must be checked.
     _everybody: Plan | None = attrs.field(init=False)
-    # Whether a handler names the classes that it is asked about in every app.
+    # Whether some handler names error classes with ``on_error``.
     _has_consent: bool = attrs.field(init=False)
     _planned: Callable[[FilterKey, bool, int], Plan] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        """Prepare the plan of a chain without filters, and a cache for one with filters."""
+        """Prepare the plan of a chain without filters, or a cache of plans for one with filters."""
         links = (*self.links, *self.wrappers)
         whens = [link.when for link in links]
-        # Of other runs, those that are for replays alone want nothing.
+        # Conditions that are only for replays want nothing of other runs.
         others = [tuple(one for one in when if not one.replay) for when in whens]
         others = [other for other, when in zip(others, whens, strict=True) if other or not when]
         statuses, of_others = _wanted(whens), _wanted(others)
@@ -265,11 +265,11 @@ class Chain:
         everybody = None if any(link.when for link in links) else (self.links, self.wrappers[::-1])
         object.__setattr__(self, "_everybody", everybody)
         object.__setattr__(self, "_has_consent", any(link.consents for link in links))
-        # Error classes can be endless; the cache must not be.
+        # There is no limit to error classes, so the cache needs one.
         object.__setattr__(self, "_planned", lru_cache(1024)(self._plan))
 
     def without_quarantine(self) -> Chain:
-        """Return the same chain with links that no quarantine counts or keeps out."""
+        """Return the same chain without quarantines."""
         return Chain(
             *(
                 tuple(attrs.evolve(link, breaker=NO_BREAKER) for link in links)
@@ -295,7 +295,7 @@ class Chain:
         def step(link: Link) -> Step:
             asked = not link.when or matches(link.when, key)
             if consented_only:
-                # Others have named this class; a handler is asked only about those that it names.
+                # Only a handler that names a class of this error is asked.
                 asked = asked and any(issubclass(one, link.consents) for one in key.errors)
             # One record for all runs: in a long chain, filters skip most links.
             return link if asked else Asked(link, attempt, "filtered")
@@ -308,7 +308,7 @@ class Chain:
 
 
 def _wanted(whens: Sequence[tuple[When, ...]]) -> frozenset[OutcomeStatus]:
-    """Return the ends of an attempt that links with these conditions may want."""
+    """Return the statuses of an attempt that links with these conditions may want."""
     wanted = [possible_statuses(when) for when in whens]
     known = [statuses for statuses in wanted if statuses is not None]
     every = frozenset(OutcomeStatus) if len(known) < len(wanted) else frozenset()
@@ -323,15 +323,15 @@ def in_call_order(
 ) -> tuple[list[Any], list[Any]]:
     """Return pluggy's hookimpls, then its wrappers from the innermost out, in call order.
 
-    ``tryfirst`` comes to the front and ``trylast`` to the back, each group in order of
-    registration, which ``rank`` gives; the plugins of the operator's ``order`` come last, their
-    marks ignored. A wrapper that comes later in this order is further out, but ``tryfirst`` makes
-    it outermost.
+    ``tryfirst`` goes to the front and ``trylast`` to the back; within each group, ``rank`` decides
+    by order of registration. The plugins of the operator's ``order`` come last, whatever their
+    marks. A wrapper that comes later in this order is further out, but ``tryfirst`` makes it the
+    outermost.
     """
     places = {name: place for place, name in enumerate(order)}
 
     def place(impl: Any, direction: int) -> tuple[int, Any, int]:
-        # The handlers of one plugin keep the order in which they were decorated.
+        # A plugin's handlers keep the order in which they were decorated.
         mark = on_error_mark(impl.function)
         within = mark.number if mark else 0
         if impl.plugin_name in places:

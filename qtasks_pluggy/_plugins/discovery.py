@@ -61,7 +61,7 @@ class Claim:
     """One distribution's claim to a plugin name.
 
     Attributes:
-        candidate: The plugin; it has a problem where it cannot be loaded.
+        candidate: The plugin; it has a problem if it cannot be loaded.
         folder: Where the distribution is installed.
         entry_point: The entry point to load, if there is one.
         unusable: Why it is skipped: the distribution's files are damaged.

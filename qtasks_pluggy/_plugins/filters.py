@@ -13,7 +13,7 @@ from qtasks_hookspecs._markers import When
 from qtasks_pluggy._text import closest_match
 
 REPLAY_OF: Final = "replay_of"
-"""What a message's metadata has where the run repeats another one: that one's id."""
+"""The key in a message's metadata for the id of the run that this one repeats, if it does."""
 _BUILTIN_ERRORS: Final = frozenset(
     name
     for name, value in vars(builtins).items()
@@ -165,10 +165,10 @@ def _why_error_unmatchable(wanted: tuple[type[BaseException] | str, ...]) -> str
         if not isinstance(one, str):
             continue
         if not all(part.isidentifier() for part in one.replace("<locals>", "locals").split(".")):
-            return f"@when(error={one!r}) is no dotted name of a class"
+            return f"@when(error={one!r}) is not the dotted name of a class"
         if "." not in one and one not in _BUILTIN_ERRORS:
             return (
-                f"@when(error={one!r}) is no built-in exception; did you mean"
+                f"@when(error={one!r}) is not a built-in exception; did you mean"
                 f" {closest_match(one, _BUILTIN_ERRORS)!r}, or a name with its module,"
                 f" 'package.{one}'?"
             )

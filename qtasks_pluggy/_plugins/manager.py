@@ -188,7 +188,7 @@ class PluginManager(pluggy.PluginManager):
             trigger_names: The triggers that a ``BasePlugin`` is limited to.
 
         Returns:
-            The name, or None where that name is blocked.
+            The name, or None if that name is blocked.
 
         Raises:
             PluginRegistrationError: Faults of the plugin, all of them; nothing is registered.
@@ -337,7 +337,7 @@ class PluginManager(pluggy.PluginManager):
         with self._lock:
             names = self._names()
             if not self._discovered and [*self.loaded.unknown_names(names, BUILTINS)]:
-                # Settings are often shared: the name of an installed plugin is no slip.
+                # Settings are often shared, so the name of an installed plugin is not a mistake.
                 names |= {claim.candidate.name for claim in iter_installed()}
             return [*self.loaded.unknown_names(names, BUILTINS)]
 
@@ -520,7 +520,7 @@ class PluginManager(pluggy.PluginManager):
         }
 
     def _rebuild(self) -> None:
-        """Build every hook's chain anew, and see once what each run would ask of all of them."""
+        """Rebuild every hook's chain, and compute once what all chains want from each run."""
         callers = self._callers().values()
         for hook in callers:
             chain = self._chain(hook)
@@ -570,7 +570,7 @@ class PluginManager(pluggy.PluginManager):
 
 
 def _several(plugins: Any) -> Iterable[Any]:
-    """Refuse one plugin where a list of them is expected."""
+    """Refuse a single plugin in place of a list of plugins."""
     if isinstance(plugins, Iterable) and not isinstance(plugins, (str, Mapping)):
         return plugins
     kind = plugins if isinstance(plugins, type) else type(plugins)

@@ -1,10 +1,10 @@
 """START HERE: the life of one run, from its arguments to its result.
 
-``_attempt_once`` is the story of one attempt, once for plain and for async code: the arguments, the
-function, what the plugins make of its result or decide about its error, and the hook for its end.
-It returns an ``Attempt``, which the run's host carries out. In place the host is ``_run``, which
-attempts until the run is over; on an engine it is the engine, which makes one attempt by
-``execute_attempt``. Every run ends in ``_end``.
+``_attempt_once`` makes one attempt, for plain and async code alike: the arguments, the function,
+what the plugins make of its result or decide about its error, and the hook for its end. It returns
+an ``Attempt``, which the run's host carries out. In place, the host is ``_run``, which attempts
+until the run is over; on an engine, the host is the engine, which calls ``execute_attempt`` once
+for each attempt. Every run ends in ``_end``.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class TaskExecutor(RunView, Generic[R]):
     Raises:
         NotRunningError: The task's app was stopped.
         TypeError: Both a message and arguments are passed.
-        PluginRegistrationError: Faults of ``plugins``.
+        PluginRegistrationError: ``plugins`` have faults.
     """
 
     __slots__ = (
@@ -91,9 +91,9 @@ class TaskExecutor(RunView, Generic[R]):
         "_started",
     )
     _backend: Backend | None
-    # The caller's cancellations before the run began, if they were counted.
+    # How many cancellations the caller had when the run began, if they were counted.
     _cancellations: int | None
-    # Whether only handlers that name the error's class are asked.
+    # Whether to ask only handlers that name the error's class.
     _consented_only: bool
     # When the attempt began, if a plugin has a hook for its end.
     _started: float | None
@@ -164,12 +164,12 @@ class TaskExecutor(RunView, Generic[R]):
         elif args or kwargs:
             msg = (
                 f"TaskExecutor for task {func.name!r} got a message and args= or kwargs=;"
-                " the message has the arguments, give one or the other"
+                " the message has the arguments, pass one or the other"
             )
             raise TypeError(msg)
         else:
             self._args = task_broker.args
-            # A copy: what hookimpls do to the message's must not reach the function.
+            # A copy: changes that hookimpls make to the message must not reach the function.
             self._kwargs = dict(task_broker.kwargs) if task_broker.kwargs else {}
             self._attempt = task_broker.attempt or 1
         manager: Any = plugins
@@ -235,8 +235,8 @@ class TaskExecutor(RunView, Generic[R]):
     def execute_attempt_sync(self, engine: Host) -> Attempt:
         """Make one attempt for an engine, from plain code, as ``execute_attempt`` does.
 
-        In a copy of the thread's context, because the thread's next run must not see what this one
-        binds (R19).
+        It runs in a copy of the thread's context, because the thread's next run must not see the
+        context variables that this one sets (R19).
         """
         return copy_context().run(run_to_completion, self._attempt_for(engine, SYNC))
 
@@ -386,7 +386,7 @@ class TaskExecutor(RunView, Generic[R]):
         """
         plugins = self._plugins
         hooks = plugins.hook
-        # One look instead of one at each hook: most plugins care for errors only.
+        # One check instead of one for each hook: most plugins are only interested in errors.
         asks_on_success = plugins._asked_on_success or (  # noqa: SLF001  # ours
             plugins._asked_on_replays and is_replay(self._message)  # noqa: SLF001  # ours
         )
@@ -439,8 +439,8 @@ class TaskExecutor(RunView, Generic[R]):
             return self._without_decision(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), reason_for(error))
-        # Nothing is decided once the run was cancelled (R16). Counting costs as much as a run: for
-        # an error without a context it is done only before an answer is used.
+        # Nothing is decided after the run was cancelled (R16). Counting costs as much as a run, so
+        # for an error without a context, count only before an answer is used.
         may_be_cancelled = self._cancellations is not None or error.__context__ is not None
         if may_be_cancelled and self._is_cancelled():
             return self._conclude(Attempt("fail", error), error)
@@ -466,9 +466,9 @@ class TaskExecutor(RunView, Generic[R]):
         return self._conclude(attempt, error, decider)
 
     def _shown_error(self, error: Exception, hook: Any) -> TaskPluginTriggerError | None:
-        """Return the task's own error as the plugins may see it; None if they may not.
+        """Return the task's own error as plugins may see it; None if they may not.
 
-        If it is only a handler that names its class, only such handlers are asked.
+        If plugins may see it only because handlers name its class, only those handlers are asked.
         """
         self._consented_only = False
         if isinstance(error, TaskPluginTriggerError):
@@ -495,13 +495,13 @@ class TaskExecutor(RunView, Generic[R]):
         """Let the plugins keep a dead letter.
 
         Returns:
-            The attempt's end, ``kept`` if a plugin keeps it. If neither plugins nor the engine can
-            keep it, the task's own error goes on, and nobody has decided.
+            The attempt's end, ``kept`` if a plugin keeps it. If neither a plugin nor the engine can
+            keep it, the run fails with the task's own error, and nobody has decided.
         """
         engine, reason = self._engine, attempt.reason
         hook = self._plugins.hook.task_executor_dead_letter
         if hook.chain is not None:
-            # Made before: a keeper that raises the error again makes its traceback longer.
+            # Made before the call: a plugin that raises the error again lengthens its traceback.
             kept = self._conclude(attrs.evolve(attempt, kept=True), error, decider)
             assert kept.outcome is not None  # noqa: S101  # it was just made
             self._fingerprint = kept.outcome.fingerprint
@@ -522,8 +522,8 @@ class TaskExecutor(RunView, Generic[R]):
     def _without_decision(self, cut: BaseException, own: BaseException | None = None) -> Attempt:
         """Return the attempt's end for an error that plugins are not asked about.
 
-        Such as a plugin's under ``strict``, an engine's refusal, a cancellation, or another that is
-        no ``Exception``; ``own`` is the task's own error, if there was one.
+        For example a plugin's under ``strict``, an engine's refusal, a cancellation, or anything
+        else that is not an ``Exception``; ``own`` is the task's own error, if there was one.
         """
         if isinstance(cut, PluginError):
             return self._conclude(Attempt("fail", cut), cut if own is None else own)
@@ -546,7 +546,7 @@ class TaskExecutor(RunView, Generic[R]):
     ) -> Attempt:
         """Add the outcome to an attempt, and whether the run goes on.
 
-        ``own`` is the task's own error, if there was one. ``is_final`` ends the run even where the
+        ``own`` is the task's own error, if there was one. ``is_final`` ends the run even if the
         engine would repeat it.
         """
         error, engine = attempt.error, self._engine
@@ -580,12 +580,12 @@ class TaskExecutor(RunView, Generic[R]):
         return attrs.evolve(attempt, outcome=outcome, will_retry=will_retry)
 
     def _is_cancellation(self, error: BaseException | None) -> bool:
-        """Return whether an error cancels the run, or disposes of it half-way."""
+        """Return whether an error cancels the run, or disposes of it unfinished."""
         abandoned = self._backend is not SYNC and isinstance(error, GeneratorExit)
         return abandoned or isinstance(error, asyncio.CancelledError)
 
     def _hears_of_success(self) -> bool:
-        """Return whether a plugin wants the end of a good run."""
+        """Return whether a plugin wants to hear of the end of a successful run."""
         plugins = self._plugins
         asked = plugins._asked_on_success or (  # noqa: SLF001  # ours
             plugins._asked_on_replays and is_replay(self._message)  # noqa: SLF001  # ours
@@ -596,7 +596,7 @@ class TaskExecutor(RunView, Generic[R]):
         """Call the hooks for a failure and for the end of the run.
 
         Returns:
-            The attempt as the hooks got it; a failed one, if a plugin failed under ``strict``.
+            The attempt that the hooks got, or a failed one if a plugin failed under ``strict``.
         """
         if attempt is None:
             attempt = self._conclude(Attempt("succeed"), None)
@@ -614,14 +614,14 @@ class TaskExecutor(RunView, Generic[R]):
         """Call a hook whose answers are ignored.
 
         Returns:
-            The attempt; another one, if this is interrupted, or a plugin fails under ``strict``.
+            The attempt, or another one if this is interrupted or a plugin fails under ``strict``.
         """
         if hook.chain is None:
             return attempt
         error = attempt.error
         try:
             if isinstance(error, GeneratorExit) and self._is_cancellation(error):
-                # Start what can be started, and wait for nothing.
+                # Start the hook, but do not wait for anything.
                 call = self._call(hook, values)
                 with suppress(Exception):
                     call.send(None)
@@ -657,10 +657,10 @@ class TaskExecutor(RunView, Generic[R]):
         return Attempt("fail", strict, outcome=outcome)
 
     def _call(self, hook: Any, values: Values) -> Coroutine[Any, Any, Any]:
-        """Call a hook of the run with its own values and those that all of them have."""
+        """Call a hook of the run with its own values and those that all hooks of a run get."""
         values["task_executor"], values["task_func"] = self, self._task_func
         values["task_broker"] = self.task_broker
-        return hook.call(self._backend or ASYNCIO, values)  # type: ignore[no-any-return]  # a hook of ours, by its name
+        return hook.call(self._backend or ASYNCIO, values)  # type: ignore[no-any-return]  # one of our hooks
 
     def run_task(self) -> Awaitable[Any]:
         """Call the function: the step of a run that is the task itself.
@@ -683,8 +683,8 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _replace_arguments(self) -> None:
         """Let the plugins replace the arguments of this attempt."""
-        # Each attempt begins with the run's original arguments. The slot is set by the first one
-        # only, so it costs runs without this hook nothing.
+        # Each attempt starts with the run's original arguments. Only the first attempt sets the
+        # slot, so it costs nothing in runs without this hook.
         if not hasattr(self, "_original_arguments"):
             self._original_arguments = self._args, self._kwargs
         args, kwargs = self._original_arguments
@@ -693,7 +693,7 @@ class TaskExecutor(RunView, Generic[R]):
         )
 
     def _next_attempt(self) -> None:
-        """Count a further attempt, which has a message of its own."""
+        """Count a further attempt, and give it its own message."""
         self._attempt += 1
         self._result = self._yielded = None
         message = self.task_broker
@@ -715,7 +715,7 @@ def _status_of(attempt: Attempt | None) -> OutcomeStatus:
 
 
 def _plugins_of(app: Any) -> PluginManager:
-    """Return an app's plugins, the installed ones loaded; without an app, none."""
+    """Return an app's plugins, with the installed ones loaded; without an app, none."""
     if hasattr(app, "_ensure_loaded"):
         app._ensure_loaded()  # noqa: SLF001  # ours
     return getattr(app, "plugins", _NO_PLUGINS)

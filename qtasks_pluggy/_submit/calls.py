@@ -133,7 +133,7 @@ def _deadlock_error(engine: Engine, method: str) -> Exception:
 
 
 def is_here(loop: asyncio.AbstractEventLoop | None) -> bool:
-    """Say whether this thread is running an event loop."""
+    """Return whether this thread is running an event loop."""
     try:
         return asyncio.get_running_loop() is loop
     except RuntimeError:

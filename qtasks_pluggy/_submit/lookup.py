@@ -52,7 +52,7 @@ def check_workers(workers: Any, app: str) -> None:
     """Refuse a number of workers that would silently run nothing.
 
     Raises:
-        TypeError: It is no whole number.
+        TypeError: It is not a whole number.
         ValueError: It is below 1.
     """
     what = f"app {app!r}, set_engine(workers=...): expected a whole number from 1, or None"
@@ -116,7 +116,7 @@ def _load_adapter(entry: EntryPoint, target: Any) -> Engine:
     engine: Engine = adapter(target)
     if not hasattr(engine, "register"):
         msg = (
-            f"engine {entry.name!r} does the tasks of its own apps alone: call install() of"
+            f"engine {entry.name!r} runs only the tasks of its own apps: call install() of"
             f" {entry.module}, and leave engine= out"
         )
         raise EngineError(msg)

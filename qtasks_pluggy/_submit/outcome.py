@@ -38,13 +38,13 @@ class Attempt:
 
     Attributes:
         action: What is to be done. ``pass`` lets an error go on unchanged, because the host acts on
-            it: an engine's own control exception, or one that is no ``Exception``.
+            it: an engine's own control exception, or one that is not an ``Exception``.
         error: What the caller will see; for a retry, the error that it answers; None on success.
         delay: Seconds before the next attempt; None leaves it to the host.
         reason: Why, for people.
         result: The result, on success.
         outcome: How the attempt ended; None for a success that no plugin observes.
-        will_retry: Whether the run goes on: by a retry, or because the engine repeats it by itself.
+        will_retry: Whether the run goes on: by a retry, or because the engine itself repeats it.
         kept: Whether a plugin keeps the dead letter, so that the engine's own place is not used.
     """
 
@@ -71,7 +71,7 @@ class RunResult:
         status: One of the four ends.
         result: The result, on success.
         error: What the caller is to see, otherwise.
-        trail: Who was asked; None where the engine cannot carry it.
+        trail: Who was asked; None if the engine cannot carry it.
     """
 
     status: TaskStatus

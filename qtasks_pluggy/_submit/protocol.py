@@ -50,7 +50,7 @@ class Capabilities:
         delay: Run a message, or make another attempt, only after some seconds.
         dead_letter: Keep a dead-lettered run, or hand it to the app.
         cancel_queued: Cancel a run that waits.
-        results: Give the result to whoever submitted.
+        results: Return the result to the code that submitted the run.
         at_least_once: Run a message again whose worker was killed.
         priority: Run messages of higher priority first.
         metadata: Carry a message's metadata.
@@ -84,7 +84,7 @@ class Host(Protocol):
         ...
 
     def will_retry(self, error: BaseException) -> bool:
-        """Return whether it runs the task again by itself after an attempt that ended in this.
+        """Return whether the engine itself runs the task again after this error.
 
         If so, the run has not ended, and the plugins' hooks for its end are not called.
 
@@ -94,7 +94,7 @@ class Host(Protocol):
         ...
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Return the error of a run whose task raised one that is no ``Exception``.
+        """Return the run's error after its task raised one that is not an ``Exception``.
 
         Args:
             error: ``SystemExit``, ``KeyboardInterrupt``, or a class of the user's own; no
@@ -118,7 +118,7 @@ class Host(Protocol):
         ...
 
     def check_result(self, run: RunningTask) -> None:
-        """Refuse a result that it cannot give to whoever waits, in a worker, before the run ends.
+        """Refuse, in a worker before the run ends, a result that the engine cannot store.
 
         Args:
             run: The run, its ``result`` the function's or a plugin's answer.
@@ -139,7 +139,7 @@ class Engine(Protocol):
 
     Attributes:
         name: The engine's name, as messages carry it.
-        native: The engine's own object; None where there is none.
+        native: The engine's own object; None if it has none.
         capabilities: What it can do.
         blocking: Whether its plain methods do I/O, so that they must not be called on an event
             loop.

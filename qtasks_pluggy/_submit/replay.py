@@ -77,7 +77,7 @@ def replay_on(
     """Send a message to an engine.
 
     Returns:
-        The id of the new run; None where the engine will give it one later.
+        The id of the new run; None if the engine will choose it later.
 
     Raises:
         CapabilityError: The engine cannot delay it, or needs the event loop that this is called on.

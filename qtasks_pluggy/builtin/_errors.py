@@ -19,7 +19,7 @@ def read_error_names(value: Any, where: str) -> tuple[str, ...]:
     """Return the names of error classes, written as one name or a list of them.
 
     Raises:
-        SettingsError: It is no name or list of names, or a bare name is no built-in exception.
+        SettingsError: It is not a name or a list of names, or a bare name is not a built-in one.
     """
     found = [value] if isinstance(value, str) else value
     if not (isinstance(found, (list, tuple)) and found and all(isinstance(n, str) for n in found)):
@@ -32,7 +32,7 @@ def read_error_names(value: Any, where: str) -> tuple[str, ...]:
         if "." not in name and name not in _BUILTIN:
             near = difflib.get_close_matches(name, _BUILTIN, n=1, cutoff=0)[0]
             msg = (
-                f"{where}: name {number} is no built-in exception; did you mean {near!r},"
+                f"{where}: name {number} is not a built-in exception; did you mean {near!r},"
                 " or a name with its module, 'package.Error'?"
             )
             raise SettingsError(msg)

@@ -1,4 +1,4 @@
-"""``python -m qtasks_pluggy.cli``: the command, where it is not on the PATH."""
+"""``python -m qtasks_pluggy.cli``: the command, if it is not on the PATH."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Batch:
         grace: Seconds for the runs in flight after a signal.
         ended_by: The first signal that asked for the end.
         trouble: What went wrong besides the runs.
-        running: The runs that have begun and not ended; in the end, those left behind.
+        running: The runs in flight; in the end, those left behind.
         left_threads: Whether threads may still go on, and hold up an exit.
     """
 
@@ -89,7 +89,7 @@ class Batch:
         with self._hearing_signals(loop, main):
             try:
                 while not main.done():
-                    # A task that stops the loop stops nobody else.
+                    # A task that stops the loop must not stop other runs.
                     with suppress(RuntimeError, asyncio.CancelledError):
                         loop.run_until_complete(main)
                 if not main.cancelled():
@@ -198,7 +198,7 @@ class Batch:
                 )
 
     def _end_at_once(self) -> None:
-        """Name the runs that are left behind, and end the process.
+        """List the runs that are left behind, and end the process.
 
         Runs in a signal handler, so it takes no buffer or lock that the interrupted code may hold.
         """
@@ -211,12 +211,12 @@ class Batch:
         os._exit(self.exit_code)
 
     def _watch(self, seconds: float) -> None:
-        """After a signal, give up if nothing has ended in so many seconds."""
+        """After a signal, give up if nothing has ended within the time allowed."""
         if self.ended_by is not None:
             self._deadlines.put(seconds)
 
     def _await_deadline(self) -> None:
-        # A signal's handler may start no thread, so this one waits all the time.
+        # A signal handler must not start a thread, so this one always waits.
         seconds = self._deadlines.get()
         while seconds is not None:
             try:
@@ -239,5 +239,5 @@ class Batch:
 
 
 def count_runs(runs: int) -> str:
-    """Say how many runs, as people do."""
+    """Return a number of runs in words: ``1 run``, ``2 runs``."""
     return "1 run" if runs == 1 else f"{runs:,} runs"

@@ -25,7 +25,7 @@ MOST_BYTES: Final = 16 * 1024 * 1024
 
 @attrs.frozen
 class Record:
-    """What one run is to be called with.
+    """The arguments of one run.
 
     Attributes:
         line: The line of the input on which it begins; in a JSON array, its number.
@@ -194,7 +194,7 @@ class Records:
             yield Record(number + 1, problem="this comes after the end of the array")
 
     def _csv(self) -> Iterator[Record]:
-        # What is no UTF-8 becomes surrogates, which are found in the row.
+        # Bytes that are not UTF-8 become surrogates, which the row check finds.
         lines = (line.decode("utf-8", "surrogateescape") for line in self._raw())
         reader = csv.reader(lines, strict=True)
         try:
@@ -242,7 +242,7 @@ def _row(reader: Any) -> list[str] | None:
 
 
 def _reason(error: Exception, line: int = 1) -> str:
-    """Say what is wrong with JSON that begins in this line of the input."""
+    """Return what is wrong with JSON that starts in this line of the input."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):

@@ -25,10 +25,10 @@ class Run:
     """One run, from its record to its end.
 
     Attributes:
-        uuid: Its id; None until it has begun, and for a record that is no call.
+        uuid: Its id; None until it has started, and for a record that is not a call.
         status: How it ended; None before.
         result: What it returned, or what a plugin made of its error.
-        error: The error that it ended in, or why the record is no call.
+        error: The error that it ended in, or why the record is not a call.
         attempt: The last attempt, from 1.
         is_cut: Whether it took longer than it may; its function may go on in its thread.
     """

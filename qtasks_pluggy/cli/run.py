@@ -238,7 +238,7 @@ class _Each:
         name = str(options.each)
         source = open_input(name)
         if source.seekable():
-            ctx.call_on_close(source.close)  # a pipe's would wait for whoever reads it
+            ctx.call_on_close(source.close)  # a pipe's would wait for its reader
         out = options.resume or options.out
         self._output: Output | None = None
         if out:

@@ -1,8 +1,8 @@
 """How errors leave a run: without our frames, wrapped for the caller, or as JSON.
 
-An error that its class and arguments rebuild is sent as these, any other as an ``EngineError`` with
-the task, the class and the text. Reading looks for the class in loaded modules only, and builds an
-``Exception`` only: no message can make us import or call anything else.
+An error is sent as its class and arguments if these rebuild it, otherwise as an ``EngineError``
+with the task, the class and the text. Reading looks for the class in loaded modules only, and
+builds an ``Exception`` only: no message can make us import or call anything else.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, Final
 from qtasks_pluggy.engines import safe_str
 from qtasks_pluggy.exc import EngineError, TaskPluginTriggerError
 
-# Every serializer takes values of these types; a whole number can have too many digits for JSON.
+# Every serializer accepts values of these types; an int can have too many digits for JSON.
 PLAIN: Final = frozenset({type(None), bool, float, str})
-# The packages whose frames lead from an engine to a task: ours, and those that we wait with.
+# The packages whose frames lead from an engine to a task: ours, and those that we use to wait.
 _OURS: Final = frozenset({"asyncio", "concurrent", "contextlib", "qtasks_pluggy", "threading"})
 
 
@@ -29,9 +29,9 @@ class HandsOver:
         """Do nothing."""
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Cut them, and let the error pass."""
+        """Cut our leading frames from the error, and let it pass."""
         if error is not None:
-            # Not the error's own method: a frozen class refuses it.
+            # Not the error's own method, because a frozen class refuses it.
             BaseException.with_traceback(error, _theirs(error.__traceback__))
 
 
@@ -39,7 +39,7 @@ HANDS_OVER: Final = HandsOver()
 
 
 def _theirs(traceback: TracebackType | None) -> TracebackType | None:
-    """Find where a traceback enters code that is neither ours nor waits for us."""
+    """Return the part of a traceback that follows our leading frames."""
     while traceback is not None and traceback.tb_next is not None:
         module = str(traceback.tb_frame.f_globals.get("__name__"))
         if module.partition(".")[0] not in _OURS:
@@ -54,10 +54,10 @@ def text_of(error: BaseException | None) -> str:
 
 
 def named(error: BaseException, engine: str) -> EngineError:
-    """Wrap an error that is no ``Exception``: it would end the caller too.
+    """Wrap an error that is not an ``Exception``, because it would end the caller too.
 
     Args:
-        error: ``SystemExit``, or a class of the user's own.
+        error: ``SystemExit``, or an error of the user's own class.
         engine: The engine's name.
     """
     failure = EngineError(f"engine {engine!r}: the task raised {text_of(error)}")
@@ -66,16 +66,16 @@ def named(error: BaseException, engine: str) -> EngineError:
 
 
 def wrong_app(kind: Any, given: Any) -> TypeError:
-    """Say what ``install`` takes.
+    """Return the error for a wrong first argument of ``install``.
 
     Args:
-        kind: The class of engine.
-        given: What it was given instead of the engine's own app.
+        kind: The engine's class.
+        given: The argument.
     """
     package, got = kind.kind.__module__.partition(".")[0], type(given)
     return TypeError(
         f"engine {kind.name!r}: install() expected a {package}.{kind.kind.__name__}, got a"
-        f" {got.__module__}.{got.__qualname__}; give it the object that you make with"
+        f" {got.__module__}.{got.__qualname__}; pass the object that you create with"
         f" {kind.name} itself"
     )
 
@@ -85,12 +85,12 @@ def check_storable(native: Any, run: Any, what: str, value: Any) -> None:
 
     Args:
         native: The engine.
-        run: What its ``encode`` knows the run by.
-        what: Whose value it is, for people.
-        value: The error shows its type only.
+        run: The run, as its ``encode`` takes it.
+        what: The value's name in the error.
+        value: The value; the error shows only its type.
 
     Raises:
-        EngineError: It cannot be encoded.
+        EngineError: The value cannot be encoded.
     """
     if type(value) in PLAIN:
         return
@@ -99,18 +99,18 @@ def check_storable(native: Any, run: Any, what: str, value: Any) -> None:
     except Exception as error:
         msg = (
             f"engine {native.name!r}: {what}, a {type(value).__name__}, cannot be stored"
-            f" ({text_of(error)}); return something that can, an id or a path"
+            f" ({text_of(error)}); return something that can be stored, such as an id or a path"
         )
         raise EngineError(msg) from error
 
 
 def unsent(engine: str, task: str, error: BaseException | None, failure: Exception) -> EngineError:
-    """Say that a retry could not be sent; the cause is the task's own error."""
+    """Return the error for a retry that could not be sent; its cause is the task's own error."""
     told = failure
     if not isinstance(told, EngineError):
         told = EngineError(
-            f"engine {engine!r}, task {task!r}: a retry was decided, and the broker did not take"
-            f" it: {text_of(failure)}; check that the broker runs and has room"
+            f"engine {engine!r}, task {task!r}: a plugin decided to retry, but the broker did not"
+            f" accept the message: {text_of(failure)}; check that the broker runs and has room"
         )
     told.__cause__ = error
     return told
@@ -154,13 +154,13 @@ def unpack_error(told: Mapping[str, Any], who: str) -> Exception:
         for note in told["notes"]:
             error.add_note(note)
     except Exception as broken:  # noqa: BLE001  # whatever it holds
-        return EngineError(f"{who}: its end cannot be read: {text_of(broken)}")
+        return EngineError(f"{who}: its error cannot be read: {text_of(broken)}")
     return error
 
 
 def rebuilt(module: str, name: str, args: Any, kwargs: Any, text: str) -> Exception | None:
-    """Rebuild an error from its class and arguments; None if that gives another error."""
-    # A loaded class only: whoever writes results must not choose what is imported.
+    """Rebuild an error from its class and arguments; return None if the text then differs."""
+    # A loaded class only: whoever writes results must not choose what we import.
     kind: Any = sys.modules.get(module)
     for part in name.split("."):
         kind = getattr(kind, part, None)
@@ -181,14 +181,14 @@ def portable(error: BaseException | None, who: str) -> BaseException | None:
         who: The engine and the task.
 
     Returns:
-        The error itself if these rebuild it, else an ``EngineError`` with its class and text, and
-        the error as its cause.
+        The error itself if its class and arguments rebuild it; otherwise an ``EngineError`` with
+        its class and text, caused by it.
     """
     if error is None or isinstance(error, EngineError):
         return error
     kind, text = type(error), safe_str(error)
     if isinstance(error, TaskPluginTriggerError) and not error.args:
-        # Its keywords would be lost.
+        # Its keyword arguments would be lost.
         error.args = (text,)
     try:
         args = json.loads(json.dumps(error.args))

@@ -1,4 +1,4 @@
-"""An engine as the executor of one attempt sees it."""
+"""The executor's view of an engine during one attempt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qtasks_pluggy.engines._errors import check_storable
 
 
 class Host:
-    """What the executor asks about one run; ``Native`` answers it."""
+    """Answers the executor's questions about one run by calling ``Native``."""
 
     __slots__ = ("_native", "_run", "control", "name")
 
@@ -26,11 +26,11 @@ class Host:
         return can
 
     def will_retry(self, error: BaseException) -> bool:
-        """Return whether the engine repeats the run by itself."""
+        """Return whether the engine itself will repeat the run."""
         return bool(self._native.will_retry(self._run, error))
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Return the error of a run whose task raised one that is no ``Exception``."""
+        """Return the run's error after its task raised one that is not an ``Exception``."""
         failure: BaseException | None = self._native.failure(error)
         return failure
 
@@ -38,7 +38,7 @@ class Host:
         """Refuse an answer that cannot be stored.
 
         Raises:
-            EngineError: It cannot be encoded.
+            EngineError: The answer cannot be encoded.
         """
         check_storable(self._native, self._run, "the answer", value)
 
@@ -46,6 +46,6 @@ class Host:
         """Refuse a result that cannot be stored.
 
         Raises:
-            EngineError: It cannot be encoded.
+            EngineError: The result cannot be encoded.
         """
         self._native.check_result(run.task_func.name, run.result)

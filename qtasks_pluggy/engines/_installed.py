@@ -8,7 +8,7 @@ from typing import Any, Final
 from qtasks_hookspecs import RunningApp
 
 INSTALLED: Final = "qtasks_pluggy_app"
-"""The attribute under which a native app has its plugins."""
+"""The attribute of a native app that holds its plugins."""
 
 
 def installed_in(native: Any) -> RunningApp | None:

@@ -59,7 +59,7 @@ class InWorkers:
         """Start the plugins in this process, for one of its workers.
 
         Raises:
-            Exception: ``check`` fails, or a plugin does not start; raise ``refusal`` from it.
+            Exception: ``check`` failed, or a plugin did not start; raise ``refusal`` from it.
         """
         with self._lock:
             if not self.is_begun:
@@ -100,14 +100,14 @@ class InWorkers:
         """Log why a worker cannot start.
 
         Returns:
-            What to raise. It is no ``Exception``: engines log those, and go on to take runs.
+            What to raise. It is not an ``Exception``, because engines log those and carry on.
         """
         log_event("error", "worker_cannot_start", app=self.app_name, exc_info=error)
         return SystemExit(str(error))
 
     @property
     def is_begun(self) -> bool:
-        """Whether the plugins are started here; what a parent process started does not count."""
+        """Whether the plugins are started in this process; a parent process does not count."""
         return self._begun_in == os.getpid() and self._lifespan is not None
 
     def _start(self) -> None:
@@ -120,7 +120,7 @@ class InWorkers:
         if self._begun_in != os.getpid():
             # A forked process has a copy of what its parent began.
             self._begun_in, self._lifespan, self._workers = os.getpid(), None, 0
-        # Whoever started an app already will stop it.
+        # If the app is already started, whoever started it will stop it.
         return None if self.is_begun or is_started(self.app) else worker_lifespan(self.app)
 
     def _to_end(self) -> Any:
@@ -134,7 +134,7 @@ class InWorkers:
 
 
 def log_as(name: str) -> None:
-    """Send our events to a worker's log, where its command sets up the engine's logger alone.
+    """Send our events to a worker's log if its command sets up only the engine's logger.
 
     Args:
         name: The engine's logger.

@@ -1,4 +1,4 @@
-"""An engine's own app as its plugins see it."""
+"""The ``QueueTasks`` app that plugins see for an engine's own app."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qtasks_pluggy.exc import PluginRegistrationError
 
 
 class NativeApp(QueueTasks):
-    """An engine's own app as its plugins see it.
+    """The ``QueueTasks`` app that plugins see for an engine's own app.
 
     Args:
-        native: The engine, which sends its runs again.
+        native: The engine, which sends replays.
         options: As for ``QueueTasks``.
     """
 
-    # Runs are sent by the engine's own app, which needs no start.
+    # The engine's own app sends the runs, and it needs no start.
     _sends_unstarted = True
 
     def __init__(self, native: Any, **options: Any) -> None:
@@ -38,7 +38,7 @@ class NativeApp(QueueTasks):
         return tasks
 
     def _executor_for(self, message: TaskMessage) -> TaskExecutor:
-        """Make an executor that asks plugins about a past run."""
+        """Make an executor that asks the plugins about a past run."""
         if message.name not in self.tasks:
             return super()._executor_for(message)
         prepare(self)
@@ -48,7 +48,7 @@ class NativeApp(QueueTasks):
 
 
 def resolved(plugin: Any) -> Any:
-    """Import a plugin that is given as a name.
+    """Return a plugin, importing it if it is a name.
 
     Raises:
         PluginRegistrationError: The name cannot be imported.

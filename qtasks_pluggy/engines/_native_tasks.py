@@ -10,7 +10,7 @@ from qtasks_pluggy import TaskFunc
 
 
 class Importable(Mapping[str, Any]):
-    """The tasks of an engine that has no list of them: whatever can be imported by a dotted name.
+    """The tasks of an engine that does not list them: any importable task, by its dotted name.
 
     Args:
         is_task: Returns whether an imported object is a task.
@@ -39,12 +39,12 @@ class Importable(Mapping[str, Any]):
 
 
 def described(name: str, func: Any, options: Mapping[str, Any], intercept: Any) -> TaskFunc:
-    """Describe a task by what it was declared with, which may be anything.
+    """Describe a task from its declaration.
 
     Args:
-        name: Its name.
-        func: Its function.
-        options: ``tags`` are its tags, if they are words; the rest is ``extra``.
+        name: The task's name.
+        func: The task's function.
+        options: Any declared options; string ``tags`` become its tags, the rest its ``extra``.
         intercept: The exception classes that plugins are asked about.
     """
     extra = dict(options)
@@ -58,11 +58,11 @@ def described(name: str, func: Any, options: Mapping[str, Any], intercept: Any) 
 
 
 def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:
-    """Return what a task was declared with, of the class that its engine made from it.
+    """Return a task's declared options, read from the class that its engine made for the task.
 
     Args:
         kind: The class.
-        known: The names that are the engine's own.
+        known: The engine's own names, which are left out.
     """
     return {
         name: value
@@ -72,13 +72,13 @@ def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:
 
 
 def header_of(given: Any) -> dict[str, Any]:
-    """Read our header of a message, which anybody, or another version, may have written.
+    """Read our header of a message; anybody, or another version, may have written it.
 
     Args:
-        given: What the message has in its place.
+        given: The value in the message.
 
     Returns:
-        The header; without ``metadata`` unless that is a dictionary.
+        The header, without ``metadata`` if that is not a dictionary.
     """
     header = dict(given) if isinstance(given, dict) else {}
     if not isinstance(header.get("metadata"), dict):
@@ -87,6 +87,6 @@ def header_of(given: Any) -> dict[str, Any]:
 
 
 def attempt_of(header: Mapping[str, Any]) -> int:
-    """Read a run's attempt from our header; what is no whole number from 1 is the first."""
+    """Read a run's attempt from our header; anything but a positive int counts as 1."""
     attempt = header.get("attempt")
     return attempt if type(attempt) is int and attempt > 1 else 1

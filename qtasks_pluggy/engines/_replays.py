@@ -12,21 +12,21 @@ from qtasks_pluggy.engines import SYNC, is_here, is_pending, log_event, run_to_c
 from qtasks_pluggy.engines._errors import text_of
 from qtasks_pluggy.exc import CapabilityError, EngineError, QTasksError
 
-# The replays that the attempt at work has begun to send on its own event loop.
+# The replays that the current attempt has started to send on its own event loop.
 SENDING: Final[ContextVar[list[asyncio.Task[Any]]]] = ContextVar("qtasks_pluggy_sending")
 
 
 def send_again(native: Any, message: TaskMessage, delay: float | None) -> Any:
-    """Send a message; on the engine's own event loop it is sent before the attempt ends.
+    """Send a message; on the engine's own event loop, it is sent before the attempt ends.
 
     Args:
         native: The engine.
-        message: It names one of the engine's ``tasks``.
+        message: The message; it names one of the engine's ``tasks``.
         delay: Seconds before it may run; None and 0 for at once.
 
     Raises:
-        CapabilityError: This is the engine's own event loop, and no attempt is at work.
-        EngineError: The engine failed, or an argument does not travel.
+        CapabilityError: This is the engine's own event loop, and no attempt is running.
+        EngineError: The engine failed, or an argument cannot be serialized.
     """
     try:
         sent = native.send(message, delay)
@@ -61,7 +61,7 @@ async def _sent(native: Any, message: TaskMessage, sent: Coroutine[Any, Any, Any
 
 
 def refused(native: Any, message: TaskMessage, error: Exception) -> EngineError:
-    """Say why a message could not be sent; name an argument by place and type, never its value."""
+    """Return the error for an unsent message; it shows an argument's type, never its value."""
     what = "the call"
     for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
         try:
@@ -70,7 +70,7 @@ def refused(native: Any, message: TaskMessage, error: Exception) -> EngineError:
             what = f"argument {place!r}, a {type(value).__name__},"
             break
     return EngineError(
-        f"engine {native.name!r} cannot take task {message.name!r}: {what} was refused"
-        f" ({text_of(error)}); give it arguments that fit and can be serialized, and"
+        f"engine {native.name!r} cannot send task {message.name!r}: {what} was refused"
+        f" ({text_of(error)}); pass arguments that fit and can be serialized, and"
         " check that its broker runs"
     )

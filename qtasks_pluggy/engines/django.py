@@ -1,12 +1,12 @@
-"""Django tasks: plugins for the tasks of a backend, Django 6's own or one of django-tasks.
+"""Django tasks: plugins for the tasks of a backend of Django 6 or django-tasks.
 
-``TASKS = {"default": {"BACKEND": "shop.backend.Backend"}}``, with, in ``shop/backend.py``,
+Set ``TASKS = {"default": {"BACKEND": "shop.backend.Backend"}}``, and write in ``shop/backend.py``
 ``Backend = install("django.tasks.backends.immediate.ImmediateBackend")``. Django has no retries, so
-those of plugins are made where the task runs. A run is one of a backend's if Django's signal
-``task_started`` announced it; any other ``task.call()`` is a function's.
+a retry happens in the worker that runs the task. A call is a backend's run if Django's signal
+``task_started`` announced it; any other ``task.call()`` is a plain function call.
 """
 
-# Django has no types, and before 6 no tasks.
+# Django has no types, and no tasks before version 6.
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false
 
 from __future__ import annotations
@@ -56,32 +56,32 @@ def install(
     discover: bool = True,
     intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
 ) -> type[Any]:
-    """Make a backend about whose tasks' errors plugins decide.
+    """Make a backend that asks plugins about the errors of its tasks.
 
     Args:
-        backend: The backend's class, or its dotted name, as the setting ``TASKS`` has it.
+        backend: The backend's class, or its dotted name, as in the setting ``TASKS``.
         plugins: As for ``QueueTasks``, or names, ``"module"`` or ``"module:attribute"``.
         discover: As for ``QueueTasks``.
         intercept: The exception classes that plugins are asked about, at every attempt.
 
     Returns:
-        The class whose dotted name is the ``BACKEND`` of ``TASKS`` from now on.
+        The new backend class; set ``BACKEND`` in ``TASKS`` to its dotted name.
 
     Raises:
         ImportError: There is no such backend.
-        PluginRegistrationError: Faults of ``plugins``.
-        TypeError: It is no backend's class.
+        PluginRegistrationError: ``plugins`` have faults.
+        TypeError: ``backend`` is not a task backend.
     """
     native: Any = import_string(backend) if isinstance(backend, str) else backend
     if not (isinstance(native, type) and issubclass(native, BaseTaskBackend)):
-        msg = f"engine 'django': install() expected a task backend's class, got {native!r}"
+        msg = f"engine 'django': install() expected a task backend class, got {native!r}"
         raise TypeError(msg)
     made = type(native.__name__, (_PluggedBackend, native), {"__module__": __name__})
     BackendPlugins.install(made, plugins, discover=discover, intercept=intercept)
     return made
 
 
-# What Django has announced in this context, and not called yet.
+# The run that Django has announced in this context but not yet called.
 _announced: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_announced", default=None)
 
 
@@ -97,7 +97,7 @@ class _Run(Run):
 
     Args:
         result: Django's record of it.
-        context: What a task that takes one gets as its first argument.
+        context: The first argument of a task that takes a context; otherwise empty.
     """
 
     def __init__(self, result: Any, context: tuple[Any, ...]) -> None:
@@ -116,22 +116,22 @@ class BackendPlugins(InPlace[type[Any]]):
     gives_ids = True
 
     def cover(self) -> None:
-        """Have the tasks that are declared for the backend call us."""
+        """Replace the class of the backend's tasks with one that asks plugins."""
         kind = self.native.task_class
         namespace = {"__slots__": (), "__module__": __name__, "plugged": self}
         self.native.task_class = type(kind.__name__, (_PluggedTask, kind), namespace)
 
     @property
     def tasks(self) -> Mapping[str, Any]:
-        """Every task that can be imported, by its dotted name."""
+        """Every importable task, by its dotted name."""
         return Importable(lambda found: isinstance(found, Task))
 
     def count(self) -> int:
-        """Say that there is something to do: which tasks a backend has it does not know."""
+        """Return 1: a backend has no list of tasks to count."""
         return 1
 
     def run_of(self, task: Any, args: tuple[Any, ...]) -> _Run | None:
-        """Give the run that Django has announced; None where somebody calls a function."""
+        """Return the run that Django has announced; None for a plain function call."""
         result = _announced.get()
         if result is None or result.task.func is not task.func:
             return None
@@ -154,7 +154,7 @@ class BackendPlugins(InPlace[type[Any]]):
         return copy_context().run(make, run, calling(function), args, kwargs)
 
     def message(self, run: _Run, args: Any, kwargs: Any) -> TaskMessage:
-        """Make a message of Django's record of a run."""
+        """Make a message from Django's record of a run."""
         result = run.result
         return TaskMessage(
             result.task.module_path,
@@ -169,17 +169,17 @@ class BackendPlugins(InPlace[type[Any]]):
         )
 
     def can(self, run: _Run | None) -> Capabilities:
-        """Say what the backend can do: one that keeps results keeps those of failed runs, too."""
+        """Return what the backend can do: if it keeps results, it keeps failed runs too."""
         keeps = self.native.supports_get_result
         is_delayed = run is not None or self.native.supports_defer
         return Capabilities(delay=is_delayed, dead_letter=keeps, results=keeps)
 
     def encode(self, run: _Run | None, value: Any) -> object:  # noqa: ARG002  # the same for all
-        """Make JSON of a value, as Django does."""
+        """Encode a value as JSON, as Django does."""
         return normalize_json(value)
 
     def send(self, message: TaskMessage, delay: float | None) -> str:
-        """Enqueue a task on its own backend; Django gives the new run an id."""
+        """Enqueue a task on its own backend and return the id that Django chose."""
         task = self.tasks[message.name]
         if delay:
             task = task.using(run_after=timezone.now() + timedelta(seconds=delay))
@@ -187,12 +187,12 @@ class BackendPlugins(InPlace[type[Any]]):
 
 
 class _PluggedBackend:
-    """A backend whose tasks' errors plugins decide about."""
+    """A backend that asks plugins about the errors of its tasks."""
 
     qtasks_pluggy_app: BackendPlugins
 
     def check(self, **options: Any) -> Iterable[checks.CheckMessage]:
-        """Name the faults of the plugins, too, before a worker or a server starts."""
+        """Also report the plugins' faults, before a worker or a server starts."""
         yield from super().check(**options)  # type: ignore[misc]  # a backend's
         try:
             load_plugins(self.qtasks_pluggy_app.app)
@@ -201,13 +201,13 @@ class _PluggedBackend:
 
 
 class _PluggedTask:
-    """A task about whose errors plugins decide."""
+    """A task that asks plugins about its errors."""
 
     __slots__ = ()
     plugged: BackendPlugins
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function; for a backend, with plugins around it."""
+        """Call the function; in a backend's run, with plugins around it."""
         run = self.plugged.run_of(self, args)
         if run is None:
             return super().call(*args, **kwargs)  # type: ignore[misc]  # a task's
@@ -215,7 +215,7 @@ class _PluggedTask:
             return self.plugged.carry_out(run, args[len(run.context) :], kwargs)
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function from async code, likewise."""
+        """Call the function from async code, as ``call`` does."""
         if _announced.get() is None:
             return await super().acall(*args, **kwargs)  # type: ignore[misc]  # a task's
         return await sync_to_async(self.call)(*args, **kwargs)

@@ -1,13 +1,13 @@
-"""An engine that does the runs of a ``QueueTasks`` app, on the base of ``native.py``.
+"""An engine that executes the runs of a ``QueueTasks`` app; it builds on ``native.py``.
 
-``Forward`` is ``Native`` turned round: the plugins are the app's, and the engine gets a task of its
-own for each of the app's. An engine answers this besides the questions of ``Native``:
+``Forward`` is ``Native`` the other way round: the plugins belong to the app, and the engine gets a
+task of its own for each task of the app. Besides the methods of ``Native``, an engine implements:
 
 ==================  ============================================================================
 ``declare``         make a task of the engine's own
 ``send``            send a message to it, under the message's id; return a ticket
-``read``            read a run's stored end, if it has one
-``revoke``          drop a run that waits, as far as the engine's own revoke promises
+``read``            read a run's stored outcome, if it has one
+``revoke``          drop a queued run, as far as the engine's own revoke promises
 ``reach``           raise if its server does not answer
 ==================  ============================================================================
 
@@ -54,18 +54,18 @@ __all__ = [
 N = TypeVar("N")
 # Seconds that a server has to answer when an app starts.
 PATIENCE: Final = 8.0
-# The least and the most seconds between two looks for a run's end.
+# The shortest and the longest pause, in seconds, between two polls for a run's outcome.
 POLL: Final = (0.001, 0.02)
 
 
 class Forward(Native[N]):
-    """An engine that does the runs of an app.
+    """An engine that executes the runs of an app.
 
     Args:
         given: The engine's own app.
 
     Attributes:
-        worker: The command that does the runs, as people type it.
+        worker: The command that starts a worker, as people type it.
     """
 
     worker: ClassVar[str]
@@ -73,22 +73,22 @@ class Forward(Native[N]):
     # --- what an engine answers
 
     def declare(self, task_func: TaskFunc) -> Any:
-        """Make a task of the engine's own: it calls ``begin_for_run``, and returns ``work(...)``.
+        """Make a task of the engine's own that calls ``begin_for_run`` and returns ``work(...)``.
 
         Raises:
-            ValueError: The engine has a task of this name.
+            ValueError: The engine already has a task with this name.
         """
         raise NotImplementedError
 
     def read(self, ticket: Any) -> RunResult | None:
-        """Read a run's stored end; None before it has one."""
+        """Read a run's stored outcome; return None before it has one."""
         raise NotImplementedError
 
     def revoke(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # an engine's
-        """Drop a run that waits.
+        """Drop a queued run.
 
         Returns:
-            Whether the engine was asked to.
+            Whether the engine was asked to drop it.
         """
         return False
 
@@ -102,7 +102,7 @@ class Forward(Native[N]):
             scheme = given.partition("://")[0]
             kind = self.kind.__name__
             msg = (
-                f"engine {self.name!r} takes a {kind} object, not a URL, {scheme}://...; make one"
+                f"engine {self.name!r} takes a {kind} object, not a URL, {scheme}://...; create one"
                 f" with {self.name} itself, and pass it: QueueTasks(engine=...)"
             )
             raise EngineError(msg)
@@ -112,7 +112,7 @@ class Forward(Native[N]):
 
     @property
     def app(self) -> QueueTasks:
-        """The app whose runs it does."""
+        """The app whose runs this engine executes."""
         owner: Any = self._owner
         return owner  # type: ignore[no-any-return]  # there since the first task
 
@@ -123,7 +123,7 @@ class Forward(Native[N]):
 
     @property
     def tasks(self) -> Mapping[str, Any]:
-        """The engine's own tasks, one for each of the app's."""
+        """The engine's own tasks, one for each task of the app."""
         return self._declared
 
     def check(self) -> None:
@@ -134,7 +134,7 @@ class Forward(Native[N]):
         """Register a task with the engine, under its own name.
 
         Raises:
-            EngineError: The engine has a task of this name, or does the runs of another app.
+            EngineError: The engine has a task with this name, or belongs to another app.
         """
         self._belong_to(app)
         name = task_func.name
@@ -150,8 +150,8 @@ class Forward(Native[N]):
             self.cover()
         if self._owner is not app:
             msg = (
-                f"engine {self.name!r} does the runs of app {self._owner.name!r} already; make one"
-                " for each app"
+                f"engine {self.name!r} already executes the runs of app {self._owner.name!r};"
+                " create one for each app"
             )
             raise EngineError(msg)
 
@@ -159,12 +159,12 @@ class Forward(Native[N]):
         """Check that the server answers.
 
         Raises:
-            EngineError: It does not, or this process was asked to do runs.
+            EngineError: It does not, or workers were requested in this process.
         """
         if workers:
             msg = (
-                f"engine {self.name!r}: app {app.name!r} cannot do runs in this process; start the"
-                f" engine's own command: {self.worker}"
+                f"engine {self.name!r}: app {app.name!r} cannot execute runs in this process; start"
+                f" the engine's own command: {self.worker}"
             )
             raise EngineError(msg)
         self._belong_to(app)
@@ -177,13 +177,13 @@ class Forward(Native[N]):
             raise EngineError(msg) from trouble
 
     def stop(self) -> None:
-        """Do nothing: the connections belong to the engine."""
+        """Do nothing: the connections belong to the engine's own app."""
 
     def result(self, ticket: Any, timeout: float | None) -> RunResult | None:
-        """Wait for a run's stored end, by looking again and again.
+        """Wait for a run's stored outcome by polling.
 
         Raises:
-            CapabilityError: The engine keeps no results.
+            CapabilityError: The engine does not store results.
         """
         if not self.keeps(ticket):
             msg = f"engine {self.name!r}, app {self.app.name!r}: {self.no_results()}"
@@ -204,23 +204,23 @@ class Forward(Native[N]):
         except QTasksError:
             raise
         except OSError as error:
-            why = f"{text_of(error)}; check that it runs"
-            msg = f"engine {self.name!r}: its results cannot be read: {why}"
+            why = f"{text_of(error)}; check that the result backend runs"
+            msg = f"engine {self.name!r}: the results cannot be read: {why}"
             raise EngineError(msg) from error
         except Exception as error:  # noqa: BLE001  # whatever reading what others wrote raises
             msg = (
-                f"engine {self.name!r}: a run's end cannot be read here: {text_of(error)}; import"
-                " the modules of what the worker returned"
+                f"engine {self.name!r}: a run's result cannot be read here: {text_of(error)};"
+                " import the modules of the classes that the worker returned"
             )
             return RunResult(TaskStatus.failed, error=EngineError(msg))
 
     def keeps(self, ticket: Any) -> bool:  # noqa: ARG002  # an engine's
-        """Return whether a run's end can be read."""
+        """Return whether a run's outcome can be read."""
         return self.capabilities.results
 
     def no_results(self) -> str:
-        """Say what to do if results are not kept."""
-        return "it keeps no results; give it a result backend"
+        """Return what to do if results are not stored."""
+        return "it stores no results; give it a result backend"
 
     def status(self, ticket: Any) -> TaskStatus | None:
         """Return how a run ended; None before that."""
@@ -228,7 +228,7 @@ class Forward(Native[N]):
         return None if ended is None else ended.status
 
     def trail(self, ticket: Any) -> Trail | None:  # noqa: ARG002  # the seam's
-        """Return None: the engine keeps results only."""
+        """Return None: the engine stores only results."""
         return None
 
     # --- one attempt, of a task of the app
@@ -237,38 +237,38 @@ class Forward(Native[N]):
         return executor_for(self.app, message)
 
     async def execute(self, executor: TaskExecutor, host: Host, backend: Backend) -> Attempt:
-        """Make the attempt; whatever it raises ends the run, unless it ends the worker."""
+        """Make the attempt; any error ends the run, unless it ends the worker."""
         try:
             return await executor.execute_attempt(host, backend)
         except asyncio.CancelledError:
             if backend.on_loop:
                 raise
             return Attempt("cancel", TaskCancelError("the task was cancelled"))
-        except Exception as error:  # noqa: BLE001  # of the run's own life
+        except Exception as error:  # noqa: BLE001  # outside the task's function
             return Attempt("fail", error)
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Wrap an error that is no ``Exception``: it would end the caller too."""
+        """Wrap an error that is not an ``Exception``, because it would end the caller too."""
         return None if isinstance(error, self.ends_worker) else named(error, self.name)
 
     def check_result(self, task: str, value: Any) -> None:
         """Refuse a result that cannot be stored.
 
         Raises:
-            EngineError: It cannot be encoded.
+            EngineError: The result cannot be encoded.
         """
         check_storable(self, self._declared[task], f"the result of task {task!r}", value)
 
 
 def trouble_within(seconds: float, ask: Callable[[], object]) -> BaseException | None:
-    """Ask a server that may never answer.
+    """Call a function that connects to a server which may never answer.
 
     Args:
-        seconds: How long to wait for it, in seconds.
-        ask: Asks it; stays in its thread if the server never answers.
+        seconds: How long to wait, in seconds.
+        ask: The function; it stays in its thread if the server never answers.
 
     Returns:
-        What ``ask`` raised, ``TimeoutError`` if it did not return; None if all is well.
+        What ``ask`` raised, ``TimeoutError`` if it did not return in time, or None.
     """
     answer: Future[object] = Future()
 

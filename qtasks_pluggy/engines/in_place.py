@@ -1,4 +1,4 @@
-"""Retries for engines that have none: the worker that made the last attempt makes the next."""
+"""Retries for engines without retries: the same worker makes all attempts of a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Run:
 
 
 class _NextAttemptError(Exception):
-    """An attempt has ended, and the next one starts after ``delay`` seconds."""
+    """Tells ``make_attempts`` to start the next attempt after ``delay`` seconds."""
 
     def __init__(self, delay: float) -> None:
         super().__init__(f"again in {delay:g} s")
@@ -87,7 +87,7 @@ class InPlace(Native[N]):
 
 @lru_cache(maxsize=1024)
 def calling(func: Callable[..., Any], *, is_async: bool | None = None) -> Callable[..., Any]:
-    """Return a function that looks like a task's and calls the current run.
+    """Return a function with the signature of a task's function that calls the current run.
 
     Args:
         func: The task's function.

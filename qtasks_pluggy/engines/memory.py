@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from qtasks_pluggy import QueueTasks
 
 _GAVE_UP: Final = "the app stopped before the run ended"
-# Seconds that cancelled runs get to clean up when the app stops; slower ones are left behind.
+# Seconds that cancelled runs have to clean up when the app stops; slower ones are abandoned.
 _CLEANUP_SECONDS: Final = 1.0
 
 # The engine that executes the current code: its runs must not wait for room in its queue.
@@ -64,7 +64,7 @@ class MemoryRun:
     is_plain: bool
     due: float  # in seconds of time.monotonic(); 0 once it may begin
     executor: TaskExecutor | None = None  # from its first attempt on
-    # What the event loop knows it by: a timer until it is due, a task during an attempt.
+    # Its handle on the event loop: a timer until it is due, a task during an attempt.
     on_loop: asyncio.TimerHandle | asyncio.Task[None] | None = None
     cancelling: str | None = None  # the reason, once it is being cancelled
     ended: RunResult | None = None
@@ -266,7 +266,7 @@ class MemoryEngine:
         return False
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Return the error of a run that raised ``SystemExit`` or the like; nothing else ends.
+        """Return the error of a run that raised ``SystemExit`` or the like; only that run ends.
 
         A ``KeyboardInterrupt`` on the event loop goes on, because it is meant for the process.
         """

@@ -1,21 +1,21 @@
-"""START HERE: ``install(app)`` gives the tasks of an engine's own app plugins.
+"""START HERE: ``install(app)`` adds plugins to the tasks of an engine's own app.
 
-Each engine is a subclass of ``Native`` that answers what only it knows. What all engines share is
-written here once: ``install``, the app that holds the plugins in each process, their start and
+Each engine is a subclass of ``Native`` that implements what is special to it. This module has what
+all engines share: ``install``, the app that holds the plugins in each process, their start and
 stop in a worker, one attempt in plain or async code, and a retry that cannot be sent.
 
-An engine knows one attempt by a request, a message, or a job; here that is the ``run``.
-An engine answers six questions: ``cover``, ``tasks``, ``message``, ``retry``, ``will_retry`` and
+Engines represent one attempt by a request, a message, or a job; here it is called the ``run``.
+An engine implements six methods: ``cover``, ``tasks``, ``message``, ``retry``, ``will_retry`` and
 ``encode``. The other methods of the first part have defaults that suit most engines. ``retry``,
 ``cancel``, ``dead_letter``, ``fail`` and ``send`` may be ``async def``: in the run of a plain
 function they are awaited on ``loop``.
 
-The object is stored on the engine's own app and nowhere else, so both are freed together.
+Only the engine's own app holds the ``Native`` object, so both are freed together.
 
 ===================  ===========================================================================
 ``_life.py``         ``begin`` and ``end``: the life of the plugins in a worker
-``_host.py``         an engine as the executor of one attempt sees it
-``_native_app.py``   an engine's own app as its plugins see it
+``_host.py``         the executor's view of an engine during one attempt
+``_native_app.py``   the ``QueueTasks`` app that plugins see for an engine's own app
 ``_native_tasks.py`` how engines describe their tasks
 ``_replays.py``      sending a run again, for ``app.replay``
 ``_errors.py``       errors on their way out of a run: cut, named, and carried as JSON
@@ -75,7 +75,7 @@ __all__ = [
 
 N = TypeVar("N")
 
-# The keys of the runs at work here: a task that calls itself calls a function.
+# The keys of the current runs: when a task calls itself, that is a plain function call.
 _at_work: Final[ContextVar[frozenset[Any]]] = ContextVar(
     "qtasks_pluggy_at_work", default=frozenset()
 )
@@ -97,13 +97,13 @@ class Native(InWorkers, Generic[N]):
     Attributes:
         name: The engine's name.
         kind: The class that ``install`` takes.
-        control: The engine's own exceptions, about which no plugin is asked.
-        ends_worker: Which errors that are no ``Exception`` end the worker instead of the run alone.
-        gives_ids: Whether ``send`` returns an id of the engine's own.
-        blocking: Whether ``send`` waits for something outside of this process.
+        control: The engine's own control exceptions; plugins are not asked about these.
+        ends_worker: Errors that are not an ``Exception`` and end the worker, not just the run.
+        gives_ids: Whether ``send`` returns an id that the engine chose.
+        blocking: Whether ``send`` waits for something outside this process.
         loop: The event loop that its ``async def`` methods need; None if any will do.
         native: The engine's own app.
-        plugins: The plugins, as they were given.
+        plugins: The plugins, as they were passed.
     """
 
     name: ClassVar[str]
@@ -133,7 +133,7 @@ class Native(InWorkers, Generic[N]):
         return len(self.tasks)
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
-        """Make a message with what the engine knows about a run; what it does not know is None."""
+        """Make a message from what the engine knows about a run; anything unknown is None."""
         raise NotImplementedError
 
     def retry(self, run: Any, attempt: Attempt, number: int) -> Any:
@@ -141,36 +141,36 @@ class Native(InWorkers, Generic[N]):
 
         Args:
             run: The run.
-            attempt: Its ``error`` is what is retried, after its ``delay`` in seconds.
+            attempt: Its ``error`` is the error to retry, after its ``delay`` in seconds.
             number: The number of the next attempt, from 2.
 
         Returns:
-            The exception that tells the engine that this attempt is not the end.
+            The exception that tells the engine that the run goes on.
 
         Raises:
-            Exception: It cannot be sent. The run ends in an ``EngineError`` that says so.
+            Exception: It cannot be sent. The run then ends with an ``EngineError``.
         """
         raise NotImplementedError
 
     def will_retry(self, run: Any, error: BaseException) -> bool:  # noqa: ARG002  # an engine's
-        """Return whether the engine repeats the run by itself after this error.
+        """Return whether the engine itself will repeat the run after this error.
 
         Args:
             run: The run.
-            error: One of ``control``, or an error about which no plugin had an opinion.
+            error: One of ``control``, or an error that no plugin answered.
         """
         return False
 
     def encode(self, run: Any, value: Any) -> object:
-        """Encode what the engine would store or send; raise for what it cannot.
+        """Encode a value as the engine would store or send it; raise if that is impossible.
 
         Args:
-            run: The run whose result a plugin's answer would be; None for an argument of a replay.
+            run: The run that a plugin's answer is for; None for an argument of a replay.
             value: The answer, or the argument.
         """
 
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # an engine's
-        """Return what the engine can do for a run; for None, what it can do for a replay."""
+        """Return what the engine can do for a run, or, for None, for a replay."""
         return Capabilities(delay=True, results=True)
 
     def cancel(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # an engine's
@@ -178,7 +178,7 @@ class Native(InWorkers, Generic[N]):
         return attempt.error
 
     def dead_letter(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # an engine's
-        """Return the exception that ends a dead letter; ``attempt.kept`` if a plugin has a copy."""
+        """Return the exception that ends a dead letter; ``attempt.kept`` if a plugin keeps it."""
         return attempt.error
 
     def fail(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # an engine's
@@ -186,7 +186,7 @@ class Native(InWorkers, Generic[N]):
         return attempt.error
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Return the error of a run whose task raised one that is no ``Exception``.
+        """Return the run's error after its task raised one that is not an ``Exception``.
 
         Returns:
             The error that plugins and callers get; None if it ends the worker.
@@ -194,14 +194,14 @@ class Native(InWorkers, Generic[N]):
         return None if isinstance(error, self.ends_worker) else error
 
     def check_result(self, task: str, value: Any) -> None:
-        """Refuse a task's own result that cannot be stored; by default the engine does that.
+        """Refuse a task's own result that cannot be stored; by default, leave that to the engine.
 
         Raises:
-            EngineError: It cannot be stored.
+            EngineError: The result cannot be stored.
         """
 
     def options(self, run: Any) -> Mapping[str, Any]:  # noqa: ARG002  # an engine's
-        """Return what a run's task was declared with that the engine itself does not use.
+        """Return the declared options of a run's task that the engine itself does not use.
 
         ``tags`` become the task's tags, the rest its ``extra``.
         """
@@ -226,7 +226,7 @@ class Native(InWorkers, Generic[N]):
 
     @classmethod
     def unwrap(cls, native: Any) -> Any:
-        """Return the app itself, where the engine has stand-ins for it."""
+        """Return the app itself if ``native`` is a proxy for it."""
         return native
 
     # --- install
@@ -240,7 +240,7 @@ class Native(InWorkers, Generic[N]):
         discover: bool = True,
         intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
     ) -> int:
-        """Let plugins decide about the errors of an engine's own tasks, also of later ones.
+        """Let plugins decide about the errors of an engine's own tasks, including later ones.
 
         Args:
             native: The engine's own app. Calling this again replaces the app's plugins.
@@ -261,10 +261,10 @@ class Native(InWorkers, Generic[N]):
 
     @classmethod
     def found_in(cls, native: Any) -> Self:
-        """Return the object that an app has, or a new one, which covers nothing before ``take``.
+        """Return an app's ``Native`` object, or a new one, which covers nothing before ``take``.
 
         Raises:
-            TypeError: It is not the engine's own app.
+            TypeError: ``native`` is not the engine's own app.
         """
         native = cls.unwrap(native)
         if not isinstance(native, cls.kind):
@@ -282,7 +282,7 @@ class Native(InWorkers, Generic[N]):
         self._made_in = 0
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
-        """Use these plugins; if others are started here, stop them and start these.
+        """Use these plugins; if others are started in this process, stop them and start these.
 
         Args:
             plugins: As for ``install``.
@@ -334,18 +334,18 @@ class Native(InWorkers, Generic[N]):
         """Make one attempt in plain code, in a copy of the thread's context (R19).
 
         Args:
-            run: What the engine knows the attempt by.
+            run: The engine's object for the attempt.
             func: The task's function, plain or async.
             args: Its arguments.
             kwargs: Its keyword arguments.
-            key: What ``is_at_work`` knows the run by.
+            key: The run's key for ``is_at_work``.
 
         Returns:
             The result for the engine to store.
 
         Raises:
-            BaseException: The error for the engine, without our frames; or what makes the engine
-                do what the plugins decided.
+            BaseException: The error for the engine, without our frames; or the exception that
+                makes the engine carry out what the plugins decided.
         """
         with HANDS_OVER:
             ended = copy_context().run(self._work_here, run, func, args, kwargs, key)
@@ -384,7 +384,7 @@ class Native(InWorkers, Generic[N]):
     async def _attempt(
         self, backend: Backend, run: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Make one attempt and carry out what it came to, in plain and in async code.
+        """Make one attempt and carry out what was decided, in plain or async code.
 
         Returns:
             The result, or a ``_Raise``.
@@ -407,17 +407,17 @@ class Native(InWorkers, Generic[N]):
         if attempt.action in ends:
             end = ends[attempt.action](run, attempt)
             end = await self._settled(end, backend, attempt.action)
-        # An error may be false.
+        # An error may be falsy.
         return _Raise(EngineError(attempt.reason) if end is None else end)
 
     def execute(
         self, executor: TaskExecutor, host: Host, backend: Backend
     ) -> Coroutine[Any, Any, Attempt]:
-        """Have the executor make the attempt."""
+        """Make the attempt with the executor."""
         return executor.execute_attempt(host, backend)
 
     async def _settled(self, answer: Any, backend: Backend, method: str) -> Any:
-        """Wait for the answer of a method that an engine may have as ``async def``."""
+        """Wait for the answer of a method that an engine may define as ``async def``."""
         if is_pending(answer):
             return await wait_for(answer, self, backend, method)  # type: ignore[arg-type]  # of the engine it reads name and loop
         return answer
@@ -446,5 +446,5 @@ class Native(InWorkers, Generic[N]):
         return send_again(self, message, delay)
 
     def _refused(self, message: TaskMessage, error: Exception) -> EngineError:
-        """Say why a message could not be sent."""
+        """Return the error for a message that could not be sent."""
         return refused(self, message, error)

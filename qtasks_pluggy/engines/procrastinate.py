@@ -1,16 +1,16 @@
-"""Procrastinate: plugins for the tasks of an app, by one line.
+"""Procrastinate: plugins for the tasks of an app, with one line.
 
-``install(app)`` covers the tasks when a worker begins. What it sets on the app and its tasks; the
-names are public, and the same from 3.0.2 on:
+``install(app)`` covers the tasks when a worker starts. It sets these attributes of the app and its
+tasks; their names are public, and the same since 3.0.2:
 
 ========================  ==================================================================
-``app.run_worker_async``  begins and ends with the worker; ``procrastinate worker`` calls it
-``task.func``             makes an attempt where it is given a job's context, else a call
-``task.pass_context``     is true, so that each job's context is given
-``task.retry_strategy``   is asked after plugins, which have their wishes in ``_Strategy``
+``app.run_worker_async``  starts and stops the plugins; ``procrastinate worker`` calls it
+``task.func``             makes an attempt if it gets a job's context, else a plain call
+``task.pass_context``     is true, so that ``task.func`` gets each job's context
+``task.retry_strategy``   is ``_Strategy``: what plugins decided, else the task's own
 ========================  ==================================================================
 
-``test_the_worker_command_asks_plugins`` holds the first, ``test_a_context_is_the_task_s_alone`` the
+``test_the_worker_command_asks_plugins`` tests the first, ``test_a_context_is_the_task_s_alone`` the
 next two, and ``test_a_project_s_own_strategy_decides_where_no_plugin_does`` the last.
 """
 
@@ -44,7 +44,7 @@ __all__ = ["install"]
 
 
 class AppPlugins(Native[App]):
-    """The plugins of a Procrastinate app; a run is the context of a job."""
+    """The plugins of a Procrastinate app; a run is a job's context."""
 
     name = "procrastinate"
     kind = App
@@ -53,7 +53,7 @@ class AppPlugins(Native[App]):
     gives_ids = True
 
     def cover(self) -> None:
-        """Begin and end with each worker of the app."""
+        """Start and stop the plugins with each worker of the app."""
         run_worker_async = self.native.run_worker_async
 
         async def run_worker(**options: Any) -> None:
@@ -76,7 +76,7 @@ class AppPlugins(Native[App]):
         self.native.run_worker_async = run_worker  # type: ignore[method-assign]  # of this one app
 
     def _cover(self, task: Task[Any, Any, Any]) -> None:
-        """Have a worker's call of a task made with plugins around it."""
+        """Put plugins around a task's function, for calls by a worker."""
         own, takes_context = task.func, task.pass_context
 
         def attempt(work: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -101,23 +101,23 @@ class AppPlugins(Native[App]):
         task.retry_strategy = _Strategy(task.retry_strategy)
 
     def _is_job(self, args: tuple[Any, ...]) -> bool:
-        """Say whether these are a worker's arguments, and not those of a call within a job."""
+        """Return whether a worker passed these arguments, not a call within a job."""
         return (
             bool(args) and isinstance(args[0], JobContext) and not self.is_at_work(args[0].job.id)
         )
 
     @property
     def tasks(self) -> Mapping[str, Any]:
-        """The app's own tasks by name, and by their other names."""
+        """The app's own tasks by name and by alias."""
         tasks = self.native.tasks.items()
         return {name: task for name, task in tasks if not task.name.startswith("builtin:")}
 
     def count(self) -> int:
-        """Count the tasks, each once."""
+        """Count each task once."""
         return len({id(task) for task in self.tasks.values()})
 
     def message(self, run: JobContext, args: Any, kwargs: Any) -> TaskMessage:
-        """Make a message of a job."""
+        """Make a message from a job."""
         job = run.job
         return TaskMessage(
             job.task_name,
@@ -131,45 +131,46 @@ class AppPlugins(Native[App]):
         )
 
     def can(self, run: JobContext | None) -> Capabilities:  # noqa: ARG002  # the same for all
-        """Say what Procrastinate can do: it keeps failed jobs, and no results."""
+        """Return what Procrastinate can do: it keeps failed jobs but no results."""
         return Capabilities(delay=True, dead_letter=True)
 
     def will_retry(self, run: JobContext, error: BaseException) -> bool:
-        """Say whether the task's own strategy has the job run again."""
+        """Return whether the task's own strategy will run the job again."""
         if isinstance(error, JobAborted) and run.abort_reason() is not AbortReason.SHUTDOWN:
             return False
         return run.task.get_retry_exception(error, run.job) is not None
 
     def retry(self, run: JobContext, attempt: Attempt, number: int) -> Any:  # noqa: ARG002  # counts
-        """Have our strategy ask for another attempt, after what is the task's own error."""
+        """Make our strategy request another attempt, and raise the task's own error."""
         at = datetime.now(UTC) + timedelta(seconds=attempt.delay or 0)
         _decisions_for(run)[run.job.id] = RetryDecision(retry_at=at)
         return attempt.error
 
     def cancel(self, run: JobContext, attempt: Attempt) -> Any:
-        """Abort the job, which no strategy runs again."""
+        """Abort the job, so that no strategy runs it again."""
         _decisions_for(run)[run.job.id] = None
         aborted = JobAborted(attempt.reason)
         aborted.__cause__ = attempt.error
         return aborted
 
     def dead_letter(self, run: JobContext, attempt: Attempt) -> Any:
-        """Let the job fail, and not be run again: the table of jobs keeps it."""
+        """Fail the job for good; the jobs table keeps it."""
         _decisions_for(run)[run.job.id] = None
         return attempt.error
 
     def encode(self, run: JobContext | None, value: Any) -> object:
-        """Make JSON of an argument; results are nobody's."""
+        """Encode an argument as JSON; Procrastinate does not store results."""
         return json.dumps(value) if run is None else None
 
     def send(self, message: TaskMessage, delay: float | None) -> Any:
-        """Defer a job, which the database gives an id; on the worker's loop this is awaited.
+        """Defer a job and return the id that the database chose; awaited on a worker's loop.
 
         Raises:
-            EngineError: It has positional arguments.
+            EngineError: The message has positional arguments.
         """
         if message.args:
-            msg = f"engine 'procrastinate', task {message.name!r}: a job has keyword arguments only"
+            who = f"engine 'procrastinate', task {message.name!r}"
+            msg = f"{who}: a job takes keyword arguments only"
             raise EngineError(msg)
         options: Any = {"queue": message.queue, "task_kwargs": dict(message.kwargs)}
         if delay:
@@ -194,10 +195,10 @@ def _decisions_for(run: JobContext) -> dict[int | None, RetryDecision | None]:
 
 
 class _Strategy(BaseRetryStrategy):
-    """When a job is run again: what plugins decided, else the task's own strategy.
+    """Decides when a job runs again: as plugins decided, else by the task's own strategy.
 
     Attributes:
-        decisions: Of jobs that plugins decided about, by their ids; None for not again.
+        decisions: What plugins decided, by job id; None if the job must not run again.
     """
 
     def __init__(self, own: BaseRetryStrategy | None) -> None:
@@ -205,7 +206,7 @@ class _Strategy(BaseRetryStrategy):
         self.decisions: dict[int | None, RetryDecision | None] = {}
 
     def get_retry_exception(self, exception: BaseException, job: Job) -> JobRetry | None:
-        """Answer Procrastinate, after an attempt that has failed."""
+        """Return what Procrastinate should do after a failed attempt."""
         if job.id in self.decisions:
             decision = self.decisions.pop(job.id)
             return None if decision is None else JobRetry(decision)

@@ -1,19 +1,19 @@
-"""QTasks: plugins for the tasks of an app of the library that the idea came from.
+"""QTasks: plugins for the tasks of a QTasks app, the library that the idea came from.
 
-``install(app)`` makes QTasks' executor call each task through ours, for plain and for async apps.
-QTasks' own plugins go on as they are: what ours leave to them, and its middlewares, dependencies
-and models, which it applies to the arguments beforehand.
+``install(app)`` makes QTasks' executor call each task through ours, in plain and async apps.
+QTasks' own plugins still see the errors that ours do not answer, and its middlewares, dependencies
+and models still prepare the arguments first.
 
-Private names of QTasks that are used here, for want of public ones; tests pin them at both ends of
-the range of versions:
+This module uses these private names of QTasks, because there are no public ones; tests check them
+with the oldest and the newest supported version:
 
 ===========================  ===================================================================
 ``executor._args, _kwargs``  the arguments that its plugins and middlewares have prepared
-``worker._tasks``            the tasks, routers' and shared ones too, with their own executors
+``worker._tasks``            all tasks, with routers' and shared ones, and their own executors
 ===========================  ===================================================================
 """
 
-# QTasks' types are for its own plugins.
+# QTasks' types describe its own plugins only.
 # pyright: reportMissingTypeStubs=false, reportMissingTypeArgument=false, reportAssignmentType=false
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = ["install"]
 
 
 class AppPlugins(InPlace[Any]):
-    """The plugins of a QTasks app; a run is an executor of QTasks that calls a task."""
+    """The plugins of a QTasks app; a run is a QTasks executor that calls a task."""
 
     name = "qtasks"
     kind = BaseQueueTasks
@@ -55,20 +55,20 @@ class AppPlugins(InPlace[Any]):
     gives_ids = True
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
-        """Have these plugins; those of QTasks' shape are asked as ours of that shape are."""
+        """Use these plugins; QTasks plugins are wrapped in our ``BasePlugin``."""
         given = [_Adapted(one) if isinstance(one, BasePlugin) else one for one in plugins]
         super().take(given, **options)
 
     def cover(self) -> None:
-        """Replace the executor of the app's worker, and hear when the worker begins and ends."""
+        """Replace the worker's executor, and add a plugin that hears when the worker starts."""
         worker = self.native.worker
         self.is_async = isinstance(self.native, AsyncApp)
         worker.task_executor = self._around(worker.task_executor)
         self.native.add_plugin(_Life(self), ["worker_start", "worker_stop"], component="worker")
 
     def cover_own_executors(self) -> None:
-        """Replace the executors of tasks that have one of their own."""
-        for task in self.native.worker._tasks.values():  # noqa: SLF001  # more than the app's
+        """Replace the executors of tasks that have their own."""
+        for task in self.native.worker._tasks.values():  # noqa: SLF001  # also those of routers
             if task.executor is not None:
                 task.executor = self._around(task.executor)
 
@@ -88,7 +88,7 @@ class AppPlugins(InPlace[Any]):
         return dict(self.native.tasks)
 
     def message(self, run: _Run, args: Any, kwargs: Any) -> TaskMessage:
-        """Make a message of QTasks' own."""
+        """Make a message from QTasks' own."""
         sent = run.executor.task_broker
         return TaskMessage(
             sent.name,
@@ -102,29 +102,29 @@ class AppPlugins(InPlace[Any]):
         )
 
     def options(self, run: _Run) -> Mapping[str, Any]:
-        """Give a task's tags, and what else it was declared with that QTasks does not know."""
+        """Return a task's tags, and its declared options that QTasks itself does not use."""
         task = run.executor.task_func
         return {**(task.extra or {}), "tags": tuple(task.tags or ())}
 
     def can(self, run: _Run | None) -> Capabilities:
-        """Say what QTasks can do: it has no delays of its own, and no place for dead letters."""
+        """Return what QTasks can do: it has neither delays nor dead letters of its own."""
         return Capabilities(delay=run is not None, results=True)
 
     def cancel(self, run: _Run, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
-        """Give the run the status that QTasks has for that."""
+        """Return QTasks' own error for a cancelled run."""
         cancelled = NativeCancelError(attempt.reason)
         cancelled.__cause__ = attempt.error
         return cancelled
 
     def encode(self, run: _Run | None, value: Any) -> object:
-        """Make JSON of a value, as QTasks does, unless the task says how."""
+        """Encode a value as JSON, as QTasks does, unless the task has its own ``decode``."""
         if run is not None and run.executor.task_func.decode is not None:
             return None
-        # A model of pydantic is stored as what it holds.
+        # QTasks stores a pydantic model as a dictionary of its fields.
         return dumps(value.model_dump() if hasattr(value, "model_dump") else value)
 
     def send(self, message: TaskMessage, delay: float | None) -> Any:  # noqa: ARG002  # none
-        """Add a task to the app's broker, which gives it an id."""
+        """Add a task to the app's broker, and return the id that the broker chose."""
         sent = self.native.broker.add(
             task_name=message.name,
             priority=message.priority or 0,
@@ -141,8 +141,8 @@ class _Run(Run):
     """A run of a task.
 
     Args:
-        executor: QTasks' executor of it, which has prepared the arguments.
-        run_task: Its own step that calls the function.
+        executor: QTasks' executor of the run; it has prepared the arguments.
+        run_task: The executor's own step that calls the function.
     """
 
     def __init__(self, executor: Any, run_task: Callable[[], Any]) -> None:
@@ -157,7 +157,7 @@ class _Run(Run):
         return tuple(message.args), dict(message.kwargs)
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the task's function, with what QTasks has prepared of arguments that are as sent."""
+        """Call the task's function; arguments that plugins left unchanged go as QTasks prepared."""
         executor, (own, named) = self.executor, self._prepared
         if (args, kwargs) != self.sent:
             echo = own[:1] if executor.task_func.echo else []
@@ -183,13 +183,13 @@ def _trigger_errors_as_ours() -> Generator[None]:
 
 
 class _Plugged:
-    """An executor of QTasks that calls its task through ours."""
+    """A QTasks executor that calls its task through ours."""
 
     plugged: AppPlugins
     task_func: Any
 
     def run_task(self) -> Any:
-        """Call the task; in an async app this is awaited."""
+        """Call the task; in an async app, return an awaitable."""
         run = _Run(self, super().run_task)  # type: ignore[misc]  # an executor's
         func = calling(self.task_func.func, is_async=self.plugged.is_async)
         return self._run_async(run, func) if self.plugged.is_async else self._run(run, func)
@@ -211,7 +211,7 @@ class _Plugged:
 
 
 def _native(error: TaskPluginTriggerError) -> BaseException:
-    """Return QTasks' own error that a trigger error stands for, with what was noted."""
+    """Return the QTasks error that a trigger error wraps, with its notes."""
     native: BaseException | None = error.__cause__
     if native is None or not isinstance(native, NativeTriggerError):
         return error
@@ -231,26 +231,26 @@ class _Adapted(PluginOfItsShape):
 
 
 def _as_component(record: logging.LogRecord) -> bool:
-    """Name us as QTasks' format names its components."""
+    """Set the component name that QTasks' log format shows."""
     record.subname = "qtasks_pluggy"
     return True
 
 
 class _Life(BasePlugin):  # type: ignore[misc]  # without types
-    """Starts and stops the plugins with QTasks' worker; an async one awaits what it is given."""
+    """Starts and stops the plugins with QTasks' worker; an async worker awaits the results."""
 
     def __init__(self, plugged: AppPlugins) -> None:
         super().__init__(None)
         self._plugged = plugged
 
     def start(self, *_: Any, **__: Any) -> Any:
-        """Do nothing: QTasks calls this for some plugins only."""
+        """Do nothing: QTasks does not call this for every plugin."""
         return self.trigger("")
 
     stop = start
 
     def trigger(self, name: str, *_: Any, **__: Any) -> Any:
-        """Hear that the worker begins, or ends."""
+        """Start or stop the plugins when the worker starts or stops."""
         plugged = self._plugged
         if plugged.is_async:
             return self._trigger_async(name)
@@ -272,7 +272,7 @@ class _Life(BasePlugin):  # type: ignore[misc]  # without types
 
     @contextmanager
     def _refused(self) -> Generator[None]:
-        """End the worker that cannot start, and say so where QTasks logs."""
+        """End a worker that cannot start, and write the reason to QTasks' log."""
         logging.getLogger("qtasks_pluggy").addFilter(_as_component)
         log_as(self._plugged.app_name)
         try:

@@ -1,11 +1,11 @@
-"""RQ: plugins for jobs, by the class of jobs that a worker is given.
+"""RQ: plugins for jobs, through the worker's job class.
 
 ``rq worker --job-class qtasks_pluggy.engines.rq.PluggyJob`` asks the installed plugins;
-``--job-class shop.ShopJob`` also those of ``ShopJob = install([...])``. RQ has no app object and no
-list of tasks: every function that can be imported is a job.
+``--job-class shop.ShopJob`` also asks those of ``ShopJob = install([...])``. RQ has no app object
+and no list of tasks: every importable function can be a job.
 
-Nothing here is private in RQ. A worker's own process is told from a work horse by who handles
-SIGTERM, which ``test_each_worker_class_asks_plugins`` holds.
+This module uses only public parts of RQ. It tells a worker's own process from a work horse by who
+handles SIGTERM; ``test_each_worker_class_asks_plugins`` checks that.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from qtasks_pluggy.exc import EngineError
 
 __all__ = ["PluggyJob", "install"]
 
-# The key of a job's ``meta`` that counts its attempts, from the second on.
+# The key in a job's ``meta`` that counts its attempts, from the second on.
 _ATTEMPT: Final = "qtasks_pluggy_attempt"
-# An older RQ stores a returned Retry as any other result.
+# An older RQ stores a returned Retry like any other result.
 _OBEYS_RETURNED_RETRY: Final = hasattr(Result.Type, "RETRIED")
 
 
@@ -51,24 +51,25 @@ def install(
     discover: bool = True,
     intercept: type[BaseException] | Iterable[type[BaseException]] = Exception,
 ) -> type[Job]:
-    """Make a class of jobs about whose errors plugins decide.
+    """Make a job class that asks plugins about the errors of its jobs.
 
     Args:
         plugins: As for ``QueueTasks``, or names, ``"module"`` or ``"module:attribute"``.
-        job_class: The class of jobs that the project has, if it is not RQ's own.
+        job_class: The project's own job class, if it has one.
         discover: As for ``QueueTasks``.
         intercept: The exception classes that plugins are asked about, at every attempt.
 
     Returns:
-        The class, for ``rq worker --job-class``, or the ``job_class`` of a worker. For RQ's
-        ``SpawnWorker``, which pickles it, write ``class ShopJob(install(...)): ...``.
+        The class, for ``rq worker --job-class``, or the ``job_class`` of a worker. RQ's
+        ``SpawnWorker`` pickles it, so write ``class ShopJob(install(...)): ...`` there.
 
     Raises:
-        PluginRegistrationError: Faults of ``plugins``.
-        TypeError: ``job_class`` is no class of jobs.
+        PluginRegistrationError: ``plugins`` have faults.
+        TypeError: ``job_class`` is not a job class.
     """
     if not (isinstance(job_class, type) and issubclass(job_class, Job)):
-        msg = f"engine 'rq': install(job_class=) expected a class of rq.job.Job, got {job_class!r}"
+        who = "engine 'rq': install(job_class=)"
+        msg = f"{who} expected a subclass of rq.job.Job, got {job_class!r}"
         raise TypeError(msg)
     made = type("PluggyJob", (_PluggedJob, job_class), {"__module__": __name__})
     JobPlugins.install(made, plugins, discover=discover, intercept=intercept)
@@ -84,31 +85,31 @@ class _ReturnedRetry(Exception):  # noqa: N818  # a control exception
 
 
 class JobPlugins(Native[type[Job]]):
-    """The plugins of a class of jobs; a run is a job."""
+    """The plugins of a job class; a run is a job."""
 
     name = "rq"
     kind = type
     control = (BaseTimeoutException, _ReturnedRetry)
     ends_worker = ()
 
-    # The queue that ``installed_in`` was given; a job at work has its own.
+    # The queue that was passed to ``installed_in``; a running job has its own.
     queue: Queue | None = None
     is_preloaded = False
 
     def cover(self) -> None:
-        """Do nothing: a worker is given the class."""
+        """Do nothing: the worker gets the class from its command line."""
 
     @property
     def tasks(self) -> Mapping[str, Any]:
-        """Every function that can be imported, by its dotted name."""
+        """Every importable function, by its dotted name."""
         return Importable(callable)
 
     def count(self) -> int:
-        """Say that there is something to do: nobody knows how much."""
+        """Return 1: RQ has no list of jobs to count."""
         return 1
 
     def around(self, job: _PluggedJob) -> Callable[..., Any]:
-        """Return what RQ calls for a job: its function, with plugins around it."""
+        """Return the callable that RQ runs for a job: its function, with plugins around it."""
         own = job.own_func
 
         @wraps(own)
@@ -117,7 +118,7 @@ class JobPlugins(Native[type[Job]]):
 
         @wraps(own)
         async def function_async(*args: Any, **kwargs: Any) -> Any:
-            """Call the function, as the plain one does."""
+            """Await the job's function."""
             return _checked(job, await own(*args, **kwargs))
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -128,7 +129,7 @@ class JobPlugins(Native[type[Job]]):
                 return returned.retry
 
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            """Run by RQ itself, in the main thread, where its time limit can end it."""
+            """Make the attempt; RQ awaits this in the main thread, where its time limit works."""
             try:
                 with self._alive(job):
                     return await self.work_async(job, function_async, args, kwargs, key=job.id)
@@ -147,7 +148,7 @@ class JobPlugins(Native[type[Job]]):
                 self.begin_for_run()
             except Exception as error:
                 if not _is_sync(job):
-                    # Left to another worker: this one would take every job, and fail it.
+                    # Leave the job to another worker: this one would take and fail every job.
                     _add_retry(job, 0)
                     send_shutdown_command(job.connection, job.worker_name or "")
                 raise self.refusal(error) from error
@@ -164,13 +165,13 @@ class JobPlugins(Native[type[Job]]):
                 # RQ stores the job's ``meta`` when it runs it again.
                 job.meta[_ATTEMPT] = attempt_of({"attempt": job.meta.get(_ATTEMPT)}) + 1
             elif job.meta.pop(_ATTEMPT, None):
-                # Whoever requeues a failed job begins anew.
+                # A failed job that is requeued starts at its first attempt.
                 job.save_meta()  # type: ignore[no-untyped-call]  # RQ's
             if not stays:
                 self.end()
 
     def message(self, run: Job, args: Any, kwargs: Any) -> TaskMessage:
-        """Make a message of a job."""
+        """Make a message from a job."""
         made = run.created_at
         return TaskMessage(
             str(run.func_name),
@@ -178,7 +179,7 @@ class JobPlugins(Native[type[Job]]):
             kwargs,
             uuid=run.id,
             priority=None,
-            # Before RQ 2 it has no time zone.
+            # Before RQ 2, it has no time zone.
             created_at=made.replace(tzinfo=made.tzinfo or UTC).timestamp(),
             attempt=attempt_of({"attempt": run.meta.get(_ATTEMPT)}),
             queue=run.origin,
@@ -187,37 +188,37 @@ class JobPlugins(Native[type[Job]]):
         )
 
     def can(self, run: Job | None) -> Capabilities:
-        """Say what RQ can do; jobs that failed are kept in its ``FailedJobRegistry``."""
+        """Return what RQ can do; its ``FailedJobRegistry`` keeps failed jobs."""
         is_delayed = run is None or not _is_sync(run)
         return Capabilities(delay=is_delayed, dead_letter=True, results=True, metadata=True)
 
     def will_retry(self, run: Job, error: BaseException) -> bool:
-        """Say whether RQ runs a job again by itself."""
+        """Return whether RQ itself will run the job again."""
         is_left = isinstance(error, _ReturnedRetry) or (run.retries_left or 0) > 0
         return is_left and not _is_sync(run)
 
     def retry(self, run: Job, attempt: Attempt, number: int) -> Any:  # noqa: ARG002  # ``_counted``
-        """Give a job one more retry, which its worker arranges when it fails."""
+        """Add one retry to a job; its worker schedules it when the job fails."""
         if _is_sync(run):
-            msg = f"engine 'rq', {run.func_name}: a queue with is_async=False runs a job once"
+            msg = f"engine 'rq', {run.func_name}: a queue with is_async=False runs each job once"
             raise EngineError(msg)
         _add_retry(run, ceil(attempt.delay or 0))
         return attempt.error
 
     def cancel(self, run: Job, attempt: Attempt) -> Any:
-        """Let a job fail without the retries that it has left."""
+        """Fail a job and drop its remaining retries."""
         run.retries_left = 0
         return attempt.error
 
     dead_letter = cancel
 
     def encode(self, run: Job | None, value: Any) -> object:
-        """Serialize what RQ would, and read it as RQ will."""
+        """Serialize a value as RQ does, and read it back."""
         serializer = (self._queue_for() if run is None else run).serializer
         return serializer.loads(serializer.dumps(value))
 
     def send(self, message: TaskMessage, delay: float | None) -> None:
-        """Enqueue a job, on the queue of the message where a job is at work."""
+        """Enqueue a job on the queue that the message names."""
         queue = self._queue_for(message.queue)
         job = queue.create_job(
             message.name,
@@ -232,37 +233,37 @@ class JobPlugins(Native[type[Job]]):
             queue.enqueue_job(job)
 
     def _queue_for(self, name: str | None = None) -> Queue:
-        """Give a queue by its name, on the connection of the job at work, or of a client.
+        """Return a queue by name, on the connection of the running job or of the client.
 
         Raises:
             EngineError: No connection is known.
         """
         known: Any = get_current_job() or self.queue
         if known is None:
-            msg = "engine 'rq': no connection to send a job by; name a Queue, not its class of jobs"
+            msg = "engine 'rq': no connection to send the job on; pass a Queue, not a job class"
             raise EngineError(msg)
         chosen: str = name or getattr(known, "origin", "") or known.name
         return Queue(chosen, connection=known.connection, serializer=known.serializer)
 
 
 class _PluggedJob(Job):
-    """A job about whose errors plugins decide."""
+    """A job whose worker asks plugins about its errors."""
 
     qtasks_pluggy_app: JobPlugins
 
     @classmethod
     def fetch(cls, *args: Any, **kwargs: Any) -> Any:
-        """Fetch a job; a worker imports the plugins first, or each work horse would do it anew."""
+        """Fetch a job; a worker first imports the plugins, so that work horses inherit them."""
         plugged = cls.qtasks_pluggy_app
         if not plugged.is_preloaded and _is_worker():
             plugged.is_preloaded = True
-            with suppress(Exception):  # the work horse says so
+            with suppress(Exception):  # the work horse reports it
                 load_plugins(plugged.app)
         return super().fetch(*args, **kwargs)
 
     @property
     def func(self) -> Any:
-        """The job's function; for the worker that performs the job, with plugins around it."""
+        """The job's function; in the worker that performs the job, with plugins around it."""
         plugged, own = self.qtasks_pluggy_app, self.own_func
         if own is None or get_current_job() is not self or plugged.is_at_work(self.id):
             return own
@@ -282,22 +283,22 @@ def _checked(job: Job, result: Any) -> Any:
 
 
 def _is_worker() -> bool:
-    """Say whether this is a worker's own process, whose signals it handles; no work horse's."""
+    """Return whether this is a worker's own process, which handles signals, not a work horse."""
     handler = signal.getsignal(signal.SIGTERM)
     return isinstance(getattr(handler, "__self__", None), BaseWorker)
 
 
 def _is_sync(job: Job) -> bool:
-    """Say whether a job is done where it was enqueued, by ``is_async=False``."""
+    """Return whether ``is_async=False`` makes a job run where it was enqueued."""
     return job.worker_name in {None, "", "sync"}
 
 
 def _add_retry(job: Job, delay: int) -> None:
-    """Add a retry in so many seconds, before those that a job has left, with their intervals."""
+    """Add a retry after ``delay`` seconds, before a job's remaining retries and their intervals."""
     left, own = job.retries_left or 0, job.retry_intervals or [0]
     intervals = [own[max(len(own) - number, 0)] for number in range(left, 0, -1)]
     job.retries_left, job.retry_intervals = left + 1, [delay, *intervals]
 
 
-class PluggyJob(install()):  # type: ignore[misc]  # a class that is made
-    """The class of jobs about whose errors the installed plugins decide."""
+class PluggyJob(install()):  # type: ignore[misc]  # a class made at run time
+    """The job class whose errors the installed plugins decide about."""

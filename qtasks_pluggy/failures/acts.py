@@ -39,7 +39,7 @@ CHANGES: Final[Mapping[str, Change]] = {
 
 
 def change_groups(url: URL, act: str, groups: Iterable[str], *, who: str, scope: str) -> list[str]:
-    """Give groups another state.
+    """Set the state of groups.
 
     Args:
         url: Where the store is.

@@ -94,8 +94,8 @@ def rebuilt(run: Recorded) -> tuple[Exception, bool] | None:
         run: The run whose newest error it is.
 
     Returns:
-        The error, and whether it is a stand-in; None for one that is no ``Exception``, about which
-        no plugin is asked.
+        The error, and whether it is a stand-in; None if it is not an ``Exception``, because plugins
+        are not asked about those.
     """
     kind = _loaded(run.error)
     if kind is None:
@@ -118,7 +118,7 @@ def rebuilt(run: Recorded) -> tuple[Exception, bool] | None:
 
 
 def _named_alike(run: Recorded) -> Exception:
-    """Make an error of a class that has the name alone, by which filters can know it."""
+    """Make an error of a class that has only the name, so that filters can match it."""
     module, _, name = run.error.rpartition(".")
     kind = type(name or "Exception", (Exception,), {"__module__": module or "builtins"})
     error: Exception = kind(run.message)

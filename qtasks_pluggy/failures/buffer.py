@@ -99,7 +99,7 @@ class Buffer:
         return self._changed.wait_for(lambda: self._is_stuck or ready(), WAIT_SECONDS) and ready()
 
     def take(self, idle: float) -> Batch | Letters | None:
-        """Wait for what is to be written next.
+        """Wait for the next batch to write.
 
         Returns:
             Dead letters; else a batch, which is empty after ``idle`` seconds. None once closed and
@@ -131,7 +131,7 @@ class Buffer:
         return self._is_closing or bool(self._letters) or len(self._records) >= BATCH
 
     def settle(self, batch: Batch) -> None:
-        """Say that a batch is written, or given up."""
+        """Note that a batch was written or given up."""
         with self._changed:
             self._settled += len(batch.records)
             self._is_stuck = False
@@ -155,7 +155,7 @@ class Buffer:
 
     @property
     def is_closing(self) -> bool:
-        """Whether nothing more is to be waited for."""
+        """Whether there is nothing left to wait for."""
         return self._is_closing
 
     def close(self) -> None:

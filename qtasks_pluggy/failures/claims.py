@@ -33,19 +33,19 @@ class Recorded:
         app: The app's name; empty for an executor without one.
         engine: The engine's name; empty in place.
         task: The task's name.
-        queue: The queue that it came from; None where there is none.
+        queue: The queue that it came from; None if there is none.
         status: How it ended.
         attempts: How many attempts it had.
         group: The fingerprint of its error.
         arguments: Its arguments, as ``Encoder`` wrote them; None if none are kept.
         not_replayable: Why they cannot be passed to a task again; None if they can.
-        replay_of: The run that it repeats; None where it repeats none.
+        replay_of: The run that it repeats; None if it repeats none.
         claimed_at: When a replay claimed it, in seconds since the epoch; None where none did.
-        sent_at: When it was sent; None where it was not, or the replay was killed before.
+        sent_at: When it was sent; None if it was not, or if the replay was killed first.
         sent_as: The id of the newest run that repeats it; None where none was sent.
         error: The class of its newest attempt's error, with its module; a built-in one bare.
         message: That error's text.
-        error_arguments: That error's own arguments; None where they are not kept.
+        error_arguments: That error's own arguments; None if they are not kept.
     """
 
     uuid: str
@@ -132,13 +132,13 @@ class Claims:
             connection.execute(sent)
 
     def release(self, run: Recorded) -> None:
-        """Give back a run that was claimed, and then could not be sent."""
+        """Release a claimed run that could not be sent."""
         before = {"claimed_at": run.claimed_at, "sent_at": run.sent_at}
         with self._writing.begin() as connection:
             connection.execute(_of(run.key).values(**before))
 
     def is_left(self, group: str) -> bool:
-        """Say whether a group has a failed run that no replay has taken."""
+        """Return whether a group has a failed run that no replay has claimed."""
         left = select(RUNS.c.uuid).where(
             RUNS.c.group_id == group, RUNS.c.status.in_(FINAL), RUNS.c.sent_at.is_(None)
         )
@@ -165,7 +165,7 @@ class Claims:
             connection.execute(update(ACTS).where(ACTS.c.id == act).values(number=number))
 
     def ends(self, uuids: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Find how runs have ended, as far as that is recorded.
+        """Find the recorded outcomes of runs.
 
         Args:
             uuids: Their ids.

@@ -48,7 +48,7 @@ class NoStoreError(StoreError):
 def default_url() -> str:
     """Return the URL of the store in this user's folder for what programs keep."""
     state = os.environ.get("XDG_STATE_HOME", "")
-    # As the standard says: a path that is not absolute is to be ignored.
+    # The XDG standard says to ignore a path that is not absolute.
     folder = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
     return f"sqlite:///{folder / 'qtasks-pluggy' / 'failures.db'}"
 
@@ -91,7 +91,7 @@ def why(error: Exception) -> str:
 
 
 def engine_for(url: URL, *, seconds: float, writes: bool) -> Engine:
-    """Make a store's engine, which waits so many seconds for a lock or for a server's answer."""
+    """Make a store's engine; it waits ``seconds`` for a lock or for a server's answer."""
     if url.drivername != "sqlite":
         waits = f"-c lock_timeout={int(seconds * 1000)}"
         connects = {"connect_timeout": max(2, int(seconds)), "options": waits}
@@ -125,7 +125,7 @@ def file_of(engine: Engine) -> tuple[int, int] | None:
 
 
 def set_durable(connection: Connection, *, is_durable: bool) -> None:
-    """Say, between transactions, whether a commit is to be on the disk when it returns.
+    """Set, between transactions, whether a commit must be on the disk when it returns.
 
     Without it SQLite may forget the last commits at a power cut, and nothing else. PostgreSQL's
     server decides: its ``synchronous_commit`` is on unless somebody turned it off.
@@ -137,7 +137,7 @@ def set_durable(connection: Connection, *, is_durable: bool) -> None:
 
 
 def connect(engine: Engine) -> Connection:
-    """Connect to a store, unless its file is no database."""
+    """Connect to a store; refuse a file that is not a database."""
     try:
         return engine.connect()
     except DatabaseError as error:
@@ -149,7 +149,7 @@ def connect(engine: Engine) -> Connection:
 
 
 def prepare(engine: Engine) -> None:
-    """Make a store if there is none yet, and check that it is ours and of this version."""
+    """Create the store if it does not exist; check that it is ours and of this version."""
     if engine.dialect.name == "sqlite":
         path = Path(engine.url.database or "").resolve()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

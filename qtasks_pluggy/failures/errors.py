@@ -122,7 +122,7 @@ def _causes_first(error: BaseException) -> list[tuple[BaseException, str]]:
 
 
 def _frames(error: BaseException) -> tuple[Frame, ...]:
-    """Name the frames of an error's traceback, without those of ours that it begins with."""
+    """Name the frames of an error's traceback, without our own frames at its start."""
     found: list[Frame] = []
     step = error.__traceback__
     while step is not None:

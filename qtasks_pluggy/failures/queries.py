@@ -183,7 +183,7 @@ class Reader:
             return list(connection.scalars(wanted))
 
     def groups_of(self, uuids: Iterable[str]) -> dict[str, str]:
-        """Find the groups of runs, by the ids of those that are there."""
+        """Find the groups of stored runs, by the runs' ids."""
         with self._engine.connect() as connection:
             return {
                 uuid: group
@@ -278,7 +278,7 @@ def _narrows_groups(connection: Connection, filters: Filters) -> bool:
 
 
 def _replays(connection: Connection, run: Row[Any]) -> list[Repetition]:
-    """Find the runs that repeat a run: those that are recorded, and the one that is not yet."""
+    """Find the replays of a run: the recorded ones, and one that is not recorded yet."""
     rows = connection.execute(
         select(RUNS.c.uuid, RUNS.c.status)
         .where(RUNS.c.replay_of == run.uuid)

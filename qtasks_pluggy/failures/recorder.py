@@ -35,9 +35,9 @@ DRAIN_SECONDS: Final = 5.0
 TELL_EVERY: Final = 60.0
 """Seconds between two events about a store that is not available."""
 FIRST_PAUSE: Final = 0.5
-"""Seconds for which the writer leaves such a store alone at first."""
+"""Seconds that the writer first waits before it tries such a store again."""
 LONGEST_PAUSE: Final = 5.0
-"""And at most."""
+"""The longest such wait, in seconds."""
 _OF_STORE: Final = (DBAPIError, OSError, StoreError, sqlite3.Error)
 _OF_DATA: Final = (DataError, IntegrityError)
 _LOCKED: Final = frozenset({"55P03", "40P01"})
@@ -124,7 +124,7 @@ class Recorder:
             writer.store.close()
 
     def after_fork(self, *, in_child: bool) -> None:
-        """Go on after a fork; a child begins with an empty buffer."""
+        """Continue after a fork; a child starts with an empty buffer."""
         if in_child:
             # Where the connection was not to be had it is at least not closed by this process.
             _of_parents.append(self._writer)
@@ -139,7 +139,7 @@ class Writer(threading.Thread):
 
     Args:
         buffer: The buffer.
-        store: The store; this thread alone uses it.
+        store: The store; only this thread uses it.
         store_name: The store's name, for people.
     """
 
@@ -202,7 +202,7 @@ class Writer(threading.Thread):
     def _write(self, batch: Batch) -> None:
         try:
             news = self._commit(batch)
-        except Exception as error:  # noqa: BLE001  # no run is to hear of it
+        except Exception as error:  # noqa: BLE001  # no run may fail because of it
             self._go_on(batch, error)
             return
         self._buffer.settle(batch)
@@ -233,7 +233,7 @@ class Writer(threading.Thread):
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _halve(self, batch: Batch, error: Exception) -> None:
-        """Write a batch with a faulty record by halves, and give up that record."""
+        """Write a batch with a faulty record in halves, and drop that record."""
         half = len(batch.records) // 2
         if half:
             self._write(attrs.evolve(batch, records=batch.records[:half]))

@@ -40,7 +40,7 @@ class Record:
         engine: The engine's name; empty in place.
         attempt: Which attempt it was, from 1.
         task: The task's name.
-        queue: The queue that the run came from; None where there is none.
+        queue: The queue that the run came from; None if there is none.
         status: How the attempt ended, one of ``STATUSES``.
         group: The fingerprint of the error; of a replay that succeeded the store finds it.
         told: The error; None of a replay that succeeded.
@@ -51,8 +51,8 @@ class Record:
         reason: Why, for people.
         trail: Who was asked in this attempt.
         arguments: The run's arguments.
-        error_arguments: The error's own, as text; None where they cannot be read back.
-        replay_of: The id of the run that this one repeats; None where it repeats none.
+        error_arguments: The error's own arguments, as text; None if they cannot be read back.
+        replay_of: The id of the run that this one repeats; None if it repeats none.
         log: The logger for news about the group; None for the one used last.
     """
 
@@ -96,7 +96,7 @@ class Record:
         """Return how it changes the counts: a run is counted once, by its newest attempt.
 
         Args:
-            before: Where its run is counted so far; None where the run is not known.
+            before: Where its run is counted so far; None if the run is not known.
         """
         if before is None and self.attempt > 1:
             # Counted when it was retried, and no longer kept. Most runs fail the same way again.
@@ -178,7 +178,7 @@ class Run:
 
 @attrs.frozen(kw_only=True)
 class Attempt:
-    """One attempt of a run, as far as it is kept."""
+    """One stored attempt of a run."""
 
     attempt: int
     error: str
@@ -192,7 +192,7 @@ class Attempt:
 class Repetition:
     """A run that repeats another one, and how it ended.
 
-    ``status`` is None where that is not known, and ``uuid`` where a replay has claimed the run and
+    ``status`` is None if that is not known, and ``uuid`` if a replay has claimed the run and
     not sent it.
     """
 
@@ -203,7 +203,7 @@ class Repetition:
 
 @attrs.frozen(kw_only=True)
 class WholeRun:
-    """A run with all that is kept of it; arguments are as stored, None where they are hidden."""
+    """A run with everything stored about it; arguments are as stored, None if they are hidden."""
 
     run: Run
     args: list[Any] | None

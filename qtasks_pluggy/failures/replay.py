@@ -114,7 +114,7 @@ def left_out(
 
     Args:
         run: The run.
-        app: The app that is to replay it.
+        app: The app that will replay it.
         arguments: Other arguments than the recorded ones.
         again: Whether a run may be replayed a second time.
     """
@@ -174,7 +174,7 @@ class Replay:
         again: Whether runs may be replayed that were replayed before.
         rate: Runs a second, at most; None for no limit.
         stop_after: How many new runs may fail like the old ones before it stops; None for no bound.
-        wait: Waits so many seconds.
+        wait: Waits for a number of seconds.
     """
 
     def __init__(
@@ -254,7 +254,7 @@ class Replay:
             self._claims.release(run)
             is_engines = isinstance(error, EngineError) and not isinstance(error, CapabilityError)
             return self._not_sent(run, str(error)), is_engines
-        except Exception as error:  # noqa: BLE001  # an engine's own, of which nobody knows more
+        except Exception as error:  # noqa: BLE001  # any error of an engine's own
             # It stays claimed: who wants it a second time says so.
             why_not = f"{type(error).__name__}: {error}; it may have been sent nevertheless"
             return self._not_sent(run, why_not), True
@@ -303,7 +303,7 @@ class Replay:
         ]
 
     def results(self) -> list[Replayed]:
-        """Return the result of each run, with its status as far as that is known now."""
+        """Return the result of each run, with its status if that is known by now."""
         sent = [one.uuid for one in self.done if one.uuid is not None]
         known: dict[str, tuple[str, str]] = {}
         with suppress(StoreError, SQLAlchemyError, OSError):

@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 
 VERSION: Final = 2
-"""The version of these tables; a store of another one is left alone."""
+"""The version of these tables; a store of another version is not used."""
 
 ALTOGETHER: Final = 0
 """Stands for the hour in the counts of all time."""
@@ -54,7 +54,7 @@ GROUPS: Final = Table(
     Column("state", String, nullable=False),
     Column("first_seen", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
-    # When somebody gave it its state: what failed before then, and is written later, is no news.
+    # When its state was set: a failure from before then is not news, even if written later.
     Column("state_since", Double),
     Index("failures_groups_by_time", "last_seen"),
 )
@@ -122,7 +122,7 @@ ATTEMPTS: Final = Table(
     Column("traceback", Text, nullable=False),
     Column("seconds", Double, nullable=False),
     Column("trail", Text, nullable=False),
-    # JSON with tags; nothing where the error's arguments cannot be read back.
+    # JSON with tags; empty if the error's arguments cannot be read back.
     Column("error_arguments", Text),
 )
 

@@ -17,9 +17,9 @@ from qtasks_pluggy.failures.records import FINAL, SOFT, Count, Record, RunKey, h
 from qtasks_pluggy.failures.schema import ACTS, ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
 
 LOCK_SECONDS: Final = 1.0
-"""How long a batch waits for another process that writes; then it is tried again later."""
+"""Seconds that a batch waits for another process that writes; after that, it is retried later."""
 MOST_DELETED: Final = 1_000
-"""Runs that one step of retention deletes; more than one batch brings."""
+"""How many runs one step of retention deletes; more than one batch adds."""
 
 Row: TypeAlias = dict[str, Any]
 
@@ -30,8 +30,8 @@ class Keep:
 
     Attributes:
         days: Days after which a run is deleted.
-        runs: The most runs.
-        recovered: The most recovered, and the most retried, runs of one group and hour.
+        runs: The maximum number of runs.
+        recovered: The maximum number of recovered, and of retried, runs for each group and hour.
     """
 
     days: float = 30.0
@@ -41,14 +41,14 @@ class Keep:
 
 @attrs.frozen
 class Batch:
-    """What is written at once.
+    """What is written in one transaction.
 
     Attributes:
         records: Attempts to keep.
-        counts: What else happened, to be counted alone.
-        seen: Of each group in those counts the newest record.
-        dropped: How many final failures are only counted, for want of room.
-        is_durable: Whether it is to outlive a power cut that follows at once.
+        counts: Everything else that happened, which is only counted.
+        seen: The newest record of each group in those counts.
+        dropped: How many final failures are only counted because there was no room.
+        is_durable: Whether it must survive a power cut right after the write.
     """
 
     records: Sequence[Record]
@@ -60,7 +60,7 @@ class Batch:
 
 @attrs.frozen
 class News:
-    """The groups of a batch that are to be logged, each by one record.
+    """The groups of a batch to log, one record each.
 
     Attributes:
         new: Groups that are new.
@@ -75,7 +75,7 @@ class Store:
     """The writing side of a store, for one thread of one process.
 
     Args:
-        url: Where it is.
+        url: The store's address.
         keep: How much it keeps.
     """
 
@@ -92,19 +92,19 @@ class Store:
             connection.close()
 
     def write(self, batch: Batch) -> News:
-        """Write a batch, all of it or nothing; return the groups to log."""
+        """Write all of a batch or nothing; return the groups to log."""
         with self._transaction(is_durable=batch.is_durable) as transaction:
             return transaction.write(batch)
 
     def retain(self, now: float) -> bool:
-        """Delete some of what need not be kept; say whether there may be more."""
+        """Delete some of what need not be kept; return whether there may be more."""
         with self._transaction() as transaction:
             return transaction.retain(now)
 
     @contextmanager
     def _transaction(self, *, is_durable: bool = False) -> Generator[_Transaction]:
         if self._connection is not None and self._file != file_of(self._engine):
-            # Whoever removed the file took with it what would be written to it now.
+            # The file was removed or replaced, so a write to the old one would be lost.
             self.close()
         if self._connection is None:
             prepare(self._engine)
@@ -114,7 +114,7 @@ class Store:
             with self._connection.begin():
                 yield _Transaction(self._connection, self._keep)
         except BaseException:
-            # Whatever state it is in, the next one begins anew.
+            # The connection may be in any state, so the next transaction opens a new one.
             self.close()
             raise
 
@@ -150,7 +150,7 @@ class _Transaction:
         return news
 
     def _placed(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Give replays that succeeded the group of what they repeat; without one none is kept."""
+        """Put successful replays into the group of the run they repeat; drop those without one."""
         replays = [one for one in records if one.told is None]
         if not replays:
             return records
@@ -187,7 +187,7 @@ class _Transaction:
         return News([last[group] for group in sorted(new)], regressed)
 
     def _regress(self, failures: Iterable[Record]) -> list[Record]:
-        """Give groups that failed after they were resolved their state; each is told once."""
+        """Mark groups that failed after they were resolved; return each of them once."""
         last = {one.group: one for one in sorted(failures, key=_time)}
         return [
             last[group]
@@ -205,7 +205,7 @@ class _Transaction:
         return set(self._connection.scalars(insert.returning(GROUPS.c.id)))
 
     def _known(self, uuids: Iterable[str]) -> dict[RunKey, tuple[int, Count]]:
-        """Find the runs that are there, with their attempts and where they are counted."""
+        """Find the stored runs, with their attempts and the count that each belongs to."""
         rows = self._connection.execute(_KNOWN, {"uuids": list(uuids)})
         return {
             (row.uuid, row.app, row.engine): (
@@ -221,7 +221,7 @@ class _Transaction:
             changes[group, hour, status, plugin] += runs
             changes[group, ALTOGETHER, status, plugin] += runs
         names = _names(COUNTS)
-        # In one order in every process, so that none waits for another that waits for it.
+        # Every process writes in the same order, so that two never wait for each other.
         rows = [(*count, runs) for count, runs in sorted(changes.items()) if runs]
         insert = _insert(self._connection)(COUNTS)
         more = {"runs": COUNTS.c.runs + insert.excluded.runs}
@@ -229,9 +229,9 @@ class _Transaction:
         self._many(added, [dict(zip(names, row, strict=True)) for row in rows])
 
     def _upsert(self, table: Table, rows: list[Row]) -> None:
-        """Write rows; one that is there already is replaced, unless it is of a later attempt.
+        """Insert rows, or replace existing ones unless they are of a later attempt.
 
-        What a row does not name, such as who claimed the run, stays as it is.
+        Columns that a row does not name, such as who claimed the run, keep their values.
         """
         if not rows:
             return
@@ -243,7 +243,7 @@ class _Transaction:
         self._many(upsert, rows)
 
     def _many(self, statement: Any, rows: list[Row]) -> None:
-        """Execute a statement for each row, past what SQLAlchemy does for each: half the time."""
+        """Execute a statement for each row without SQLAlchemy's work per row, in half the time."""
         if rows:
             names = list(rows[0])
             compiled = statement.compile(dialect=self._connection.dialect, column_keys=names)
@@ -255,7 +255,7 @@ class _Transaction:
             self._connection.execute(update(META).where(META.c.name == name).values(change))
 
     def _trim(self, group: str, hour: int, status: str) -> None:
-        """Delete the recovered or retried runs of an hour but for the newest few."""
+        """Delete all but the newest few of a group's recovered or retried runs of an hour."""
         begin = hour * 3600.0
         old = (
             select(RUNS.c.uuid, RUNS.c.app, RUNS.c.engine)
@@ -268,7 +268,7 @@ class _Transaction:
         self._delete(old)
 
     def retain(self, now: float) -> bool:
-        """Delete some of what is too old, or too much; say whether there may be more."""
+        """Delete some of what is too old or too much; return whether there may be more."""
         first = now - self._keep.days * 86_400
         keys = select(RUNS.c.uuid, RUNS.c.app, RUNS.c.engine).order_by(RUNS.c.at)
         deleted = self._delete(keys.where(RUNS.c.at < first).limit(MOST_DELETED))
@@ -298,7 +298,7 @@ class _Transaction:
 
 
 def _final_failures(batch: Batch, groups: Container[str]) -> list[Record]:
-    """Find the failures that no plugin saved, also those that are only counted."""
+    """Find the final failures, including those that are only counted."""
     counted = {count[0] for count, runs in batch.counts.items() if count[2] in FINAL and runs > 0}
     found = [one for one in batch.records if one.status in FINAL]
     found += [one for one in batch.seen if one.group in counted]
@@ -359,7 +359,7 @@ _TRAIL: Final = (
     *("plugin", "distribution", "version", "handler", "hook", "status", "kind"),
     *("seconds", "observed", "won"),
 )
-# What a record and a row of a run have in common.
+# The names that a record and a run's row have in common.
 _OF_RECORD: Final = tuple(
     name for name in _names(RUNS) if name in attrs.fields_dict(Record) and name != "arguments"
 )
@@ -371,7 +371,7 @@ _SEEN_AGAIN: Final = (
     .where(GROUPS.c.id == bindparam("the_id"), GROUPS.c.last_seen <= bindparam("the_last_seen"))
     .values(message=bindparam("the_message"), last_seen=bindparam("the_last_seen"))
 )
-# What failed before somebody resolved it, and is written later, is no news.
+# A failure from before the group was resolved is not news, even if it is written later.
 _REGRESSED: Final = (
     update(GROUPS)
     .where(GROUPS.c.id == bindparam("the_id"), GROUPS.c.state == "resolved")

@@ -25,7 +25,7 @@ import attrs
 
 MOST_SHOWN: Final = 200
 MOST_DEEP: Final = 50
-# A whole number of more digits is not read or written by Python unless it is told to.
+# By default, Python does not read or write an int with more digits.
 MOST_BITS: Final = 13_000
 
 # A value's place: that of what it is in, and its key there.
@@ -38,7 +38,7 @@ class Arguments:
 
     Attributes:
         written: What JSON holds: a dict with ``args`` and ``kwargs``; None where none are kept.
-        not_replayable: Why a task cannot be given them again; None where it can.
+        not_replayable: Why a task cannot be called with them again; None if it can.
         size: About how many bytes they are.
     """
 
@@ -110,14 +110,14 @@ class _Writing:
         self.why: str | None = None
 
     def is_full(self, of: str, key: object) -> bool:
-        """Say whether there is no room for one more argument."""
+        """Return whether there is no room for one more argument."""
         if self.left > 0:
             return False
         self.why = self.why or f"{_path((of, key))} and what follows have no room"
         return True
 
     def argument(self, where: Where, name: str, value: Any) -> Any:
-        """Write one argument; where it is too much, as its ``repr``."""
+        """Write one argument, or its ``repr`` if it is too large."""
         if name and self._encoder.is_secret(name):
             return self._hidden(where)
         room = self.left

@@ -163,7 +163,7 @@ def _result(name: str, findings: Iterable[Finding]) -> dict[str, Any]:
 
 
 def _where(plugin: str) -> tuple[str, str | None]:
-    """Return a plugin as tests name it, and the file of its module where it is given by one.
+    """Return a plugin as tests name it, and the file of its module if it is given by a file.
 
     Raises:
         Trouble: There is no such plugin.

@@ -1,6 +1,6 @@
-"""The contract of every plugin, as a class of tests.
+"""The contract of every plugin, as a test class.
 
-Two doors lead here: a test class of the plugin's own suite, and ``qtasks-pluggy check``.
+It is used in two ways: as a base class in the plugin's own tests, and by ``qtasks-pluggy check``.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ _RUNS: Final = 20
 class PluginContract:
     """The tests that every plugin should pass: ``class TestMine(PluginContract): plugin = mine``.
 
-    They run the plugin for real, with all that it connects to and writes.
+    They run the plugin for real, including everything that it connects to and writes.
 
     Attributes:
         plugin: The name of its entry point, a module or where to import it from, an object, or a
-            class or factory, of which each app makes one for itself.
-        settings: The plugin's own section, where it needs one to start.
+            class or factory, which each app calls to make its own.
+        settings: The plugin's own section, if it needs one to start.
         args: The positional arguments of the failing tasks that it is asked about.
         kwargs: Their keyword arguments.
-        seconds: How long one step may take.
+        seconds: How long one step may take, in seconds.
 
     Raises:
-        TypeError: A class of tests names no plugin.
+        TypeError: A test class has no ``plugin``.
     """
 
     plugin: ClassVar[Any] = _MISSING
@@ -70,7 +70,7 @@ class PluginContract:
     _found: ClassVar[Given | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class of tests without a plugin, before any of them runs."""
+        """Refuse a test class without a plugin, before any of its tests runs."""
         super().__init_subclass__(**kwargs)
         if cls.plugin is _MISSING:
             msg = (
@@ -84,7 +84,7 @@ class PluginContract:
         __tracebackhide__ = True
         module = self._given().module
         file = getattr(sys.modules.get(module or ""), "__file__", None)
-        # What a module of tests does when it is imported is no concern of the plugin's.
+        # The plugin is not responsible for what a test module does when it is imported.
         if module is not None and file is not None and module != type(self).__module__:
             is_old = isinstance(self._make(), BasePlugin)
             _check(_import_findings(module, file, may_import_app=is_old))
@@ -95,7 +95,7 @@ class PluginContract:
         self._app()
 
     def test_it_starts_stops_and_starts_again(self) -> None:
-        """Start and stop work twice, plain and async, and leave no thread behind."""
+        """It starts and stops twice, plain and async, and leaves no thread running."""
         __tracebackhide__ = True
         before = {*threading.enumerate()}
         app = self._app()
@@ -103,11 +103,11 @@ class PluginContract:
             self._within(partial(_in_started, app, _nothing, style), "while it starts and stops")
         left = [one.name for one in {*threading.enumerate()} - before if _is_left(one)]
         if left:
-            text = f"threads of the plugin run on after the app has stopped: {', '.join(left)}"
-            _check([Finding(text, "end them in qtasks_stop, and wait for their end")])
+            text = f"threads of the plugin still run after the app has stopped: {', '.join(left)}"
+            _check([Finding(text, "stop them in qtasks_stop, and join them there")])
 
     def test_a_wrong_setting_stops_the_start(self) -> None:
-        """An unknown key, or a value of a wrong type, is refused, and no value is shown."""
+        """It refuses an unknown key or a value of a wrong type, and shows no value."""
         __tracebackhide__ = True
         app = self._app()
         hooks: Any = app.plugins.hook
@@ -128,7 +128,7 @@ class PluginContract:
                 _check([Finding(text, "name the key and what it takes, never the value")])
 
     def test_odd_exceptions_do_no_harm(self) -> None:
-        """Whatever a task raises, the plugin answers or has no opinion, and leaves the error be."""
+        """Whatever a task raises, the plugin answers or returns None, and does not change it."""
         __tracebackhide__ = True
         _check(
             finding
@@ -139,7 +139,7 @@ class PluginContract:
         )
 
     def test_asked_twice_it_does_no_harm(self) -> None:
-        """The same error may come again: by a retry, or from a task inside another one."""
+        """The same error may come again, by a retry or from a nested task."""
         __tracebackhide__ = True
         for question in self._questions():
             cls = question.errors[0]
@@ -147,7 +147,7 @@ class PluginContract:
             _check(finding for _ in range(2) for finding in self._ask(question, what, error))
 
     def test_every_end_of_a_run_does_no_harm(self) -> None:
-        """Runs that are good, recovered, retried, failed, cancelled or dead-lettered are fine."""
+        """It copes with successful, recovered, retried, failed, cancelled, dead-lettered runs."""
         __tracebackhide__ = True
         ends = {
             "in a recovered run": Replace(1),
@@ -163,7 +163,7 @@ class PluginContract:
                 self._run(self._app(_Deciding(decision)), question, fails, when)
 
     def test_threads_and_loops_run_side_by_side(self) -> None:
-        """Many runs at once, in threads and on an event loop, do not upset it."""
+        """It copes with many runs at once, in threads and on an event loop."""
         __tracebackhide__ = True
         for question in self._questions():
             fails = _failing(partial(plain_error, question.errors[0]))
@@ -175,7 +175,7 @@ class PluginContract:
             self._within(partial(_in_started, app, on_loop), "in many runs on one loop")
 
     def test_cancelled_it_lets_the_run_end(self) -> None:
-        """A run that is cancelled, also while the plugin is asked, ends."""
+        """A cancelled run ends, even if it is cancelled while the plugin is asked."""
         __tracebackhide__ = True
         for question in self._questions():
             app = self._app()
@@ -186,7 +186,7 @@ class PluginContract:
                 self._within(partial(_in_started, app, cancelled), "when its run is cancelled")
 
     def test_early_and_late_it_does_no_harm(self) -> None:
-        """It may be asked before its start and after its stop, and by a run that has no app."""
+        """It can be asked before its start and after its stop, and by a run without an app."""
         __tracebackhide__ = True
         for question in self._questions():
             app = self._app()
@@ -202,7 +202,7 @@ class PluginContract:
             self._within(late, "after its stop, by a run without an app")
 
     def test_its_answers_are_json(self) -> None:
-        """A result that it gives can be stored as JSON, as most engines do."""
+        """Its answers can be stored as JSON, which most engines require."""
         __tracebackhide__ = True
         for question in self._questions():
             for cls in question.errors:
@@ -213,9 +213,9 @@ class PluginContract:
 
     @classmethod
     def _given(cls) -> Given:
-        # Not by an attribute of the object, which would bind a function.
+        # Not as an attribute of the object, because that would bind a function.
         plugin: Any = inspect.getattr_static(cls, "plugin")
-        # Once for a class: looking for an entry point reads the metadata of all that is installed.
+        # Once for each class, because finding an entry point reads all installed metadata.
         found: Given | None = vars(cls).get("_found")
         if found is None:
             try:
@@ -231,7 +231,7 @@ class PluginContract:
             raise ContractError([failure(error, "while it is made")]) from None
 
     def _app(self, *others: Any, section: Mapping[str, Any] | None = None) -> QueueTasks:
-        """Make an app that has the plugin, last, and has not started."""
+        """Make an app, not started, with the plugin as its last."""
         plugin = self._make()
         name = self._given().name_of(plugin)
         section = self.settings if section is None else section
@@ -254,7 +254,7 @@ class PluginContract:
         return None
 
     def _within(self, call: Callable[[], Any], when: str) -> Any:
-        """Call something within the time limit; what the plugin raises is a finding."""
+        """Call something within the time limit; an error from the plugin is a finding."""
         try:
             with no_delays(attempts=3):
                 return within(self.seconds, call, when)
@@ -305,12 +305,12 @@ class PluginContract:
         after = error.args, error.__cause__, error.__context__
         if any(one is not other for one, other in zip(before, after, strict=True)):
             text = f"the plugin changed the error that it was asked about, {what}"
-            yield Finding(text, "leave the error as it is; answer Raise(another) to make it clear")
+            yield Finding(text, "do not change it; answer Raise(another) to raise a clearer one")
 
     def _first_findings(
         self, question: Question, cls: type[Exception], style: Style
     ) -> list[Finding]:
-        """Ask about odd errors of a class until something is wrong: the others fail alike."""
+        """Ask about odd errors of a class until one has findings; the others fail the same way."""
         asked = ([*self._ask(question, what, one, style)] for what, one in odd_errors(cls))
         return next(filter(None, asked), [])
 
@@ -345,7 +345,7 @@ CHECKS: Final = tuple(name for name in vars(PluginContract) if name.startswith("
 
 
 def import_fault(module: str, file: str | None) -> Finding | None:
-    """Return why a module cannot be imported, tried in a Python of its own; None if it can."""
+    """Return why a module cannot be imported in a new Python process; None if it can."""
     found, _ = _probed(module, file)
     for kind, (text, remedy) in _FAULTS.items():
         if kind in found:
@@ -361,15 +361,15 @@ def _import_findings(module: str, file: str, *, may_import_app: bool) -> Iterato
         yield Finding(text, "log it when the app starts, in qtasks_start")
     for what in found.get("changes", ()):
         text = f"importing {module!r} changes {what}"
-        yield Finding(text, "do it in qtasks_start, and take it back in qtasks_stop")
+        yield Finding(text, "do it in qtasks_start, and undo it in qtasks_stop")
     ours = module.partition(".")[0] == "qtasks_pluggy"
     if found.get("imports_app") and not (ours or may_import_app):
         text = f"importing {module!r} imports qtasks_pluggy, which is for apps"
-        yield Finding(text, "import qtasks_hookspecs, which has all that a plugin needs")
+        yield Finding(text, "import qtasks_hookspecs, which has everything that a plugin needs")
 
 
 def _probed(module: str, file: str | None) -> tuple[dict[str, Any], bytes]:
-    """Import a module in a Python of its own; return what it did, and what it printed."""
+    """Import a module in a new Python process; return what it did and what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         order = {"name": module, "file": file, "path": sys.path, "report": str(report)}
@@ -392,7 +392,7 @@ def _probed(module: str, file: str | None) -> tuple[dict[str, Any], bytes]:
 _FAULTS: Final = {
     "hangs": (
         "hangs: it did not end within {} seconds",
-        "do what waits in qtasks_start, with a timeout",
+        "move what waits to qtasks_start, with a timeout",
     ),
     "raises": ("raised {}", "fix the module, or install what it needs"),
     "exits": ("ends the program, with {}", "raise an error in qtasks_start instead"),
@@ -406,7 +406,7 @@ def _cut(output: bytes) -> str:
 
 
 class _Deciding:
-    """Another plugin, which decides in one way."""
+    """Another plugin, which always gives the same answer."""
 
     name = "another"
 
@@ -420,7 +420,7 @@ class _Deciding:
 
 
 class _Unsuitable:
-    """A value that no setting takes."""
+    """A value that no setting accepts."""
 
     def __repr__(self) -> str:
         return _MARK
@@ -434,16 +434,16 @@ def _check(findings: Any) -> None:
 
 
 def _registration(problem: str) -> Finding:
-    """Divide the text of a problem, which names what to do after the fault."""
+    """Split a problem's text into the fault and what to do about it."""
     text, _, hint = problem.partition("; ")
-    return Finding(text, hint or "mend the plugin")
+    return Finding(text, hint or "fix the plugin")
 
 
 def _json_findings(result: Any, cls: str) -> Iterator[Finding]:
     try:
         json.dumps(result)
     except (TypeError, ValueError, RecursionError) as error:
-        text = f"the result that it gives for {cls} is no JSON: {error}"
+        text = f"its answer to {cls} cannot be stored as JSON: {error}"
         remedy = "answer text, numbers, True, False, None, or lists and dicts of them"
         yield Finding(text, remedy)
 
@@ -453,7 +453,7 @@ def _good(*_: Any, **__: Any) -> int:
 
 
 def _failing(error: Callable[[], BaseException]) -> Callable[..., Any]:
-    """Make a function that raises; with each call it asks for the error anew."""
+    """Return a function that raises a new error each time."""
 
     def fails(*_: Any, **__: Any) -> None:
         raise error()
@@ -462,7 +462,7 @@ def _failing(error: Callable[[], BaseException]) -> Callable[..., Any]:
 
 
 def _made_and_run(make: Callable[[Any], TaskExecutor], task: Any) -> None:
-    """Make an executor and run it, in the thread that has the time limit."""
+    """Make an executor and run it, in the thread with the time limit."""
     try_run(make(task))
 
 
@@ -484,7 +484,7 @@ def _in_started(app: QueueTasks, call: Callable[[], T], style: Style = "def") ->
 
 
 def _is_left(thread: threading.Thread) -> bool:
-    # The loop that async code of plain runs is on is one for the whole process.
+    # The whole process shares the background loop for async code of plain runs.
     if thread.name in {"qtasks-pluggy-loop", CHECK_THREAD}:
         return False
     thread.join(2)

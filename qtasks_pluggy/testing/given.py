@@ -20,12 +20,12 @@ GROUP: Final = "qtasks_pluggy"
 
 @attrs.frozen
 class Given:
-    """A plugin that is to be tested.
+    """A plugin to test.
 
     Attributes:
-        make: Makes the plugin for one app: a new object where it is a class or a factory, as an
+        make: Makes the plugin for one app: a new object if it is a class or a factory, as an
             app does for an entry point that names one.
-        module: The name of the module that it comes from; None where that is not known.
+        module: The name of the module that it comes from; None if that is unknown.
         entry_point: The name of the entry point that it was found by, if it was.
     """
 
@@ -103,7 +103,7 @@ def names_of(distribution: str) -> list[str]:
     if not names:
         msg = (
             f"distribution {distribution!r} has no entry point in the group {GROUP!r}; add one to"
-            f" its pyproject.toml, [project.entry-points.{GROUP}], and install it anew"
+            f" its pyproject.toml, [project.entry-points.{GROUP}], and install it again"
         )
         raise PluginRegistrationError(msg)
     return names

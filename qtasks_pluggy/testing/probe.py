@@ -1,4 +1,4 @@
-"""What importing a module does: run by its path, in a Python of its own, with one JSON argument.
+"""What importing a module does: run by its path, in a new Python process, with one JSON argument.
 
 ``name``, ``file`` and ``path`` say what to import; ``report`` is the file that takes what it did.
 It imports nothing of the project itself, because what the module imports is a part of the answer.
@@ -37,14 +37,14 @@ def main(order: dict[str, Any]) -> None:
 
 
 def load_module(name: str, file: str | None) -> Any:
-    """Import a module by its name, or from its file where it has no name to be imported by."""
+    """Import a module by its name, or from its file if it has no importable name."""
     if name in sys.modules:
         return sys.modules[name]
     if file is None or _is_importable(name):
         return importlib.import_module(name)
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        msg = f"{file} is no Python file"
+        msg = f"{file} is not a Python file"
         raise ImportError(msg)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

@@ -21,7 +21,7 @@ class Question:
 
     Attributes:
         task: The task's name, one that the handler's filter lets through.
-        tags: The task's tags, likewise.
+        tags: The task's tags, for the same reason.
         errors: The classes of errors that the handler is asked about.
     """
 

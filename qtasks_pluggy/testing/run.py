@@ -169,7 +169,7 @@ def _run(
 
 
 def in_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine in an event loop of its own, also where one is running."""
+    """Run a coroutine in a new event loop, even if one is already running."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -209,7 +209,7 @@ def as_async(function: Callable[..., Any]) -> Callable[..., Any]:
 def _end(run: Run) -> tuple[Any, ...]:
     """Return what both styles of a run have in common; delays may be random."""
     ends = [(one.status, one.decided_by, one.reason) for one in run.outcomes]
-    # Objects that have no repr of their own show where they are.
+    # The default repr of an object shows its address.
     return *ends, type(run.error), re.sub(r" at 0x[0-9a-f]+", "", _shown(run.result))
 
 
@@ -223,7 +223,7 @@ def assert_outcome(
     attempts: int | None = None,
     delays: Sequence[float | None] | None = None,
 ) -> None:
-    """Assert how a run ended; where it ended otherwise, show the run and its trail.
+    """Assert how a run ended; if it ended otherwise, show the run and its trail.
 
     Args:
         run: What ``run_with`` returned.

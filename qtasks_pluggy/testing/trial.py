@@ -52,17 +52,17 @@ class HangError(ContractError):
 
 
 def within(seconds: float, call: Callable[[], T], when: str) -> T:
-    """Call something in a thread of its own, and wait for it.
+    """Call something in a new thread, and wait for it.
 
     Raises:
-        HangError: It does not end in that time; its thread is left behind.
+        HangError: It does not end in time; its thread keeps running.
     """
     ended: list[Callable[[], T]] = []
 
     def work() -> None:
         try:
             value = call()
-        except BaseException as error:  # noqa: BLE001  # raised again by whoever waits
+        except BaseException as error:  # noqa: BLE001  # raised again in the waiting thread
             caught = error
 
             def again() -> T:

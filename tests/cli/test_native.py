@@ -96,7 +96,7 @@ def test_an_app_without_install_is_told_what_to_do(workplace, engine, command):
     assert 2 == result.exit_code
     assert line.endswith(
         f"; install() was not called on it: call qtasks_pluggy.engines.{engine}.install() where"
-        " the app is made"
+        " you create the app"
     )
 
 

@@ -123,10 +123,10 @@ def test_r19_a_native_run_leaves_nothing_to_the_next_of_its_thread(engine):
 @pytest.mark.parametrize(
     ("ended", "text"),
     [
-        ({"status": "skipped", "error": {}}, "a run's end cannot be read here.*skipped"),
-        ({"status": "failed"}, "a run's end cannot be read here"),
-        ("failed", "a run's end cannot be read here"),
-        ({"status": "failed", "error": {"class": "KeyError"}}, "its end cannot be read"),
+        ({"status": "skipped", "error": {}}, "a run's result cannot be read here.*skipped"),
+        ({"status": "failed"}, "a run's result cannot be read here"),
+        ("failed", "a run's result cannot be read here"),
+        ({"status": "failed", "error": {"class": "KeyError"}}, "its error cannot be read"),
         (
             {
                 "status": "failed",

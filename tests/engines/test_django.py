@@ -228,8 +228,8 @@ def test_faults_of_plugins_are_faults_of_the_project(monkeypatch):
 
 @pytest.mark.parametrize("given", [None, object, "django.utils.timezone.now"])
 def test_install_refuses_what_is_no_backend(given):
-    """What is no task backend's class is named as that."""
-    with pytest.raises(TypeError, match="expected a task backend's class, got"):
+    """The error names what is not a task backend class."""
+    with pytest.raises(TypeError, match="expected a task backend class, got"):
         django_apps.install(given, discover=False)
 
 

@@ -255,7 +255,7 @@ def test_a_stored_end_that_makes_no_sense_is_an_engine_error(end):
         handle = task.submit()
         backend = native.get_results_backend()
         backend.store_result(handle.ticket, {"__qtasks_pluggy__": end}, 60_000)
-        with pytest.raises(EngineError, match="end cannot be read"):
+        with pytest.raises(EngineError, match="cannot be read"):
             handle.result(timeout=LONG)
         assert handle.status is TaskStatus.failed
 
@@ -313,7 +313,7 @@ def test_a_server_that_goes_away_is_told_of():
     engine = DramatiqEngine(RedisBroker(url="redis://127.0.0.1:1"))
     app = QueueTasks("shop", engine=engine, discover=False)
     app.task(name="one")(lambda: 1)
-    with pytest.raises(EngineError, match="cannot take task 'one': the call was refused"):
+    with pytest.raises(EngineError, match="cannot send task 'one': the call was refused"):
         engine.submit(TaskMessage("one"), None)
 
 

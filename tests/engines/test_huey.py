@@ -26,12 +26,12 @@ def file(tmp_path):
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("huey+sqlite://", "names no file"),
-        ("huey+sqlite:///", "names no file"),
+        ("huey+sqlite://", "has no file"),
+        ("huey+sqlite:///", "has no file"),
         ("huey+sqlite:///runs.db?leger=0", "did you mean 'ledger'"),
         ("huey+sqlite:///runs.db?ledger=maybe", "expected 0 or 1"),
         ("huey+sqlite:///:memory:", "use memory://"),
-        ("huey+sqlite:////no/such/folder/runs.db", "make its folder"),
+        ("huey+sqlite:////no/such/folder/runs.db", "create its folder"),
         ("huey+redis://user:secret@host", "no engine has this scheme"),
     ],
 )
@@ -268,7 +268,7 @@ def test_an_adapter_is_behind_one_app(file):
     one = app_on(file)
     one.task(name="first")(lambda: 1)
     two = QueueTasks("two", engine=one.engine, discover=False)
-    with pytest.raises(EngineError, match="the runs of app 'shop' already"):
+    with pytest.raises(EngineError, match="already executes the runs of app 'shop'"):
         two.task(name="second")(lambda: 2)
 
 
@@ -345,7 +345,7 @@ def test_a_run_that_waits_for_its_retry_is_queued_and_cancelled(file):
 def test_a_server_that_is_not_there_is_told():
     """A Huey on a Redis that does not answer is one error at start, without its password."""
     app = QueueTasks("shop", engine=huey.RedisHuey(url="redis://user:secret@127.0.0.1:1/0"))
-    with pytest.raises(EngineError, match="see that the server is up") as caught:
+    with pytest.raises(EngineError, match="check that the server is up") as caught:
         app.__enter__()
     assert "secret" not in str(caught.value)
 

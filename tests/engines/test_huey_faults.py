@@ -58,7 +58,7 @@ def test_a_full_disk_refuses_what_it_cannot_keep_and_keeps_the_rest(path):
             try:
                 handles.append(work.submit(f"{number} " + "x" * 2000))
             except EngineError as error:
-                assert "make room" in str(error)
+                assert "free some space" in str(error)
                 assert str(path) in str(error)
                 refused += 1
         pragma(app, "max_page_count=100000")
@@ -127,7 +127,7 @@ def test_a_database_that_another_process_holds_is_told(path):
             lambda: work.submit(2),
             lambda: waiting.cancel(),
         ):
-            with pytest.raises(EngineError, match="another process locks it"):
+            with pytest.raises(EngineError, match="another process holds a lock on it"):
                 use()
         other.close()
     app.set_engine(app.engine, workers=1)
@@ -172,7 +172,7 @@ def test_tables_that_are_gone_are_told(path):
             other.execute("drop table task")
             other.execute("drop table kv")
         other.close()
-        with pytest.raises(EngineError, match="start the app again"):
+        with pytest.raises(EngineError, match="restart the app"):
             work.submit(1)
 
 

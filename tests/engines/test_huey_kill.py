@@ -74,7 +74,7 @@ def test_a_second_consumer_is_refused(shop):
         assert wait_until(lambda: shop.told("began"), LONG)
         second = shop.consumer("-w", "2")
         second.wait(LONG)
-        assert "another consumer does the runs" in second.log()
+        assert "another consumer holds the lock" in second.log()
         first.kill()
         first.wait(LONG)
         (shop.folder / "go").touch()

@@ -77,7 +77,7 @@ def test_a_second_consumer_is_refused_until_the_first_has_ended(native, tmp_path
     at_least_once(other)
     with consuming(native, workers=2):
         assert 1 == task(1).get(blocking=True, timeout=LONG)
-        with pytest.raises(EngineError, match="another consumer does the runs"):
+        with pytest.raises(EngineError, match="another consumer holds the lock"):
             ledger_of(other).open()
     ledger_of(other).open()
     ledger_of(other)._consumer.release()
@@ -99,7 +99,7 @@ def test_a_lock_that_cannot_be_opened_is_no_matter_of_a_client(tmp_path, monkeyp
     at_least_once(native)
     task = native.task(name="work")(lambda number: number)
     task(1)
-    with pytest.raises(EngineError, match=r"runs.db-shop.lock'.*let this user write there"):
+    with pytest.raises(EngineError, match=r"runs.db-shop.lock'.*give this user write access"):
         ledger_of(native).open()
 
 

@@ -179,7 +179,7 @@ def test_a_retry_that_cannot_be_sent_is_an_end_unless_the_engine_repeats(kind, r
     plugin = Keeps(Retry())
     one = installed(kind, plugin)
     one.fails, one.repeats = ConnectionError("no room"), repeats
-    with pytest.raises(EngineError, match="'fail': a retry was decided.*no room") as caught:
+    with pytest.raises(EngineError, match="'fail': a plugin decided to retry.*no room") as caught:
         one.call("fail")
     assert isinstance(caught.value.__cause__, OSError)
     assert ([] if repeats else ["failed", "close"]) == plugin.heard

@@ -228,6 +228,8 @@ def test_a_retry_that_dramatiq_cannot_send_ends_in_an_error_of_ours(monkeypatch)
 @pytest.mark.parametrize("engine", [celery_engine, dramatiq_engine, huey_engine, taskiq_engine])
 def test_install_refuses_what_is_no_app_of_the_engine_s(engine, given):
     """What is no app or broker is named as that, whatever else it is."""
-    with pytest.raises(TypeError, match=r"install\(\) expected a .*, got a .*; give it") as caught:
+    with pytest.raises(
+        TypeError, match=r"install\(\) expected a .*, got a .*; pass the object"
+    ) as caught:
         engine.install(given, discover=False)
     assert type(given).__name__ in str(caught.value)

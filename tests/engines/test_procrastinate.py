@@ -362,7 +362,7 @@ async def test_a_plugin_sends_a_job_again(shop, kind):
     assert 0.5 == result
     # On the worker's own loop the database gives it one afterwards.
     assert [None if kind == "async" else new] == plugin.ids
-    assert ["has keyword arguments only" in error for error in plugin.errors] == [True]
+    assert ["takes keyword arguments only" in error for error in plugin.errors] == [True]
 
 
 async def test_a_client_sends_a_job_again(shop):

@@ -276,7 +276,7 @@ def test_plugins_are_asked_where_rq_runs_jobs_at_once(redis_url):
         with structlog.testing.capture_logs() as logs:
             assert "OSError: broken" == last_line(queue.enqueue(fail))
         assert CapabilityError.__name__ in str(logs)
-        assert "is_async=False runs a job once" in last_line(queue.enqueue(fail))
+        assert "is_async=False runs each job once" in last_line(queue.enqueue(fail))
     assert ["broken"] * 3 == seen
 
 
@@ -312,7 +312,7 @@ def test_a_plugin_sends_a_job_again(queue):
 
 
 def test_a_client_finds_the_app_of_a_job_class(queue, redis_url):
-    """``installed_in`` knows a class of jobs, and a queue, by which it sends jobs again."""
+    """``installed_in`` accepts a job class, and a queue, which it uses to send jobs again."""
     assert installed_in(Job) is None
     assert installed_in(queue) is None
     assert [] == installed_in(PluggyJob).plugins.list_plugin_info()
@@ -349,8 +349,8 @@ def test_rq_is_no_engine_of_ours(queue):
 
 @pytest.mark.parametrize("given", [None, "shop.Job", object])
 def test_install_refuses_what_is_no_class_of_jobs(given):
-    """What is no class of jobs is named as that."""
-    with pytest.raises(TypeError, match=r"expected a class of rq\.job\.Job"):
+    """The error names what is not a job class."""
+    with pytest.raises(TypeError, match=r"expected a subclass of rq\.job\.Job"):
         install(job_class=given, discover=False)
 
 

@@ -93,7 +93,7 @@ def test_capabilities_are_those_of_the_broker(broker, capable):
         assert (name in capable) is getattr(app.engine.capabilities, name), name
     assert app.engine.capabilities.dead_letter
     if "at_least_once" not in capable:
-        with pytest.raises(CapabilityError, match="loses what a killed worker was doing"):
+        with pytest.raises(CapabilityError, match="loses the runs of a killed worker"):
             at_least_once(native)
 
 

@@ -118,7 +118,7 @@ async def test_a_project_s_own_class_of_tasks_is_kept(native):
 def test_the_shared_broker_is_refused():
     """``install`` on a broker that runs nothing would ask nobody, and says where to call it."""
     before = async_shared_broker.decorator_class
-    with pytest.raises(EngineError, match="AsyncSharedBroker, which runs nothing; call it with"):
+    with pytest.raises(EngineError, match="AsyncSharedBroker, which runs no tasks; call it with"):
         install(async_shared_broker, [Keeps()], discover=False)
     assert async_shared_broker.decorator_class is before
 

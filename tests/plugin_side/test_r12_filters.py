@@ -381,7 +381,7 @@ def test_r12_what_is_remembered_of_filters_is_bounded():
     ("condition", "hook", "says"),
     [
         (when(error="ValeuError"), TRIGGER, "'ValueError'"),
-        (when(error="not a name"), TRIGGER, "no dotted name"),
+        (when(error="not a name"), TRIGGER, "not the dotted name"),
         (when(error=()), TRIGGER, "names no class"),
         (when(task=""), TRIGGER, "matches nothing"),
         (when(tag=""), TRIGGER, "matches nothing"),

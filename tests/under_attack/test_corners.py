@@ -78,7 +78,7 @@ def test_a_pipeline_of_no_parameter_is_refused(pipeline):
     @hookspec(pipeline=pipeline)
     def shop_adds_up(total: int, tax: int) -> Any: ...
 
-    with pytest.raises(ValueError, match="is no parameter of it; name one of total, tax"):
+    with pytest.raises(ValueError, match="is not one of its parameters; name one of total, tax"):
         PluginManager().add_hookspecs(SimpleNamespace(shop_adds_up=shop_adds_up))
 
 

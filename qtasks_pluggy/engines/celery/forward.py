@@ -70,7 +70,7 @@ class CeleryEngine(Forward[Celery], CeleryNative):
             reach(self.native)
 
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
-        """Say what Celery can do with this broker and these results."""
+        """Return what Celery can do with this broker and these results."""
         native = self.native
         eager = bool(native.conf.task_always_eager)
         return Capabilities(
@@ -119,13 +119,13 @@ class CeleryEngine(Forward[Celery], CeleryNative):
         return ticket
 
     def keeps(self, ticket: Any) -> bool:
-        """Say whether the end of a run can be read."""
+        """Return whether the end of a run can be read."""
         return self.capabilities.results or isinstance(ticket, EagerResult)
 
     def no_results(self) -> str:
-        """Say what to do without results."""
+        """Return what to do if results are not stored."""
         uri = self.native.backend.as_uri()
-        return f"{uri} gives results to no other process; give Celery another backend="
+        return f"{uri} does not share results with other processes; give Celery another backend="
 
     def read(self, ticket: Any) -> RunResult | None:
         """Read the stored end."""
@@ -174,5 +174,5 @@ def _error_of(ticket: Any, error: Any) -> BaseException:
     kind = type(error)
     if kind.__module__ == theirs.__name__ and not hasattr(theirs, kind.__name__):
         # Celery's stand-in for a class that this process has not loaded.
-        return EngineError(f"{who}: {kind.__name__}: {error}; import its class to have it")
+        return EngineError(f"{who}: {kind.__name__}: {error}; import its class to get the original")
     return error if isinstance(error, BaseException) else EngineError(f"{who}: {error!r}")

@@ -1,6 +1,6 @@
 """Plugins for the tasks of an existing Celery app: how they are covered, and one attempt.
 
-What is private in Celery, and used here, because there is no public way:
+This module uses these private parts of Celery, because there is no public way:
 
 =============================  ======================================  ========================
 what (5.3 to 5.7 alike)        why                                     the test that holds it
@@ -242,7 +242,7 @@ class CeleryNative(Native[Celery]):
         )
 
     def can(self, run: Any) -> Capabilities:
-        """Say what Celery can do for a task, or for a replay."""
+        """Return what Celery can do for a task, or for a replay."""
         if run is None:
             is_eager = bool(self.native.conf.task_always_eager)
             results = has_results(self.native)
@@ -255,7 +255,7 @@ class CeleryNative(Native[Celery]):
         )
 
     def will_retry(self, run: Any, error: BaseException) -> bool:  # noqa: ARG002  # as of all
-        """Say whether the task has asked Celery for another attempt."""
+        """Return whether the task has asked Celery for another attempt."""
         return isinstance(error, Retry)
 
     def encode(self, run: Any, value: Any) -> object:
@@ -380,7 +380,7 @@ class TaskDeadLetteredError(DeadLetteredError, Reject):  # type: ignore[misc]  #
 
 
 def is_covered(task: Any) -> bool:
-    """Say whether a task is neither Celery's own nor one of a ``QueueTasks`` app."""
+    """Return whether a task is neither Celery's own nor one of a ``QueueTasks`` app."""
     return not (task.name.startswith("celery.") or getattr(task, FORWARD, False))
 
 
@@ -401,7 +401,7 @@ def own_tasks(native: Celery) -> list[Any]:
 
 
 def ignores_result(task: Any) -> bool:
-    """Say whether the result of this attempt is to be ignored; the message overrides the task.
+    """Return whether the result of this attempt is to be ignored; the message overrides the task.
 
     The request's class has a default of Celery's own, which does not count.
     """

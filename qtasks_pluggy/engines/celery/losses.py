@@ -32,7 +32,7 @@ def survive_losses(max_retries: int | None) -> dict[str, Any]:
     again = (
         {"retry_on_worker_lost": True}
         if hasattr(Task, "retry_on_worker_lost")
-        # Past the limit a rejection, which ``at_least_once`` asks for, would requeue it for ever.
+        # Past the limit a rejection, which ``at_least_once`` asks for, would requeue it forever.
         else {"Request": CountedRequest, "reject_on_worker_lost": False}
     )
     most = None if max_retries is None else max_retries + LOSSES

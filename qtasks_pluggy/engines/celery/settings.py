@@ -73,17 +73,17 @@ def broker_of(native: Celery) -> str:
 
 
 def is_safe(native: Celery) -> bool:
-    """Say whether the broker delivers every message of a killed worker again."""
+    """Return whether the broker delivers every message of a killed worker again."""
     return not native.conf.task_always_eager and broker_of(native) == _REDELIVERS_ALL
 
 
 def has_results(native: Celery) -> bool:
-    """Say whether any process can read a result; ``rpc://`` tells only the one that submitted."""
+    """Return whether any process can read results; ``rpc://`` serves only the submitter."""
     return not isinstance(native.backend, DisabledBackend | RPCBackend)
 
 
 def has_dead_letters(task: Any) -> bool:
-    """Say whether a rejected message of this task goes to a dead-letter exchange."""
+    """Return whether a rejected message of this task goes to a dead-letter exchange."""
     info = task.request.delivery_info or {}
     key = info.get("routing_key")
     queues = [

@@ -17,7 +17,7 @@ from celery.concurrency.prefork import TaskPool
 
 from qtasks_pluggy.exc import EngineError
 
-# Celery sets this in spawned children, which import everything anew.
+# Celery sets this in spawned children, which import everything again.
 SPAWNED: Final = "FORKED_BY_MULTIPROCESSING"
 _numbers: Final = count()
 
@@ -87,7 +87,7 @@ class WorkerLife:
             plugged.begin_for_run()
         except Exception as error:
             if current_process().name != "MainProcess":
-                # Or the pool would replace this child for ever.
+                # Or the pool would replace this child forever.
                 os.kill(os.getppid(), signal.SIGTERM)
             raise plugged.refusal(error) from error
 

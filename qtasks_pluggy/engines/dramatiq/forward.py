@@ -67,7 +67,7 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
         return actor
 
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
-        """Say what Dramatiq can do with this broker."""
+        """Return what Dramatiq can do with this broker."""
         return Capabilities(
             delay=True,
             dead_letter=True,
@@ -133,7 +133,7 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
         except ResultFailure as error:
             return RunResult(TaskStatus.failed, error=EngineError(f"{who}: {error}"))
         except Exception as error:
-            # The clients have error classes of their own, which are no OSError.
+            # The clients have error classes of their own, which are not an OSError.
             msg = f"{who}: its results failed: {text_of(error)}; check that their server runs"
             raise EngineError(msg) from error
         if not isinstance(result, dict) or _END not in result:
@@ -145,7 +145,7 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
         return RunResult(status, error=unpack_error(end["error"], who))
 
     def no_results(self) -> str:
-        """Say what to do without results."""
+        """Return what to do if results are not stored."""
         return "it keeps no results; add them by broker.add_middleware(Results(backend=...))"
 
     def revoke(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # the seam's

@@ -22,7 +22,7 @@ from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.native import Native, attempt_of, header_of
 from qtasks_pluggy.exc import TaskDeadLetteredError
 
-# Two things have this name: the option that we add to messages, and the mark of an ``fn`` of ours.
+# Two things have this name: the option that we add to messages, and the mark of a replaced ``fn``.
 OURS: Final = "qtasks_pluggy"
 _DRAMATIQ: Final = f"{dramatiq.__name__}."
 # Dramatiq's own options of messages, besides those of its middleware.
@@ -119,7 +119,7 @@ class DramatiqNative(Native[Broker]):
         return {OURS, *_OPTIONS}.union(*(one.actor_options for one in theirs))
 
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
-        """Say what Dramatiq can do."""
+        """Return what Dramatiq can do."""
         results = bool(self._results())
         return Capabilities(delay=True, results=results, dead_letter=True, metadata=True)
 
@@ -136,7 +136,7 @@ class DramatiqNative(Native[Broker]):
                 yield one.backend, kept
 
     def encode(self, run: Any, value: Any) -> object:
-        """Encode an argument for a message, or an answer for whoever gets it."""
+        """Encode an argument for a message, or an answer for its receivers."""
         in_message: object = {"value": value}
         if run is None:
             return dramatiq.get_encoder().encode(in_message)  # type: ignore[arg-type]  # a dict
@@ -145,7 +145,7 @@ class DramatiqNative(Native[Broker]):
         return [backend.encoder.encode(value) for backend, _ in self._stores(run)]
 
     def will_retry(self, run: Any, error: BaseException) -> bool:
-        """Say whether Dramatiq itself will retry the message."""
+        """Return whether Dramatiq itself will retry the message."""
         declared = self.native.get_actor(run.actor_name).options
         throws = run.options.get("throws") or declared.get("throws")
         if isinstance(error, SkipMessage) or (throws and isinstance(error, throws)):

@@ -3,9 +3,9 @@
 ===============  =================================================================================
 ``install.py``   ``install(huey)``: plugins for the tasks of an existing Huey app
 ``forward.py``   ``QueueTasks("shop", engine="huey+sqlite:///file.db")``, or ``engine=huey``
-``ledger.py``    keeps the runs that a killed worker was doing
-``lock.py``      lets one consumer do the runs of a file
-``storage.py``   opens the file, and says what is wrong with it
+``ledger.py``    keeps the runs that a killed worker was executing
+``lock.py``      allows only one consumer for each file
+``storage.py``   opens the file, and explains what is wrong with it
 ===============  =================================================================================
 
 The worker is Huey's own command, ``huey_consumer module.huey``, where ``huey`` is the app's

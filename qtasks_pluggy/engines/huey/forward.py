@@ -1,11 +1,12 @@
 """Huey as the engine of a ``QueueTasks`` app: on a SQLite file, or on a Huey object.
 
-What is replaced on the Huey, because there is no hook for it: ``build_error_result``, to keep an
-error's class and arguments, and ``deserialize_task``, to end a run that no worker can read. On a
-consumer in this process ``_set_signal_handlers``, because the process's signals are the app's.
+Huey has no hook for some things, so this module replaces methods. On the Huey it replaces
+``build_error_result``, to keep an error's class and arguments, and ``deserialize_task``, to end a
+run that no worker can read. On a consumer in this process it replaces ``_set_signal_handlers``,
+because the app handles the process's signals.
 """
 
-# Huey has no types, and its tasks carry what is ours.
+# Huey has no types, and we set attributes on its tasks.
 # pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Ticket:
     Attributes:
         id: The run's id.
         name: The task's name; empty if the run was found by its id.
-        ended: Its end, once it was read.
+        ended: Its outcome, once it was read.
     """
 
     id: str
@@ -89,7 +90,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         self._consumer: Consumer | None = None
 
     def cover(self) -> None:
-        """Hook into runs and workers, and keep more of an end than Huey does."""
+        """Hook into runs and workers, and keep more of a run's outcome than Huey does."""
         huey = self.native
         # A Huey can be the engine of several apps.
         self._hook(f"{MODULE}-{id(self)}")
@@ -99,10 +100,10 @@ class HueyEngine(Forward[Huey], HueyNative):
         huey.deserialize_task = self._telling(huey.deserialize_task)
 
     def declare(self, task_func: TaskFunc) -> Any:
-        """Make a Huey task whose own body is never run."""
+        """Make a Huey task whose own body never runs."""
 
         def body(*_: Any, **__: Any) -> Any:
-            msg = f"only its app runs task {task_func.name!r}"
+            msg = f"task {task_func.name!r} runs only through its app"
             raise RuntimeError(msg)
 
         body.__module__ = MODULE
@@ -129,27 +130,27 @@ class HueyEngine(Forward[Huey], HueyNative):
         )
 
     def start(self, app: QueueTasks, workers: int | None) -> None:
-        """Check that the storage can be used, and do runs in this process if asked to."""
+        """Check that the storage works, and start workers in this process if any are asked for."""
         super().start(app, None)
         if workers:
             consumer: Any = self.native.create_consumer(
                 workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
             )
-            # The process's signals are the app's.
+            # The app handles the process's signals.
             consumer._set_signal_handlers = lambda: None  # noqa: SLF001  # no public switch
             consumer.start()
             self._consumer = consumer
 
     def reach(self) -> None:
-        """Read from the storage.
+        """Read from the storage once.
 
         Raises:
-            EngineError: It cannot be used.
+            EngineError: The storage cannot be used.
         """
         told(self.native, self.app.name, self.native.pending_count)
 
     def stop(self) -> None:
-        """Finish the runs of this process; those that wait stay in the storage."""
+        """Finish this process's running runs; queued ones stay in the storage."""
         if self._consumer is not None:
             self._consumer.stop(graceful=True)
             self._consumer = None
@@ -163,14 +164,14 @@ class HueyEngine(Forward[Huey], HueyNative):
         huey, kind = self.native, self.tasks[message.name]
         header = {HEADER: {"metadata": dict(message.metadata)}} if message.metadata else {}
         task = task_of(huey, kind, message, header, delay, retries=0)
-        # What a worker could not read is refused now.
+        # Refuse now what a worker could not read later.
         self.encode(None, (task.args, task.kwargs))
         try:
             told(huey, message.name, huey.enqueue, task)
         except OverflowError as error:
             msg = (
-                f"engine 'huey', task {message.name!r}: the storage does not take its priority,"
-                f" {message.priority}, or its delay, {delay}: {error}; give it smaller ones"
+                f"engine 'huey', task {message.name!r}: the storage rejected its priority,"
+                f" {message.priority}, or its delay, {delay}: {error}; use smaller values"
             )
             raise EngineError(msg) from error
         return Ticket(task.id, message.name)
@@ -187,7 +188,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         try:
             value = super()._execute(task, function)
         except CancelExecution as error:
-            # Huey reports and stores the end of a task before it checks whether it repeats it.
+            # Huey reports and stores a task's end before it checks whether to repeat the task.
             if error.retry:
                 raise RetryTask from error
             if task.our_end is None:
@@ -198,19 +199,19 @@ class HueyEngine(Forward[Huey], HueyNative):
         return value
 
     def failure(self, error: BaseException) -> BaseException | None:
-        """Wrap the error, unless it is a signal, which never reaches a plain thread."""
+        """Wrap the error, unless it comes from a signal; signals never reach a plain thread."""
         in_thread = type(threading.current_thread()) is threading.Thread
         if isinstance(error, KeyboardInterrupt) and not in_thread:
             return None
         return super().failure(error)
 
     def fail(self, run: Any, attempt: Attempt) -> BaseException | None:
-        """Keep the error's class and arguments besides what Huey stores."""
+        """Keep the error's class and arguments in addition to what Huey stores."""
         run.our_end = _packed(TaskStatus.failed, attempt.error)
         return attempt.error
 
     def cancel(self, run: Any, attempt: Attempt) -> BaseException:
-        """Keep the run's end, and end it whatever retries Huey has left for it."""
+        """Keep the run's outcome, and end the run even if Huey has retries left for it."""
         run.our_end = _packed(_STATUS[attempt.action], attempt.error)
         return cancel_execution(str(attempt.error))
 
@@ -224,30 +225,30 @@ class HueyEngine(Forward[Huey], HueyNative):
             try:
                 metadata = native(task, exception)
             except Exception:  # noqa: BLE001  # whatever an error's own methods raise
-                # Without an end, the caller would wait for ever.
+                # Without a stored result, the caller would wait forever.
                 metadata = {"error": type(exception).__name__, "retries": 0, "task_id": task.id}
             return {**metadata, HEADER: ended}
 
         return build_error_result
 
     def _forget_error(self, _: str, task: Task) -> None:
-        """Delete the error of an attempt that is not the end; Huey before 3.5 stores it."""
+        """Delete the error of an attempt that will be retried; Huey before 3.5 stores it."""
         if type(task) in self._functions_of_ours:
             self.native.get_raw(task.id)
 
     def _ended_without_us(self, signal: str, task: Task, *_: Any) -> None:
-        """Store the end of a run that Huey dropped."""
+        """Store the outcome of a run that Huey dropped."""
         if type(task) in self._functions_of_ours and getattr(task, "our_end", None) is None:
             self._put_end(task.id, TaskStatus.cancelled, TaskCancelError(f"Huey: {signal}"))
 
     def _put_end(self, uuid: str, status: TaskStatus, error: Exception) -> bool:
-        """Store an end, unless the run has one."""
+        """Store a run's outcome, unless it has one."""
         metadata = {"error": repr(error), "retries": 0, "task_id": uuid}
         ended = Error({**metadata, HEADER: _packed(status, error)})
         return bool(self.native.put_if_empty(uuid, ended))
 
     def _telling(self, native: Callable[[bytes], Task]) -> Callable[[bytes], Task]:
-        """End a run whose message a worker cannot read: Huey has deleted it by then."""
+        """End a run whose message a worker cannot read; Huey has already deleted the message."""
 
         def deserialize_task(data: bytes) -> Task:
             try:
@@ -280,20 +281,20 @@ class HueyEngine(Forward[Huey], HueyNative):
     # --- its end
 
     def ticket_for(self, uuid: str) -> Ticket:
-        """Make a ticket for any run; reading by it leaves the end in the storage."""
+        """Make a ticket for any run; reading with it does not delete the stored outcome."""
         return Ticket(uuid)
 
     def no_results(self) -> str:
-        """Say what to do if results are not kept."""
-        return "this Huey keeps no results; make it with results=True"
+        """Return what to do if results are not stored."""
+        return "this Huey does not store results; create it with results=True"
 
     def read(self, ticket: Ticket) -> RunResult | None:
-        """Read the stored end, and take it out of the storage for everybody who has this ticket."""
+        """Read the stored outcome; the ticket of the submitted run also deletes it from storage."""
         huey = self.native
         if ticket.ended is None:
             raw = told(huey, ticket.name, huey.get_raw, ticket.id, peek=True)
             if raw is EmptyData:
-                # Another thread may have read it just now.
+                # Another thread may just have read it.
                 return ticket.ended
             ticket.ended = _ended_of(ticket, huey.serializer.deserialize(raw))
             if ticket.ended is not None and ticket.name:
@@ -310,20 +311,20 @@ class HueyEngine(Forward[Huey], HueyNative):
         return ended
 
     def revoke(self, ticket: Ticket, reason: str) -> bool:
-        """Revoke a run that waits; it ends at once for those who wait for it."""
+        """Revoke a queued run; callers who wait for it return at once."""
         return bool(told(self.native, ticket.name, self._revoke, ticket, reason))
 
     def _revoke(self, ticket: Ticket, reason: str) -> bool:
         huey = self.native
         status = self.status(ticket)
         if status is None:
-            # There is no ledger that knows, so ask Huey.
+            # No ledger knows the run, so ask Huey.
             waits = any(task.id == ticket.id for task in (*huey.pending(), *huey.scheduled()))
             status = TaskStatus.queued if waits else TaskStatus.running
         if status is not TaskStatus.queued:
             return False
         huey.revoke_by_id(ticket.id, revoke_once=True)
-        # If it has ended meanwhile, that end stands, unless it is that Huey dropped the run.
+        # If the run has ended meanwhile, its outcome stands, unless Huey itself dropped the run.
         if not self._put_end(ticket.id, TaskStatus.cancelled, TaskCancelError(reason)):
             ended = self.read(ticket)
             if ended is None or ended.status is not TaskStatus.cancelled:
@@ -340,7 +341,7 @@ def _packed(status: TaskStatus, error: BaseException | None) -> dict[str, Any]:
 
 
 def _ended_of(ticket: Ticket, stored: Any) -> RunResult | None:
-    """Make an end from what Huey stored; None if it is an error that Huey will retry."""
+    """Return the outcome that Huey stored; None if it is an error that Huey will retry."""
     if not isinstance(stored, Error):
         return RunResult(TaskStatus.succeeded, stored)
     told_of: Mapping[str, Any] | None = stored.metadata.get(HEADER)

@@ -1,14 +1,14 @@
 """Plugins for the tasks of an existing Huey app.
 
-Private names of Huey that are used here, because there is no public way:
+This module uses these private names of Huey, because there is no public way:
 
 =========================================  =====================================================
 ``huey._registry``                         lists its tasks
-``self`` in the frame of a worker          is the consumer that calls what ``on_startup`` was given
+``self`` in the frame of a worker          is the consumer that calls the ``on_startup`` hooks
 =========================================  =====================================================
 """
 
-# Huey has no types, and its tasks carry what is ours.
+# Huey has no types, and we set attributes on its tasks.
 # pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from qtasks_pluggy.engines.huey.ledger import Ledger, ledger_of
 from qtasks_pluggy.engines.native import Host, Native, attempt_of, declared, header_of, log_as
 from qtasks_pluggy.exc import CapabilityError, TaskNameError
 
-# The keyword of a task that carries our header: a message of Huey has no other place for it.
+# The keyword argument that carries our header: a Huey message has no other place for it.
 HEADER: Final = "_qtasks_pluggy"
-# The module in whose name a ``QueueTasks`` app registers its tasks with Huey.
+# The module name under which a ``QueueTasks`` app registers its tasks with Huey.
 MODULE: Final = "qtasks_pluggy"
 CONTROL: Final = (RetryTask, CancelExecution, TaskLockedException, RateLimitExceeded, TaskTimeout)
 # The attributes that every task has.
@@ -45,28 +45,28 @@ _current: Final[ContextVar[Task]] = ContextVar("qtasks_pluggy_huey_task")
 def at_least_once(huey: Huey) -> None:
     """Keep each run until it has ended, so that it survives the death of its worker.
 
-    One consumer at a time may do the runs of the file; a second one is refused.
+    Only one consumer at a time may execute the runs of the file; a second one does not start.
 
     Args:
-        huey: One on SQLite; call this where it is made, in clients and workers alike.
+        huey: A Huey on SQLite. Call this where you create it, in clients and workers alike.
 
     Raises:
-        CapabilityError: It is not on SQLite.
+        CapabilityError: The Huey is not on SQLite, or in immediate mode.
     """
     if not isinstance(huey.storage, SqliteStorage) or huey.immediate:
         kind = type(huey.storage).__name__
-        msg = f"engine 'huey': the ledger is for SqliteHuey, and this Huey is on {kind}"
+        msg = f"engine 'huey': the ledger needs a SqliteHuey, but this Huey uses {kind}"
         raise CapabilityError(msg)
     open_in_workers(huey, ledger_of(huey))
 
 
 def open_in_workers(huey: Huey, ledger: Ledger) -> None:
-    """Open the ledger in each worker that begins."""
+    """Open the ledger when a worker starts."""
     huey.on_startup(name=f"{MODULE}-ledger")(partial(_begin, HueyNative(huey), ledger.open))
 
 
 def _begin(native: HueyNative, begin: Callable[[], None]) -> None:
-    """Begin a worker; one that cannot ends its consumer, which would replace it for ever."""
+    """Start a worker; if that fails, end its consumer, which would otherwise replace it forever."""
     try:
         log_as("huey")
         begin()
@@ -74,7 +74,7 @@ def _begin(native: HueyNative, begin: Callable[[], None]) -> None:
         refusal = native.refusal(error)
         frame = inspect.currentframe()
         while frame is not None:
-            # Huey does not say whose worker begins.
+            # Huey does not say which consumer starts a worker.
             consumer = frame.f_locals.get("self")
             if isinstance(consumer, Consumer):
                 consumer.stop_flag.set()
@@ -88,11 +88,11 @@ class HueyNative(Native[Huey]):
     name = "huey"
     kind = Huey
     control = CONTROL
-    # Such an error ends the worker's thread, and Huey stores no end.
+    # Such an error ends the worker's thread, and Huey stores no result.
     ends_worker: ClassVar[tuple[type[BaseException], ...]] = (BaseException,)
 
     def cover(self) -> None:
-        """Hook into every run and into workers, which are threads or processes."""
+        """Hook into every run and every worker; workers are threads or processes."""
         self._functions: dict[type[Task], Callable[..., Any]] = {}
         self._hook(f"{MODULE}-install")
 
@@ -103,7 +103,7 @@ class HueyNative(Native[Huey]):
 
     @property
     def app_name(self) -> str:
-        """The Huey's own name."""
+        """The name of the Huey."""
         return str(self.native.name)
 
     @property
@@ -112,7 +112,7 @@ class HueyNative(Native[Huey]):
         return {kind.__name__: kind for kind in self._kinds()}
 
     def count(self) -> int:
-        """Count its own tasks; several can have the same name."""
+        """Count the Huey's own tasks; several can have the same name."""
         return len(self._kinds())
 
     def _kinds(self) -> list[type[Task]]:
@@ -121,7 +121,7 @@ class HueyNative(Native[Huey]):
         return [kind for kind in kinds if kind.__module__ != MODULE]
 
     def function_of(self, name: str) -> Callable[..., Any]:
-        """Return the function of one of them."""
+        """Return the function of one of these tasks."""
         kind = self.tasks[name]
         return lambda *args, **kwargs: kind(args, kwargs).execute()
 
@@ -160,7 +160,7 @@ class HueyNative(Native[Huey]):
             raise
         finally:
             _current.reset(token)
-            # Put back what the task was given, for Huey and for the next attempt.
+            # Restore the task's own arguments, for Huey and for the next attempt.
             task.args, task.kwargs = args, {**kwargs, HEADER: header} if header else kwargs
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
@@ -183,13 +183,13 @@ class HueyNative(Native[Huey]):
         return declared(type(run), _TASK)
 
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # the same for all
-        """Return what Huey can do; in immediate mode nobody reads its schedule."""
+        """Return what Huey can do; immediate mode has no delays, because its schedule is unread."""
         huey = self.native
         results = bool(huey.results)
         return Capabilities(delay=not huey.immediate, results=results, metadata=True)
 
     def will_retry(self, run: Any, error: BaseException) -> bool:
-        """Return whether Huey runs a task again by its own rules."""
+        """Return whether Huey's own rules run a task again."""
         if isinstance(error, CancelExecution):
             return bool(run.retries if error.retry is None else error.retry)
         if isinstance(error, RateLimitExceeded):
@@ -208,7 +208,7 @@ class HueyNative(Native[Huey]):
         return read
 
     async def execute(self, executor: TaskExecutor, host: Host, backend: Backend) -> Attempt:
-        """Make the attempt, and store a plugin's None, for which the caller would wait for ever."""
+        """Make the attempt; store a plugin's answer None, or the caller would wait forever."""
         attempt = await super().execute(executor, host, backend)
         is_none = attempt.action == "succeed" and attempt.result is None
         if is_none and any(record.won for record in executor.trail):
@@ -216,17 +216,17 @@ class HueyNative(Native[Huey]):
         return attempt
 
     def store_none(self, task: Task) -> None:
-        """Store the result None, where Huey does not."""
+        """Store the result None if Huey does not."""
         huey = self.native
         if huey.results and not huey.store_none and not isinstance(task, PeriodicTask):
             huey.put_result(task.id, None)
 
     def retry(self, run: Any, attempt: Attempt, number: int) -> Exception:  # noqa: ARG002  # _execute counts
-        """Make Huey put the task into its schedule; its own retries are not counted down."""
+        """Make Huey schedule the task again, without using up one of the task's own retries."""
         if self.native.immediate:
-            # Nobody reads the schedule, into which the task's own delay would put it.
+            # The task's own delay would put it into the schedule, which nobody reads.
             run.retry_delay = 0
-        # None stands for the task's own delay, so a plugin's 0 stays 0 where the task has one.
+        # None means the task's own delay, so a plugin's 0 must stay 0 if the task has a delay.
         again: Exception = RetryTask(
             delay=attempt.delay if run.retry_delay else attempt.delay or None
         )
@@ -242,7 +242,7 @@ class HueyNative(Native[Huey]):
         """Enqueue a run of the task with this name.
 
         Raises:
-            TaskNameError: Two modules have a task of this name.
+            TaskNameError: Two modules have a task with this name.
         """
         huey, name = self.native, message.name
         kinds = [kind for kind in self._kinds() if kind.__name__ == name]
@@ -250,7 +250,7 @@ class HueyNative(Native[Huey]):
             modules = " and ".join(kind.__module__ for kind in kinds)
             msg = (
                 f"engine 'huey', {huey.name}: {modules} both have a task {name!r}, and a replay"
-                " knows a run by that name only; give one of them another name="
+                " finds the task by its name only; give one of them another name="
             )
             raise TaskNameError(msg)
         header = {HEADER: {"metadata": message.metadata}}
@@ -265,15 +265,15 @@ def task_of(
     delay: float | None,
     **options: Any,
 ) -> Task:
-    """Make a task of Huey from a message.
+    """Make a Huey task from a message.
 
     Args:
-        huey: The Huey that is to run it.
+        huey: The Huey that will run it.
         kind: The task's class.
         message: The message.
-        header: Keywords besides the message's own.
+        header: Keyword arguments in addition to the message's own.
         delay: Seconds before it may run; None and 0 for at once.
-        options: More for the task.
+        options: Further options of the task.
     """
     return kind(
         message.args,
@@ -293,7 +293,7 @@ def cancel_execution(text: str) -> Exception:
 
 
 def _function_of(kind: type[Task]) -> Callable[..., Any]:
-    """Make a function that executes the task of this class that is at work here."""
+    """Make a function that executes the current task, which is of this class."""
     native_execute = kind.execute
 
     def function(*args: Any, **kwargs: Any) -> Any:

@@ -1,18 +1,18 @@
 """A ledger in Huey's own SQLite file, so that no run is lost with its worker.
 
-Huey deletes a message when a worker takes it, so a killed worker loses the runs that it was doing.
-The ledger keeps a copy of each message until its run has ended. When a consumer begins, it enqueues
-again what is in the ledger, and neither waits nor is being done.
+Huey deletes a message when a worker takes it, so a killed worker loses the runs that it was
+executing. The ledger keeps a copy of each message until its run has ended. When a consumer starts,
+it enqueues again every run in the ledger that is neither queued nor running.
 
-One consumer at a time, with all of its threads or processes, does the runs of a Huey. It holds a
-lock on a file beside the database.
+Only one consumer at a time, with all its threads or processes, executes the runs of a Huey. It
+holds a lock on a file next to the database.
 
-What is replaced on the Huey's storage: ``enqueue`` and ``add_to_schedule`` write a message and its
-copy in one transaction, and ``read_schedule`` waits for the recovery. These use the tables ``kv``,
-``task`` and ``schedule``; the rest uses Huey's signals and hooks.
+This module replaces three methods of the Huey's storage: ``enqueue`` and ``add_to_schedule`` write
+a message and its copy in one transaction, and ``read_schedule`` waits for the recovery. These use
+the tables ``kv``, ``task`` and ``schedule``; the rest uses Huey's signals and hooks.
 """
 
-# Huey has no types, and its tasks carry what is ours.
+# Huey has no types, and we set attributes on its tasks.
 # pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Entry:
 
     Attributes:
         data: The message, as Huey serialized it.
-        priority: The message's.
-        owner: The consumer and the process that are doing it; None while it waits.
-        again: Whether a worker that was lost had begun it.
+        priority: The message's priority.
+        owner: The consumer and the process that are executing it; None while it waits.
+        again: Whether a worker had started it and was lost.
     """
 
     data: bytes
@@ -54,21 +54,21 @@ class Entry:
     again: bool = False
 
     def pack(self) -> bytes:
-        """Write it with its version, so that another version knows that it cannot read it."""
+        """Serialize it with a version, so that another version can tell that it cannot read it."""
         return pickle.dumps({"version": _VERSION, **attrs.asdict(self)})
 
     @classmethod
     def unpack(cls, uuid: str, raw: Any) -> Entry | None:
-        """Read it; if it is damaged, or of another version, log that and return None."""
+        """Read an entry; if it is damaged or of another version, log that and return None."""
         try:
             given = pickle.loads(raw)  # noqa: S301  # as Huey reads its own messages
             version = given.pop("version")
             if version == _VERSION:
                 return cls(**given)
-            why = f"it has version {version!r}, and this is version {_VERSION}"
+            why = f"it has version {version!r}, but this is version {_VERSION}"
         except Exception as error:  # noqa: BLE001  # whatever reading what others wrote raises
             why = text_of(error)
-        hint = "it is left as it is; a consumer of the version that wrote it can do the run"
+        hint = "it was not changed; a consumer of the version that wrote it can execute the run"
         log_event("error", "huey_ledger_entry_unreadable", uuid=uuid, why=why, hint=hint)
         return None
 
@@ -77,7 +77,7 @@ class Ledger:
     """The runs of one Huey that have not ended.
 
     Args:
-        huey: One on SQLite.
+        huey: A Huey on SQLite.
     """
 
     def __init__(self, huey: Huey) -> None:
@@ -85,7 +85,7 @@ class Ledger:
         self._storage: Any = huey.storage
         self._lock = lock_of(self)
         self._consumer = ConsumerLock(huey)
-        # The ids of runs that have ended, by those of the runs that follow, until those wait.
+        # Ended runs by the runs that follow them (both by id), until the followers are enqueued.
         self._followed: dict[str, str] = {}
         self._native_read_schedule = self._storage.read_schedule
         self._storage.enqueue = self._enqueue
@@ -98,7 +98,7 @@ class Ledger:
         huey.on_shutdown(name=name)(self._consumer.release)
 
     def get(self, uuid: str) -> Entry | None:
-        """Look a run up; None if it has ended, or if its entry cannot be read."""
+        """Look up a run; return None if it has ended, or if its entry cannot be read."""
         raw = self._storage.peek_data(_PREFIX + uuid)
         return None if raw is EmptyData else Entry.unpack(uuid, raw)
 
@@ -107,10 +107,10 @@ class Ledger:
         self._storage.pop_data(_PREFIX + uuid)
 
     def open(self) -> None:
-        """Become the consumer of this Huey, and enqueue lost runs again; called by each worker.
+        """Become the consumer of this Huey, and enqueue lost runs again; each worker calls this.
 
         Raises:
-            EngineError: There is another consumer.
+            EngineError: Another consumer is running.
         """
         with self._lock:
             self._consumer.acquire()
@@ -127,7 +127,7 @@ class Ledger:
             log_event("warning", "huey_runs_recovered", count=len(lost), first=known)
 
     def _lost(self, cursor: Any) -> dict[str, Entry]:
-        """Find the runs that neither wait nor are being done, oldest first."""
+        """Find the runs that are neither queued nor running, oldest first."""
         name, found = self._storage.name, dict[str, Entry]()
         cursor.execute(
             "select key, value from kv where queue = ? and key glob ?", (name, f"{_PREFIX}*")
@@ -145,7 +145,7 @@ class Ledger:
             entry = Entry.unpack(uuid, raw)
             if entry is None or entry.data in waiting:
                 continue
-            # Another worker of this consumer may be about to begin what it has just taken.
+            # Another worker of this consumer may have taken the run without having started it.
             if is_new if entry.owner is None else not self._consumer.has(entry.owner):
                 found[uuid] = entry
         return found
@@ -166,9 +166,9 @@ class Ledger:
             )
 
     def _read_schedule(self, now: datetime) -> list[bytes]:
-        """Read what is due; but nothing before a worker has recovered what was lost."""
+        """Read the due messages; return none until a worker has recovered the lost runs."""
         if self._consumer.is_new():
-            # What the scheduler has read, and not enqueued yet, would look lost.
+            # A message that the scheduler has read but not yet enqueued would look lost.
             return []
         due: list[bytes] = self._native_read_schedule(now)
         return due
@@ -194,11 +194,11 @@ class Ledger:
         )
 
     def _drop(self, _: str, task: Task) -> None:
-        """Delete the entry of a run that Huey does not begin; one to be repeated comes back."""
+        """Delete the entry of a run that Huey does not start; a repeated one is entered again."""
         self.delete(task.id)
 
     def _begin(self, task: Task) -> None:
-        """Note who does a run."""
+        """Note who executes a run."""
         entry = self.get(task.id) or Entry(self._huey.serialize_task(task), task.priority)
         task.redelivered = entry.again
         owned = attrs.evolve(entry, owner=(self._consumer.token, os.getpid()))
@@ -207,7 +207,7 @@ class Ledger:
         task.execute = lambda: self.storable(execute())
 
     def storable(self, value: Any) -> Any:
-        """Let a result that cannot be stored fail its run, which would otherwise never end."""
+        """Fail a run whose result cannot be stored; otherwise it would never end."""
         if self._huey.results and type(value) not in PLAIN:
             self._huey.serializer.serialize(value)
         return value
@@ -221,7 +221,7 @@ class Ledger:
 
 
 def ledger_of(huey: Huey) -> Ledger:
-    """Return the one ledger of a Huey; the first call adds it."""
+    """Return the only ledger of a Huey; the first call creates it."""
     ledger: Ledger | None = getattr(huey, "qtasks_pluggy_ledger", None)
     if ledger is None:
         ledger = huey.qtasks_pluggy_ledger = Ledger(huey)

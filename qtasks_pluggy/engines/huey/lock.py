@@ -1,4 +1,4 @@
-"""The lock of the one consumer that does the runs of a Huey."""
+"""The lock that allows a Huey only one consumer."""
 
 # Huey has no types.
 # pyright: reportMissingTypeStubs=false
@@ -16,13 +16,13 @@ from qtasks_pluggy.exc import EngineError
 
 
 class ConsumerLock:
-    """The lock of the one consumer of a Huey, shared by the processes that it forks.
+    """The lock that allows a Huey only one consumer, shared by the processes that it forks.
 
     Args:
-        huey: One on SQLite.
+        huey: A Huey on SQLite.
 
     Attributes:
-        token: The consumer's name.
+        token: The consumer's unique name.
     """
 
     def __init__(self, huey: Huey) -> None:
@@ -32,18 +32,18 @@ class ConsumerLock:
         self._opened_in = os.getpid()
         self._holders = 0
         try:
-            # Opened here, in the process that forks the others: they share the lock of one opened
-            # file. Only this user may open it, because a reader's lock would keep us waiting.
+            # Opened here, in the process that forks the others, so that all share one lock. Only
+            # this user may open the file, because another user's lock on it would block us.
             self._file: Any = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            # A client needs no lock.
+            # A client does not need the lock.
             self._file = error
 
     def acquire(self) -> None:
         """Become the consumer, for one of its workers.
 
         Raises:
-            EngineError: There is another consumer, or the file cannot be used.
+            EngineError: Another consumer is running, or the file cannot be used.
         """
         try:
             if isinstance(self._file, OSError):
@@ -51,35 +51,35 @@ class ConsumerLock:
             _flock(self._file)
         except BlockingIOError:
             msg = (
-                f"engine 'huey', the ledger: another consumer does the runs of {self._path!r}; give"
+                f"engine 'huey', the ledger: another consumer holds the lock {self._path!r}; give"
                 " one consumer more workers instead, or use an engine with a server"
             )
             raise EngineError(msg) from None
         except OSError as error:
             msg = (
-                f"engine 'huey', the ledger: {self._path!r}, which the one consumer locks, cannot"
-                f" be used: {error.strerror}; let this user write there, or go without the ledger"
+                f"engine 'huey', the ledger: the lock file {self._path!r} cannot be used:"
+                f" {error.strerror}; give this user write access, or switch the ledger off"
             )
             raise EngineError(msg) from error
         self._holders += 1
 
     def release(self) -> None:
-        """Let another process be the consumer, after the last of this one's threads."""
+        """Release the lock when the last worker of this process ends."""
         if self._holders:
             self._holders -= 1
             if not self._holders and self._opened_in == os.getpid():
                 _flock(self._file, release=True)
 
     def is_new(self) -> bool:
-        """Return whether no worker of this consumer has recovered yet."""
+        """Return whether no worker of this consumer has recovered lost runs yet."""
         return os.pread(self._file, len(self.token), 0) != self.token.encode()
 
     def sign(self) -> None:
-        """Note that one has."""
+        """Note that a worker of this consumer has recovered lost runs."""
         os.pwrite(self._file, self.token.encode(), 0)
 
     def has(self, owner: tuple[str, int]) -> bool:
-        """Return whether this is a living process of this consumer."""
+        """Return whether the owner of a run is a living process of this consumer."""
         token, pid = owner
         if token != self.token:
             return False

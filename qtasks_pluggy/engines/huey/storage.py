@@ -1,4 +1,4 @@
-"""Opens the database, and says what is wrong with a storage that cannot be used."""
+"""Opening the database, and explaining what is wrong with a storage that cannot be used."""
 
 # Huey has no types.
 # pyright: reportMissingTypeStubs=false
@@ -18,22 +18,22 @@ from qtasks_pluggy.exc import EngineError
 
 SCHEME: Final = "huey+sqlite://"
 _REMEDIES: Final = {
-    "unable to open": "make its folder, and let this user write there",
-    "locked": "another process locks it; end that process, or wait",
-    "full": "the disk is full, or the file may not grow; make room",
-    "disk i/o": "the disk is full or broken, or the file may not grow; look at the disk",
-    "not a database": "it is no database, or damaged; move it away, or restore it",
+    "unable to open": "create its folder, and give this user write access",
+    "locked": "another process holds a lock on it; end that process, or wait",
+    "full": "the disk is full, or the file may not grow; free some space",
+    "disk i/o": "the disk is full or broken, or the file may not grow; check the disk",
+    "not a database": "it is not a database, or it is damaged; move it away, or restore it",
     "malformed": "it is damaged; move it away, or restore it",
-    "readonly": "let this user write to it, and to its folder",
-    "no such table": "somebody replaced it while this app ran; start the app again",
+    "readonly": "give this user write access to it and to its folder",
+    "no such table": "it was replaced while this app ran; restart the app",
 }
 
 
 def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
-    """Make the Huey of a URL.
+    """Make the Huey that a URL describes.
 
     Returns:
-        The Huey, and whether it gets a ledger.
+        The Huey, and whether it should have a ledger.
 
     Raises:
         EngineError: The URL is wrong, or the database cannot be used.
@@ -44,12 +44,12 @@ def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
         raise EngineError(msg)
     path = unquote(url.partition("?")[0].removeprefix(SCHEME).removeprefix("/"))
     if not path or "\0" in path:
-        msg = f"engine {url!r} names no file; write {SCHEME}/file.db, or {SCHEME}//folder/file.db"
+        msg = f"engine {url!r} has no file; write {SCHEME}/file.db, or {SCHEME}//folder/file.db"
         raise EngineError(msg)
     if path == ":memory:":
-        msg = f"engine {url!r} is no file, and each thread would have its own; use memory://"
+        msg = f"engine {url!r} is not a file: each thread would have its own; use memory://"
         raise EngineError(msg)
-    # Each thread opens the file itself, perhaps after the process has changed its folder.
+    # Each thread opens the file on its own, perhaps after the process has changed its folder.
     path = str(Path(path).absolute())
     try:
         huey = SqliteHuey(name, filename=path, store_none=True)
@@ -59,16 +59,17 @@ def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
 
 
 def unusable(path: str, error: Exception, who: str) -> EngineError:
-    """Say what is wrong with a database, and what to do."""
+    """Return an error that says what is wrong with a database, and what to do."""
     text = str(error)
-    todo = next((what for words, what in _REMEDIES.items() if words in text.lower()), "look at it")
+    remedies = (what for words, what in _REMEDIES.items() if words in text.lower())
+    todo = next(remedies, "check the file")
     return EngineError(
         f"engine 'huey', {who}: the database {path!r} cannot be used: {text}; {todo}"
     )
 
 
 def told(huey: Huey, who: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function that uses the storage; if that fails, say what is wrong with the storage.
+    """Call a function that uses the storage; if the storage fails, explain why.
 
     Raises:
         EngineError: The storage cannot be used.
@@ -83,7 +84,7 @@ def told(huey: Huey, who: str, call: Callable[..., Any], *args: Any, **kwargs: A
             kind = type(storage).__name__
             msg = (
                 f"engine 'huey', {who}: its {kind} cannot be used: {error};"
-                " see that the server is up, and that this Huey has its address"
+                " check that the server is up, and that this Huey has its address"
             )
             raise EngineError(msg) from error
         raise

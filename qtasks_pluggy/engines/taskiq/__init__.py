@@ -1,13 +1,13 @@
-"""Taskiq: plugins for a broker's own tasks, or an app's runs on a broker.
+"""Taskiq: plugins for the tasks of a broker, or the engine of a ``QueueTasks`` app.
 
 ===============  =================================================================================
 ``install.py``   ``install(broker)``: plugins for the tasks of a broker
-``forward.py``   ``QueueTasks("shop", engine=broker)``: its runs
+``forward.py``   ``QueueTasks("shop", engine=broker)``: Taskiq as its engine
 ``brokers.py``   what each kind of broker can do
 ===============  =================================================================================
 
 The worker is Taskiq's own command, ``taskiq worker module:broker``. Runs survive a killed worker
-on RabbitMQ, and on a Redis stream that gets further messages.
+on RabbitMQ, and on a Redis stream if further messages arrive.
 """
 
 from __future__ import annotations

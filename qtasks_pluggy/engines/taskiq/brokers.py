@@ -1,11 +1,11 @@
 """What each kind of broker can do, and how a client opens one.
 
-Brokers are told apart by the names of their classes, so no broker's package need be installed.
-These attributes are private in taskiq-aio-pika, which has no public way to ask for the same; one
-that a version lacks counts as not set:
+This module recognizes brokers by class name, so the brokers' packages need not be installed. It
+reads these private attributes of taskiq-aio-pika, which has no public equivalent; an attribute that
+a version lacks counts as not set:
 
 ====================================  ================================  ==================
-attribute                             what it tells                     taskiq-aio-pika
+attribute                             what it says                      taskiq-aio-pika
 ====================================  ================================  ==================
 ``_delay_queue_name``                 that the broker can delay         before 0.6
 ``_delay_queue``                      that the broker can delay         0.6
@@ -15,7 +15,7 @@ attribute                             what it tells                     taskiq-a
 ``_label_for_routing``                which label names the queue       0.6
 ====================================  ================================  ==================
 
-``test_capabilities_are_those_of_the_broker`` holds those of 0.6, ``test_a_delay_is_kept`` the
+``test_capabilities_are_those_of_the_broker`` tests those of 0.6, ``test_a_delay_is_kept`` the
 label, and ``test_a_broker_of_another_version_does_what_it_can`` those before 0.6.
 """
 
@@ -32,18 +32,18 @@ from taskiq.result_backends.dummy import DummyResultBackend
 from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.exc import EngineError
 
-# Seconds for a server to answer.
+# The seconds that a server has to answer.
 PATIENCE: Final = 9
 _DELAYS: Final = ("_delay_queue", "_delay_queue_name", "_delayed_message_exchange_plugin")
 
 
 def is_a(broker: AsyncBroker, kind: str) -> bool:
-    """Say whether a broker is of a class that has this name, or is derived from one."""
+    """Return whether a broker's class, or one of its bases, has this name."""
     return any(one.__name__ == kind for one in type(broker).__mro__)
 
 
 def queue_of(broker: AsyncBroker, labels: dict[str, Any]) -> str | None:
-    """Name the queue of a message; None where that cannot be told."""
+    """Return the name of a message's queue; None if it is unknown."""
     named = labels.get("queue_name") or getattr(broker, "queue_name", None)
     if named is None and len(queues := _queues(broker)) == 1:
         named = queues[0].name
@@ -51,20 +51,20 @@ def queue_of(broker: AsyncBroker, labels: dict[str, Any]) -> str | None:
 
 
 def can_delay(broker: AsyncBroker) -> bool:
-    """Say whether the broker keeps a message until its time."""
+    """Return whether the broker can hold back a message for a delay."""
     return is_a(broker, "AioPikaBroker") and any(map(vars(broker).get, _DELAYS))
 
 
 def has_results(broker: AsyncBroker) -> bool:
-    """Say whether the ends of runs are kept."""
+    """Return whether the broker stores results."""
     return not isinstance(broker.result_backend, DummyResultBackend)
 
 
 def is_safe(broker: AsyncBroker) -> bool:
-    """Say whether the broker gives a killed worker's runs to another one.
+    """Return whether the broker passes a killed worker's runs to another worker.
 
-    A worker takes over those of a Redis stream under a lock, which taskiq-redis before 1.2.2 does
-    not let expire: a worker that is killed while it holds the lock keeps all others from them.
+    On a Redis stream, a worker takes over such runs while it holds a lock. Before taskiq-redis
+    1.2.2, that lock never expires: if its holder is killed, no other worker can take them over.
     """
     if is_a(broker, "RedisStreamBroker"):
         return hasattr(broker, "unacknowledged_lock_timeout")
@@ -77,13 +77,13 @@ def is_safe(broker: AsyncBroker) -> bool:
 
 
 def idle_seconds(broker: AsyncBroker) -> float | None:
-    """Give the seconds after which a stream gives away a run whose worker still lives."""
+    """Return after how many seconds a stream passes a run to another worker, in any case."""
     timeout = vars(broker).get("idle_timeout")
     return None if timeout is None else timeout / 1000
 
 
 def routing(broker: AsyncBroker) -> dict[str, str]:
-    """Make the label that sends a message to the first queue of a broker that has several."""
+    """Return the label that routes a message to the first of several queues; else nothing."""
     queues, label = _queues(broker), vars(broker).get("_label_for_routing")
     if label is None or len(queues) < 2:  # noqa: PLR2004  # several
         return {}
@@ -94,24 +94,24 @@ async def open_up(broker: AsyncBroker, app: str) -> None:
     """Connect a client to the broker and its results.
 
     Raises:
-        EngineError: One of them does not answer within 9 seconds, or cannot be used.
+        EngineError: The broker or the result backend does not answer within 9 seconds, or fails.
     """
     if is_a(broker, "PubSubBroker"):
         msg = (
             f"engine 'taskiq', app {app!r}: PubSubBroker sends each run to every worker, and drops"
-            " it when there is none; use RedisStreamBroker or ListQueueBroker"
+            " it if there is none; use RedisStreamBroker or ListQueueBroker"
         )
         raise EngineError(msg)
     what, url = "broker", str(getattr(broker, "url", None) or "amqp:")
     try:
         async with asyncio.timeout(PATIENCE):
             if is_a(broker, "AioPikaBroker") and not url.startswith(("amqp:", "amqps:")):
-                # Its client would try again for ever.
+                # Its client would retry forever.
                 scheme = url.partition(":")[0]
-                msg = f"its URL begins with {scheme!r}, and should with 'amqp' or 'amqps'"
-                raise ValueError(msg)  # noqa: TRY301  # said as any other trouble
+                msg = f"its URL starts with {scheme!r} instead of 'amqp' or 'amqps'"
+                raise ValueError(msg)  # noqa: TRY301  # reported like any other trouble
             if (pool := getattr(broker, "connection_pool", None)) is not None:
-                # Brokers on Redis connect only when there is something to send.
+                # Brokers on Redis connect only when they send something.
                 await pool.release(await pool.get_connection())
             await broker.startup()
             what = "result backend"
@@ -127,7 +127,7 @@ async def open_up(broker: AsyncBroker, app: str) -> None:
 
 
 def why(error: BaseException) -> str:
-    """Say what is wrong with a server, without passwords."""
+    """Return what is wrong with a server, without passwords."""
     if isinstance(error, TimeoutError):
         return f"no answer within {PATIENCE} seconds"
     if error.__cause__ is not None and type(error).__module__.startswith("taskiq"):
@@ -136,6 +136,6 @@ def why(error: BaseException) -> str:
 
 
 def _queues(broker: AsyncBroker) -> list[Any]:
-    """Give the queues of RabbitMQ that a broker was given."""
+    """Return the RabbitMQ queues that a broker was configured with."""
     queues: list[Any] = vars(broker).get("_task_queues", [])
     return queues

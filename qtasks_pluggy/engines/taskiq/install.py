@@ -1,8 +1,8 @@
 """Plugins for the tasks of a Taskiq broker.
 
-Nothing here is private in Taskiq: ``decorator_class`` wraps the functions of tasks, a middleware
-says for which message a function is called, and ``AsyncKicker`` sends a retry, as it does in
-Taskiq's own middlewares. ``brokers.py`` lists what is private in the brokers' packages.
+This module uses only public parts of Taskiq: ``decorator_class`` wraps the functions of tasks, a
+middleware remembers the message for which a function is called, and ``AsyncKicker`` sends a retry,
+as in Taskiq's own middlewares. ``brokers.py`` lists what is private in the brokers' packages.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ from qtasks_pluggy.engines.taskiq.brokers import (
 )
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
-# Marks functions that are covered, and names the label for metadata that no label can hold.
+# Marks covered functions, and names the label for metadata that a label of its own cannot hold.
 OURS: Final = "qtasks_pluggy"
-# The labels that count the retries of plugins, and those of Taskiq's own middlewares.
+# The labels that count retries by plugins and by Taskiq's own middlewares.
 _RETRIES: Final = "qtasks_pluggy_retries"
 _NATIVE_RETRIES: Final = "_retries"
-# The label by which a task sends itself again.
+# The label with which a task requeues itself.
 _REQUEUED: Final = "X-Taskiq-requeue"
-# The labels of one attempt, or of one sending, which are nobody's metadata.
+# Labels of one attempt or one message, which are not metadata.
 _PASSING: Final = {OURS, _RETRIES, _NATIVE_RETRIES, _REQUEUED, "delay"}
-# What Taskiq keeps as it is in a label.
+# The types that Taskiq keeps unchanged in a label.
 _LABELS: Final = (str, int, float, bool, bytes)
 _ANY: Final[TypeAdapter[Any]] = TypeAdapter(Any)
 # The run whose function Taskiq calls next.
@@ -72,10 +72,10 @@ class Run:
     """One attempt.
 
     Attributes:
-        message: Taskiq's own.
-        args: Its arguments as they travelled; Taskiq converts those of the message in place.
-        kwargs: Its keyword arguments as they travelled.
-        requeued: How often the task had sent itself again when the attempt began.
+        message: Taskiq's own message.
+        args: Its arguments as they were sent; Taskiq converts those of the message in place.
+        kwargs: Its keyword arguments as they were sent.
+        requeued: How often the task had requeued itself when the attempt started.
         taken: Whether its function has been called; any further call is a direct one.
     """
 
@@ -87,35 +87,35 @@ class Run:
 
 
 class CancelledRunError(NoResultError):
-    """Ends a cancelled run without an error in Taskiq's log; its cause is what is stored."""
+    """Ends a cancelled run without an error in Taskiq's log; its cause is stored as the error."""
 
 
 class Runs(TaskiqMiddleware):
-    """Knows which run is at work, how runs end here, and which event loop its broker is on."""
+    """Knows the current run, how runs end in this process, and the broker's event loop."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loop: asyncio.AbstractEventLoop | None = None
-        # Held while a client's broker is open for one message alone.
+        # Held while a client's broker is open for a single message.
         self.sending = asyncio.Lock()
-        # How many apps have this client's broker open.
+        # How many apps use this client's open broker.
         self.opened = 0
-        # Whether runs are acknowledged when they have ended, whatever the worker's own setting.
+        # Whether runs are acknowledged only after they end, whatever the worker's own setting.
         self.keeps_all = False
-        # Who waits in this process: a broker in memory forgets the older ends.
+        # The tickets of this process, by id: a broker in memory forgets older results.
         self.waiting: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
     def startup(self) -> None:
-        """Know the loop that has the broker's connections."""
+        """Remember the event loop that has the broker's connections."""
         if not self.sending.locked():
             self.loop = asyncio.get_running_loop()
 
     def shutdown(self) -> None:
-        """Forget it."""
+        """Forget the event loop."""
         self.loop = None
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
-        """Remember the run; called in the context in which its function will be called."""
+        """Remember the run; Taskiq calls its function in the same context."""
         self.loop = asyncio.get_running_loop()
         if self.keeps_all:
             message.labels.setdefault("ack_type", "when_saved")
@@ -129,19 +129,19 @@ class Runs(TaskiqMiddleware):
         result: TaskiqResult[Any],
         exception: BaseException,
     ) -> None:
-        """Have the end of a cancelled run stored."""
+        """Store the cause of a cancelled run as its error."""
         if isinstance(exception, CancelledRunError):
             result.error = exception.__cause__
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
-        """Tell whoever waits for the run."""
+        """Pass the result to a caller that waits for the run in this process."""
         waits = self.waiting.get(message.task_id)
         if waits is not None and not isinstance(result.error, NoResultError):
             waits.hear(result)
 
 
 def runs_of(broker: AsyncBroker) -> Runs:
-    """Give the one middleware of ours that a broker has."""
+    """Return our only middleware of a broker; the first call adds it."""
     for middleware in broker.middlewares:
         if isinstance(middleware, Runs):
             return middleware
@@ -151,7 +151,7 @@ def runs_of(broker: AsyncBroker) -> Runs:
 
 
 def take(name: str) -> Run | None:
-    """Give the run for which Taskiq calls a task's function now; None for any other call."""
+    """Return the run for which Taskiq now calls a task's function; None for any other call."""
     run = _current.get()
     if run is None or run.taken or run.message.task_name != name:
         return None
@@ -162,17 +162,17 @@ def take(name: str) -> Run | None:
 def at_least_once(broker: AsyncBroker) -> None:
     """Let runs survive the death of their worker, for all tasks of a broker.
 
-    On a Redis stream Taskiq looks for such runs only when a further message comes.
+    On a Redis stream, Taskiq looks for such runs only when a further message arrives.
 
     Args:
-        broker: The Taskiq broker; call this where it is made, in clients and workers alike.
+        broker: The Taskiq broker. Call this where you create it, in clients and workers alike.
 
     Raises:
-        CapabilityError: The broker loses what a killed worker was doing, whatever is set.
+        CapabilityError: The broker always loses the runs of a killed worker.
     """
     if not is_safe(broker):
         msg = (
-            f"engine 'taskiq': {type(broker).__name__} loses what a killed worker was doing; use"
+            f"engine 'taskiq': {type(broker).__name__} loses the runs of a killed worker; use"
             " AioPikaBroker with durable queues, or RedisStreamBroker of taskiq-redis 1.2.2 or"
             " later"
         )
@@ -180,7 +180,7 @@ def at_least_once(broker: AsyncBroker) -> None:
     runs_of(broker).keeps_all = True
     stream: Any = broker
     if is_a(broker, "RedisStreamBroker") and stream.consumer_id == "$":
-        # Else nobody gets what was sent before the first worker, or client, began.
+        # Otherwise messages sent before the first worker or client started would be lost.
         stream.consumer_id = "0"
 
 
@@ -198,7 +198,7 @@ class TaskiqNative(Native[AsyncBroker]):
         if isinstance(native, AsyncSharedBroker):
             msg = (
                 f"engine 'taskiq': install() got the shared broker, a {type(native).__name__},"
-                " which runs nothing; call it with each broker that runs the shared tasks"
+                " which runs no tasks; call it with each broker that runs the shared tasks"
             )
             raise EngineError(msg)
         super().__init__(native)
@@ -213,7 +213,7 @@ class TaskiqNative(Native[AsyncBroker]):
     # --- install
 
     def cover(self) -> None:
-        """Have Taskiq wrap the functions of tasks that it makes, and hear of workers."""
+        """Make Taskiq wrap the functions of new tasks, and watch for workers."""
         self.hear_of_workers()
         native_class: Any = self.native.decorator_class
         wrap = self._wrapped
@@ -228,7 +228,7 @@ class TaskiqNative(Native[AsyncBroker]):
         self.native.decorator_class = Covered
 
     def hear_of_workers(self) -> None:
-        """Hear when a worker begins and ends."""
+        """Start and stop the plugins when a worker starts and stops."""
         self.native.add_event_handler(TaskiqEvents.WORKER_STARTUP, self._worker_begins)
         self.native.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, self._worker_ends)
 
@@ -239,19 +239,19 @@ class TaskiqNative(Native[AsyncBroker]):
         return {name: task for name, task in every.items() if _mark_of(task) is not True}
 
     def count(self) -> int:
-        """Cover the tasks that were there before ``install``, and count all."""
+        """Cover the tasks that were declared before ``install``, and count all tasks."""
         tasks, local = self.tasks, self.native.local_task_registry
         for name, task in tasks.items():
             if _mark_of(task) is None:
-                # Other brokers run a shared one too, and know nothing of these plugins.
+                # Other brokers, without these plugins, may run a shared task too.
                 own = local[name] = task if name in local else copy(task)
                 own.original_func = self._wrapped(name, task.original_func)
         return len(tasks)
 
     def _wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Put plugins around a task's function, which stays of its kind: Taskiq runs it as before.
+        """Put plugins around a task's function; a plain one stays plain, an async one async.
 
-        A plain one runs in the pool of threads that Taskiq has for those, and so do its plugins.
+        Taskiq runs a plain function, and so its plugins, in its thread pool.
         """
         if hasattr(function, OURS):
             return function
@@ -281,12 +281,12 @@ class TaskiqNative(Native[AsyncBroker]):
     # --- one attempt
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
-        """Make a message of Taskiq's; the labels that its task does not have are its metadata."""
+        """Make a message from Taskiq's; labels that the task was not declared with are metadata."""
         labels, declared = run.message.labels, self.options(run)
         metadata = {
             name: value
             for name, value in labels.items()
-            # They travel as text where they are no plain values.
+            # Values of other types are sent as text.
             if name not in _PASSING and str(value) != str(declared.get(name))
         }
         return TaskMessage(
@@ -303,12 +303,12 @@ class TaskiqNative(Native[AsyncBroker]):
         )
 
     def options(self, run: Any) -> Mapping[str, Any]:
-        """Give the labels that a task was declared with."""
+        """Return the labels that a task was declared with."""
         task = self.native.find_task(run.message.task_name)
         return {} if task is None else task.labels
 
     def can(self, run: Any) -> Capabilities:
-        """Say what the broker can do; a task's own result is stored, or nobody asks for it."""
+        """Return what the broker can do; an answer always counts as storable for a running task."""
         native = self.native
         results = run is not None or has_results(native)
         return Capabilities(
@@ -316,7 +316,7 @@ class TaskiqNative(Native[AsyncBroker]):
         )
 
     def will_retry(self, run: Any, error: BaseException) -> bool:
-        """Say whether Taskiq runs the task again."""
+        """Return whether Taskiq will run the task again."""
         labels = run.message.labels
         if isinstance(error, NoResultError):
             # A task that requeues itself; the retry middlewares ignore this error.
@@ -327,19 +327,19 @@ class TaskiqNative(Native[AsyncBroker]):
             if isinstance(one, (SimpleRetryMiddleware, SmartRetryMiddleware)):
                 is_wanted = str(labels.get("retry_on_error", one.default_retry_label)).lower()
                 most = int(labels.get("max_retries", one.default_retry_count))
-                # The first versions have no classes of their own.
+                # The first versions of these middlewares have no such attribute.
                 kinds = declared or getattr(one, "types_of_exceptions", None) or (Exception,)
                 if is_wanted == "true" and number < most and isinstance(error, tuple(kinds)):
                     return True
         return False
 
     def encode(self, run: Any, value: Any) -> object:  # noqa: ARG002  # the same for both
-        """Make JSON of an answer or an argument, as Taskiq's own formatter does."""
+        """Encode an answer or an argument as JSON, as Taskiq's own formatter does."""
         dumped: object = _ANY.dump_python(value, mode="json")
         return dumped
 
     async def retry(self, run: Any, attempt: Attempt, number: int) -> Exception:  # noqa: ARG002  # Taskiq's retries count too
-        """Send the message again, as Taskiq's own middlewares do, beside their retries."""
+        """Send the message again, as Taskiq's own middlewares do, without counting as theirs."""
         labels = {**run.message.labels, _RETRIES: _count(run.message.labels, _RETRIES) + 1}
         labels.pop("delay", None)
         if attempt.delay:
@@ -349,18 +349,18 @@ class TaskiqNative(Native[AsyncBroker]):
         return NoResultError()
 
     def cancel(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
-        """End the run in its ``TaskCancelError``, which Taskiq neither logs nor retries."""
+        """End the run with its ``TaskCancelError``, which Taskiq neither logs nor retries."""
         cancelled = CancelledRunError()
         cancelled.__cause__ = attempt.error
         return cancelled
 
     def dead_letter(self, run: Any, attempt: Attempt) -> Any:
-        """Let the run fail, and keep Taskiq's own middlewares from retrying it."""
+        """Fail the run, and stop Taskiq's own middlewares from retrying it."""
         run.message.labels["retry_on_error"] = False
         return attempt.error
 
     async def send(self, message: TaskMessage, delay: float | None) -> Any:
-        """Send a run with its metadata as labels; a broker that is not open is opened for it."""
+        """Send a run with its metadata as labels; open the broker for it if it is not open."""
         labels = dict(self.tasks[message.name].labels)
         hidden: dict[str, Any] = {}
         for name, value in message.metadata.items():
@@ -387,10 +387,10 @@ class TaskiqNative(Native[AsyncBroker]):
         try:
             await kicker.with_task_id(task_id).kiq(*args, **kwargs)
         except SendTaskError as error:
-            # Its cause says what happened.
+            # The cause of the error says what happened.
             msg = (
-                f"engine 'taskiq', task {name!r}: the broker failed: {why(error)}; look whether it"
-                " runs"
+                f"engine 'taskiq', task {name!r}: the broker failed: {why(error)}; check that it"
+                " is running"
             )
             raise EngineError(msg) from error
 
@@ -398,7 +398,7 @@ class TaskiqNative(Native[AsyncBroker]):
 
     async def _worker_begins(self, _: Any) -> None:
         middlewares = self.native.middlewares
-        # Last, because others may give a run another message.
+        # Ours comes last, because others may replace a run's message.
         middlewares.remove(self._runs)
         middlewares.append(self._runs)
         try:
@@ -408,7 +408,7 @@ class TaskiqNative(Native[AsyncBroker]):
             if isinstance(self.native, InMemoryBroker):
                 raise
             if parent_process() is not None and current_process().name.startswith("worker-"):
-                # The command would replace this process for ever.
+                # The command would replace this process forever.
                 os.kill(os.getppid(), signal.SIGTERM)
             raise refusal from error
 
@@ -417,21 +417,21 @@ class TaskiqNative(Native[AsyncBroker]):
 
 
 def _mark_of(task: Any) -> Any:
-    """Give the mark of a task's function: True for a ``QueueTasks`` app's, None for a bare one."""
+    """Return the mark of a task's function: True for a ``QueueTasks`` app's, None if uncovered."""
     return getattr(task.original_func, OURS, None)
 
 
 def _without_found(
     function: Callable[..., Any], kwargs: dict[str, Any], run: Run
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Bind the dependencies that Taskiq has found: plugins see what the message has."""
+    """Bind the dependencies that Taskiq injected, so that plugins see only the message's own."""
     sent = {name: value for name, value in kwargs.items() if name in run.message.kwargs}
     found = {name: value for name, value in kwargs.items() if name not in sent}
     return (functools.partial(function, **found) if found else function), sent
 
 
 def _hidden(label: Any) -> dict[str, Any]:
-    """Read the metadata that no label can carry as it is; anybody may have written it."""
+    """Read the metadata that a label of its own cannot hold; anybody may have written it."""
     try:
         given = json.loads(label)
     except (TypeError, ValueError):
@@ -440,7 +440,7 @@ def _hidden(label: Any) -> dict[str, Any]:
 
 
 def _count(labels: Mapping[str, Any], name: str) -> int:
-    # Labels come with the message, and this one bounds the retries.
+    # Anybody may have written the labels of a message, and this one limits the retries.
     try:
         return max(int(labels.get(name, 0)), 0)
     except (TypeError, ValueError):

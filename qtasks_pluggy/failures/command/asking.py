@@ -96,7 +96,7 @@ def ask(what: str, *, yes: bool) -> None:
     """Ask whether to go on; without a terminal refuse, unless ``--yes`` was given.
 
     Args:
-        what: What is to be done, with how many and of which: ``resolve 3 groups (--since 2h)``.
+        what: What the command will do, with how many and which: ``resolve 3 groups (--since 2h)``.
         yes: Whether ``--yes`` was given.
 
     Raises:

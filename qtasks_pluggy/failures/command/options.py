@@ -75,7 +75,7 @@ def filters(limit: int | None) -> list[Option]:
 
 
 def takes(*options: Option) -> Callable[[Command], Command]:
-    """Give a command its options, which its help shows in this order."""
+    """Add options to a command; its help shows them in this order."""
 
     def add(command: Command) -> Command:
         for option in reversed(options):
@@ -98,7 +98,7 @@ def read_filters(given: dict[str, Any]) -> Filters:
     if state is not None:
         states = [state]
     elif given["group"] is not None:
-        states = STATES  # whoever names a group means it
+        states = STATES  # a group that is named counts in any state
     else:
         states = [one for one in STATES if one != IGNORED]
     others: dict[str, Any] = {name: given[name] for name in _AS_GIVEN}
@@ -143,7 +143,7 @@ def store_url(url: str | None, app: str | QueueTasks | None) -> URL:
 
 
 def setting_of(app: str | QueueTasks | None, key: str) -> Any:
-    """Find what the settings say of a key of the plugin's section; None where they say nothing.
+    """Find the value that the settings have for a key of the plugin's section, or None.
 
     Args:
         app: The app whose settings count, or what ``--app`` says; None for settings of no app.

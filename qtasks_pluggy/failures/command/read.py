@@ -100,7 +100,7 @@ def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any
 
 
 def _nothing(reader: Reader, things: str) -> str:
-    """Say why a list is empty."""
+    """Return why a list is empty."""
     has_some = bool(reader.groups(Filters(limit=1)))
     return f"No {things} match." if has_some else "No failures are recorded yet."
 
@@ -202,7 +202,7 @@ def _arguments(run: dict[str, Any]) -> str:
 
 
 def _why_nobody(attempt: dict[str, Any]) -> str:
-    """Say why no plugin was asked about an attempt's error; nothing where one was."""
+    """Return why no plugin was asked about an attempt's error; empty if one was."""
     asked = {line["status"] for line in attempt["trail"] if line["hook"] == TRIGGER}
     if asked - _NOT_ASKED or not attempt["error"]:
         return ""

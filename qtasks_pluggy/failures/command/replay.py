@@ -159,7 +159,7 @@ def replay(
 
 
 class _Found:
-    """The runs that are to be replayed, and why others are not."""
+    """The runs to replay, and why others are left out."""
 
     def __init__(
         self, claims: Claims, app: QueueTasks, arguments: OtherArguments, *, again: bool
@@ -305,7 +305,7 @@ def _ask_plugins(
 
 
 def _forecast(answers: Sequence[Answered]) -> str:
-    """Say what plugins would decide: ``303 asked: 300 would be recovered by last-rate, 3 not``."""
+    """Return what plugins would decide: ``303 asked: 300 would be recovered by retry, 3 not``."""
     if not answers:
         return "There is nothing to ask about."
     by = Counter((one.status, one.decided_by) for one in answers if one.decided_by is not None)
@@ -372,7 +372,7 @@ def _watched(steps: Iterable[Step], number: int) -> Iterator[Step]:
         yield from steps
         return
     from rich.console import Console  # noqa: PLC0415  # slow to import
-    from rich.progress import track  # noqa: PLC0415  # likewise
+    from rich.progress import track  # noqa: PLC0415  # slow to import
 
     console = Console(stderr=True, highlight=False)
     yield from track(steps, "", total=number, console=console, transient=True)
@@ -394,7 +394,7 @@ def _read_kwargs(text: str | None) -> dict[str, Any] | None:
 
 
 def _read(option: str, text: str | None, kind: type, form: str, read: Callable[[str], Any]) -> Any:
-    """Read what an option gives in JSON, with the tags that ``show`` shows.
+    """Read an option's JSON, with the same tags as in the output of ``show``.
 
     Raises:
         Trouble: It is not of this form.

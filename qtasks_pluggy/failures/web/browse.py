@@ -1,7 +1,7 @@
-"""The pages' questions to the store. Each goes by a key, and none reads more the fuller it is.
+"""The pages' queries. Each uses an index, and none reads more rows as the store grows.
 
-A page is continued by the key of its last row, never by an offset. Long texts are cut by the
-database: none of ten megabytes comes here to be shown in one line.
+The next page starts after the key of the last row, never at an offset. The database cuts long
+texts, so that ten megabytes are never loaded to be shown in one line.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from qtasks_pluggy.failures.web.show import HOURS
 PAGE: Final = 50
 """The rows of a page."""
 LOOK: Final = 2_000
-"""The runs that one search looks at; a link looks further back."""
+"""How many runs one search looks at; a link continues further back."""
 MOST_LINE: Final = 400
 """Characters of a text in a list."""
 MOST_TEXT: Final = 16_000
-"""Characters of a message, and of a traceback, on the page of its run; its end is kept."""
+"""Characters of a message, and of a traceback, on a run's page; the middle is cut."""
 TRAILS: Final = 1_000
-"""The newest attempts whose trails are read to say how plugins do."""
+"""How many of the newest attempts the summary of plugins reads the trails of."""
 SORTS: Final = {"last": "last_seen", "first": "first_seen", "runs": "runs"}
 
 Found: TypeAlias = Any
-"""A row; its columns are those of its query."""
+"""A row, with the columns of its query."""
 Key: TypeAlias = tuple[float, str]
 
 
 class KeyFaultError(ValueError):
-    """A page's key that was not written here."""
+    """A page's key that ``key_text`` did not write."""
 
 
 def key_text(value: float, name: str) -> str:
-    """Write the key of a row, for the link to what follows it."""
+    """Write a row's key, for the link to the next page."""
     return f"{float(value)!r}~{name}"
 
 
 def read_key(text: str) -> Key | None:
-    """Read such a key; nothing is the begin.
+    """Read such a key; an empty text means the first page.
 
     Raises:
-        KeyFaultError: It is not one.
+        KeyFaultError: The text is not a key.
     """
     if not text:
         return None
@@ -74,7 +74,7 @@ class GroupsWanted:
         status: How one of their runs ended.
         plugin: Who decided about one of their runs.
         sort: One of ``SORTS``.
-        after: The key of the last one of the page before.
+        after: The key of the last group on the previous page.
     """
 
     states: Sequence[str]
@@ -90,11 +90,11 @@ class RunsWanted:
     """Which runs a page shows.
 
     Attributes:
-        group: Of which group.
-        text: A part of the last attempt's text, or the begin of the run's id.
+        group: Their group.
+        text: A part of the last attempt's text, or the start of the run's id.
         status: How they ended.
         plugin: Who decided.
-        after: The key of the last one of the page before, or of the last one looked at.
+        after: The key of the last run on the previous page, or of the last one searched.
     """
 
     group: str = ""
@@ -110,8 +110,8 @@ class Listed:
 
     Attributes:
         rows: The rows.
-        after: The key from which the next page goes on; None where nothing follows.
-        looked: How many were looked at, where that is what ended the page; else 0.
+        after: The key after which the next page starts; None if there is none.
+        looked: How many rows were searched, if that limit ended the page; otherwise 0.
     """
 
     rows: Sequence[Any]
@@ -156,7 +156,7 @@ class Browser(Reader):
             return {row.state: row.number for row in connection.execute(wanted)}
 
     def group(self, group: str) -> Found | None:
-        """Find one group; its text is cut."""
+        """Find one group, with its text cut."""
         wanted = select(
             *(one for one in GROUPS.c if one.name != "message"), *_cut(GROUPS.c.message)
         ).where(GROUPS.c.id == group)
@@ -225,7 +225,7 @@ class Browser(Reader):
     def list_runs(self, wanted: RunsWanted) -> Listed:
         """Find the runs of a page, the newest first.
 
-        What no index knows is looked for in the newest ``LOOK`` runs before the page's key.
+        Filters that no index covers are applied to the newest ``LOOK`` runs after the page's key.
         """
         window = _window(wanted)
         narrows = bool(wanted.text or wanted.plugin or (wanted.status and not wanted.group))
@@ -258,7 +258,7 @@ class Browser(Reader):
         return listed
 
     def newest_failed(self, group: str) -> Found | None:
-        """Find the newest run of a group that failed at least once; its replays may not have."""
+        """Find the newest run of a group that failed at least once; a replay may have succeeded."""
         with self._engine.connect() as connection:
             newest = [
                 connection.execute(_window(RunsWanted(group=group, status=status)).limit(1)).first()
@@ -267,13 +267,13 @@ class Browser(Reader):
         return max((one for one in newest if one is not None), key=lambda one: one.at, default=None)
 
     def one_run(self, uuid: str) -> Found | None:
-        """Find one run without its attempts; of two with one id, the newer one."""
+        """Find one run without its attempts; if two have the same id, the newer one."""
         wanted = select(RUNS).where(RUNS.c.uuid == uuid).order_by(RUNS.c.at.desc()).limit(1)
         with self._engine.connect() as connection:
             return connection.execute(wanted).first()
 
     def attempts(self, run: Found, before: int | None = None) -> Listed:
-        """Find the newest attempts of a run, or those before one of them; the oldest first."""
+        """Find the newest attempts of a run, or those before an attempt, oldest first."""
         wanted = select(
             *(ATTEMPTS.c[name] for name in ("attempt", "error", "seconds", "trail")),
             *_cut(ATTEMPTS.c.message),
@@ -295,7 +295,7 @@ class Browser(Reader):
             return connection.execute(wanted).first()
 
     def replays(self, uuid: str) -> Sequence[Found]:
-        """Find the newest runs that repeat a run, as far as they failed at least once."""
+        """Find the newest stored replays of a run."""
         wanted = (
             select(RUNS.c.uuid, RUNS.c.status, RUNS.c.at, RUNS.c.group_id)
             .where(RUNS.c.replay_of == uuid)
@@ -306,7 +306,7 @@ class Browser(Reader):
             return connection.execute(wanted).all()
 
     def waiting_by_status(self, group: str, app: str, most: int) -> dict[str, int]:
-        """Count the runs of a group that wait for a replay, by how they ended; up to a bound."""
+        """Count the runs of a group that wait for a replay, by how they ended, up to ``most``."""
         found = {}
         with self._engine.connect() as connection:
             for status in FAILED_ONCE:
@@ -323,7 +323,7 @@ class Browser(Reader):
         """Count runs by the plugin that decided, and by how they ended.
 
         Args:
-            since: The first hour since the epoch; without it those of all time.
+            since: The first hour, counted from the epoch; by default, count all runs.
         """
         hours = COUNTS.c.hour >= since if since else COUNTS.c.hour == ALTOGETHER
         seen = GROUPS.c.last_seen >= since * 3600.0
@@ -342,7 +342,7 @@ class Browser(Reader):
         return found
 
     def trails(self) -> Iterator[Mapping[str, Any]]:
-        """Read who was asked in the newest attempts."""
+        """Read the trails of the newest attempts."""
         newest = select(*(RUNS.c[name] for name in _KEY)).order_by(RUNS.c.at.desc())
         newest_runs = newest.limit(TRAILS).subquery()
         same = [ATTEMPTS.c[name] == newest_runs.c[name] for name in _KEY]
@@ -375,7 +375,7 @@ def _has_text(text: str, *columns: ColumnElement[str]) -> list[ColumnElement[boo
 def _after(
     by: ColumnElement[Any], name: ColumnElement[str], key: Key | None
 ) -> list[ColumnElement[bool]]:
-    """Select what follows a row, from the highest to the lowest."""
+    """Select the rows that follow a key in descending order."""
     if key is None:
         return []
     value, last = key
@@ -383,7 +383,7 @@ def _after(
 
 
 def _cut(column: Any) -> list[ColumnElement[Any]]:
-    """Select the begin and the end of a text, and how long it is."""
+    """Select the start and the end of a text, and its length."""
     half, length = MOST_TEXT // 2, func.length(column)
     parts = func.substr(column, 1, half) + "\n[...]\n" + func.substr(column, length - half + 1)
     whole = case((length <= MOST_TEXT, column), else_=parts)
@@ -391,7 +391,7 @@ def _cut(column: Any) -> list[ColumnElement[Any]]:
 
 
 def _window(wanted: RunsWanted) -> Select[Any]:
-    """Select the newest runs before a key, as an index has them."""
+    """Select the newest runs after a key, in the order of an index."""
     names = ("group_id", "task", "status", "attempts", "decided_by", "decision", "reason", "at")
     window = select(*(RUNS.c[name] for name in (*_KEY, *names)), RUNS.c.replay_of).where(
         *_after(RUNS.c.at, RUNS.c.uuid, wanted.after)
@@ -404,7 +404,7 @@ def _window(wanted: RunsWanted) -> Select[Any]:
 
 
 def _waiting(group: str, app: str, status: str) -> Select[Any]:
-    """Select the runs of a group that can be replayed, and were not."""
+    """Select the runs of a group that can be replayed and were not yet."""
     return (
         select(RUNS.c.uuid)
         .where(RUNS.c.group_id == group, RUNS.c.status == status, RUNS.c.app == app)
@@ -414,7 +414,7 @@ def _waiting(group: str, app: str, status: str) -> Select[Any]:
 
 
 def _bounded(connection: Connection, window: Select[Any], rows: Sequence[Found]) -> Listed:
-    """Go on from the last run that was looked at, if there is one more."""
+    """Return the rows, with a link to continue the search if it reached its limit."""
     seen = window.with_only_columns(RUNS.c.at, RUNS.c.uuid).subquery()
     last = connection.execute(
         select(seen, func.count().over().label("looked")).order_by(seen.c.at, seen.c.uuid).limit(1)

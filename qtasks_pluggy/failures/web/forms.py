@@ -146,7 +146,7 @@ def _stop(request: Request) -> Response:
 
 
 def edit(request: Request) -> Response:
-    """Show a run's arguments, to be edited; whoever comes here has asked for them."""
+    """Show a run's arguments for editing; the visitor has asked to see them."""
     _app(request)
     found = run_of(site_of(request).browser(), request)
     args, kwargs = arguments_of(found) or (None, None)
@@ -215,7 +215,7 @@ def _read_arguments(form: Form) -> tuple[OtherArguments, dict[str, str]]:
 
 
 class Send(HTTPEndpoint):
-    """Sends a run again. A run's id may have any letters, so its address is no other route's."""
+    """Sends a run again. A run's id may contain anything, so no other route matches its address."""
 
     async def post(self, request: Request) -> Response:
         """Send it, and wait a moment for what it comes to."""
@@ -274,12 +274,12 @@ def _to_run(request: Request, done: str) -> Response:
 
 
 def _seen(found: Found) -> str:
-    """Say when a run was claimed last, as a form keeps it."""
+    """Return when a run was last claimed, as text for a form."""
     return "" if found.claimed_at is None else repr(found.claimed_at)
 
 
 def _app(request: Request) -> QueueTasks:
-    """Find the app that replays, if whoever asks may do that.
+    """Find the app that replays, if the visitor may replay.
 
     Raises:
         HTTPException: They may not, or there is none.
@@ -293,7 +293,7 @@ def _app(request: Request) -> QueueTasks:
 
 
 async def _form(request: Request) -> Form:
-    """Read a form, if whoever sends it may act.
+    """Read a form, if its sender may act.
 
     Raises:
         HTTPException: They may not, or it is none, or too large.

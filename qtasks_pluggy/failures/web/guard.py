@@ -63,11 +63,11 @@ class Visitor:
 Authorize: TypeAlias = Callable[[Request], "Awaitable[Visitor | None] | Visitor | None"]
 
 HERE: Final = Visitor("local", may_act=True)
-"""Whoever reaches the page on this machine, where there is no token."""
+"""Anyone who reaches the page on this machine, if there is no token."""
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether only this machine reaches an address."""
+    """Return whether only this machine can reach an address."""
     if host.lower() == "localhost":
         return True
     try:
@@ -127,7 +127,7 @@ class Guard:
         return self.hosts is None or is_loopback(name) or name in self.hosts
 
     async def _unknown(self, request: Request) -> Response | None:
-        """Refuse whom nobody knows."""
+        """Refuse an unknown visitor."""
         visitor = await self._visitor(request)
         if visitor is not None:
             request.scope[VISITOR] = visitor
@@ -155,9 +155,9 @@ class Guard:
 
 
 def is_same_site(headers: Headers, host: str) -> bool:
-    """Say whether a form comes from this page; what is no browser names no site, and may.
+    """Return whether a form may come in: from this page, or from a client that is not a browser.
 
-    Browsers say where a form is from: by ``Sec-Fetch-Site``, or by ``Origin`` where the page is
+    Browsers say where a form is from: by ``Sec-Fetch-Site``, or by ``Origin`` if the page is
     neither on HTTPS nor on this machine.
     """
     site = headers.get("sec-fetch-site")

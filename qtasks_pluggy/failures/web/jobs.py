@@ -1,4 +1,4 @@
-"""Replays in progress, each in a daemon thread of its own."""
+"""Replays in progress, each in its own daemon thread."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Job(threading.Thread):
         url: The store.
         runs: The runs.
         total: How many there are.
-        who: Whoever wants it.
+        who: Who asked for it.
         scope: What was asked for, for people.
         arguments: Other arguments than the recorded ones.
         how: What ``Replay`` takes besides.
@@ -76,7 +76,7 @@ class Job(threading.Thread):
                 self._wait(0)
         except _StoppedError:
             self._fault = "it was stopped"
-        except Exception as error:  # noqa: BLE001  # whoever looks at the page is told
+        except Exception as error:  # noqa: BLE001  # the page shows it
             self._fault = f"{type(error).__name__}: {error}"
         if act is not None:
             with suppress(StoreError, SQLAlchemyError, OSError):

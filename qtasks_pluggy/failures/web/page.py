@@ -52,13 +52,13 @@ def failures_page(
     """Make the page, an ASGI app that runs alone or is mounted in another one.
 
     Without ``authorize`` it answers on this machine's own names alone, such as ``localhost``, and
-    asks for the token of ``QTASKS_PLUGGY_PLUGIN_FAILURES_TOKEN`` where there is one.
+    asks for the token of ``QTASKS_PLUGGY_PLUGIN_FAILURES_TOKEN`` if there is one.
 
     Args:
         url: The store, as in the plugin's settings; without it the default one.
         app: The app whose tasks are replayed; started, and not stopped, by whoever has it. Without
             it nothing is replayed.
-        authorize: Called with each request, in a thread if it is no coroutine function; returns a
+        authorize: Called with each request, in a thread if it is a plain function; returns a
             ``Visitor``, or None for nobody. What it raises is not caught.
         read_only: Whether nobody may act, whatever ``authorize`` says.
         hosts: Other names by which the page may be called; a request to another one is refused.
@@ -91,14 +91,14 @@ def _file(name: str) -> Route:
 
 
 def _unavailable(request: Request, error: Exception) -> Response:
-    """Say that the store cannot be read now; the next request asks it again."""
+    """Report that the store cannot be read now; the next request tries again."""
     site_of(request).forget()
     text = str(error) if isinstance(error, StoreError) else why(error)
     return render(request, "fault.html", status=503, title="The store cannot be read", text=text)
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    """Say what is wrong with a request."""
+    """Report what is wrong with a request."""
     assert isinstance(error, HTTPException)  # noqa: S101  # it is registered for no other
     titles = {404: "Not found", 405: "That cannot be done here", 403: "Not allowed"}
     title = titles.get(error.status_code, "That did not work")

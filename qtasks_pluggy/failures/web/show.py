@@ -74,7 +74,7 @@ def words(status: str) -> str:
 
 
 def ago(when: When, now: float | None = None) -> str:
-    """Say how long ago a time was."""
+    """Return how long ago a time was, in words."""
     passed = (time.time() if now is None else now) - _utc(when).timestamp()
     if passed < 1:
         return "just now"
@@ -189,7 +189,7 @@ class Chart:
         bars: What is drawn.
         most: The most runs of an hour.
         totals: How many runs ended how.
-        begin: When it begins, in seconds since the epoch.
+        begin: When it starts, in seconds since the epoch.
     """
 
     bars: Sequence[Bar]
@@ -243,7 +243,7 @@ def _bars(counts: Mapping[tuple[int, str], int], hour: int, x: int, most: int) -
 
 
 def did(line: Mapping[str, Any]) -> str:
-    """Say what a plugin did, in words."""
+    """Return what a plugin did, in words."""
     status: str = line["status"]
     told, kind = _DID.get(status, status), line["kind"]
     if kind and status == "no_opinion":

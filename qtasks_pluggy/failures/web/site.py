@@ -56,7 +56,7 @@ class Site:
         return known
 
     def forget(self) -> None:
-        """Open the store anew for the next request."""
+        """Reopen the store for the next request."""
         self._known.clear()
 
 
@@ -78,7 +78,7 @@ def site_of(request: Request) -> Site:
 
 
 def may_act(request: Request) -> bool:
-    """Say whether a visitor may change anything."""
+    """Return whether a visitor may change anything."""
     visitor: Visitor = request.scope[VISITOR]
     return visitor.may_act and not site_of(request).is_read_only
 

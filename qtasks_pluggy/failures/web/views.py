@@ -145,7 +145,7 @@ def runs(request: Request) -> Response:
 
 
 def run(request: Request) -> Response:
-    """Show one run, attempt by attempt; its arguments only where they are asked for."""
+    """Show one run, attempt by attempt; its arguments only if the visitor asks for them."""
     browser = site_of(request).browser()
     found = run_of(browser, request)
     before = _asked(request, "before")
@@ -165,7 +165,7 @@ def run(request: Request) -> Response:
 
 
 def _why_not_here(request: Request, found: Any) -> str:
-    """Say why the app of this page cannot replay a run, whatever its arguments; else nothing."""
+    """Return why this page's app cannot replay a run, whatever its arguments; else empty."""
     app = site_of(request).app
     left = None if app is None else left_out(found, app, OtherArguments((), {}), again=True)
     return "" if left is None else left.why
@@ -193,7 +193,7 @@ def _shown_arguments(request: Request, found: Found) -> dict[str, Any] | None:
 
 
 def arguments_of(found: Found) -> tuple[list[Any], dict[str, Any]] | None:
-    """Read a run's arguments; None where they are hidden, or not kept."""
+    """Read a run's arguments; None if they are hidden or not kept."""
     given = json.loads(found.arguments or '{"hidden": true}')
     return None if given.get("hidden") else (given["args"], given["kwargs"])
 
