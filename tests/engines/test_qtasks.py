@@ -238,7 +238,7 @@ class Bugs:
     def fix(self):
         return "fixed"
 
-install(app, plugins=[TestPlugin(), Bugs()], discover=False, intercept={intercept})
+install(app, plugins=[Bugs(), TestPlugin()], discover=False, intercept={intercept})
 """
 FAILED = ("error", "ValueError: a bug")
 
