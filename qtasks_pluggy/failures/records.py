@@ -13,6 +13,8 @@ import attrs
 from qtasks_pluggy.failures.errors import Told
 from qtasks_pluggy.failures.values import Arguments
 
+TRIGGER: Final = "task_executor_run_task_trigger_error"
+"""The hook whose answers decide, as trails name it."""
 FAILED_ONCE: Final = ("failed", "dead_lettered", "cancelled", "recovered", "retried")
 GOOD_REPLAY: Final = "succeeded"
 STATUSES: Final = (*FAILED_ONCE, GOOD_REPLAY)
