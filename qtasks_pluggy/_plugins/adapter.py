@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from qtasks_hookspecs import hookimpl
 from qtasks_pluggy.base_plugin import BasePlugin
+
+# The triggers of each component that only QTasks calls, as its release 1.7.3 has them.
+_OF_COMPONENTS: Final = {
+    "broker": "add_after add_before add_worker flush_all get listen_start remove_finished_task"
+    " running_older_tasks start stop update",
+    "global_config": "get get_all get_match set set_status start stop",
+    "qtasks": "add_task_after_broker add_task_before_broker flush_all get ping",
+    "starter": "start stop",
+    "stats": "inspect",
+    "storage": "add add_process delete_finished_tasks flush_all get get_all remove_finished_task"
+    " running_older_tasks start stop update",
+    "task_executor": "after_execute after_execute_result_replace before_execute decode"
+    " middlewares_execute run_task_gen",
+    "worker": "add execute_after execute_before remove_finished_task run_task_before start stop"
+    " task_error_retry",
+}
+QTASKS_TRIGGERS: Final = frozenset(
+    f"{component}_{name}" for component, names in _OF_COMPONENTS.items() for name in names.split()
+)
 
 
 class Adapter:
@@ -20,14 +39,17 @@ class Adapter:
     def _hookimpl(self, hook: str) -> Callable[..., Any]:
         plugin = self.plugin
 
-        def adapted(**kwargs: Any) -> Any:
-            if hook == "qtasks_start":
-                return plugin.start()
-            if hook == "qtasks_stop":
-                return plugin.stop()
+        # Their names are what the log and the trail show as the handler.
+        def start() -> Any:
+            return plugin.start()
+
+        def stop() -> Any:
+            return plugin.stop()
+
+        def trigger(**kwargs: Any) -> Any:
             return plugin.trigger(hook, **kwargs)
 
-        return adapted
+        return {"qtasks_start": start, "qtasks_stop": stop}.get(hook, trigger)
 
 
 def original_plugin(plugin: Any) -> Any:
@@ -46,3 +68,9 @@ def wanted_triggers(
         return wanted
     chosen = list(limit)
     return [name for name in chosen if name in wanted or name not in all_hooks]
+
+
+def is_of_qtasks(plugin: Any) -> bool:
+    """Return whether a plugin is a ``BasePlugin`` of QTasks, which need not be installed."""
+    names = {f"{base.__module__}.{base.__qualname__}" for base in type(plugin).__mro__}
+    return "qtasks.plugins.base.BasePlugin" in names

@@ -16,7 +16,13 @@ import attrs
 from qtasks_hookspecs._markers import BLOCKING_ATTRIBUTE, PROJECT_NAME, WHEN_ATTRIBUTE
 from qtasks_hookspecs._on_error import SHORT_NAMES, on_error_mark
 from qtasks_hookspecs.exc import PluginRegistrationError
-from qtasks_pluggy._plugins.adapter import Adapter, original_plugin, wanted_triggers
+from qtasks_pluggy._plugins.adapter import (
+    QTASKS_TRIGGERS,
+    Adapter,
+    is_of_qtasks,
+    original_plugin,
+    wanted_triggers,
+)
 from qtasks_pluggy._plugins.filters import why_unmatchable
 from qtasks_pluggy._plugins.sections import section_problems
 from qtasks_pluggy._settings import Settings
@@ -223,6 +229,11 @@ def _validate_hookimpls(candidate: Candidate, hooks: Hooks, read_mark: ReadMark)
         _validate_hookimpl(candidate, attribute, function, options, hooks)
     if seen or candidate.problems:
         return
+    if is_of_qtasks(candidate.plugin):
+        candidate.add_problem(
+            "is a QTasks plugin; import BasePlugin from qtasks_pluggy, not from qtasks.plugins.base"
+        )
+        return
     candidate.add_problem(
         "is a function; a plugin is the module or the object that holds hookimpls, and only an"
         " entry point may name a function, one without required parameters that returns a plugin"
@@ -238,10 +249,14 @@ def _adapt(
     """Adapt a ``BasePlugin``, and report the triggers that it misspells."""
     wanted = wanted_triggers(plugin, trigger_names, hooks)
     for name in wanted:
-        if name not in hooks:
-            candidate.add_problem(
-                f"unknown trigger {name!r}; did you mean {closest_match(name, hooks)!r}?"
-            )
+        if name in hooks:
+            continue
+        candidate.add_problem(
+            f"QTasks calls the trigger {name!r} itself; leave the plugin in QTasks' add_plugin(),"
+            " or remove this trigger from it"
+            if name in QTASKS_TRIGGERS
+            else f"unknown trigger {name!r}; did you mean {closest_match(name, hooks)!r}?"
+        )
     known = dict.fromkeys(name for name in wanted if name in hooks)
     candidate.plugin = Adapter(plugin, [*known, "qtasks_start", "qtasks_stop"])
 

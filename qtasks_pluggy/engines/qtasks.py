@@ -38,6 +38,7 @@ from qtasks.plugins.base import BasePlugin
 from qtasks_pluggy import BasePlugin as PluginOfItsShape
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
+from qtasks_pluggy.engines._native_app import resolved
 from qtasks_pluggy.engines.in_place import InPlace, Run, calling
 from qtasks_pluggy.engines.native import log_as
 from qtasks_pluggy.exc import TaskPluginTriggerError
@@ -56,8 +57,10 @@ class AppPlugins(InPlace[Any]):
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
         """Use these plugins; QTasks plugins are wrapped in our ``BasePlugin``."""
-        given = [_Adapted(one) if isinstance(one, BasePlugin) else one for one in plugins]
-        super().take(given, **options)
+        given = map(resolved, plugins)
+        super().take(
+            [_Adapted(one) if isinstance(one, BasePlugin) else one for one in given], **options
+        )
 
     def cover(self) -> None:
         """Replace the worker's executor, and add a plugin that hears when the worker starts."""

@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import re
 import sys
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import qtasks
+from qtasks.asyncio import QueueTasks as NativeApp
+from qtasks.plugins.base import BasePlugin
 from redis import Redis
 
+from qtasks_pluggy import QueueTasks
+from qtasks_pluggy._plugins.adapter import QTASKS_TRIGGERS
+from qtasks_pluggy.cli.hooks import HOOKS
+from qtasks_pluggy.engines.qtasks import install
+from qtasks_pluggy.exc import PluginRegistrationError
 from qtasks_pluggy.failures.connection import StoreError, read_url
 from qtasks_pluggy.failures.queries import Filters, Reader
 from tests.engines.huey_apps import LONG
@@ -37,6 +46,10 @@ PAGE = """
     @app.task
     {async_}def direct():
         raise TaskPluginTriggerError("Direct error")
+
+    @app.task
+    {async_}def bug():
+        raise ValueError("a bug")
 
     class TestPlugin(BasePlugin):
         def __init__(self, name=None):
@@ -207,10 +220,90 @@ def shop(request, project, redis_url, worker):
 
 
 def test_the_page_s_example(shop):
-    """What the page says: the plugin's value is the task's result, for both kinds of the error."""
-    shop.work("page")
-    for name in ("test_task", "direct"):
+    """What the page says: the plugin's value is the task's result; here for every error."""
+    worker = shop.work("page")
+    for name in ("test_task", "direct", "bug"):
         assert ("success", 123) == shop.run(name)
+    assert "handler='trigger'" in worker.log()
+
+
+NATIVE = 'app.add_plugin(TestPlugin(), component="worker")\ninstall(app, discover=False)'
+MIXED = """
+from qtasks_hookspecs import on_error
+
+class Bugs:
+    name = "bugs"
+
+    @on_error(ValueError)
+    def fix(self):
+        return "fixed"
+
+install(app, plugins=[Bugs(), TestPlugin()], discover=False, intercept={intercept})
+"""
+FAILED = ("error", "ValueError: a bug")
+
+
+@pytest.mark.parametrize(
+    ("lines", "returned", "result", "bug"),
+    [
+        (NATIVE, {"result": 123}, 123, FAILED),
+        (MIXED.format(intercept="()"), 123, 123, FAILED),
+        (MIXED.format(intercept="TaskPluginTriggerError"), 123, 123, ("success", "fixed")),
+        ("install(app, plugins=['page:plugin'])", {"result": 1}, {"result": 1}, None),
+    ],
+    ids=["left", "intercept-nothing", "intercept-own", "a-dict"],
+)
+def test_a_plugin_of_qtasks(shop, project, lines, returned, result, bug):
+    """Left in QTasks it works as before; given to ``install``, ``intercept=`` narrows it."""
+    head = shop.folder.joinpath("page.py").read_text().partition("install(app")[0]
+    head = head.replace("return 123", f"return {returned}") + "plugin = TestPlugin()\n"
+    project({"page.py": head + lines})
+    shop.work("page")
+    assert ("success", result) == shop.run("test_task")
+    assert (bug or ("success", result)) == shop.run("bug")
+
+
+class Plugin(BasePlugin):
+    """A plugin of QTasks that waits for the worker's start."""
+
+    def __init__(self, trigger="worker_start"):
+        super().__init__()
+        self.handlers = {trigger: None}
+
+    def start(self, *_, **__):
+        """Do nothing."""
+
+    stop = trigger = start
+
+
+@pytest.mark.parametrize("trigger", ["worker_start", "task_executor_run_task_gen"])
+def test_a_trigger_that_only_qtasks_calls(trigger):
+    """``install`` refuses a plugin that has one, and says where to leave the plugin."""
+    app = NativeApp(name="shop", broker_url="redis://localhost:1/0")
+    with pytest.raises(PluginRegistrationError) as caught:
+        install(app, [Plugin(trigger)], discover=False)
+    assert f"QTasks calls the trigger {trigger!r} itself" in str(caught.value)
+    assert "leave the plugin in QTasks' add_plugin()" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+
+
+def test_the_list_of_qtasks_triggers():
+    """It has those that the installed release calls, and no name that QTasks never had."""
+    called = {
+        name
+        for source in Path(qtasks.__file__).parent.rglob("*.py")
+        for name in re.findall(r"_plugin_trigger\(\s*\"(\w+)\"", source.read_text("utf-8"))
+    }
+    assert called - QTASKS_TRIGGERS <= HOOKS.keys()
+    assert not QTASKS_TRIGGERS & HOOKS.keys()
+    # QTasks 1.6 does not have it.
+    assert QTASKS_TRIGGERS - called <= {"stats_inspect"}
+
+
+def test_a_plugin_of_qtasks_in_an_app_of_this_project():
+    """The error says which ``BasePlugin`` it takes."""
+    with pytest.raises(PluginRegistrationError, match="import BasePlugin from qtasks_pluggy"):
+        QueueTasks("shop", plugins=[Plugin()], discover=False)
 
 
 def test_the_page_s_project_works_as_it_says(shop, project, redis_url):
