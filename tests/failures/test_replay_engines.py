@@ -170,4 +170,4 @@ def test_it_stops_after_so_many_that_fail_as_before(shop):
 
     found = json.loads(ended.stdout)
     assert (1, ["failed"] * 2) == (ended.returncode, [one["status"] for one in found]), ended.stderr
-    assert "2 of the new runs failed as those that they repeat" in ended.stderr
+    assert "2 of the new runs failed like the runs that they repeat" in ended.stderr
