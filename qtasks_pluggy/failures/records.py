@@ -13,7 +13,11 @@ import attrs
 from qtasks_pluggy.failures.errors import Told
 from qtasks_pluggy.failures.values import Arguments
 
-FAILED_ONCE: Final = ("failed", "dead_lettered", "cancelled", "recovered", "retried")
+OUTCOMES: Final = ("failed", "dead_lettered", "cancelled", "recovered", "retried")
+"""How an attempt ends that does not simply succeed."""
+WAITING: Final = "waiting"
+"""The status of a run that is to be retried; ``retried`` is that of one that then succeeded."""
+FAILED_ONCE: Final = (*OUTCOMES, WAITING)
 GOOD_REPLAY: Final = "succeeded"
 STATUSES: Final = (*FAILED_ONCE, GOOD_REPLAY)
 FINAL: Final = frozenset({"failed", "dead_lettered"})
@@ -30,7 +34,7 @@ Count: TypeAlias = tuple[str, int, str, str]
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """One attempt that did not simply succeed, or a successful replay.
+    """One attempt that did not simply succeed, a successful replay, or the end of a waiting run.
 
     Attributes:
         uuid: The run's id.
@@ -39,9 +43,9 @@ class Record:
         attempt: Which attempt it was, from 1.
         task: The task's name.
         queue: The queue that the run came from; None where there is none.
-        status: How the attempt ended, one of ``STATUSES``.
-        group: The fingerprint of the error; of a replay that succeeded the store finds it.
-        told: The error; None of a replay that succeeded.
+        status: The run's status after the attempt, one of ``STATUSES``.
+        group: The fingerprint of the error; the store finds it where there is none.
+        told: The error; None of a replay that succeeded, and of the end of a run that waited.
         at: When it ended, in seconds since the epoch.
         seconds: How long it took.
         decided_by: The plugin that decided; None if no plugin did.
@@ -80,6 +84,11 @@ class Record:
         return self.uuid, self.app, self.engine
 
     @property
+    def is_end(self) -> bool:
+        """Whether it only says how a run ended that waited for its next attempt."""
+        return self.told is None and self.status != GOOD_REPLAY
+
+    @property
     def size(self) -> int:
         """About how many bytes of memory its values take, besides what every record takes."""
         error = 0 if self.told is None else self.told.size
@@ -89,6 +98,16 @@ class Record:
     def count(self) -> Count:
         """Where its run is counted, until a later attempt ends otherwise."""
         return self.group, hour_of(self.at), self.status, self.decided_by or ""
+
+    def end_of(self, before: Count) -> Count:
+        """Return where a run is counted that it ends.
+
+        Args:
+            before: Where the run is counted so far.
+        """
+        if self.status in SOFT:
+            return (*before[:2], self.status, before[3])
+        return (before[0], hour_of(self.at), self.status, "")
 
     def moves(self, before: Count | None) -> dict[Count, int]:
         """Return how it changes the counts: a run is counted once, by its newest attempt.
@@ -153,7 +172,7 @@ class Group:
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """A run that failed at least once, with the error of its newest attempt."""
+    """A run that failed at least once, with the error of its newest failed attempt."""
 
     uuid: str
     task: str
