@@ -226,6 +226,7 @@ class Failures:
             arguments=self._arguments(func, message),
             error_arguments=self._error_arguments(error),
             replay_of=storable(original) if isinstance(original, str) else None,
+            delay=outcome.delay,
             log=self._log(run, group),
         )
 

@@ -5,7 +5,7 @@ What is read has the fields that ``--json`` promises, in their order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -55,6 +55,7 @@ class Record:
         arguments: The run's arguments.
         error_arguments: The error's own, as text; None where they cannot be read back.
         replay_of: The id of the run that this one repeats; None where it repeats none.
+        delay: Seconds until the next attempt; None where nobody gave any.
         log: The logger for news about the group; None for the one used last.
     """
 
@@ -76,6 +77,7 @@ class Record:
     arguments: Arguments
     error_arguments: str | None
     replay_of: str | None
+    delay: float | None = None
     log: Any = attrs.field(repr=False, eq=False)
 
     @property
@@ -203,6 +205,21 @@ class Attempt:
     traceback: str
     seconds: float
     trail: list[dict[str, Any]]
+
+
+def about_retry(line: Mapping[str, Any], attempt: int) -> str:
+    """Say when a retry in a trail was due, or why it did not count; empty for all else.
+
+    Args:
+        line: A line of the trail.
+        attempt: Its attempt.
+    """
+    if line["kind"] != "Retry":
+        return ""
+    if line["status"] == "no_opinion":
+        return f"limit reached after {attempt - 1} retr{'y' if attempt == 2 else 'ies'}"  # noqa: PLR2004  # one retry
+    delay = line.get("delay")  # none in what older versions recorded
+    return "" if delay is None else f"after {delay:,.2f}".rstrip("0").rstrip(".") + " s"
 
 
 @attrs.frozen(kw_only=True)

@@ -389,8 +389,13 @@ def _attempt_row(record: Record) -> Row:
         "traceback": "" if record.told is None else record.told.traceback,
         "seconds": record.seconds,
         "error_arguments": record.error_arguments,
-        "trail": json.dumps([{n: getattr(one, n) for n in _TRAIL} for one in record.trail]),
+        "trail": json.dumps([_line(one, record) for one in record.trail]),
     }
+
+
+def _line(one: Any, record: Record) -> Row:
+    line = {name: getattr(one, name) for name in _TRAIL}
+    return {**line, "delay": record.delay} if one.won and one.kind == "Retry" else line
 
 
 def _error_of(record: Record) -> Row:
