@@ -117,8 +117,9 @@ class PageFile(pytest.File):
         """Collect the page as one test."""
         if any(True for _ in parse(self.path)):
             item = PageItem.from_parent(self, name="code")
-            if "qtasks_pluggy.engines." in self.path.read_text("utf-8"):
-                item.add_marker("engines")  # it needs that engine's package
+            text = self.path.read_text("utf-8")
+            if "qtasks_pluggy.engines." in text or "from fastapi " in text:
+                item.add_marker("engines")  # it needs that package
             yield item
 
 

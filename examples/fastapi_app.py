@@ -2,7 +2,7 @@
 
 Two processes serve, and a third does what was submitted. They share one SQLite file:
 
-    pip install 'qtasks-pluggy[huey]' fastapi uvicorn
+    pip install 'qtasks-pluggy[huey]' fastapi uvicorn  # from a checkout: '/path/to/checkout[huey]'
     uvicorn fastapi_app:api --workers 2
     huey_consumer fastapi_app.huey
 
