@@ -53,6 +53,10 @@ def load_app(spec: str, *, or_native: bool = False) -> QueueTasks:
         raise Trouble(msg)
     is_file = where.endswith(".py") or os.sep in where
     module = _load_file(where) if is_file else _load_module(where)
+    # As ``celery -A`` finds it.
+    if not colon and not hasattr(module, attr) and _has_celery(module):
+        where = f"{where}.celery"
+        module = _load_module(where)
     found = getattr(module, attr, None)
     app_in = _installed_app if or_native else _own_app
     app = app_in(found)
@@ -129,6 +133,11 @@ def load_task(app: QueueTasks, name: str) -> Task:
             hint += f" Its tasks are {', '.join(sorted(app.tasks))}."
     msg = f"app {app.name!r} has no task {name!r}; {hint}"
     raise Trouble(msg)
+
+
+def _has_celery(module: ModuleType) -> bool:
+    is_package = hasattr(module, "__path__")
+    return is_package and importlib.util.find_spec(f"{module.__name__}.celery") is not None
 
 
 def _own_app(value: object) -> QueueTasks | None:

@@ -1,9 +1,9 @@
-"""Settings and filters that have no effect."""
+"""Settings and filters that have no effect, and what enables a plugin."""
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -13,7 +13,25 @@ from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy import PluginManager, QueueTasks
 from qtasks_pluggy._plugins.chain import Link
 from qtasks_pluggy._plugins.filters import FilterKey, loaded_class, matches
+from qtasks_pluggy._settings import ENVIRONMENT_PREFIX, KINDS, NAMES, Loaded
+from qtasks_pluggy._settings_file import find
 from qtasks_pluggy.builtin._errors import read_error_names
+
+
+def replaced_lists(loaded: Loaded) -> Iterator[str]:
+    """Describe each list of the settings file from which an environment variable drops names."""
+    found = None if loaded.file is None else find({})
+    path, table = found or ("", {})
+    for key in [key for key, kind in KINDS.items() if kind is NAMES]:
+        variable, names = loaded.sources[key], getattr(loaded.settings, key)
+        dropped = [name for name in table.get(key, ()) if name not in (names or ())]
+        if variable.startswith(ENVIRONMENT_PREFIX) and dropped:
+            yield f"{variable} replaces the list of {path}, which also names {', '.join(dropped)}"
+
+
+def enabling(name: str, enabled: Iterable[str]) -> str:
+    """Return the variable that enables a built-in plugin besides those that are enabled."""
+    return f"{ENVIRONMENT_PREFIX}ENABLE={','.join(dict.fromkeys([*enabled, name]))}"
 
 
 def dead_settings(manager: PluginManager, *, has_app: bool) -> Iterator[str]:

@@ -11,6 +11,7 @@ import click
 
 from qtasks_pluggy import PluginManager
 from qtasks_pluggy._console.load import load_plugins
+from qtasks_pluggy._console.problems import replaced_lists
 from qtasks_pluggy._console.say import json_option, say, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._plugins.chain import Link
@@ -39,9 +40,11 @@ def doctor(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
     APP is a QueueTasks, or an engine's app that install() was called on: module:attribute or
     file.py:attribute. Without APP, doctor examines the installed plugins.
 
-    It shows each hook's handlers in call order, every setting with its source, and every problem:
+    It shows what a process that starts here, now, would do, with its own settings and environment:
+    each hook's handlers in call order, every setting with its source, and every problem:
     plugins that cannot be loaded, settings that name no plugin, filters for errors that no task of
-    APP shows to plugins, retry or fallback for such errors alone. Of a plugin's own section it shows only the keys, because the values may
+    APP shows to plugins, retry or fallback for such errors alone.
+    Of a plugin's own section it shows only the keys, because the values may
     be secrets. It does not show quarantines: each worker has its own, and logs plugin_quarantined.
 
     \b
@@ -60,6 +63,8 @@ def doctor(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
         say_json(found)
     else:
         _show(found)
+    for note in replaced_lists(manager.loaded):
+        say(note, err=True)
     ctx.exit(1 if problems else 0)
 
 

@@ -10,6 +10,7 @@ import click
 
 from qtasks_pluggy import PluginManager
 from qtasks_pluggy._console.load import load_plugins
+from qtasks_pluggy._console.problems import enabling, replaced_lists
 from qtasks_pluggy._console.say import json_option, say, say_error, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._plugins.discovery import PluginInfo
@@ -23,7 +24,8 @@ from qtasks_pluggy._plugins.manager import BUILTINS
 def plugins(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
     """List the plugins: built-in, installed, and added by APP.
 
-    They are listed in order of registration; doctor shows the call order. APP is a
+    They are listed as a process that starts here, now, would load them, in order of
+    registration; doctor shows the call order. APP is a
     QueueTasks, or an engine's app that install() was called on: module:attribute or
     file.py:attribute.
 
@@ -43,6 +45,8 @@ def plugins(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
         say_json(rows)
     else:
         _show(rows)
+    for note in replaced_lists(manager.loaded):
+        say(note, err=True)
     if problems and not as_json:
         say()
     for problem in problems:
@@ -60,7 +64,7 @@ def _off(manager: PluginManager) -> list[PluginInfo]:
             version=None,
             hooks=(),
             enabled=False,
-            reason=f"off; QTASKS_PLUGGY_ENABLE={name} enables it",
+            reason=f"off; {enabling(name, manager.settings.enable)} enables it",
             builtin=True,
         )
         for name in BUILTINS

@@ -41,6 +41,7 @@ from qtasks_pluggy._submit.protocol import (
     Host,
     NoRoomError,
 )
+from qtasks_pluggy._text import safe_str
 from qtasks_pluggy._waiting import ASYNCIO_WORKER, SYNC, Backend, background, run_to_completion
 from qtasks_pluggy.engines._installed import installed_in
 
@@ -66,8 +67,8 @@ __all__ = [
     "lock_of",
     "log_event",
     "prepare",
-    "run_in_place",
     "run_to_completion",
+    "safe_str",
     "status_from",
     "url_options",
     "wait_for",
@@ -88,24 +89,6 @@ def executor_for(app: Any, message: TaskMessage) -> TaskExecutor:
     """
     executor: TaskExecutor = app._executor_for(message)  # noqa: SLF001  # our own class
     return executor
-
-
-async def run_in_place(app: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a task here and now, from async code.
-
-    Args:
-        app: The app.
-        name: The task's name.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-
-    Returns:
-        The task's result.
-
-    Raises:
-        NotRunningError: The app was stopped.
-    """
-    return await app._run_async(app.tasks[name], args, kwargs)  # noqa: SLF001  # our own class
 
 
 def worker_lifespan(app: Any) -> WorkerLifespan:

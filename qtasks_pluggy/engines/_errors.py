@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final
 
+from qtasks_pluggy.engines import safe_str
 from qtasks_pluggy.exc import EngineError, TaskPluginTriggerError
 
 # Every serializer takes values of these types; a whole number can have too many digits for JSON.
@@ -49,10 +50,7 @@ def _theirs(traceback: TracebackType | None) -> TracebackType | None:
 
 def text_of(error: BaseException | None) -> str:
     """Return an error's class and text, even if its ``str`` fails."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
-        return type(error).__name__
+    return f"{type(error).__name__}: {safe_str(error)}"
 
 
 def named(error: BaseException, engine: str) -> EngineError:
@@ -125,7 +123,7 @@ def pack_error(error: BaseException) -> dict[str, Any]:
     try:
         json.dumps([args, kwargs])
     except (TypeError, ValueError, RecursionError):
-        args, kwargs = [text_alone(error)], {}
+        args, kwargs = [safe_str(error)], {}
     kind = type(error)
     notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
     return {
@@ -133,7 +131,7 @@ def pack_error(error: BaseException) -> dict[str, Any]:
         "class": kind.__qualname__,
         "args": args,
         "kwargs": kwargs,
-        "text": text_alone(error),
+        "text": safe_str(error),
         "notes": notes,
     }
 
@@ -188,7 +186,7 @@ def portable(error: BaseException | None, who: str) -> BaseException | None:
     """
     if error is None or isinstance(error, EngineError):
         return error
-    kind, text = type(error), text_alone(error)
+    kind, text = type(error), safe_str(error)
     if isinstance(error, TaskPluginTriggerError) and not error.args:
         # Its keywords would be lost.
         error.args = (text,)
@@ -202,11 +200,3 @@ def portable(error: BaseException | None, who: str) -> BaseException | None:
     told = EngineError(f"{who}: {kind.__module__}.{kind.__qualname__}: {text}")
     told.__cause__ = error
     return told
-
-
-def text_alone(error: BaseException) -> str:
-    """Return an error's text, even if its ``str`` fails."""
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001  # whatever an error's own methods raise
-        return ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import attrs
 
@@ -19,10 +19,9 @@ from qtasks_hookspecs.exc import PluginError, TaskNameError
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import executor_for
 from qtasks_pluggy.failures.claims import Recorded
-from qtasks_pluggy.failures.replay import Arguments
+from qtasks_pluggy.failures.records import TRIGGER
+from qtasks_pluggy.failures.replay import OtherArguments
 from qtasks_pluggy.failures.values import UnreadableError, read_args, read_kwargs
-
-_ASKED: Final = "task_executor_run_task_trigger_error"
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +45,7 @@ class Answered:
     why_not: str = ""
 
 
-def ask(app: QueueTasks, runs: Iterable[Recorded], arguments: Arguments) -> Iterator[Answered]:
+def ask(app: QueueTasks, runs: Iterable[Recorded], arguments: OtherArguments) -> Iterator[Answered]:
     """Ask an app's plugins about the errors of recorded runs.
 
     Args:
@@ -78,7 +77,7 @@ def _ask(app: QueueTasks, run: Recorded, message: TaskMessage) -> Answered:
         outcome = executor.ask_about_sync(error)
     except PluginError:  # as strict wants it; the run would fail with this one
         return Answered(uuid=run.uuid, status="failed", is_stand_in=is_stand_in)
-    won = next((one for one in executor.trail if one.won and one.hook == _ASKED), None)
+    won = next((one for one in executor.trail if one.won and one.hook == TRIGGER), None)
     return Answered(
         uuid=run.uuid,
         status=str(outcome.status),

@@ -25,7 +25,7 @@ from qtasks_hookspecs import (
 )
 from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.failures.errors import tell
-from qtasks_pluggy.failures.records import GOOD_REPLAY, OUTCOMES, WAITING, Record
+from qtasks_pluggy.failures.records import GOOD_REPLAY, OUTCOMES, TRIGGER, WAITING, Record
 from qtasks_pluggy.failures.values import Arguments, Encoder, cut, storable
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 MOST_MET: Final = 10_000
 """Groups that are remembered as logged."""
-_ASKED: Final = "task_executor_run_task_trigger_error"
 _DROPPED: Final = Arguments(None, "its arguments are not kept: arguments = 'drop'")
 
 
@@ -144,7 +143,7 @@ class Failures:
         """
         if self._recorder is None or not self._settings.dead_letters:
             return None
-        decided = (one.plugin for one in task_executor.trail if one.won and one.hook == _ASKED)
+        decided = (one.plugin for one in task_executor.trail if one.won and one.hook == TRIGGER)
         outcome = Outcome(
             status=OutcomeStatus.dead_lettered,
             error=e,
@@ -220,7 +219,7 @@ class Failures:
             at=time.time(),
             seconds=outcome.seconds,
             decided_by=outcome.decided_by and storable(outcome.decided_by),
-            decision=next((one.kind for one in trail if one.won and one.hook == _ASKED), None),
+            decision=next((one.kind for one in trail if one.won and one.hook == TRIGGER), None),
             reason=storable(cut(outcome.reason, self._settings.most_bytes)),
             trail=trail,
             arguments=self._arguments(func, message),

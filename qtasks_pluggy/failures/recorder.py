@@ -284,8 +284,9 @@ def _is_locked(error: Exception) -> bool:
     return getattr(driver, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
-def _told(record: Record) -> dict[str, str]:
-    told = {"group": record.group, "task": record.task, "uuid": record.uuid}
+def _told(record: Record) -> dict[str, str | None]:
+    names = ("group", "task", "uuid", "status", "decided_by")
+    told = {name: getattr(record, name) for name in names}
     return {**told, "error": record.told.error if record.told else ""}
 
 

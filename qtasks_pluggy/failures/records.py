@@ -13,6 +13,8 @@ import attrs
 from qtasks_pluggy.failures.errors import Told
 from qtasks_pluggy.failures.values import Arguments
 
+TRIGGER: Final = "task_executor_run_task_trigger_error"
+"""The hook whose answers decide, as trails name it."""
 OUTCOMES: Final = ("failed", "dead_lettered", "cancelled", "recovered", "retried")
 """How an attempt ends that does not simply succeed."""
 WAITING: Final = "waiting"

@@ -56,7 +56,7 @@ class Replayed:
 
 
 @attrs.frozen
-class Arguments:
+class OtherArguments:
     """Arguments that replace the recorded ones; None keeps them."""
 
     args: Sequence[Any] | None = None
@@ -108,7 +108,7 @@ class LeftOut(NamedTuple):
 
 
 def left_out(
-    run: Recorded, app: QueueTasks, arguments: Arguments, *, again: bool = False
+    run: Recorded, app: QueueTasks, arguments: OtherArguments, *, again: bool = False
 ) -> LeftOut | None:
     """Return why a run is not to be replayed; None if it is.
 
@@ -182,7 +182,7 @@ class Replay:
         app: QueueTasks,
         claims: Claims,
         *,
-        arguments: Arguments | None = None,
+        arguments: OtherArguments | None = None,
         again: bool = False,
         rate: float | None = None,
         stop_after: int | None = None,
@@ -190,7 +190,7 @@ class Replay:
     ) -> None:
         self._app = app
         self._claims = claims
-        self._arguments = arguments or Arguments()
+        self._arguments = arguments or OtherArguments()
         self._again = again
         self._pause = 0.0 if rate is None else 1 / rate
         self._stop_after = stop_after

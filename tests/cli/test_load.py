@@ -135,6 +135,19 @@ def test_an_app_that_is_not_there_is_an_error_that_names_the_nearest(workplace, 
     assert result.stderr.count("Error:") == 1
 
 
+def test_a_package_s_celery_module_is_found_as_celery_finds_it(workplace):
+    """``celery -A inner`` takes ``inner.celery:app``; a package's own ``app`` comes first."""
+    workplace.write("outer/__init__.py", APP)
+    workplace.write("outer/celery.py", "raise AssertionError('not asked for')\n")
+    workplace.write("outer/inner/__init__.py", "")
+    workplace.write("outer/inner/celery.py", APP)
+
+    assert workplace.run("run", "outer.inner", "price").exit_code == 0
+    assert workplace.run("run", "outer", "price").exit_code == 0
+    named = workplace.run("run", "outer.inner:app", "price")
+    assert (2, True) == (named.exit_code, "'outer.inner' has no 'app'" in named.stderr)
+
+
 def test_a_task_that_is_not_there_is_an_error_that_names_the_nearest(workplace):
     """Exit code 2, the nearest task, and all tasks there are."""
     workplace.write("shop.py", APP)

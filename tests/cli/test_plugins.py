@@ -177,10 +177,26 @@ def test_built_in_plugins_that_are_off_say_how_to_enable_them(workplace, monkeyp
         code,
         {name: row["enabled"] for name, row in found.items()},
     )
-    assert re.search(
-        r"^retry +built in +no: off; QTASKS_PLUGGY_ENABLE=retry enables it", table, re.MULTILINE
-    )
+    hint = "no: off; QTASKS_PLUGGY_ENABLE=fallback,retry enables it"  # the whole list
+    assert re.search(rf"^retry +built in +{hint}", table, re.MULTILINE)
     assert 1 == table.count("fallback ")
+
+
+@pytest.mark.parametrize("command", ["plugins", "doctor"])
+@pytest.mark.parametrize("key", ["enable", "disable", "observe"])
+def test_a_variable_that_drops_names_of_the_file_is_reported(workplace, monkeypatch, command, key):
+    """It names the file and what is missing; a variable with all names is not reported."""
+    names = ["failures", "fallback", "retry"]
+    file = workplace.write("qtasks_pluggy.toml", f"{key} = {json.dumps(names)}\n")
+    variable = f"QTASKS_PLUGGY_{key.upper()}"
+    note = f"{variable} replaces the list of {file}, which also names failures, fallback\n"
+
+    monkeypatch.setenv(variable, "retry")
+    dropped = workplace.run(command)
+    monkeypatch.setenv(variable, ",".join(reversed(names)))
+    whole = workplace.run(command)
+
+    assert [(0, note), (0, "")] == [(one.exit_code, one.stderr) for one in (dropped, whole)]
 
 
 @pytest.mark.parametrize("app", [[], ["shop"]])

@@ -18,7 +18,7 @@ from qtasks_pluggy.failures.ask import ask, rebuilt
 from qtasks_pluggy.failures.claims import Claims
 from qtasks_pluggy.failures.connection import engine_for, shown
 from qtasks_pluggy.failures.records import Filters
-from qtasks_pluggy.failures.replay import Arguments
+from qtasks_pluggy.failures.replay import OtherArguments
 
 
 class PaymentError(Exception):
@@ -130,7 +130,7 @@ def test_what_is_no_exception_is_asked_about_by_nobody(recorded, place):
     app.on_error()(lambda error: asked.append(error))
 
     with app:
-        (answer,) = ask(app, [recorded("exit")], Arguments())
+        (answer,) = ask(app, [recorded("exit")], OtherArguments())
 
     assert ("failed", None, []) == (answer.status, answer.decided_by, asked)
 
@@ -176,7 +176,7 @@ def test_plugins_of_today_answer_and_nothing_else_happens(recorded, place):
     app.add_plugin(SimpleNamespace(name="by-name", **hooks))
 
     with app:
-        answers = list(ask(app, runs, Arguments()))
+        answers = list(ask(app, runs, OtherArguments()))
 
     expected = {
         "key": ("recovered", "last", "Replace"),
@@ -199,7 +199,7 @@ def test_a_made_error_says_that_it_is(recorded, place):
     run = recorded("key")
 
     with app:
-        list(ask(app, [run], Arguments()))
+        list(ask(app, [run], OtherArguments()))
 
     assert [f"qtasks_pluggy: made again from what is recorded of run {run.uuid}"] == notes
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_asked_about_is_named(place):
     runs = Claims(place.url).find(["gone", "object"])
 
     with app:
-        gone, unread = ask(app, runs, Arguments())
+        gone, unread = ask(app, runs, OtherArguments())
 
     assert "no task 'gone'" in gone.why_not
     assert "args[0] is an object" == unread.why_not

@@ -306,7 +306,18 @@ def test_a_missing_store_says_what_to_enable(run):
     """It is code 2, as every store that cannot be used."""
     ended = run("groups")
 
-    assert (2, True) == (ended.exit_code, "QTASKS_PLUGGY_ENABLE=failures" in ended.stderr)
+    assert (2, True) == (ended.exit_code, "QTASKS_PLUGGY_ENABLE=failures where" in ended.stderr)
+
+
+def test_a_missing_store_names_the_whole_list_to_enable(run, monkeypatch):
+    """The variable would replace what is enabled now; with ``--url`` wrong settings do no harm."""
+    monkeypatch.setenv("QTASKS_PLUGGY_ENABLE", "retry")
+    whole = run("groups").stderr
+    monkeypatch.setenv("QTASKS_PLUGGY_STRIKT", "1")
+    wrong = run("groups", "--url", "sqlite:///nowhere.db").stderr
+
+    assert "set QTASKS_PLUGGY_ENABLE=retry,failures where" in whole
+    assert "set QTASKS_PLUGGY_ENABLE=failures where" in wrong
 
 
 def test_without_the_extra_the_page_names_its_own(run, monkeypatch):

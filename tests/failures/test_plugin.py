@@ -300,7 +300,20 @@ def test_a_new_group_is_one_event_at_error_level(shop, caplog):
     (told,) = [one for one in caplog.records if "failure_group_new" in one.getMessage()]
     assert ("ERROR", True) == (told.levelname, "error='ValueError'" in told.getMessage())
     assert "task='price'" in told.getMessage()
+    assert "status='failed' decided_by=None" in told.getMessage()
     assert "hunter2" not in told.getMessage()
+
+
+def test_a_new_group_s_event_says_that_a_plugin_saved_the_run(shop, caplog):
+    """An alert can leave out what did not fail in the end."""
+    app = shop()
+    app.on_error(ValueError)(use_last_known := lambda: 0)
+    with caplog.at_level(logging.ERROR), app:
+        assert 0 == app.tasks["price"]("x")
+
+    (told,) = [one for one in caplog.records if "failure_group_new" in one.getMessage()]
+    decided_by = use_last_known.__name__
+    assert f"status='recovered' decided_by={decided_by!r}" in told.getMessage()
 
 
 def test_a_regression_is_one_event_at_error_level(place, shop, caplog):

@@ -17,7 +17,7 @@ from qtasks_pluggy.failures.claims import Claims
 from qtasks_pluggy.failures.connection import shown
 from qtasks_pluggy.failures.queries import Reader
 from qtasks_pluggy.failures.records import Filters
-from qtasks_pluggy.failures.replay import Arguments, Replay, left_out
+from qtasks_pluggy.failures.replay import OtherArguments, Replay, left_out
 from qtasks_pluggy.failures.store import Batch
 
 
@@ -76,10 +76,10 @@ def test_a_run_is_claimed_sent_and_marked(place, shop):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (Arguments(), ((date(2022, 3, 2), (1, {2})), {"to": b"EUR"})),
-        (Arguments(args=[7]), ((7,), {"to": b"EUR"})),
-        (Arguments(kwargs={}), ((date(2022, 3, 2), (1, {2})), {})),
-        (Arguments(args=(), kwargs={"x": 1}), ((), {"x": 1})),
+        (OtherArguments(), ((date(2022, 3, 2), (1, {2})), {"to": b"EUR"})),
+        (OtherArguments(args=[7]), ((7,), {"to": b"EUR"})),
+        (OtherArguments(kwargs={}), ((date(2022, 3, 2), (1, {2})), {})),
+        (OtherArguments(args=(), kwargs={"x": 1}), ((), {"x": 1})),
     ],
     ids=["recorded", "args", "kwargs", "both"],
 )
@@ -99,14 +99,14 @@ def test_a_redacted_run_needs_the_half_that_was_redacted(place, shop):
     place.store().write(Batch([place.record(uuid="a", args=(1,), kwargs={"password": "x"})]))
     (run,) = Claims(place.url).find(["a"])
 
-    assert "kwargs['password'] is redacted" in left_out(run, shop.app, Arguments()).why
-    assert "redacted" in left_out(run, shop.app, Arguments(args=[2])).why
-    assert left_out(run, shop.app, Arguments(kwargs={"password": "y"})) is None
+    assert "kwargs['password'] is redacted" in left_out(run, shop.app, OtherArguments()).why
+    assert "redacted" in left_out(run, shop.app, OtherArguments(args=[2])).why
+    assert left_out(run, shop.app, OtherArguments(kwargs={"password": "y"})) is None
 
     _, (one,) = replayed(place, shop.app, ["a"])
     assert ([], None) == (shop.seen, one.uuid)
     assert "kwargs['password'] is redacted" == one.why_not
-    replayed(place, shop.app, ["a"], arguments=Arguments(kwargs={"password": "y"}))
+    replayed(place, shop.app, ["a"], arguments=OtherArguments(kwargs={"password": "y"}))
     assert [((1,), {"password": "y"})] == shop.seen
 
 
@@ -123,7 +123,7 @@ def test_a_run_that_cannot_be_replayed_says_why(place, shop, values, kind, why):
     place.store().write(Batch([place.record(uuid="a", **values)]))
     (run,) = Claims(place.url).find(["a"])
 
-    found = left_out(run, shop.app, Arguments())
+    found = left_out(run, shop.app, OtherArguments())
 
     assert found.kind.startswith(kind)
     assert why in found.why
@@ -176,10 +176,10 @@ def test_a_run_is_replayed_twice_only_if_somebody_says_so(place, shop):
     claims.claim(next(claims.find([lost])))
     first, second = claims.find([sent, lost])
 
-    assert "replayed already" == left_out(first, shop.app, Arguments()).kind
-    assert f"as run {first.sent_as}; use --again" in left_out(first, shop.app, Arguments()).why
-    assert "but not sent" in left_out(second, shop.app, Arguments()).why
-    assert left_out(first, shop.app, Arguments(), again=True) is None
+    assert "replayed already" == left_out(first, shop.app, OtherArguments()).kind
+    assert f"as run {first.sent_as}; use --again" in left_out(first, shop.app, OtherArguments()).why
+    assert "but not sent" in left_out(second, shop.app, OtherArguments()).why
+    assert left_out(first, shop.app, OtherArguments(), again=True) is None
     replayed(place, shop.app, [sent, lost])
     assert 1 == len(shop.seen)
     replayed(place, shop.app, [sent, lost], again=True)
@@ -212,7 +212,7 @@ def test_a_run_of_which_nobody_knows_whether_it_was_sent_stays_claimed(place, sh
     (run,) = Claims(place.url).find([uuid])
 
     assert "RuntimeError: closed; it may have been sent nevertheless" == one.why_not
-    assert "but not sent" in left_out(run, shop.app, Arguments()).why
+    assert "but not sent" in left_out(run, shop.app, OtherArguments()).why
 
 
 def test_an_engine_that_takes_nothing_is_left_alone(place, shop, monkeypatch):

@@ -157,6 +157,25 @@ def test_all_that_failed_are_replayed_and_their_group_is_resolved(shop):
     assert ("resolve", 1) == (resolve.act, resolve.number)
 
 
+def test_filters_that_match_only_runs_that_did_not_fail_say_so(shop):
+    """They select failed runs by default; the hint names the statuses of the others."""
+    for status, number in {"cancelled": 2, "recovered": 1}.items():
+        shop.fail(*["tea"] * number, status=status, decided_by="last")
+    found = (
+        "Runs with another status match: 2 cancelled, 1 recovered;"
+        " add --status cancelled or --status recovered."
+    )
+
+    for words in (["--yes"], ["--dry-run"]):
+        ended = shop.replay("--plugin", "last", *words)
+        assert (0, f"{found}\n") == (ended.exit_code, ended.stderr)
+    for words in (["--plugin", "other"], ["--plugin", "last", "--status", "failed"], []):
+        assert "" == shop.replay(*words).stderr
+    shop.fail("tea", decided_by="last")
+    replayed = shop.replay("--plugin", "last", "--yes")
+    assert (True, "") == ("1 run replayed: 1 succeeded" in replayed.stdout, replayed.stderr)
+
+
 def test_a_run_that_was_replayed_needs_again(shop):
     """By its id it is refused with code 1; --again sends it."""
     (uuid,) = shop.fail("tea")

@@ -26,11 +26,11 @@ class WorkerLife:
     """Starts and stops the plugins in every process that does runs.
 
     Args:
-        native: The ``CeleryNative`` that has them.
+        plugged: The ``CeleryNative`` that has them.
     """
 
-    def __init__(self, native: Any) -> None:
-        self._native = native
+    def __init__(self, plugged: Any) -> None:
+        self._plugged = plugged
         # Celery knows steps by name, and receivers by a place in memory that is used again.
         uid = f"qtasks_pluggy-{next(_numbers)}"
         begins = self._worker_begins
@@ -44,52 +44,53 @@ class WorkerLife:
                 begins(worker)
                 super().__init__(worker, **options)
 
-        native.native.steps["worker"].add(Step)
+        plugged.native.steps["worker"].add(Step)
         signals.worker_process_init.connect(self._child_begins, dispatch_uid=uid)
         signals.worker_process_shutdown.connect(self._ends, dispatch_uid=uid)
         signals.worker_shutdown.connect(self._ends, dispatch_uid=uid)
 
     def _worker_begins(self, worker: Any) -> None:
         """Refuse, in the main process, what would fail in all children; begin if it has none."""
-        native = self._native
+        plugged = self._plugged
         try:
-            native.native.finalize()
+            plugged.native.finalize()
             if not issubclass(worker.pool_cls, TaskPool):
-                native.begin()
+                plugged.begin()
                 return
-            native.check()
+            plugged.check()
             self._check_names(worker)
         except Exception as error:
-            raise native.refusal(error) from error
+            raise plugged.refusal(error) from error
 
     def _check_names(self, worker: Any) -> None:
         """Refuse plugins that spawned children cannot import."""
-        native = self._native
+        plugged = self._plugged
         start = getattr(worker, "pool_start_method", None) or get_start_method()
-        if None in native.names and start != "fork":
-            nameless = native.plugins[native.names.index(None)]
+        if None in plugged.names and start != "fork":
+            nameless = plugged.plugins[plugged.names.index(None)]
             msg = (
-                f"engine 'celery', {native.app_name}: this worker's children are made by {start!r},"
-                f" and plugin {nameless!r} cannot be imported there by name; give install() a"
-                " module, a BasePlugin class, or a name, 'module:attribute'"
+                f"engine 'celery', {plugged.app_name}: this worker's children are made by"
+                f" {start!r}, and plugin {nameless!r} cannot be imported there by name; give"
+                " install() a module, a BasePlugin class, or a name, 'module:attribute'"
             )
             raise EngineError(msg)
 
     def _child_begins(self, **_: Any) -> None:
         """Start the plugins in a child of this app's worker."""
-        native = self._native
-        spawned = SPAWNED in os.environ and current_app.main == native.native.main
+        plugged = self._plugged
+        spawned = SPAWNED in os.environ and current_app.main == plugged.native.main
         # By equality: ``current_app`` is a proxy.
-        if current_app != native.native and not spawned:
+        if current_app != plugged.native and not spawned:
             return
         try:
-            native.begin()
+            # The main process has checked the tasks; a spawned child has not imported them yet.
+            plugged.begin_for_run()
         except Exception as error:
             if current_process().name != "MainProcess":
                 # Or the pool would replace this child for ever.
                 os.kill(os.getppid(), signal.SIGTERM)
-            raise native.refusal(error) from error
+            raise plugged.refusal(error) from error
 
     def _ends(self, **_: Any) -> None:
         """Stop the plugins."""
-        self._native.end()
+        self._plugged.end()

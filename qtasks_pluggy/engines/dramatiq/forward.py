@@ -165,4 +165,4 @@ class _Forwarded(WorkerLife):
             f"engine 'dramatiq', task {message.actor_name!r}: the worker has no such task. It must"
             " import every module that declares tasks, and run the same code as those who submit"
         )
-        self.native.store(message, Attempt("fail", EngineError(msg)))
+        self.plugged.store(message, Attempt("fail", EngineError(msg)))

@@ -205,23 +205,23 @@ class WorkerLife(Middleware):
     """The plugins' life in workers, and the message that each thread processes.
 
     Args:
-        native: Whose plugins.
+        plugged: The ``DramatiqNative`` that has the plugins.
     """
 
-    def __init__(self, native: DramatiqNative) -> None:
-        self.native = native
+    def __init__(self, plugged: DramatiqNative) -> None:
+        self.plugged = plugged
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:  # noqa: ARG002  # Dramatiq's
         """Start the plugins."""
         try:
-            self.native.begin()
+            self.plugged.begin()
         except Exception as error:
             # Dramatiq logs an Exception, and takes messages all the same.
-            raise self.native.refusal(error) from error
+            raise self.plugged.refusal(error) from error
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:  # noqa: ARG002  # Dramatiq's
         """Stop the plugins after the last worker."""
-        self.native.end()
+        self.plugged.end()
 
     def before_process_message(self, broker: Broker, message: Any) -> None:  # noqa: ARG002  # Dramatiq's
         """Remember the message."""
@@ -249,7 +249,7 @@ class _Installed(WorkerLife):
             actor = broker.get_actor(actor)
         if hasattr(actor.fn, OURS):
             return
-        actor.fn = self.native.around(actor.actor_name, actor.fn)
+        actor.fn = self.plugged.around(actor.actor_name, actor.fn)
         throws = actor.options.get("throws") or ()
         # Dramatiq retries none of these, whatever ``retry_when`` says.
         actor.options["throws"] = (throws, TaskDeadLetteredError)

@@ -28,7 +28,8 @@ from qtasks_pluggy.failures.command.web import web
 def failures(ctx: click.Context) -> None:
     """Show what failed and why, and resolve or replay it.
 
-    The plugin that records failures is off until you set QTASKS_PLUGGY_ENABLE=failures.
+    The plugin that records failures is off until the setting enable names it, as in
+    QTASKS_PLUGGY_ENABLE=failures. The variable replaces a file's list, so name all in it.
 
     \b
     Exit codes:

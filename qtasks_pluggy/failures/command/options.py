@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
@@ -12,6 +12,7 @@ import click
 
 from qtasks_pluggy import QueueTasks, _settings
 from qtasks_pluggy._console.load import Trouble, load_plugins
+from qtasks_pluggy._console.problems import enabling
 from qtasks_pluggy._console.say import json_option
 from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.engines import load_plugins as load_plugins_of
@@ -228,8 +229,11 @@ def using_store(done: str) -> Generator[None]:
     try:
         yield
     except NoStoreError as error:
+        enabled: Sequence[str] = ()
+        with suppress(SettingsError):  # with --url they are not needed
+            enabled = _settings.load(read_environment=True).settings.enable
         msg = (
-            f"{error}; to record them, set QTASKS_PLUGGY_ENABLE=failures where the tasks run, and"
+            f"{error}; to record them, set {enabling('failures', enabled)} where the tasks run, and"
             " name another store by --url if they are recorded elsewhere"
         )
         raise Trouble(msg) from None

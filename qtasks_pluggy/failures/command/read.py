@@ -21,12 +21,11 @@ from qtasks_pluggy.failures.command.options import (
     using_store,
     whole_ids,
 )
-from qtasks_pluggy.failures.records import WAITING, Filters, about_retry
+from qtasks_pluggy.failures.records import TRIGGER, WAITING, Filters, about_retry
 
 if TYPE_CHECKING:
     from qtasks_pluggy.failures.queries import Reader
 
-_TRIGGER: Final = "task_executor_run_task_trigger_error"
 _NOT_ASKED: Final = frozenset({"filtered", "quarantined", "reentered"})
 """What a trail says of handlers that were not called."""
 _NEVER_SHOWN: Final = frozenset(
@@ -67,7 +66,10 @@ _TRAIL: Final = [
 @click.command(name="groups")
 @takes(*filters(limit=100), *STORE)
 def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any) -> None:
-    """List failures by cause, most recent first."""
+    """List failures by cause, most recent first.
+
+    --since chooses groups that failed since then; their runs are counted from the beginning.
+    """
     wanted = read_filters(given)
     reader = open_reader(store_url(url, app_spec))
     with using_store("read"):
@@ -203,7 +205,7 @@ def _arguments(run: dict[str, Any]) -> str:
 
 def _why_nobody(attempt: dict[str, Any]) -> str:
     """Say why no plugin was asked about an attempt's error; nothing where one was."""
-    asked = {line["status"] for line in attempt["trail"] if line["hook"] == _TRIGGER}
+    asked = {line["status"] for line in attempt["trail"] if line["hook"] == TRIGGER}
     if asked - _NOT_ASKED or not attempt["error"]:
         return ""
     if asked:

@@ -34,7 +34,7 @@ from qtasks_pluggy.failures.command.options import (
     takes,
     using_store,
 )
-from qtasks_pluggy.failures.records import FINAL, WAITING
+from qtasks_pluggy.failures.records import FAILED_ONCE, FINAL, WAITING
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from qtasks_pluggy.failures.ask import Answered
     from qtasks_pluggy.failures.claims import Claims, Recorded
     from qtasks_pluggy.failures.queries import Reader
-    from qtasks_pluggy.failures.replay import Arguments, LeftOut, Replay, Replayed
+    from qtasks_pluggy.failures.replay import LeftOut, OtherArguments, Replay, Replayed
 
 Step = TypeVar("Step")
 
@@ -122,10 +122,10 @@ def replay(
       130  interrupted; runs that were sent are marked as sent
     """  # noqa: D301  # \b is click's own mark, not an escape
     from qtasks_pluggy.failures.claims import Claims  # noqa: PLC0415  # an extra
-    from qtasks_pluggy.failures.replay import Arguments, Replay  # noqa: PLC0415  # an extra
+    from qtasks_pluggy.failures.replay import OtherArguments, Replay  # noqa: PLC0415  # an extra
 
     selection = read_selection(uuids, given, _EVERYTHING)
-    arguments = Arguments(_read_args(args_json), _read_kwargs(kwargs_json))
+    arguments = OtherArguments(_read_args(args_json), _read_kwargs(kwargs_json))
     app = load_app(app_spec, or_native=True)
     where = store_url(url, app)
     with using_store("read"):
@@ -166,7 +166,7 @@ class _Found:
     """The runs that are to be replayed, and why others are not."""
 
     def __init__(
-        self, claims: Claims, app: QueueTasks, arguments: Arguments, *, again: bool
+        self, claims: Claims, app: QueueTasks, arguments: OtherArguments, *, again: bool
     ) -> None:
         self._claims = claims
         self._app = app
@@ -202,6 +202,8 @@ class _Found:
             told = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common())
             hint = "; --again includes them" if claimed_uuids else ""
             say(f"Left out: {told}{hint}.", err=True)
+        if not chosen:
+            _hint_at_others(reader, selection)
         return chosen
 
     def _named(self, uuids: Sequence[str]) -> list[str]:
@@ -223,6 +225,22 @@ class _Found:
         from qtasks_pluggy.failures.replay import left_out  # noqa: PLC0415  # an extra
 
         return left_out(run, self._app, self._arguments, again=self._again)
+
+
+def _hint_at_others(reader: Reader, selection: Selection) -> None:
+    """Say which other runs match, if filters found none of those that they select by default."""
+    if selection.scope == _EVERYTHING or selection.filters.status is not None:
+        return
+    found: dict[str, int] = {}
+    for status in FAILED_ONCE:
+        if status not in FINAL:
+            others = attrs.evolve(selection.filters, status=status, limit=None)
+            found[status] = len(reader.to_replay(others, is_claimed=False))
+    there = {status: number for status, number in found.items() if number}
+    if there:
+        told = ", ".join(f"{number:,} {status}" for status, number in there.items())
+        options = " or ".join(f"--status {status}" for status in there)
+        say(f"Runs with another status match: {told}; add {options}.", err=True)
 
 
 def _send(
@@ -270,7 +288,12 @@ def _resolve(act: Replay, where: URL, scope: str) -> list[str]:
 
 
 def _ask_plugins(
-    app: QueueTasks, runs: Iterable[Recorded], number: int, arguments: Arguments, *, as_json: bool
+    app: QueueTasks,
+    runs: Iterable[Recorded],
+    number: int,
+    arguments: OtherArguments,
+    *,
+    as_json: bool,
 ) -> int:
     """Ask an app's plugins about recorded errors; they are started, and its engine is not."""
     from qtasks_pluggy.failures.ask import ask as ask_about  # noqa: PLC0415  # an extra

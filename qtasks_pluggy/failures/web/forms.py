@@ -23,7 +23,7 @@ from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.failures.acts import CHANGES, change_groups
 from qtasks_pluggy.failures.claims import Claims, Recorded
 from qtasks_pluggy.failures.records import FAILED_ONCE
-from qtasks_pluggy.failures.replay import Arguments, left_out
+from qtasks_pluggy.failures.replay import OtherArguments, left_out
 from qtasks_pluggy.failures.values import UnreadableError, read_args, read_kwargs
 from qtasks_pluggy.failures.web import show
 from qtasks_pluggy.failures.web.browse import Found
@@ -104,7 +104,7 @@ def _replay_group(request: Request, form: Form) -> Response:
         return _show_choice(request, form, "Choose which runs.")
     uuids = site.browser().waiting(group, app.name, status, limit)
     claims = Claims(site.url)
-    nothing = Arguments()
+    nothing = OtherArguments()
     runs = (one for one in claims.find(uuids) if left_out(one, app, nothing) is None)
     job = Job(
         app,
@@ -189,7 +189,7 @@ def _review(request: Request, form: Form) -> Response:
     )
 
 
-def _read_arguments(form: Form) -> tuple[Arguments, dict[str, str]]:
+def _read_arguments(form: Form) -> tuple[OtherArguments, dict[str, str]]:
     """Read what somebody wrote; what is empty is as it was."""
     given: dict[str, Any] = {}
     wrong: dict[str, str] = {}
@@ -211,7 +211,7 @@ def _read_arguments(form: Form) -> tuple[Arguments, dict[str, str]]:
             wrong[name] = f"{error}."
         except (ValueError, RecursionError):
             wrong[name] = "This cannot be read: a number is too long, or it is nested too deep."
-    return Arguments(**given), wrong
+    return OtherArguments(**given), wrong
 
 
 class Send(HTTPEndpoint):
@@ -255,7 +255,7 @@ def _send(request: Request, form: Form) -> Response:
 
 def _checked(
     request: Request, found: Found, form: Form
-) -> tuple[Recorded, Arguments, dict[str, str]]:
+) -> tuple[Recorded, OtherArguments, dict[str, str]]:
     """Read a form about a run, and say what is wrong with it."""
     given, wrong = _read_arguments(form)
     run = next(Claims(site_of(request).url).find([found.uuid]), None)

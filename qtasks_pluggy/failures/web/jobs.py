@@ -14,7 +14,7 @@ from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.failures.acts import change_groups
 from qtasks_pluggy.failures.claims import Claims, Recorded
 from qtasks_pluggy.failures.connection import StoreError
-from qtasks_pluggy.failures.replay import Arguments, Replay, Replayed
+from qtasks_pluggy.failures.replay import OtherArguments, Replay, Replayed
 
 
 class _StoppedError(Exception):
@@ -44,14 +44,14 @@ class Job(threading.Thread):
         *,
         who: str,
         scope: str,
-        arguments: Arguments,
+        arguments: OtherArguments,
         **how: Any,
     ) -> None:
         super().__init__(name="qtasks-failures-replay", daemon=True)
         self._url = url
         self._claims = Claims(url)
         self._replay = Replay(app, self._claims, arguments=arguments, wait=self._wait, **how)
-        self._is_edited = arguments != Arguments()
+        self._is_edited = arguments != OtherArguments()
         self._runs = runs
         self.total: Final = total
         self._who = who

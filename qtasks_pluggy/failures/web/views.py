@@ -14,12 +14,12 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from qtasks_pluggy.failures.connection import StoreError, must_be_there
 from qtasks_pluggy.failures.records import STATES, STATUSES, hour_of
-from qtasks_pluggy.failures.replay import Arguments, left_out
+from qtasks_pluggy.failures.replay import OtherArguments, left_out
 from qtasks_pluggy.failures.web import browse, show
 from qtasks_pluggy.failures.web.browse import Browser, Found, GroupsWanted, RunsWanted
 from qtasks_pluggy.failures.web.site import address, render, site_of
 
-MOST_ASKED: Final = 1_000
+_MOST_TEXT: Final = 1_000
 """Characters of what is searched for; no text that is longer is looked for as a whole."""
 SHOWN_STATES: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
     "": ("All but ignored", ("open", "regressed", "resolved")),
@@ -169,7 +169,7 @@ def run(request: Request) -> Response:
 def _why_not_here(request: Request, found: Any) -> str:
     """Say why the app of this page cannot replay a run, whatever its arguments; else nothing."""
     app = site_of(request).app
-    left = None if app is None else left_out(found, app, Arguments((), {}), again=True)
+    left = None if app is None else left_out(found, app, OtherArguments((), {}), again=True)
     return "" if left is None else left.why
 
 
@@ -248,7 +248,7 @@ def acts(request: Request) -> Response:
 
 
 def _asked(request: Request, name: str) -> str:
-    return request.query_params.get(name, "").strip()[:MOST_ASKED]
+    return request.query_params.get(name, "").strip()[:_MOST_TEXT]
 
 
 def _choice(request: Request, name: str, choices: Any, usual: str = "") -> str:

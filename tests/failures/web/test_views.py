@@ -160,7 +160,7 @@ def test_a_search_looks_at_so_many_runs_and_then_further_back(place, monkeypatch
     pages = list(_pages(page, "/runs?q=249"))
 
     assert [[], [], ["run-249"]] == [_links(one, "/runs/") for one in pages]
-    assert "100 runs that were looked at" in pages[0]
+    assert "among 100 runs searched" in pages[0]
     assert None is _next(pages[-1])
     assert ["run-007"] == _links(_get(page, "/runs?q=run-007"), "/runs/")
     assert [] == _links(_get(page, "/runs?q=un-007"), "/runs/")
