@@ -86,6 +86,7 @@ class When:
         tag: A tag that the task must have.
         outcome: Statuses, of which the attempt must have one.
         replay: True if the run must be a replay, False if it must not; None for either.
+        retry: True if the attempt must not be the run's first, False if it must; None for either.
     """
 
     error: tuple[type[BaseException] | str, ...] | None = None
@@ -93,6 +94,7 @@ class When:
     tag: str | None = None
     outcome: frozenset[OutcomeStatus] | None = None
     replay: bool | None = None
+    retry: bool | None = None
 
 
 def when(
@@ -102,6 +104,7 @@ def when(
     tag: str | None = None,
     outcome: Statuses | None = None,
     replay: bool | None = None,
+    retry: bool | None = None,
 ) -> Callable[[F], F]:
     """Ask this hookimpl only when the conditions hold; goes on either side of ``@hookimpl``.
 
@@ -116,6 +119,7 @@ def when(
         outcome: One or more members of ``OutcomeStatus`` or their names, for hooks that have an
             ``outcome``; there, ``error`` is compared with ``outcome.error``.
         replay: True for runs that ``app.replay`` made; False for all others.
+        retry: True for attempts after a run's first; False for first attempts.
 
     Returns:
         A decorator that returns the function itself.
@@ -133,13 +137,14 @@ def when(
         if value is not None and not isinstance(value, str):
             msg = f"@when({name}=...): expected a string, got {value!r}"
             raise TypeError(msg)
-    if not (replay is None or isinstance(replay, bool)):
-        msg = f"@when(replay=...): expected True or False, got {replay!r}"
-        raise TypeError(msg)
+    for name, flag in (("replay", replay), ("retry", retry)):
+        if not (flag is None or isinstance(flag, bool)):
+            msg = f"@when({name}=...): expected True or False, got {flag!r}"
+            raise TypeError(msg)
     statuses = None if outcome is None else frozenset(map(_status, _several(outcome)))
-    condition = When(errors, task, tag, statuses, replay)
+    condition = When(errors, task, tag, statuses, replay, retry)
     if condition == When():
-        msg = "@when() needs at least one of error=, task=, tag=, outcome= and replay="
+        msg = "@when() needs at least one of error=, task=, tag=, outcome=, replay= and retry="
         raise TypeError(msg)
 
     def mark(function: F) -> F:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
 
 from qtasks_hookspecs._markers import When
-from qtasks_hookspecs.exc import TaskPluginTriggerError
+from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy import PluginManager, QueueTasks
 from qtasks_pluggy._plugins.chain import Link
 from qtasks_pluggy._plugins.filters import FilterKey, loaded_class, matches
 from qtasks_pluggy._settings import ENVIRONMENT_PREFIX, KINDS, NAMES, Loaded
 from qtasks_pluggy._settings_file import find
+from qtasks_pluggy.builtin._errors import read_error_names
 
 
 def replaced_lists(loaded: Loaded) -> Iterator[str]:
@@ -47,6 +48,7 @@ def dead_filters(app: QueueTasks) -> Iterator[str]:
     """Describe each handler whose filter names errors that no task of an app shows to plugins."""
     hook: Any = app.plugins.hook.task_executor_run_task_trigger_error
     chain = hook.chain
+    yield from _dead_builtins(app)
     for link in () if chain is None else (*chain.links, *chain.wrappers):
         if link.when and not any(_may_hold(condition, link, app) for condition in link.when):
             errors = [error for condition in link.when for error in condition.error or ()]
@@ -56,6 +58,38 @@ def dead_filters(app: QueueTasks) -> Iterator[str]:
                 f" which no task of app {app.name!r} shows to plugins; give the tasks or the app"
                 " intercept=..., or write the handler with on_error"
             )
+
+
+def _dead_builtins(app: QueueTasks) -> Iterator[str]:
+    """Describe each built-in plugin whose section names only errors that no task shows."""
+    hook: Any = app.plugins.hook.task_executor_run_task_trigger_error
+    builtin = {one.name for one in app.plugins.list_plugin_info() if one.builtin}
+    for link in () if hook.chain is None else hook.chain.links:
+        section = app.plugins.settings.plugin.get(link.plugin, {})
+        wanted = _wanted(section) if link.plugin in builtin else []
+        if wanted and not any(_may_hold(condition, link, app) for condition in wanted):
+            names = {str(name): None for condition in wanted for name in condition.error or ()}
+            yield (
+                f"{link.who} is never asked about {' and '.join(names)}: no intercept= of app"
+                f" {app.name!r} or of its tasks lists such an error; pass intercept=Exception to"
+                " the app"
+            )
+
+
+def _wanted(section: Mapping[str, Any]) -> list[When]:
+    """Read what the section of ``retry`` or ``fallback`` asks for; nothing if it is malformed."""
+    rules = section.get("rules", [{"error": section["errors"]}] if "errors" in section else [])
+    try:
+        return [
+            When(
+                read_error_names(one["error"], "error") if "error" in one else None,
+                one.get("task"),
+                one.get("tag"),
+            )
+            for one in rules
+        ]
+    except (AttributeError, TypeError, SettingsError):
+        return []  # the app's start says what is wrong
 
 
 def _may_hold(condition: When, link: Link, app: Any) -> bool:

@@ -24,6 +24,7 @@ _STYLES: Final = {
     "succeeded": "green",
     "recovered": "yellow",
     "retried": "yellow",
+    "waiting": "yellow",
     "cancelled": "magenta",
     **dict.fromkeys(("failed", "dead-lettered", "not written", "unfinished"), "red"),
 }

@@ -239,13 +239,13 @@ class Chain:
         links: Called from first to last; the last answer wins.
         wrappers: The wrappers around them, from the innermost to the outermost.
         statuses: The statuses of an attempt that some link may want.
-        statuses_of_replays: The statuses that links want only for runs that repeat another one.
+        statuses_of_repeats: The statuses that links want only for replays and retries.
     """
 
     links: tuple[Link, ...] = ()
     wrappers: tuple[Link, ...] = ()
     statuses: frozenset[OutcomeStatus] = attrs.field(init=False)
-    statuses_of_replays: frozenset[OutcomeStatus] = attrs.field(init=False)
+    statuses_of_repeats: frozenset[OutcomeStatus] = attrs.field(init=False)
     # The plan of a chain without filters; None if filters must be checked.
     _everybody: Plan | None = attrs.field(init=False)
     # Whether some handler names error classes with ``on_error``.
@@ -256,12 +256,12 @@ class Chain:
         """Prepare the plan of a chain without filters, or a cache of plans for one with filters."""
         links = (*self.links, *self.wrappers)
         whens = [link.when for link in links]
-        # Conditions that are only for replays want nothing of other runs.
-        others = [tuple(one for one in when if not one.replay) for when in whens]
+        # Conditions that are only for replays or retries want nothing of a run's first attempt.
+        others = [tuple(one for one in when if not (one.replay or one.retry)) for when in whens]
         others = [other for other, when in zip(others, whens, strict=True) if other or not when]
         statuses, of_others = _wanted(whens), _wanted(others)
         object.__setattr__(self, "statuses", statuses)
-        object.__setattr__(self, "statuses_of_replays", statuses - of_others)
+        object.__setattr__(self, "statuses_of_repeats", statuses - of_others)
         everybody = None if any(link.when for link in links) else (self.links, self.wrappers[::-1])
         object.__setattr__(self, "_everybody", everybody)
         object.__setattr__(self, "_has_consent", any(link.consents for link in links))

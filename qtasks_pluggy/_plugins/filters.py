@@ -32,6 +32,7 @@ class FilterKey(NamedTuple):
         task: The task's name.
         tags: The task's tags.
         is_replay: Whether the run repeats another one.
+        is_retry: Whether the attempt is not the run's first.
         modules: How many modules are loaded: a name can come to mean a class once its module is.
     """
 
@@ -40,6 +41,7 @@ class FilterKey(NamedTuple):
     task: str | None = None
     tags: tuple[str, ...] = ()
     is_replay: bool = False
+    is_retry: bool = False
     modules: int = 0
 
 
@@ -51,15 +53,16 @@ def filter_key(values: Mapping[str, Any]) -> FilterKey:
     if error is not None:
         cause = error.__cause__
         errors = (type(error),) if cause is None else (type(error), type(cause))
-    task_func = values.get("task_func")
+    task_func, run = values.get("task_func"), values.get("task_executor")
     if task_func is None:
-        task_func = getattr(values.get("task_executor"), "task_func", None)
+        task_func = getattr(run, "task_func", None)
     return FilterKey(
         errors,
         None if outcome is None else outcome.status,
         getattr(task_func, "name", None),
         getattr(task_func, "tags", ()),
         is_replay(values.get("task_broker")),
+        getattr(run, "attempt", 1) > 1,
         len(sys.modules),
     )
 
@@ -77,6 +80,7 @@ def matches(conditions: Iterable[When], key: FilterKey) -> bool:
         and (one.tag is None or one.tag in key.tags)
         and (one.outcome is None or key.status in one.outcome)
         and (one.replay is None or key.is_replay is one.replay)
+        and (one.retry is None or key.is_retry is one.retry)
         for one in conditions
     )
 

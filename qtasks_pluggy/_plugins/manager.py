@@ -100,7 +100,7 @@ class PluginManager(pluggy.PluginManager):
         self._discovered = False
         self._breakers: dict[pluggy.HookImpl, Breaker] = {}
         # Whether no plugin takes part in a run that meets no error.
-        self._asked_on_success = self._asked_on_replays = self._times_attempts = False
+        self._asked_on_success = self._asked_on_repeats = self._times_attempts = False
         self._apply(_settings.load(self._app_settings, read_environment=False))
         self.add_hookspecs(_hooks)
         self._load_builtins()
@@ -530,8 +530,8 @@ class PluginManager(pluggy.PluginManager):
         ]
         good = OutcomeStatus.succeeded
         listening = [hook.chain for hook in of_runs if hook.chain and hook.listens(good)]
-        self._asked_on_replays = bool(listening)
-        self._asked_on_success = any(good not in one.statuses_of_replays for one in listening)
+        self._asked_on_repeats = bool(listening)
+        self._asked_on_success = any(good not in one.statuses_of_repeats for one in listening)
         self._times_attempts = any(hook.chain and "outcome" in hook.names for hook in of_runs)
 
     def _chain(self, hook: HookCaller) -> Chain:

@@ -388,7 +388,8 @@ class TaskExecutor(RunView, Generic[R]):
         hooks = plugins.hook
         # One check instead of one for each hook: most plugins are only interested in errors.
         asks_on_success = plugins._asked_on_success or (  # noqa: SLF001  # ours
-            plugins._asked_on_replays and is_replay(self._message)  # noqa: SLF001  # ours
+            plugins._asked_on_repeats  # noqa: SLF001  # ours
+            and (self._attempt > 1 or is_replay(self._message))
         )
         self._started = perf_counter() if plugins._times_attempts else None  # noqa: SLF001  # ours
         attempt: Attempt | None = None
@@ -588,7 +589,8 @@ class TaskExecutor(RunView, Generic[R]):
         """Return whether a plugin wants to hear of the end of a successful run."""
         plugins = self._plugins
         asked = plugins._asked_on_success or (  # noqa: SLF001  # ours
-            plugins._asked_on_replays and is_replay(self._message)  # noqa: SLF001  # ours
+            plugins._asked_on_repeats  # noqa: SLF001  # ours
+            and (self._attempt > 1 or is_replay(self._message))
         )
         return asked and plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)
 

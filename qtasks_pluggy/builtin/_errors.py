@@ -8,6 +8,8 @@ from typing import Any
 
 from qtasks_hookspecs.exc import SettingsError
 
+# How much two names have in common, of 1, where one may be a slip for the other.
+_ALIKE = 0.85
 _BUILTIN = sorted(
     name
     for name, value in vars(builtins).items()
@@ -30,10 +32,13 @@ def read_error_names(value: Any, where: str) -> tuple[str, ...]:
         raise SettingsError(msg)
     for number, name in enumerate(found, start=1):
         if "." not in name and name not in _BUILTIN:
-            near = difflib.get_close_matches(name, _BUILTIN, n=1, cutoff=0)[0]
+            # Anything else may be a secret that was put here by mistake.
+            shown = repr(name) if name.isidentifier() else f"name {number}"
+            near = difflib.get_close_matches(name, _BUILTIN, n=1, cutoff=_ALIKE)
+            meant = f" did you mean {near[0]!r}? If not," if near else ""
             msg = (
-                f"{where}: name {number} is not a built-in exception; did you mean {near!r},"
-                " or a name with its module, 'package.Error'?"
+                f"{where}: {shown} is not a built-in exception;{meant} a class outside of builtins"
+                " needs its module, 'smtplib.SMTPException'"
             )
             raise SettingsError(msg)
     return tuple(found)

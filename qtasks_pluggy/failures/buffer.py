@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final, TypeAlias
 
 import attrs
 
-from qtasks_pluggy.failures.records import FINAL, Count, Record
+from qtasks_pluggy.failures.records import FINAL, WAITING, Count, Record
 from qtasks_pluggy.failures.store import Batch
 
 BATCH: Final = 500
@@ -69,9 +69,7 @@ class Buffer:
             if self._is_closing:
                 return False
             if not self._has_room() and not (record.status in FINAL and self._wait(self._has_room)):
-                self._counts.update(record.moves(None))
-                self._seen[record.group] = record
-                self._dropped += record.status in FINAL
+                self._count(record)
                 return True
             self._records.append(record)
             self._bytes += record.size
@@ -82,6 +80,24 @@ class Buffer:
             if self._eager:
                 self._wait(lambda: self._settled >= ticket)
             return True
+
+    def _count(self, record: Record) -> None:
+        """Count a record that is not kept; nobody would find a run of it that waits."""
+        if record.is_end:
+            return
+        if record.status == WAITING:
+            record = attrs.evolve(record, status="retried")
+        self._counts.update(record.moves(None))
+        self._seen[record.group] = record
+        self._dropped += record.status in FINAL
+
+    def put_off(self, ends: Sequence[Record]) -> None:
+        """Take ends again whose runs another process has not written yet."""
+        with self._changed:
+            if not self._is_closing:
+                self._records.extend(ends)
+                self._bytes += sum(one.size for one in ends)
+                self._added += len(ends)
 
     def add_letter(self, letter: Letter) -> bool:
         """Take a dead letter, which goes before all else, however much waits."""

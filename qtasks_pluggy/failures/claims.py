@@ -15,7 +15,7 @@ import attrs
 from sqlalchemy import URL, Row, and_, select, update
 
 from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
-from qtasks_pluggy.failures.records import FINAL, RunKey
+from qtasks_pluggy.failures.records import FINAL, WAITING, RunKey
 from qtasks_pluggy.failures.schema import ACTS, ATTEMPTS, RUNS
 
 LOCK_SECONDS: Final = 10.0
@@ -173,7 +173,7 @@ class Claims:
         Returns:
             The status and the group of each that is over, by its id.
         """
-        over = select(RUNS.c.uuid, RUNS.c.status, RUNS.c.group_id).where(RUNS.c.status != "retried")
+        over = select(RUNS.c.uuid, RUNS.c.status, RUNS.c.group_id).where(RUNS.c.status != WAITING)
         found: dict[str, tuple[str, str]] = {}
         with self._reading.connect() as connection:
             for begin in range(0, len(uuids), MOST_ASKED):

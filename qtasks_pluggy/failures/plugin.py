@@ -25,7 +25,7 @@ from qtasks_hookspecs import (
 )
 from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
 from qtasks_pluggy.failures.errors import tell
-from qtasks_pluggy.failures.records import FAILED_ONCE, GOOD_REPLAY, TRIGGER, Record
+from qtasks_pluggy.failures.records import GOOD_REPLAY, OUTCOMES, TRIGGER, WAITING, Record
 from qtasks_pluggy.failures.values import Arguments, Encoder, cut, storable
 
 if TYPE_CHECKING:
@@ -157,8 +157,9 @@ class Failures:
         return True
 
     @hookimpl
-    @when(outcome=FAILED_ONCE)
-    @when(outcome=GOOD_REPLAY, replay=True)
+    @when(outcome=OUTCOMES)
+    @when(outcome="succeeded", replay=True)
+    @when(outcome="succeeded", retry=True)
     def task_executor_attempt_ended(
         self,
         task_executor: RunningTask,
@@ -166,7 +167,7 @@ class Failures:
         task_broker: TaskMessage,
         outcome: Outcome,
     ) -> None:
-        """Record an attempt that did not simply succeed, and a replay that did.
+        """Record an attempt that did not simply succeed, and a replay or a retry that did.
 
         A cancelled attempt is recorded if a plugin decided that about an error.
         """
@@ -177,6 +178,27 @@ class Failures:
             group = outcome.fingerprint or ""
             record = self._record(task_executor, task_func, task_broker, outcome, group)
             self._recorder.add(record)
+
+    @hookimpl
+    @when(outcome=("cancelled", "failed"))
+    def task_executor_task_close(
+        self,
+        task_executor: RunningTask,
+        task_func: TaskFunc,
+        task_broker: TaskMessage,
+        outcome: Outcome,
+    ) -> None:
+        """Record the end of a run that waited for an attempt, and did not get or not finish it.
+
+        The store ignores it unless the run is waiting. Other ends that nobody decided about are
+        recorded with their attempts.
+        """
+        is_cut = not isinstance(outcome.error, Exception) or not outcome.seconds
+        is_wanted = outcome.decided_by is None and (outcome.status == "cancelled" or is_cut)
+        if self._recorder is not None and is_wanted:
+            reason = outcome.reason or self._reason(outcome.error)
+            end = Outcome(status=outcome.status, attempt=outcome.attempt, reason=reason)
+            self._recorder.add(self._record(task_executor, task_func, task_broker, end, ""))
 
     def _record(
         self, run: RunningTask, func: TaskFunc, message: TaskMessage, outcome: Outcome, group: str
@@ -191,7 +213,7 @@ class Failures:
             attempt=outcome.attempt,
             task=storable(func.name),
             queue=message.queue and storable(message.queue),
-            status=str(outcome.status),
+            status=_status(outcome, message),
             group=group,
             told=None if error is None else tell(error, self._settings.most_bytes),
             at=time.time(),
@@ -203,8 +225,16 @@ class Failures:
             arguments=self._arguments(func, message),
             error_arguments=self._error_arguments(error),
             replay_of=storable(original) if isinstance(original, str) else None,
+            delay=outcome.delay,
             log=self._log(run, group),
         )
+
+    def _reason(self, error: BaseException | None) -> str:
+        """Write the error that kept a run from its next attempt."""
+        if error is None:
+            return ""
+        told = tell(error, self._settings.most_bytes)
+        return f"{told.error}: {told.message}" if told.message else told.error
 
     def _log(self, run: RunningTask, group: str) -> Any:
         """Return where to tell of a group that this process has not met; making one takes time."""
@@ -234,6 +264,15 @@ class Failures:
         args: tuple[Any, ...] = vars(BaseException)["args"].__get__(error)
         kept = self._encoder.encode(args, kwargs)
         return kept.text if kept.not_replayable is None else None
+
+
+def _status(outcome: Outcome, message: TaskMessage) -> str:
+    """Return the status of a run after an attempt."""
+    if outcome.status == "retried":
+        return WAITING
+    if outcome.status == "succeeded":
+        return GOOD_REPLAY if "replay_of" in message.metadata else "retried"
+    return str(outcome.status)
 
 
 def _recorder(settings: FailuresSettings) -> Recorder:

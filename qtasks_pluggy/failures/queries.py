@@ -20,6 +20,7 @@ from qtasks_pluggy.failures.records import (
     GOOD_REPLAY,
     IGNORED,
     STATES,
+    WAITING,
     Act,
     Attempt,
     Filters,
@@ -284,8 +285,7 @@ def _replays(connection: Connection, run: Row[Any]) -> list[Repetition]:
         .where(RUNS.c.replay_of == run.uuid)
         .order_by(RUNS.c.replay_of, RUNS.c.at)
     )
-    # One that was retried may be retried still: that it succeeded would be recorded.
-    known = {row.uuid: None if row.status == "retried" else row.status for row in rows}
+    known = {row.uuid: None if row.status == WAITING else row.status for row in rows}
     if run.sent_as is not None:
         known.setdefault(run.sent_as, None)
     found: list[tuple[str | None, str | None]] = [*known.items()]

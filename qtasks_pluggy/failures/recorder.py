@@ -44,6 +44,8 @@ _LOCKED: Final = frozenset({"55P03", "40P01"})
 """PostgreSQL's codes for a lock that is not available, and for a deadlock."""
 RETAIN_EVERY: Final = 60.0
 """Seconds between two looks for what is too old."""
+EARLY_SECONDS: Final = 5.0
+"""How long the end of a run waits for what another process has to write of the run before."""
 FORK_SECONDS: Final = 2.0
 """How long a fork waits for the writer to end its batch."""
 
@@ -206,6 +208,9 @@ class Writer(threading.Thread):
             self._go_on(batch, error)
             return
         self._buffer.settle(batch)
+        since = time.time() - EARLY_SECONDS
+        # The first attempt was in this process: what is not written by now was not recorded.
+        self._buffer.put_off([one for one in news.early if one.attempt > 1 and one.at > since])
         self._tell(news)
 
     def _tell(self, news: News) -> None:

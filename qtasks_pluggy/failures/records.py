@@ -5,7 +5,7 @@ What is read has the fields that ``--json`` promises, in their order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -15,7 +15,11 @@ from qtasks_pluggy.failures.values import Arguments
 
 TRIGGER: Final = "task_executor_run_task_trigger_error"
 """The hook whose answers decide, as trails name it."""
-FAILED_ONCE: Final = ("failed", "dead_lettered", "cancelled", "recovered", "retried")
+OUTCOMES: Final = ("failed", "dead_lettered", "cancelled", "recovered", "retried")
+"""How an attempt ends that does not simply succeed."""
+WAITING: Final = "waiting"
+"""The status of a run that is to be retried; ``retried`` is that of one that then succeeded."""
+FAILED_ONCE: Final = (*OUTCOMES, WAITING)
 GOOD_REPLAY: Final = "succeeded"
 STATUSES: Final = (*FAILED_ONCE, GOOD_REPLAY)
 FINAL: Final = frozenset({"failed", "dead_lettered"})
@@ -32,7 +36,7 @@ Count: TypeAlias = tuple[str, int, str, str]
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """One attempt that did not simply succeed, or a successful replay.
+    """One attempt that did not simply succeed, a successful replay, or the end of a waiting run.
 
     Attributes:
         uuid: The run's id.
@@ -41,9 +45,9 @@ class Record:
         attempt: Which attempt it was, from 1.
         task: The task's name.
         queue: The queue that the run came from; None if there is none.
-        status: How the attempt ended, one of ``STATUSES``.
-        group: The fingerprint of the error; of a replay that succeeded the store finds it.
-        told: The error; None of a replay that succeeded.
+        status: The run's status after the attempt, one of ``STATUSES``.
+        group: The fingerprint of the error; the store finds it if there is none.
+        told: The error; None of a replay that succeeded, and of the end of a run that waited.
         at: When it ended, in seconds since the epoch.
         seconds: How long it took.
         decided_by: The plugin that decided; None if no plugin did.
@@ -53,6 +57,7 @@ class Record:
         arguments: The run's arguments.
         error_arguments: The error's own arguments, as text; None if they cannot be read back.
         replay_of: The id of the run that this one repeats; None if it repeats none.
+        delay: Seconds until the next attempt; None if nobody gave any.
         log: The logger for news about the group; None for the one used last.
     """
 
@@ -74,12 +79,18 @@ class Record:
     arguments: Arguments
     error_arguments: str | None
     replay_of: str | None
+    delay: float | None = None
     log: Any = attrs.field(repr=False, eq=False)
 
     @property
     def run(self) -> RunKey:
         """The run's key."""
         return self.uuid, self.app, self.engine
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it only says how a run ended that waited for its next attempt."""
+        return self.told is None and self.status != GOOD_REPLAY
 
     @property
     def size(self) -> int:
@@ -91,6 +102,16 @@ class Record:
     def count(self) -> Count:
         """Where its run is counted, until a later attempt ends otherwise."""
         return self.group, hour_of(self.at), self.status, self.decided_by or ""
+
+    def end_of(self, before: Count) -> Count:
+        """Return where a run is counted that it ends.
+
+        Args:
+            before: Where the run is counted so far.
+        """
+        if self.status in SOFT:
+            return (*before[:2], self.status, before[3])
+        return (before[0], hour_of(self.at), self.status, "")
 
     def moves(self, before: Count | None) -> dict[Count, int]:
         """Return how it changes the counts: a run is counted once, by its newest attempt.
@@ -155,7 +176,7 @@ class Group:
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """A run that failed at least once, with the error of its newest attempt."""
+    """A run that failed at least once, with the error of its newest failed attempt."""
 
     uuid: str
     task: str
@@ -186,6 +207,21 @@ class Attempt:
     traceback: str
     seconds: float
     trail: list[dict[str, Any]]
+
+
+def about_retry(line: Mapping[str, Any], attempt: int) -> str:
+    """Say when a retry in a trail was due, or why it did not count; empty for all else.
+
+    Args:
+        line: A line of the trail.
+        attempt: Its attempt.
+    """
+    if line["kind"] != "Retry":
+        return ""
+    if line["status"] == "no_opinion":
+        return f"limit reached after {attempt - 1} retr{'y' if attempt == 2 else 'ies'}"  # noqa: PLR2004  # one retry
+    delay = line.get("delay")  # none in what older versions recorded
+    return "" if delay is None else f"after {delay:,.2f}".rstrip("0").rstrip(".") + " s"
 
 
 @attrs.frozen(kw_only=True)

@@ -13,7 +13,16 @@ from sqlalchemy import URL, Connection, Select, Table, bindparam, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qtasks_pluggy.failures.connection import engine_for, file_of, prepare, set_durable
-from qtasks_pluggy.failures.records import FINAL, SOFT, Count, Record, RunKey, hour_of
+from qtasks_pluggy.failures.records import (
+    FINAL,
+    GOOD_REPLAY,
+    SOFT,
+    WAITING,
+    Count,
+    Record,
+    RunKey,
+    hour_of,
+)
 from qtasks_pluggy.failures.schema import ACTS, ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
 
 LOCK_SECONDS: Final = 1.0
@@ -65,10 +74,12 @@ class News:
     Attributes:
         new: Groups that are new.
         regressed: Groups that were resolved, and failed again.
+        early: Ends of runs that are not there, or not yet.
     """
 
     new: Sequence[Record]
     regressed: Sequence[Record]
+    early: Sequence[Record] = ()
 
 
 class Store:
@@ -135,23 +146,53 @@ class _Transaction:
         places = {run: count for run, (_, count) in known.items()}
         counts = Counter(batch.counts)
         runs: dict[RunKey, Record] = {}
+        ends: dict[RunKey, Record] = {}
+        early: list[Record] = []
         for record in batch.records:
-            if record.attempt >= newest.get(record.run, 0):
+            if record.is_end:
+                place = places.get(record.run)
+                if place is None:
+                    early.append(record)
+                elif place[2] == WAITING and record.attempt >= newest[record.run]:
+                    after = record.end_of(place)
+                    counts.update({place: -1, after: 1})
+                    places[record.run], ends[record.run] = after, record
+            elif record.attempt >= newest.get(record.run, 0):
                 counts.update(record.moves(places.get(record.run)))
                 newest[record.run], places[record.run] = record.attempt, record.count
                 runs[record.run] = record
+                ends.pop(record.run, None)
         self._write_counts(counts)
         self._upsert(RUNS, [_run_row(one) for one in runs.values()])
         self._upsert(ATTEMPTS, [_attempt_row(one) for one in batch.records if one.told is not None])
+        self._end(ends, places)
         self._add_to("runs", len(runs.keys() - known.keys()))
         self._add_to("dropped", batch.dropped)
-        for count in {one.count[:3] for one in runs.values() if one.status in SOFT}:
-            self._trim(*count)
-        return news
+        changed = {places[run][:3] for run in (*runs, *ends)}
+        for group, hour, status in sorted(changed):
+            if status in SOFT:
+                self._trim(group, hour, status)
+        return attrs.evolve(news, early=early)
+
+    def _end(self, ends: Mapping[RunKey, Record], places: Mapping[RunKey, Count]) -> None:
+        """Give runs that waited for an attempt the status of their end.
+
+        One that succeeded keeps the time, the plugin and the decision of its last failure.
+        """
+        for run, end in ends.items():
+            values: Row = {"status": end.status}
+            if end.status not in SOFT:
+                values |= {"decided_by": None, "decision": None, "reason": end.reason, "at": end.at}
+                seen = update(GROUPS).where(GROUPS.c.id == places[run][0])
+                seen = seen.where(GROUPS.c.last_seen < end.at).values(last_seen=end.at)
+                self._connection.execute(seen)
+            key = zip(("uuid", "app", "engine"), run, strict=True)
+            its = [RUNS.c[name] == value for name, value in key]
+            self._connection.execute(update(RUNS).where(*its).values(values))
 
     def _placed(self, records: Sequence[Record]) -> Sequence[Record]:
         """Put successful replays into the group of the run they repeat; drop those without one."""
-        replays = [one for one in records if one.told is None]
+        replays = [one for one in records if one.status == GOOD_REPLAY]
         if not replays:
             return records
         ids = {one.uuid for one in replays} | {one.replay_of for one in replays}
@@ -159,10 +200,12 @@ class _Transaction:
         groups: dict[str | None, str] = {row.uuid: row.group_id for row in found}
         groups |= {one.uuid: one.group for one in records if one.told is not None}
         placed = [
-            one if one.told else attrs.evolve(one, group=groups.get(one.replay_of, ""))
+            attrs.evolve(one, group=groups.get(one.replay_of, ""))
+            if one.status == GOOD_REPLAY
+            else one
             for one in records
         ]
-        return [one for one in placed if one.group]
+        return [one for one in placed if one.group or one.is_end]
 
     def _write_groups(self, batch: Batch) -> News:
         groups: dict[str, list[Record]] = {}
@@ -346,8 +389,13 @@ def _attempt_row(record: Record) -> Row:
         "traceback": "" if record.told is None else record.told.traceback,
         "seconds": record.seconds,
         "error_arguments": record.error_arguments,
-        "trail": json.dumps([{n: getattr(one, n) for n in _TRAIL} for one in record.trail]),
+        "trail": json.dumps([_line(one, record) for one in record.trail]),
     }
+
+
+def _line(one: Any, record: Record) -> Row:
+    line = {name: getattr(one, name) for name in _TRAIL}
+    return {**line, "delay": record.delay} if one.won and one.kind == "Retry" else line
 
 
 def _error_of(record: Record) -> Row:

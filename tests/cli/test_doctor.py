@@ -304,6 +304,52 @@ def test_a_handler_that_names_its_errors_itself_is_no_fault(tmp_path):
     assert re.fullmatch(r"2 +use_another +use_another +- +error=ValueError +5 s", shown[1])
 
 
+BUILT_IN = """
+from qtasks_pluggy import QueueTasks
+
+app = QueueTasks("shop", discover=False, intercept={app}, settings={{
+    "enable": ["{name}"], "plugin": {{"{name}": {section}}}
+}})
+
+@app.task(intercept={task})
+def price():
+    pass
+"""
+RETRY, FALLBACK = '{"errors": ["KeyError"]}', '{"rules": [{"error": "KeyError", "result": 0}]}'
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "app", "task", "is_dead"),
+    [
+        ("retry", RETRY, None, None, True),
+        ("retry", RETRY, "ValueError", None, True),
+        ("retry", RETRY, "Exception", "()", True),
+        ("retry", RETRY, "Exception", None, False),
+        ("retry", RETRY, None, "LookupError", False),
+        ("retry", '{"errors": "Exception"}', None, None, False),
+        ("retry", '{"errors": 3}', None, None, False),
+        ("fallback", FALLBACK, None, None, True),
+        ("fallback", FALLBACK, "KeyError", None, False),
+        ("fallback", '{"rules": [{"task": "price", "result": 0}]}', None, None, False),
+        ("fallback", '{"rules": 3}', None, None, False),
+    ],
+)
+def test_a_built_in_plugin_for_errors_that_no_task_shows_is_a_fault(
+    tmp_path, name, section, app, task, is_dead
+):
+    """Doctor says so, with what to do; a section that is malformed is reported by the start."""
+    source = BUILT_IN.format(name=name, section=section, app=app, task=task)
+    (tmp_path / "built_in_for_doctor.py").write_text(source, "utf-8")
+
+    result = run("doctor", "built_in_for_doctor.py", "--json")
+    faults = json.loads(result.stdout)["faults"]
+
+    assert (int(is_dead), int(is_dead)) == (result.exit_code, len(faults))
+    if is_dead:
+        assert faults[0].startswith(f"plugin '{name}' is never asked about KeyError: no intercept=")
+        assert "pass intercept=Exception" in faults[0]
+
+
 @pytest.mark.parametrize("command_name", ["plugins", "doctor"])
 def test_a_dead_setting_is_told_once(monkeypatch, command_name):
     """Both commands exit with 1, and nothing is logged beside it."""

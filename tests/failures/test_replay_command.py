@@ -380,3 +380,16 @@ def test_a_loop_of_replays_is_said_before_it_goes_on(shop):
     ended = shop.replay()
 
     assert "1 of them are failed replays" in ended.stderr
+
+
+@pytest.mark.parametrize("words", [["waits"], ["--status", "waiting"]], ids=["by-id", "by-status"])
+def test_a_run_that_waits_is_replayed_only_if_somebody_means_it(shop, words):
+    """All that failed does not include it; whoever names it reads that it may run twice."""
+    shop.fail("tea", uuid="waits", status="waiting")
+
+    nothing = shop.replay("--yes")
+    meant = shop.replay(*words, "--yes")
+
+    assert ("There is nothing to replay.\n", "") == (nothing.stdout, nothing.stderr)
+    assert "1 run waits for its next attempt; what is still queued would run twice." in meant.stderr
+    assert ["tea EUR"] == shop.seen

@@ -212,3 +212,24 @@ def test_enabled_in_a_bare_manager():
     assert ["fallback"] == [one.name for one in manager.list_plugin_info()]
     with pytest.raises(ShopError):
         TaskExecutor(raising(ShopError()), plugins=manager).execute_sync()
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "not_told"),
+    [
+        ("SMTPException", "'SMTPException' is no built-in exception; a class outside", "did you"),
+        ("ConectionError", "did you mean 'ConnectionError'? If not, a class outside", "name 2"),
+        ("hunter2!", "name 2 is no built-in exception; a class outside", "hunter"),
+    ],
+)
+def test_a_class_without_its_module_is_named(name, told, not_told):
+    """What cannot be the name of a class is not shown, for it may be a secret."""
+    app = app_with("retry", {"errors": ["KeyError", name]})
+
+    with pytest.raises(PluginError) as caught, app:
+        pass
+
+    text = f"{caught.value} {caught.value.__cause__}"
+    assert told in text
+    assert "of builtins needs its module, 'smtplib.SMTPException'" in text
+    assert not_told not in text

@@ -199,7 +199,33 @@ def test_r12_several_conditions_hear_of_failures_and_of_good_replays():
     assert (["succeeded", "failed"], ["succeeded"]) == (heard, everything)
 
 
-def test_r12_replay_is_true_or_false():
+@both_ways
+@pytest.mark.parametrize("hook", [ENDED, CLOSED])
+@pytest.mark.parametrize(
+    ("condition", "of_first", "of_second"),
+    [
+        (when(outcome="succeeded", retry=True), [], ["succeeded"]),
+        (when(outcome="succeeded", retry=False), ["succeeded"], []),
+        (when(retry=True), [], ["succeeded"]),
+        (when(outcome="failed", retry=True), [], []),
+    ],
+    ids=["good-retries", "good-firsts", "retries", "bad-retries"],
+)
+def test_r12_retries_are_told_apart(condition, of_first, of_second, hook, run, made):
+    """R12: an attempt is a run's first, or not; who hears of retries alone costs others nothing."""
+    for attempt, expected in ((1, of_first), (2, of_second)):
+        made.clear()
+        heard: list[Any] = []
+        manager = PluginManager([hears(heard, hook, condition)])
+        message = TaskMessage("t", attempt=attempt)
+        run(TaskExecutor(TaskFunc("t", lambda: None), message, plugins=manager))
+
+        assert expected == heard
+        assert attempt == 2 or bool(made) == bool(expected)
+
+
+@pytest.mark.parametrize("name", ["replay", "retry"])
+def test_r12_replay_and_retry_are_true_or_false(name):
     """R12: another value is refused at once."""
-    with pytest.raises(TypeError, match="expected True or False, got 'yes'"):
-        when(replay="yes")
+    with pytest.raises(TypeError, match=f"{name}=.*expected True or False, got 'yes'"):
+        when(**{name: "yes"})

@@ -39,7 +39,7 @@ _FILTERS: Final[list[Option]] = [
     click.option("--error", metavar="NAME", help="Only this class of error."),
     click.option("--plugin", metavar="NAME", help="Only what this plugin decided about."),
     click.option(
-        "--status", metavar="S", help="Only runs that ended as failed, recovered, retried, ..."
+        "--status", metavar="S", help="Only runs that are failed, recovered, retried, waiting, ..."
     ),
     click.option(
         "--state", metavar="S", help="Only groups in this state; by default all but ignored."

@@ -21,7 +21,7 @@ from qtasks_pluggy.failures.command.options import (
     using_store,
     whole_ids,
 )
-from qtasks_pluggy.failures.records import TRIGGER, Filters
+from qtasks_pluggy.failures.records import TRIGGER, WAITING, Filters, about_retry
 
 if TYPE_CHECKING:
     from qtasks_pluggy.failures.queries import Reader
@@ -160,9 +160,11 @@ def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> 
 
 def _show(run: dict[str, Any], originals: list[str]) -> None:
     attempts = run["attempts"]
-    say(f"{run['task']} {run['status']}, run {run['uuid']}", bold=True)
+    waits = run["status"] == WAITING
+    status = "waits for its next attempt" if waits else run["status"]
+    say(f"{run['task']} {status}, run {run['uuid']}", bold=True)
     for label, value in (
-        ("at", run["at"]),
+        ("since" if waits else "at", run["at"]),
         ("app", run["app"]),
         ("engine", run["engine"]),
         ("queue", run["queue"]),
@@ -181,7 +183,7 @@ def _show(run: dict[str, Any], originals: list[str]) -> None:
         say(one["traceback"].rstrip())
         if one["trail"]:
             say()
-            show_table(_TRAIL, [_asked(line) for line in one["trail"]])
+            show_table(_TRAIL, [_asked(line, one["attempt"]) for line in one["trail"]])
         why = _why_nobody(one)
         if why:
             say(f"\nno plugin was asked: {why}")
@@ -216,8 +218,10 @@ def _why_nobody(attempt: dict[str, Any]) -> str:
     )
 
 
-def _asked(line: dict[str, Any]) -> list[str]:
+def _asked(line: dict[str, Any], attempt: int) -> list[str]:
     did = f"{line['status'].replace('_', ' ')} {line['kind'] or ''}".strip()
+    if more := about_retry(line, attempt):
+        did = f"{did}, {more}"
     return [
         line["plugin"],
         f"{line['distribution']} {line['version']}" if line["distribution"] else "",

@@ -34,7 +34,7 @@ from qtasks_pluggy.failures.command.options import (
     takes,
     using_store,
 )
-from qtasks_pluggy.failures.records import FAILED_ONCE, FINAL
+from qtasks_pluggy.failures.records import FAILED_ONCE, FINAL, WAITING
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -137,6 +137,10 @@ def replay(
     if dry_run:
         code = _ask_plugins(app, claims.find(chosen), len(chosen), arguments, as_json=as_json)
         click.get_current_context().exit(code)
+    if found.waiting:
+        runs = counted(found.waiting, "run")
+        what = "waits for its" if found.waiting == 1 else "wait for their"
+        say(f"{runs} {what} next attempt; what is still queued would run twice.", err=True)
     if chosen:
         copies = f"; {found.copies:,} of them are failed replays" if found.copies else ""
         runs = counted(len(chosen), "run")
@@ -170,6 +174,8 @@ class _Found:
         self._again = again
         self.copies = 0
         """How many of them repeat others."""
+        self.waiting = 0
+        """How many of them wait for their next attempt."""
 
     def choose(self, reader: Reader, selection: Selection) -> list[str]:
         """Choose the runs, the oldest first; name those that are left out.
@@ -189,7 +195,7 @@ class _Found:
         for run in self._claims.find([*reversed(uuids), *claimed_uuids]):
             if (why := self._left_out(run)) is None:
                 chosen.append(run.uuid)
-                self.copies += run.replay_of is not None
+                self._count(run)
             else:
                 others[why.kind] += 1
         if others:
@@ -207,8 +213,13 @@ class _Found:
         if refused:
             msg = "\n".join([*refused, "Nothing was sent."])
             raise NotThereError(msg)
-        self.copies = sum(run.replay_of is not None for run in runs)
+        for run in runs:
+            self._count(run)
         return [run.uuid for run in runs]
+
+    def _count(self, run: Recorded) -> None:
+        self.copies += run.replay_of is not None
+        self.waiting += run.status == WAITING
 
     def _left_out(self, run: Recorded) -> LeftOut | None:
         from qtasks_pluggy.failures.replay import left_out  # noqa: PLC0415  # an extra

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
-from qtasks_pluggy.failures.records import STATUSES, hour_of
+from qtasks_pluggy.failures.records import STATUSES, about_retry, hour_of
 
 When: TypeAlias = float | str
 """Seconds since the epoch, or the same in ISO 8601."""
@@ -30,6 +30,7 @@ WORDS: Final = {
     "cancelled": "cancelled",
     "recovered": "recovered",
     "retried": "retried",
+    "waiting": "waiting",
     "succeeded": "succeeded",
 }
 _DID: Final = {
@@ -242,14 +243,16 @@ def _bars(counts: Mapping[tuple[int, str], int], hour: int, x: int, most: int) -
         yield Bar(status, x, round(max(top, 0), 2), round(height, 2), title)
 
 
-def did(line: Mapping[str, Any]) -> str:
-    """Return what a plugin did, in words."""
+def did(line: Mapping[str, Any], attempt: int) -> str:
+    """Return what a plugin did in an attempt, in words."""
     status: str = line["status"]
     told, kind = _DID.get(status, status), line["kind"]
     if kind and status == "no_opinion":
         told = f"{told}: {kind} did not count"
     elif kind:
         told = f"{told} {kind}"
+    if more := about_retry(line, attempt):
+        told = f"{told}, {more}"
     return f"{told}, observed only" if line["observed"] else told
 
 

@@ -159,6 +159,8 @@ def run(request: Request) -> Response:
         attempts=[(one, show.links(one.traceback), json.loads(one.trail)) for one in listed.rows],
         is_newest=not before,
         replays=browser.replays(found.uuid),
+        # Until the store has it: how the replay ended that led to this page.
+        sent_status=_choice(request, "done", show.WORDS),
         why_not=_why_not_here(request, found),
         done=_DONE.get(_asked(request, "done"), ""),
     )

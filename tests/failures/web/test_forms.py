@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import json
 import re
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -323,3 +325,36 @@ def test_what_is_shown_to_be_edited_reads_back_the_same(shop):
         "The same arguments as before"
         in shop.post(f"/runs/{uuid}/replay", args=args, kwargs=kwargs).text
     )
+
+
+def test_after_a_replay_the_page_says_one_thing(shop):
+    """How it ended, if that is known, also before the store has it; else that it is not known."""
+    uuid = shop.fail("EUR")
+    shop.rates["EUR"] = 1.05
+    answer = shop.post(f"/runs/{uuid}/replay/send", seen="")
+    sent = shop.get(answer.headers["location"])
+
+    assert "The replay was sent, and succeeded." in sent
+    assert "its end is not known yet" not in sent
+    (as_sent,) = re.findall("(?s)<h2 id=.replays.*?</ul>", sent)
+    assert "succeeded" in as_sent
+    with closing(sqlite3.connect(shop.place.path)) as store, store:
+        store.execute("delete from failures_runs where replay_of = ?", [uuid])
+    assert "its end is not known yet" in shop.get(f"/runs/{uuid}")
+
+
+def test_a_run_that_waits_is_shown_as_such_and_its_replay_is_a_second_one(shop):
+    """Since when it waits, on its page; what a replay would do, on both pages of the replay."""
+    shop.fail("EUR")
+    waiting = shop.place.record(uuid="waits", status="waiting", task="price", args=("EUR",))
+    shop.place.store().write(Batch([waiting, shop.place.record(uuid="failed", args=("EUR",))]))
+    twice = "a replay makes the task run twice"
+
+    assert "waits for its next attempt since" in shop.get("/runs/waits")
+    assert "waits for its next attempt" not in shop.get("/runs/failed")
+    assert twice in shop.get("/runs/waits/replay")
+    assert twice in shop.post("/runs/waits/replay", args="", kwargs="").text
+    assert twice not in shop.get("/runs/failed/replay")
+    group = shop.get("/groups/a-group/replay")
+    assert 'value="waiting"' in group
+    assert "still in their queue then run twice" in group

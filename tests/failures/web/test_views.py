@@ -222,6 +222,25 @@ def test_a_run_shows_who_was_asked_and_who_won(place):
     assert "KeyError: &#39;EUR&#39;" in text
 
 
+def test_a_run_shows_for_how_long_it_was_put_off_and_why_not_again(place):
+    """The delay of the retry that won; the limit that made another one no answer."""
+    again = _asked("retry", kind="Retry", won=True)
+    past = _asked("retry", "no_opinion", "Retry")
+    place.store().write(
+        Batch(
+            [
+                place.record(uuid="u", status="waiting", trail=(again,), delay=1.5),
+                place.record(uuid="u", attempt=2, trail=(past,)),
+            ]
+        )
+    )
+
+    text = _get(client(place), "/runs/u")
+
+    assert "answered Retry, after 1.5 s" in text
+    assert "no opinion: Retry did not count, limit reached after 1 retry<" in text
+
+
 def test_arguments_are_shown_to_those_who_ask(place):
     """Not before; and not at all where the app's settings hide them."""
     hidden = Encoder([], 1_000, hide=True).encode(("a-secret",), {})
