@@ -82,8 +82,9 @@ class Replace(_Final):
 class Retry(_Final):
     """Run the task again, if the bounds allow.
 
-    The retries of the run are bounded by ``limit``, the task's ``max_retries`` and the app's. Past
-    a bound the answer counts as no opinion, so that an earlier plugin's answer can win.
+    The retries of the run are bounded by ``limit``, and in a ``QueueTasks`` app by the task's and
+    the app's ``max_retries``. Past a bound the answer counts as no opinion, so an earlier plugin's
+    answer can win.
 
     Attributes:
         delay: Seconds to wait before the next attempt, or a ``timedelta``; None leaves it to the
