@@ -17,10 +17,10 @@ from qtasks_hookspecs.exc import TaskPluginTriggerError
 
 @hookspec
 def qtasks_start(app: RunningApp, settings: Mapping[str, Any]) -> None:
-    """Get ready before the app's first run.
+    """Set up what the plugin needs, before the app's first run.
 
     When:
-        The app starts, before its engine, in the order of the chain.
+        The app starts, before its engine does; plugins are called in their usual order.
 
     Args:
         app: The app that starts.
@@ -184,7 +184,8 @@ def task_executor_attempt_ended(
 
     When:
         Once for every attempt, however it ended, including attempts that the engine itself repeats.
-        ``@when(outcome="failed")`` limits the calls to some ends; the others then cost nothing.
+        ``@when(outcome="failed")`` limits the calls to some outcomes; the others
+        then cost nothing.
 
     Args:
         task_executor: The run.
@@ -214,8 +215,9 @@ def task_executor_task_failed(
 
     When:
         Once for every final failure, whether plugins were asked about it or not; never for a run
-        that was cancelled. On an engine, ``SystemExit`` and the like are final failures if they end
-        the run but not the worker.
+        that was cancelled. On an engine, ``SystemExit`` and other exceptions outside of
+        ``Exception``, such as ``KeyboardInterrupt``, are final failures if they end the run but not
+        the worker.
 
     Args:
         task_executor: The run.
@@ -249,7 +251,7 @@ def task_executor_task_close(
         task_executor: The run.
         task_func: The task's definition.
         task_broker: The run's message.
-        outcome: How the last attempt ended, and the run with it; never ``retried``.
+        outcome: How the last attempt ended, and the run with it; its status is never ``retried``.
 
     Returns:
         Ignored. Return ``None``.

@@ -44,7 +44,8 @@ class Outcome:
 
     Attributes:
         status: The way in which it ended.
-        error: The task's own error, unwrapped; ``x`` after ``Raise(x)``; None on success.
+        error: The task's own error, unwrapped, even if the run recovered; ``x`` after ``Raise(x)``;
+            None only if the status is ``succeeded``.
         decided_by: The name of the plugin that decided; None if no plugin did.
         reason: Why, for people; may be empty.
         delay: Seconds before the next attempt; None if there is none or the engine chooses.
@@ -63,7 +64,7 @@ class Outcome:
 
     @property
     def fingerprint(self) -> str | None:
-        """What failures of one cause have in common; None on success.
+        """What failures of one cause have in common; None only if the status is ``succeeded``.
 
         A digest of the task's name, the class of its own error, the classes of that error's causes,
         and the app's own frames by module and function. It does not depend on values, texts, line

@@ -75,14 +75,16 @@ def rendered(name: str) -> dict[Path, str]:
         undefined=StrictUndefined,
     )
     words = name.replace("-", " ")
-    own = version("qtasks-pluggy").split(".")
+    major, minor = map(int, version("qtasks-pluggy").split(".")[:2])
+    # Before 1.0, a minor release may break plugins.
+    bounds = f">={major}.{minor},<{f'{major}.{minor + 1}' if major == 0 else major + 1}"
     values = {
         "name": name,
         "distribution": f"qtasks-{name}",
         "module": f"qtasks_{name.replace('-', '_')}",
         "title": words[0].upper() + words[1:],
-        "requirement": f"qtasks-pluggy>={own[0]}.{own[1]},<{int(own[0]) + 1}",
-        "testing": f"qtasks-pluggy[testing]>={own[0]}.{own[1]},<{int(own[0]) + 1}",
+        "requirement": f"qtasks-pluggy{bounds}",
+        "testing": f"qtasks-pluggy[testing]{bounds}",
     }
     found: dict[Path, str] = {}
     for path in sorted(filter(_is_ours, TEMPLATES.rglob("*.*"))):

@@ -36,6 +36,7 @@ CONDITIONS = {
     "task": "price_*",
     "tag": "slow",
     "replay": True,
+    "retry": True,
 }
 RUN = ["task_executor", "task_func", "task_broker"]
 
