@@ -33,7 +33,8 @@ def read_error_names(value: Any, where: str) -> tuple[str, ...]:
     for number, name in enumerate(found, start=1):
         if "." not in name and name not in _BUILTIN:
             # Anything else may be a secret that was put here by mistake.
-            shown = repr(name) if name.isidentifier() else f"name {number}"
+            is_class = name.isidentifier() and name.endswith(("Error", "Exception"))
+            shown = repr(name) if is_class else f"name {number}"
             near = difflib.get_close_matches(name, _BUILTIN, n=1, cutoff=_ALIKE)
             meant = f" did you mean {near[0]!r}? If not," if near else ""
             msg = (

@@ -192,7 +192,7 @@ class _Transaction:
 
     def _placed(self, records: Sequence[Record]) -> Sequence[Record]:
         """Put successful replays into the group of the run they repeat; drop those without one."""
-        replays = [one for one in records if one.status == GOOD_REPLAY]
+        replays = [one for one in records if _is_good_replay(one)]
         if not replays:
             return records
         ids = {one.uuid for one in replays} | {one.replay_of for one in replays}
@@ -201,7 +201,7 @@ class _Transaction:
         groups |= {one.uuid: one.group for one in records if one.told is not None}
         placed = [
             attrs.evolve(one, group=groups.get(one.replay_of, ""))
-            if one.status == GOOD_REPLAY
+            if _is_good_replay(one)
             else one
             for one in records
         ]
@@ -338,6 +338,11 @@ class _Transaction:
                 self._many(_BY_RUN[table.name], found)
             self._add_to("runs", -len(found))
         return len(found)
+
+
+def _is_good_replay(record: Record) -> bool:
+    """Return whether a record is of a replay that succeeded: it has no error and no group yet."""
+    return record.status == GOOD_REPLAY and record.told is None
 
 
 def _final_failures(batch: Batch, groups: Container[str]) -> list[Record]:

@@ -65,7 +65,7 @@ APP = """
 
     @app.task
     def chatty(n):
-        print("printed", n)
+        sys.stdout.write(f"printed {n}\\n")
         os.write(1, b"written\\n")
         subprocess.run([sys.executable, "-c", "print('by a child')"], check=True)
         return n

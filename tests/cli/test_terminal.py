@@ -190,7 +190,7 @@ def test_ctrl_c_twice_gives_the_cursor_back(workplace, terminal):
 
     assert process.wait(60) == 130
     assert SHOW_CURSOR in seen.partition("Interrupted: ")[2]
-    assert "line 2, run " in seen
+    assert "line 2 (" in seen
 
 
 def test_records_can_be_typed(workplace, terminal):

@@ -248,7 +248,7 @@ def test_a_handle_from_a_run_s_id(shop):
         first = shop.app.tasks["price"].submit(2, tax=1)
         engine = shop.app.engine
         if not (isinstance(engine, FindsRuns) and engine.capabilities.results):
-            with pytest.raises(CapabilityError, match="keep the handle that submit gave"):
+            with pytest.raises(CapabilityError, match="keep the handle that submit returned"):
                 shop.app.handle(first.uuid)
             return
         second = shop.app.handle(str(first.uuid))

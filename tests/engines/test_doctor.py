@@ -69,4 +69,4 @@ def test_a_filter_is_dead_where_install_shows_no_such_error(engine):
     install(native, [named, filtered], discover=False, intercept=KeyError)
     (fault,) = dead_filters(installed_in(native))
     assert "filtered" in fault
-    assert "it is asked about ValueError only" in fault
+    assert "it only handles ValueError" in fault

@@ -217,9 +217,9 @@ def test_enabled_in_a_bare_manager():
 @pytest.mark.parametrize(
     ("name", "told", "not_told"),
     [
-        ("SMTPException", "'SMTPException' is no built-in exception; a class outside", "did you"),
+        ("SMTPException", "'SMTPException' is not a built-in exception; a class outside", "did you"),
         ("ConectionError", "did you mean 'ConnectionError'? If not, a class outside", "name 2"),
-        ("hunter2!", "name 2 is no built-in exception; a class outside", "hunter"),
+        ("hunter2", "name 2 is not a built-in exception; a class outside", "hunter"),
     ],
 )
 def test_a_class_without_its_module_is_named(name, told, not_told):
