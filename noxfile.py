@@ -75,7 +75,8 @@ RUNTIME = PROJECT["project"]["dependencies"] + [
     if not requirement.startswith(("pytest", PROJECT["project"]["name"]))
 ]
 
-PARALLEL = ("-n", str(min(os.cpu_count() or 1, 4)))
+# One more than there are processors, because tests of engines wait more than they compute.
+PARALLEL = ("-n", str(min((os.cpu_count() or 1) + 1, 4)))
 CORE_SUITE = (
     "-m",
     "not engines and not full and not installed and not page",

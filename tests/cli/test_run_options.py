@@ -65,7 +65,7 @@ APP = """
 
     @app.task
     def chatty(n):
-        sys.stdout.write(f"printed {n}\\n")
+        print(f"printed {n}\\n", end="")
         os.write(1, b"written\\n")
         subprocess.run([sys.executable, "-c", "print('by a child')"], check=True)
         return n

@@ -205,6 +205,8 @@ def forget(request: pytest.FixtureRequest) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Forget, not before pytest has let go of the values of the test's fixtures."""
+    # Only what the test makes is looked at: the suite's whole heap takes a second or two.
+    gc.freeze()
     try:
         return (yield)
     finally:
@@ -212,6 +214,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 gc.collect()
+        gc.unfreeze()
 
 
 @pytest.fixture

@@ -318,6 +318,10 @@ CASES = [
     for how in ("install", "forward")
     if how == "install" or engine not in {"rq", "procrastinate"}
 ]
+# What stands on ``install`` is killed each time: forward has the same workers.
+EACH_TIME = [
+    case if case[2] == "install" else pytest.param(case, marks=pytest.mark.full) for case in CASES
+]
 # Celery on Redis loses a message that its worker is just taking, as our page says.
 AT_ANY_MOMENT = [case for case in CASES if case[:2] != ("celery", "redis")]
 
@@ -485,7 +489,7 @@ def kill_in_the_midst(shop, runs, kills, *, hold):
     return sum(again.values())
 
 
-@pytest.mark.parametrize("shop", CASES, indirect=True, ids="-".join)
+@pytest.mark.parametrize("shop", EACH_TIME, indirect=True, ids="-".join)
 def test_runs_outlive_what_is_killed(shop):
     """All of 16 runs end as they should though the worker, then a process of it, is killed."""
     again = kill_in_the_midst(shop, 16, 2, hold=True)
