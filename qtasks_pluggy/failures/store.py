@@ -200,9 +200,7 @@ class _Transaction:
         groups: dict[str | None, str] = {row.uuid: row.group_id for row in found}
         groups |= {one.uuid: one.group for one in records if one.told is not None}
         placed = [
-            attrs.evolve(one, group=groups.get(one.replay_of, ""))
-            if _is_good_replay(one)
-            else one
+            attrs.evolve(one, group=groups.get(one.replay_of, "")) if _is_good_replay(one) else one
             for one in records
         ]
         return [one for one in placed if one.group or one.is_end]

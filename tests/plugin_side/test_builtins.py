@@ -217,7 +217,11 @@ def test_enabled_in_a_bare_manager():
 @pytest.mark.parametrize(
     ("name", "told", "not_told"),
     [
-        ("SMTPException", "'SMTPException' is not a built-in exception; a class outside", "did you"),
+        (
+            "SMTPException",
+            "'SMTPException' is not a built-in exception; a class outside",
+            "did you",
+        ),
         ("ConectionError", "did you mean 'ConnectionError'? If not, a class outside", "name 2"),
         ("hunter2", "name 2 is not a built-in exception; a class outside", "hunter"),
     ],
