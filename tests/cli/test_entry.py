@@ -146,7 +146,7 @@ def test_a_shell_gets_its_completion(tmp_path, shell, check):
     ("line", "completed"),
     [
         ("qtasks-pluggy do", ["plain,doctor"]),
-        ("qtasks-pluggy run --re", ["plain,--resume"]),
+        ("qtasks-pluggy run --re", ["plain,--resume", "plain,--retry-failed"]),
         ("qtasks-pluggy run shop price -i na", ["file,na"]),
     ],
 )

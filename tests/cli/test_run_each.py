@@ -403,7 +403,7 @@ def test_the_output_replaces_what_was_there_only_when_runs_begin(workplace):
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        ("in.jsonl", "in.jsonl is the file that the records are read from"),
+        ("in.jsonl", "in.jsonl is the input file"),
         ("nowhere/out", "nowhere/out cannot be written: No such file or directory"),
         (".", "File '.' is a directory"),
     ],

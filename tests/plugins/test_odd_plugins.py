@@ -140,7 +140,7 @@ class Opaque:
     ("cls", "says"),
     [
         (Nameless, ["plugin 'Nameless'", "its name", "LookupError: no name yet", "name="]),
-        (Opaque, ["plugin 'opaque'", "looking at it", "LookupError: nothing to see"]),
+        (Opaque, ["plugin 'opaque'", "inspecting it", "LookupError: nothing to see"]),
     ],
 )
 def test_a_plugin_that_fails_when_it_is_looked_at(cls, says):
