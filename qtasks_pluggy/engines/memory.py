@@ -412,6 +412,8 @@ class MemoryEngine:
             attempt = _attempt_from(error, run)
         self._settle(run, attempt)
         self._dispatch()
+        # The error's traceback can reach this frame, and the run holds the error.
+        del run, attempt
 
     def _work(self, runs: queue.SimpleQueue[MemoryRun | None]) -> None:
         for run in iter(runs.get, None):
@@ -428,6 +430,7 @@ class MemoryEngine:
             attempt = _attempt_from(error, run)
         self._settle(run, attempt)
         self._dispatch()
+        del run, attempt  # as above
 
     def _settle(self, run: MemoryRun, attempt: Attempt) -> None:
         """End a run, or queue it for its next attempt."""
