@@ -17,7 +17,7 @@ STORM = """
 import json, logging, sys, time
 from qtasks_pluggy import QueueTasks
 
-url, storm, text = sys.argv[1], int(sys.argv[2]), "x" * int(sys.argv[3])
+url, storm, text = sys.argv[1], int(sys.argv[2]), ""
 logging.disable(logging.CRITICAL)
 settings = {"enable": ["failures"], "plugin": {"failures": {"url": url}}}
 app = QueueTasks("shop", discover=False, settings=settings)
@@ -43,6 +43,7 @@ def fail(times):
 
 with app:
     fail(1_000)
+text = "x" * int(sys.argv[3])
 first, begun = held(), time.monotonic()
 with app:
     most = fail(storm)
