@@ -107,6 +107,15 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     return HTMLResponse(text, status)
 
 
+_FILTERS: Final[dict[str, Any]] = {
+    "ago": show.ago,
+    "iso": show.iso,
+    "exact": show.exact,
+    "short": show.short_class,
+    "lasted": show.lasted,
+    "did": show.did,
+    "words": show.words,
+}
 _TEMPLATES: Final = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
@@ -116,12 +125,4 @@ _TEMPLATES: Final = Environment(
     lstrip_blocks=True,
     auto_reload=False,
 )
-_TEMPLATES.filters |= {
-    "ago": show.ago,
-    "iso": show.iso,
-    "exact": show.exact,
-    "short": show.short_class,
-    "lasted": show.lasted,
-    "did": show.did,
-    "words": show.words,
-}
+_TEMPLATES.filters.update(_FILTERS)
