@@ -31,7 +31,10 @@ missing = [name for name in ENGINES if find_spec(name) is None]
 collect_ignore_glob = [f"test_{name}*.py" for name in missing]
 if missing:
     # They import all four.
-    collect_ignore_glob += ["test_native_*.py", "test_installed_in.py", "test_replay.py"]
+    collect_ignore_glob += [
+        *("test_bad_*.py", "test_installed_in.py", "test_kills.py", "test_native_*.py"),
+        "test_replay.py",
+    ]
 
 # These have tests of their own alone.
 INSTALL_ONLY = ("django", "procrastinate", "qtasks", "rq")
