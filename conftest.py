@@ -18,7 +18,7 @@ from sybil import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
 ROOT = Path(__file__).parent
 
@@ -45,6 +45,21 @@ def _structlog_as_new() -> Iterator[None]:
     """Take back what a test does to structlog's configuration, ``capture_logs`` included."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """Keep the tasks that Celery shares between apps within the file that declares them."""
+    ended = yield
+    state = sys.modules.get("celery._state")
+    if state is not None and (nextitem is None or nextitem.path != item.path):
+        # A later app would have them, and warn of its own task of the same name.
+        shared = vars(state)["_on_app_finalizers"]
+        own = {one for one in shared if one.__module__ == "celery.app.builtins"}
+        vars(state)["_on_app_finalizers"] = own
+    return ended
 
 
 @pytest.fixture
