@@ -329,14 +329,9 @@ AT_ANY_MOMENT = [case for case in CASES if case[:2] != ("celery", "redis")]
 @pytest.fixture(scope="module")
 def jobs_url():
     """One PostgreSQL for this file, with Procrastinate's tables."""
-    from procrastinate import App, PsycopgConnector
+    from tests.failures.servers import running_for_jobs
 
-    from tests.failures.servers import running
-
-    with running() as store_url:
-        url = store_url.replace("+psycopg", "")
-        with App(connector=PsycopgConnector(conninfo=url)).open() as app:
-            app.schema_manager.apply_schema()
+    with running_for_jobs() as url:
         yield url
 
 

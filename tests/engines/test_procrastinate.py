@@ -36,12 +36,9 @@ bound = ContextVar("bound", default="nothing")
 @pytest.fixture(scope="module")
 def database():
     """One PostgreSQL for this file, with Procrastinate's tables."""
-    from tests.failures.servers import running
+    from tests.failures.servers import running_for_jobs
 
-    with running() as store_url:
-        url = store_url.replace("+psycopg", "")
-        with App(connector=PsycopgConnector(conninfo=url)).open() as app:
-            app.schema_manager.apply_schema()
+    with running_for_jobs() as url:
         yield url
 
 

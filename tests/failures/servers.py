@@ -91,3 +91,15 @@ def running() -> Iterator[str]:
         stack.enter_context(contextlib.closing(server))
         server.start()
         yield server.url
+
+
+@contextlib.contextmanager
+def running_for_jobs() -> Iterator[str]:
+    """Run one with Procrastinate's tables; give its URL as Procrastinate takes it."""
+    from procrastinate import App, PsycopgConnector
+
+    with running() as store_url:
+        url = store_url.replace("+psycopg", "")
+        with App(connector=PsycopgConnector(conninfo=url)).open() as app:
+            app.schema_manager.apply_schema()
+        yield url
