@@ -415,14 +415,14 @@ def measure(engine: str, broker: str, results: str, rounds: int, runs: int) -> d
             native, task = MAKERS[engine](*where)
             start_worker(engine, where, stack)
             if engine == "taskiq":
-                owner = task.host if side == "app" else native
+                owner = task.app if side == "app" else native
                 runner.run(owner.__aenter__() if side == "app" else owner.startup())
                 end = owner.__aexit__ if side == "app" else lambda *_, n=native: n.shutdown()
                 stack.callback(lambda end=end: runner.run(end(None, None, None)))
                 timed[side] = lambda runs, s=side, t=task: runner.run(async_runs(s, t, runs))
             else:
                 if side == "app":
-                    stack.enter_context(task.host)
+                    stack.enter_context(task.app)
                 timed[side] = plain_runs(engine, side, native, task)
             timed[side](20)  # until the worker is there, and warm
         seconds: dict[str, list[float]] = {side: [] for side in SIDES}
