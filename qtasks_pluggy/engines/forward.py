@@ -157,12 +157,14 @@ class Forward(Native[N]):
         self._belong_to(app)
         try:
             unwrap(run_to_completion(SYNC.thread(self.reach, PATIENCE)))
-        except LimitExceededError:
-            msg = (
-                f"engine {self.name!r}, app {app.name!r}: no answer within {PATIENCE:g} seconds;"
-                " start the server, or use another"
-            )
-            raise EngineError(msg) from None
+        except QTasksError:
+            raise
+        except Exception as error:
+            late = isinstance(error, LimitExceededError)
+            why = f"no answer within {PATIENCE:g} seconds" if late else text_of(error)
+            who = f"engine {self.name!r}, app {app.name!r}"
+            msg = f"{who}: {why}; start the server, or use another"
+            raise EngineError(msg) from error
 
     def stop(self) -> None:
         """Do nothing: the connections belong to the engine's own app."""
@@ -189,8 +191,7 @@ class Forward(Native[N]):
         except Exception as error:
             msg = (
                 f"engine {self.name!r}: a run's result cannot be read here: {text_of(error)}; check"
-                " that the result backend runs, and import the modules of the classes that the"
-                " worker returned"
+                " that the result backend runs, and import the classes of the results"
             )
             raise EngineError(msg) from error
 

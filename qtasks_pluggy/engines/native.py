@@ -327,16 +327,15 @@ class Native(InWorkers, Generic[N]):
             BaseException: The error for the engine, without our frames; or the exception that
                 makes the engine carry out what the plugins decided.
         """
+        context = copy_context()
+        if key is not None:
+            context.run(_at_work.set, (*_at_work.get(), key))
         with HANDS_OVER:
-            ended = copy_context().run(self._work_here, run, func, args, kwargs, key)
+            attempt = self._attempt(SYNC, run, func, args, kwargs)
+            ended = context.run(run_to_completion, attempt)
             if type(ended) is _Raise:
                 raise ended.error
             return ended
-
-    def _work_here(self, run: Any, func: Any, args: Any, kwargs: Any, key: Any) -> Any:
-        if key is not None:
-            _at_work.set((*_at_work.get(), key))
-        return run_to_completion(self._attempt(SYNC, run, func, args, kwargs))
 
     async def work_async(
         self,
