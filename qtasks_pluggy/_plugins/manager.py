@@ -455,7 +455,8 @@ class PluginManager(pluggy.PluginManager):
             for one in wanted:
                 if not one.problems:
                     self._register_candidate(one, tier)
-            self._rebuild()
+            if wanted:
+                self._rebuild()
             return problems
 
     def _skip_disabled(self, faulty: Sequence[Candidate]) -> list[Candidate]:
@@ -523,8 +524,7 @@ class PluginManager(pluggy.PluginManager):
         """Rebuild every hook's chain, and compute once what all chains want from each run."""
         callers = self._callers().values()
         for hook in callers:
-            chain = self._chain(hook)
-            hook.chain = chain if chain.links or chain.wrappers else None
+            hook.chain = self._chain(hook)
         of_runs = [
             hook for hook in callers if hook.subject == "task_executor" and not hook.has_error
         ]
@@ -534,12 +534,15 @@ class PluginManager(pluggy.PluginManager):
         self._asked_on_success = any(good not in one.statuses_of_repeats for one in listening)
         self._times_attempts = any(hook.chain and "outcome" in hook.names for hook in of_runs)
 
-    def _chain(self, hook: HookCaller) -> Chain:
+    def _chain(self, hook: HookCaller) -> Chain | None:
+        """Make a hook's chain; None without hookimpls."""
         links, wrappers = in_call_order(
             [impl for impl in hook.get_hookimpls() if self._is_enabled(impl.plugin_name)],
             self.settings.order,
             lambda impl: self._ranks[impl.plugin_name],
         )
+        if not (links or wrappers):
+            return None
         if hook.name == "qtasks_stop":
             links.reverse()
         return Chain(

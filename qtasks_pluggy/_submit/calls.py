@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
 from inspect import iscoroutine, iscoroutinefunction
@@ -56,16 +59,30 @@ async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: A
                         await asyncio.to_thread(capture, engine.stop)
                 raise
         # No thread waits: there are few of them, and the caller's other work needs them too.
-        poll, (pause, most) = partial(call, args[0], 0), _POLL_SECONDS
+        poll, waits = partial(call, args[0], 0), pauses(*_POLL_SECONDS)
         while (ended := unwrap(await asyncio.to_thread(capture, poll))) is None:
-            await backend.sleep(pause)
-            pause = min(pause * 1.5, most)
+            await backend.sleep(next(waits))
         return ended
     thing = call(*args)
     if is_pending(thing):
         limit = args[1] if method == "result" else None
         return await wait_for(thing, engine, backend, method, limit)
     return thing
+
+
+def pauses(shortest: float, longest: float, timeout: float | None = None) -> Iterator[float]:
+    """Yield the seconds to pause between polls, each longer than the last, until a timeout is over.
+
+    Args:
+        shortest: The first pause.
+        longest: The longest pause.
+        timeout: The most seconds of all pauses; None for no limit.
+    """
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    pause = shortest
+    while (left := end - time.monotonic()) > 0:
+        yield min(pause, left)
+        pause = min(pause * 1.5, longest)
 
 
 def is_pending(thing: Any) -> bool:

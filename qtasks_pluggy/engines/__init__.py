@@ -26,11 +26,11 @@ from __future__ import annotations
 from typing import Any
 
 from qtasks_hookspecs import TaskMessage
-from qtasks_pluggy._fork import lock_of
+from qtasks_pluggy._fork import after_fork, lock_of
 from qtasks_pluggy._lifecycle import WorkerLifespan
 from qtasks_pluggy._log import event as log_event
 from qtasks_pluggy._run.executor import TaskExecutor
-from qtasks_pluggy._submit.calls import is_here, is_pending, wait_for
+from qtasks_pluggy._submit.calls import is_here, is_pending, pauses, wait_for
 from qtasks_pluggy._submit.lookup import url_options
 from qtasks_pluggy._submit.outcome import Attempt, RunResult, status_from
 from qtasks_pluggy._submit.protocol import (
@@ -42,7 +42,15 @@ from qtasks_pluggy._submit.protocol import (
     NoRoomError,
 )
 from qtasks_pluggy._text import safe_str
-from qtasks_pluggy._waiting import ASYNCIO_WORKER, SYNC, Backend, background, run_to_completion
+from qtasks_pluggy._waiting import (
+    ASYNCIO_WORKER,
+    SYNC,
+    Backend,
+    LimitExceededError,
+    background,
+    run_to_completion,
+    unwrap,
+)
 from qtasks_pluggy.engines._installed import installed_in
 
 __all__ = [
@@ -55,8 +63,10 @@ __all__ = [
     "EngineApp",
     "FindsRuns",
     "Host",
+    "LimitExceededError",
     "NoRoomError",
     "RunResult",
+    "after_fork",
     "background",
     "executor_for",
     "installed_in",
@@ -66,10 +76,12 @@ __all__ = [
     "load_plugins",
     "lock_of",
     "log_event",
+    "pauses",
     "prepare",
     "run_to_completion",
     "safe_str",
     "status_from",
+    "unwrap",
     "url_options",
     "wait_for",
     "worker_lifespan",
@@ -87,8 +99,7 @@ def executor_for(app: Any, message: TaskMessage) -> TaskExecutor:
         NotRunningError: The app was stopped.
         TaskNameError: The app has no such task; the error suggests the nearest name.
     """
-    executor: TaskExecutor = app._executor_for(message)  # noqa: SLF001  # our own class
-    return executor
+    return app._executor_for(message)  # type: ignore[no-any-return]  # noqa: SLF001  # our own class
 
 
 def worker_lifespan(app: Any) -> WorkerLifespan:
@@ -97,13 +108,12 @@ def worker_lifespan(app: Any) -> WorkerLifespan:
     It does what ``with app:`` does, except that it does not start the engine, which started the
     process.
     """
-    lifespan: WorkerLifespan = app._worker_lifespan()  # noqa: SLF001  # our own class
-    return lifespan
+    return app._worker_lifespan()  # type: ignore[no-any-return]  # noqa: SLF001  # our own class
 
 
 def is_started(app: Any) -> bool:
     """Return whether an app is started, or starting."""
-    return bool(app._is_started)  # noqa: SLF001  # our own class
+    return app._is_started  # type: ignore[no-any-return]  # noqa: SLF001  # our own class
 
 
 def prepare(app: Any) -> None:
@@ -131,5 +141,4 @@ def load_plugins(app: Any, *, skip_faulty: bool = False) -> list[str]:
         PluginRegistrationError: Installed plugins have faults; the error lists all of them.
         SettingsError: The settings have faults.
     """
-    faults: list[str] = app._load_plugins(skip_faulty=skip_faulty)  # noqa: SLF001  # our own class
-    return faults
+    return app._load_plugins(skip_faulty=skip_faulty)  # type: ignore[no-any-return]  # noqa: SLF001  # our own class

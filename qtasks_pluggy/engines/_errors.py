@@ -65,26 +65,11 @@ def named(error: BaseException, engine: str) -> EngineError:
     return failure
 
 
-def wrong_app(kind: Any, given: Any) -> TypeError:
-    """Return the error for a wrong first argument of ``install``.
-
-    Args:
-        kind: The engine's class.
-        given: The argument.
-    """
-    package, got = kind.kind.__module__.partition(".")[0], type(given)
-    return TypeError(
-        f"engine {kind.name!r}: install() expected a {package}.{kind.kind.__name__}, got a"
-        f" {got.__module__}.{got.__qualname__}; pass the object that you create with"
-        f" {kind.name} itself"
-    )
-
-
-def check_storable(native: Any, run: Any, what: str, value: Any) -> None:
+def check_storable(adapter: Any, run: Any, what: str, value: Any) -> None:
     """Refuse a value that an engine cannot store.
 
     Args:
-        native: The engine.
+        adapter: The engine's ``Native`` object.
         run: The run, as its ``encode`` takes it.
         what: The value's name in the error.
         value: The value; the error shows only its type.
@@ -95,10 +80,10 @@ def check_storable(native: Any, run: Any, what: str, value: Any) -> None:
     if type(value) in PLAIN:
         return
     try:
-        native.encode(run, value)
+        adapter.encode(run, value)
     except Exception as error:
         msg = (
-            f"engine {native.name!r}: {what}, a {type(value).__name__}, cannot be stored"
+            f"engine {adapter.name!r}: {what}, a {type(value).__name__}, cannot be stored"
             f" ({text_of(error)}); return something that can be stored, such as an id or a path"
         )
         raise EngineError(msg) from error
@@ -106,34 +91,30 @@ def check_storable(native: Any, run: Any, what: str, value: Any) -> None:
 
 def unsent(engine: str, task: str, error: BaseException | None, failure: Exception) -> EngineError:
     """Return the error for a retry that could not be sent; its cause is the task's own error."""
-    told = failure
-    if not isinstance(told, EngineError):
-        told = EngineError(
+    if not isinstance(failure, EngineError):
+        failure = EngineError(
             f"engine {engine!r}, task {task!r}: a plugin decided to retry, but the broker did not"
             f" accept the message: {text_of(failure)}; check that the broker runs and has room"
         )
-    told.__cause__ = error
-    return told
+    failure.__cause__ = error
+    return failure
 
 
 def pack_error(error: BaseException) -> dict[str, Any]:
     """Pack an error for JSON: its class, arguments, text and notes."""
-    args = list(error.args)
-    kwargs = error.kwargs if isinstance(error, TaskPluginTriggerError) else {}
-    try:
-        json.dumps([args, kwargs])
-    except (TypeError, ValueError, RecursionError):
-        args, kwargs = [safe_str(error)], {}
-    kind = type(error)
-    notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
-    return {
-        "module": kind.__module__,
-        "class": kind.__qualname__,
-        "args": args,
-        "kwargs": kwargs,
+    packed = {
+        "module": type(error).__module__,
+        "class": type(error).__qualname__,
+        "args": list(error.args),
+        "kwargs": error.kwargs if isinstance(error, TaskPluginTriggerError) else {},
         "text": safe_str(error),
-        "notes": notes,
+        "notes": [safe_str(note) for note in getattr(error, "__notes__", ())],
     }
+    try:
+        json.dumps(packed)
+    except (TypeError, ValueError, RecursionError):
+        packed |= {"args": [packed["text"]], "kwargs": {}}
+    return packed
 
 
 def unpack_error(told: Mapping[str, Any], who: str) -> Exception:
@@ -147,10 +128,9 @@ def unpack_error(told: Mapping[str, Any], who: str) -> Exception:
         The error, or an ``EngineError`` with its class and text.
     """
     try:
-        module, name, text = told["module"], told["class"], told["text"]
-        error = rebuilt(module, name, told["args"], told["kwargs"], text)
+        error = _rebuilt(told)
         if error is None:
-            error = EngineError(f"{who}: {module}.{name}: {text}")
+            error = EngineError(f"{who}: {told['module']}.{told['class']}: {told['text']}")
         for note in told["notes"]:
             error.add_note(note)
     except Exception as broken:  # noqa: BLE001  # whatever it holds
@@ -158,17 +138,18 @@ def unpack_error(told: Mapping[str, Any], who: str) -> Exception:
     return error
 
 
-def rebuilt(module: str, name: str, args: Any, kwargs: Any, text: str) -> Exception | None:
+def _rebuilt(told: Mapping[str, Any]) -> Exception | None:
     """Rebuild an error from its class and arguments; return None if the text then differs."""
     # A loaded class only: whoever writes results must not choose what we import.
-    kind: Any = sys.modules.get(module)
-    for part in name.split("."):
+    kind: Any = sys.modules.get(told["module"])
+    for part in told["class"].split("."):
         kind = getattr(kind, part, None)
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
         return None
+    args, kwargs = told["args"], told["kwargs"]
     try:
         error = kind(*args, **kwargs)
-        return error if str(error) == text else None
+        return error if str(error) == told["text"] else None
     except Exception:  # noqa: BLE001  # a class that takes other arguments
         return None
 
@@ -186,17 +167,12 @@ def portable(error: BaseException | None, who: str) -> BaseException | None:
     """
     if error is None or isinstance(error, EngineError):
         return error
-    kind, text = type(error), safe_str(error)
     if isinstance(error, TaskPluginTriggerError) and not error.args:
         # Its keyword arguments would be lost.
-        error.args = (text,)
-    try:
-        args = json.loads(json.dumps(error.args))
-    except (TypeError, ValueError, RecursionError):
-        args = None
-    made = None if args is None else rebuilt(kind.__module__, kind.__qualname__, args, {}, text)
-    if made is not None:
+        error.args = (safe_str(error),)
+    stored = json.loads(json.dumps(pack_error(error)))
+    told = unpack_error({**stored, "kwargs": {}}, who)
+    if type(told) is type(error):
         return error
-    told = EngineError(f"{who}: {kind.__module__}.{kind.__qualname__}: {text}")
     told.__cause__ = error
     return told

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inspect import getmro
+import sys
 from typing import Any, Final
 
 from qtasks_hookspecs import RunningApp
@@ -20,18 +20,13 @@ def installed_in(native: Any) -> RunningApp | None:
     Returns:
         The app with the plugins; None if ``install()`` was not called.
     """
-    if not hasattr(native, INSTALLED) and _is_celery(native):
+    celery = sys.modules.get("celery")
+    if celery is not None and isinstance(native, celery.Celery) and not hasattr(native, INSTALLED):
         # The setting task_annotations can replace install(); finalizing the app reads it.
         native.finalize()
-    plugged = getattr(native, INSTALLED, None)
-    if plugged is None and isinstance(getattr(native, "job_class", None), type):
-        # An RQ queue: its job class has the plugins.
-        plugged = getattr(native.job_class, INSTALLED, None)
-        if plugged is not None:
-            plugged.queue = native
+    # An RQ queue's plugins are those of its job class.
+    holder = getattr(native, "job_class", native)
+    plugged: Any = getattr(holder, INSTALLED, None)
+    if plugged is not None and holder is not native:
+        plugged.queue = native
     return None if plugged is None else plugged.app
-
-
-def _is_celery(native: Any) -> bool:
-    packages = {kind.__module__.partition(".")[0] for kind in getmro(type(native))}
-    return "celery" in packages and hasattr(native, "finalize")

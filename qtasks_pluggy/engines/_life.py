@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
+from weakref import WeakSet
 
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines import is_started, load_plugins, lock_of, log_event, worker_lifespan
+from qtasks_pluggy.engines import (
+    after_fork,
+    is_started,
+    load_plugins,
+    lock_of,
+    log_event,
+    worker_lifespan,
+)
 from qtasks_pluggy.exc import EngineError
 
 
@@ -24,14 +31,15 @@ class InWorkers:
 
     def __init__(self) -> None:
         self._lock = lock_of(self)
-        self._begun_in = 0
+        self._app: Any = None
         self._lifespan: Any = None
         self._workers = 0
+        _everybody.add(self)
 
     @property
     def app(self) -> QueueTasks:
         """The app that holds the plugins."""
-        raise NotImplementedError
+        return self._app  # type: ignore[no-any-return]  # there before the first task
 
     @property
     def app_name(self) -> str:
@@ -55,6 +63,11 @@ class InWorkers:
             raise EngineError(msg)
         load_plugins(self.app)
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether the plugins are started in this process."""
+        return self._lifespan is not None
+
     def begin(self) -> None:
         """Start the plugins in this process, for one of its workers.
 
@@ -64,17 +77,16 @@ class InWorkers:
         with self._lock:
             if not self.is_begun:
                 self.check()
-            self._start()
+                self._start()
             self._workers += 1
 
     async def begin_async(self) -> None:
         """Start the plugins on this event loop, as ``begin`` does."""
         if not self.is_begun:
             self.check()
-        lifespan = self._to_begin()
-        if lifespan is not None:
-            await lifespan.__aenter__()
-            self._lifespan = lifespan
+            if (lifespan := self._to_begin()) is not None:
+                await lifespan.__aenter__()
+                self._lifespan = lifespan
         self._workers += 1
 
     def begin_for_run(self) -> None:
@@ -86,14 +98,12 @@ class InWorkers:
     def end(self) -> None:
         """Stop the plugins after the last of this process's workers."""
         with self._lock:
-            lifespan = self._to_end()
-            if lifespan is not None:
+            if (lifespan := self._to_end()) is not None:
                 lifespan.__exit__(None, None, None)
 
     async def end_async(self) -> None:
         """Stop the plugins on this event loop, as ``end`` does."""
-        lifespan = self._to_end()
-        if lifespan is not None:
+        if (lifespan := self._to_end()) is not None:
             await lifespan.__aexit__(None, None, None)
 
     def refusal(self, error: BaseException) -> SystemExit:
@@ -105,32 +115,36 @@ class InWorkers:
         log_event("error", "worker_cannot_start", app=self.app_name, exc_info=error)
         return SystemExit(str(error))
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether the plugins are started in this process; a parent process does not count."""
-        return self._begun_in == os.getpid() and self._lifespan is not None
+    def forked(self) -> None:
+        """Forget, in a forked process, what its parent began."""
+        self._lifespan, self._workers = None, 0
 
     def _start(self) -> None:
-        lifespan = self._to_begin()
-        if lifespan is not None:
+        if (lifespan := self._to_begin()) is not None:
             lifespan.__enter__()
             self._lifespan = lifespan
 
     def _to_begin(self) -> Any:
-        if self._begun_in != os.getpid():
-            # A forked process has a copy of what its parent began.
-            self._begun_in, self._lifespan, self._workers = os.getpid(), None, 0
         # If the app is already started, whoever started it will stop it.
-        return None if self.is_begun or is_started(self.app) else worker_lifespan(self.app)
+        return None if is_started(self.app) else worker_lifespan(self.app)
 
     def _to_end(self) -> Any:
-        if self._begun_in != os.getpid():
-            return None
         self._workers = max(self._workers - 1, 0)
         if self._workers:
             return None
         lifespan, self._lifespan = self._lifespan, None
         return lifespan
+
+
+_everybody: Final[WeakSet[InWorkers]] = WeakSet()
+
+
+def _forget_parent() -> None:
+    for one in list(_everybody):
+        one.forked()
+
+
+after_fork(_forget_parent)
 
 
 def log_as(name: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
 from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask, TaskExecutor, TaskFunc, TaskMessage
-from qtasks_pluggy.engines import prepare
+from qtasks_pluggy.engines._native_tasks import described
 from qtasks_pluggy.exc import PluginRegistrationError
 
 
@@ -15,36 +15,56 @@ class NativeApp(QueueTasks):
     """The ``QueueTasks`` app that plugins see for an engine's own app.
 
     Args:
-        native: The engine, which sends replays.
+        adapter: The ``Native`` object, which sends replays.
         options: As for ``QueueTasks``.
     """
 
     # The engine's own app sends the runs, and it needs no start.
     _sends_unstarted = True
 
-    def __init__(self, native: Any, **options: Any) -> None:
-        super().__init__(native.app_name, **options)
-        self._native = native
+    def __init__(self, adapter: Any, **options: Any) -> None:
+        super().__init__(adapter.app_name, **options)
+        self._adapter = adapter
+        self._described: dict[str, Any] = {}
 
     @property
     def engine(self) -> Any:
-        """The engine; its ``native`` is the engine's own app."""
-        return self._native
+        """The adapter; its ``native`` is the engine's own app."""
+        return self._adapter
 
     @property
     def tasks(self) -> Mapping[str, Any]:
         """The engine's own tasks by name."""
-        tasks: Mapping[str, Any] = self._native.tasks
-        return tasks
+        return self._adapter.tasks  # type: ignore[no-any-return]  # a Native object's
+
+    def executor_of(self, run: Any, func: Callable[..., Any], message: TaskMessage) -> TaskExecutor:
+        """Make the executor of one attempt.
+
+        Args:
+            run: The engine's object for the attempt.
+            func: The task's function; an engine may make a new one for each run.
+            message: The run's message.
+        """
+        task = self._described.get(message.name)
+        if task is None or task.func != func:
+            task_func = described(message.name, func, self._adapter.options(run))
+            task = self._described[message.name] = self._task(task_func)
+        return self._executor(task, message)
 
     def _executor_for(self, message: TaskMessage) -> TaskExecutor:
         """Make an executor that asks the plugins about a past run."""
-        if message.name not in self.tasks:
+        name = message.name
+        if name not in self.tasks:
             return super()._executor_for(message)
-        prepare(self)
-        func = TaskFunc(message.name, self._native.function_of(message.name))
-        kind = AsyncTask if func.is_async else SyncTask
-        return TaskExecutor(kind(func, self), message, plugins=self.plugins)
+        return self._executor(self._task(TaskFunc(name, self._adapter.function_of(name))), message)
+
+    def _task(self, task_func: TaskFunc) -> Any:
+        return (AsyncTask if task_func.is_async else SyncTask)(task_func, self)
+
+    def _executor(self, task: Any, message: TaskMessage) -> TaskExecutor:
+        if not self._loaded:
+            self._ensure_loaded()
+        return TaskExecutor(task, message, plugins=self.plugins)
 
 
 def resolved(plugin: Any) -> Any:

@@ -38,23 +38,22 @@ class Importable(Mapping[str, Any]):
         return 0
 
 
-def described(name: str, func: Any, options: Mapping[str, Any], intercept: Any) -> TaskFunc:
+def described(name: str, func: Callable[..., Any], options: Mapping[str, Any]) -> TaskFunc:
     """Describe a task from its declaration.
 
     Args:
         name: The task's name.
         func: The task's function.
         options: Any declared options; string ``tags`` become its tags, the rest its ``extra``.
-        intercept: The exception classes that plugins are asked about.
     """
     extra = dict(options)
     tags: Any = extra.get("tags", ())
-    tags = (tags,) if isinstance(tags, str) else tags
+    tags = [tags] if isinstance(tags, str) else tags
     if isinstance(tags, (tuple, list, set, frozenset)) and all(isinstance(t, str) for t in tags):
         extra.pop("tags", None)
     else:
         tags = ()
-    return TaskFunc(name, func, intercept=intercept, tags=tuple(tags), extra=extra)
+    return TaskFunc(name, func, tags=tuple(tags), extra=extra)
 
 
 def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -12,15 +11,15 @@ from qtasks_pluggy.engines import SYNC, is_here, is_pending, log_event, run_to_c
 from qtasks_pluggy.engines._errors import text_of
 from qtasks_pluggy.exc import CapabilityError, EngineError, QTasksError
 
-# The replays that the current attempt has started to send on its own event loop.
-SENDING: Final[ContextVar[list[asyncio.Task[Any]]]] = ContextVar("qtasks_pluggy_sending")
+# The replays that the current attempt has to send on its own event loop before it ends.
+TO_SEND: Final[ContextVar[list[Awaitable[None]]]] = ContextVar("qtasks_pluggy_to_send")
 
 
-def send_again(native: Any, message: TaskMessage, delay: float | None) -> Any:
+def send_again(adapter: Any, message: TaskMessage, delay: float | None) -> Any:
     """Send a message; on the engine's own event loop, it is sent before the attempt ends.
 
     Args:
-        native: The engine.
+        adapter: The engine's ``Native`` object.
         message: The message; it names one of the engine's ``tasks``.
         delay: Seconds before it may run; None and 0 for at once.
 
@@ -29,48 +28,47 @@ def send_again(native: Any, message: TaskMessage, delay: float | None) -> Any:
         EngineError: The engine failed, or an argument cannot be serialized.
     """
     try:
-        sent = native.send(message, delay)
+        sent = adapter.send(message, delay)
         if not is_pending(sent):
             return sent
-        if not is_here(native.loop) or native.loop is None:
-            return run_to_completion(wait_for(sent, native, SYNC, "send"))
+        if not is_here(adapter.loop):
+            return run_to_completion(wait_for(sent, adapter, SYNC, "send"))
     except QTasksError:
         raise
     except Exception as error:
-        raise refused(native, message, error) from error
-    sending = SENDING.get(None)
-    if sending is None:
+        raise refused(adapter, message, error) from error
+    to_send = TO_SEND.get(None)
+    if to_send is None:
         sent.close()
         msg = (
-            f"engine {native.name!r} sends on this thread's event loop, so a replay of task"
+            f"engine {adapter.name!r} sends on this thread's event loop, so a replay of task"
             f" {message.name!r} cannot wait for it here; call it in a thread, with"
             " asyncio.to_thread(app.replay, message)"
         )
         raise CapabilityError(msg)
-    sending.append(native.loop.create_task(_sent(native, message, sent)))
+    to_send.append(_sent(message, sent))
     return None
 
 
-async def _sent(native: Any, message: TaskMessage, sent: Coroutine[Any, Any, Any]) -> None:
+async def _sent(message: TaskMessage, sent: Awaitable[Any]) -> None:
     try:
         await sent
     except Exception as error:  # noqa: BLE001  # nobody waits for it
-        failure = error if isinstance(error, QTasksError) else refused(native, message, error)
         known = {"task": message.name, "uuid": str(message.uuid)}
-        log_event("error", "replay_not_sent", **known, error=text_of(failure))
+        log_event("error", "replay_not_sent", **known, error=text_of(error))
 
 
-def refused(native: Any, message: TaskMessage, error: Exception) -> EngineError:
+def refused(adapter: Any, message: TaskMessage, error: Exception) -> EngineError:
     """Return the error for an unsent message; it shows an argument's type, never its value."""
     what = "the call"
     for place, value in (*enumerate(message.args, 1), *message.kwargs.items()):
         try:
-            native.encode(None, value)
+            adapter.encode(None, value)
         except Exception:  # noqa: BLE001  # whatever a value's own methods raise
             what = f"argument {place!r}, a {type(value).__name__},"
             break
     return EngineError(
-        f"engine {native.name!r} cannot send task {message.name!r}: {what} was refused"
+        f"engine {adapter.name!r} cannot send task {message.name!r}: {what} was refused"
         f" ({text_of(error)}); pass arguments that fit and can be serialized, and"
         " check that its broker runs"
     )

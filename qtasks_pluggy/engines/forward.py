@@ -17,14 +17,23 @@ task of its own for each task of the app. Besides the methods of ``Native``, an 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
-from qtasks_pluggy.engines import Attempt, Backend, RunResult, executor_for, load_plugins
+from qtasks_pluggy.engines import (
+    SYNC,
+    Attempt,
+    Backend,
+    LimitExceededError,
+    RunResult,
+    executor_for,
+    load_plugins,
+    pauses,
+    run_to_completion,
+    unwrap,
+)
 from qtasks_pluggy.engines._errors import (
     check_storable,
     named,
@@ -34,22 +43,9 @@ from qtasks_pluggy.engines._errors import (
     unpack_error,
 )
 from qtasks_pluggy.engines.native import Host, Native
-from qtasks_pluggy.exc import (
-    CapabilityError,
-    EngineError,
-    QTasksError,
-    TaskCancelError,
-)
+from qtasks_pluggy.exc import CapabilityError, EngineError, QTasksError, TaskCancelError
 
-__all__ = [
-    "PATIENCE",
-    "POLL",
-    "Forward",
-    "pack_error",
-    "portable",
-    "trouble_within",
-    "unpack_error",
-]
+__all__ = ["PATIENCE", "POLL", "Forward", "pack_error", "portable", "unpack_error"]
 
 N = TypeVar("N")
 # Seconds that a server has to answer when an app starts.
@@ -99,22 +95,13 @@ class Forward(Native[N]):
 
     def __init__(self, given: Any) -> None:
         if isinstance(given, str):
-            scheme = given.partition("://")[0]
-            kind = self.kind.__name__
             msg = (
-                f"engine {self.name!r} takes a {kind} object, not a URL, {scheme}://...; create one"
+                f"engine {self.name!r} takes a {self.kind.__name__} object, not a URL; create one"
                 f" with {self.name} itself, and pass it: QueueTasks(engine=...)"
             )
             raise EngineError(msg)
         super().__init__(self.unwrap(given))
-        self._owner: QueueTasks | None = None
         self._declared: dict[str, Any] = {}
-
-    @property
-    def app(self) -> QueueTasks:
-        """The app whose runs this engine executes."""
-        owner: Any = self._owner
-        return owner  # type: ignore[no-any-return]  # there since the first task
 
     @property
     def app_name(self) -> str:
@@ -145,12 +132,12 @@ class Forward(Native[N]):
             raise EngineError(msg) from error
 
     def _belong_to(self, app: QueueTasks) -> None:
-        if self._owner is None:
-            self._owner = app
+        if self._app is None:
+            self._app = app
             self.cover()
-        if self._owner is not app:
+        if self._app is not app:
             msg = (
-                f"engine {self.name!r} already executes the runs of app {self._owner.name!r};"
+                f"engine {self.name!r} already executes the runs of app {self.app_name!r};"
                 " create one for each app"
             )
             raise EngineError(msg)
@@ -168,13 +155,16 @@ class Forward(Native[N]):
             )
             raise EngineError(msg)
         self._belong_to(app)
-        trouble = trouble_within(PATIENCE, self.reach)
-        if isinstance(trouble, EngineError):
-            raise trouble
-        if trouble is not None:
+        try:
+            unwrap(run_to_completion(SYNC.thread(self.reach, PATIENCE)))
+        except QTasksError:
+            raise
+        except Exception as error:
+            late = isinstance(error, LimitExceededError)
+            why = f"no answer within {PATIENCE:g} seconds" if late else text_of(error)
             who = f"engine {self.name!r}, app {app.name!r}"
-            msg = f"{who}: {trouble}; start the server, or use another"
-            raise EngineError(msg) from trouble
+            msg = f"{who}: {why}; start the server, or use another"
+            raise EngineError(msg) from error
 
     def stop(self) -> None:
         """Do nothing: the connections belong to the engine's own app."""
@@ -188,14 +178,9 @@ class Forward(Native[N]):
         if not self.keeps(ticket):
             msg = f"engine {self.name!r}, app {self.app.name!r}: {self.no_results()}"
             raise CapabilityError(msg)
-        end = None if timeout is None else time.monotonic() + timeout
-        pause, most = POLL
-        while (ended := self._read(ticket)) is None:
-            left = most if end is None else end - time.monotonic()
-            if left <= 0:
-                return None
-            time.sleep(min(pause, left))
-            pause = min(pause * 1.5, most)
+        waits = pauses(*POLL, timeout)
+        while (ended := self._read(ticket)) is None and (pause := next(waits, None)) is not None:
+            time.sleep(pause)
         return ended
 
     def _read(self, ticket: Any) -> RunResult | None:
@@ -203,16 +188,12 @@ class Forward(Native[N]):
             return self.read(ticket)
         except QTasksError:
             raise
-        except OSError as error:
-            why = f"{text_of(error)}; check that the result backend runs"
-            msg = f"engine {self.name!r}: the results cannot be read: {why}"
-            raise EngineError(msg) from error
-        except Exception as error:  # noqa: BLE001  # whatever reading what others wrote raises
+        except Exception as error:
             msg = (
-                f"engine {self.name!r}: a run's result cannot be read here: {text_of(error)};"
-                " import the modules of the classes that the worker returned"
+                f"engine {self.name!r}: a run's result cannot be read here: {text_of(error)}; check"
+                " that the result backend runs, and import the classes of the results"
             )
-            return RunResult(TaskStatus.failed, error=EngineError(msg))
+            raise EngineError(msg) from error
 
     def keeps(self, ticket: Any) -> bool:  # noqa: ARG002  # an engine's
         """Return whether a run's outcome can be read."""
@@ -237,15 +218,13 @@ class Forward(Native[N]):
         return executor_for(self.app, message)
 
     async def execute(self, executor: TaskExecutor, host: Host, backend: Backend) -> Attempt:
-        """Make the attempt; any error ends the run, unless it ends the worker."""
+        """Make the attempt; in plain code, a cancellation ends the run, not the worker."""
         try:
-            return await executor.execute_attempt(host, backend)
+            return await super().execute(executor, host, backend)
         except asyncio.CancelledError:
             if backend.on_loop:
                 raise
             return Attempt("cancel", TaskCancelError("the task was cancelled"))
-        except Exception as error:  # noqa: BLE001  # outside the task's function
-            return Attempt("fail", error)
 
     def failure(self, error: BaseException) -> BaseException | None:
         """Wrap an error that is not an ``Exception``, because it would end the caller too."""
@@ -258,28 +237,3 @@ class Forward(Native[N]):
             EngineError: The result cannot be encoded.
         """
         check_storable(self, self._declared[task], f"the result of task {task!r}", value)
-
-
-def trouble_within(seconds: float, ask: Callable[[], object]) -> BaseException | None:
-    """Call a function that connects to a server which may never answer.
-
-    Args:
-        seconds: How long to wait, in seconds.
-        ask: The function; it stays in its thread if the server never answers.
-
-    Returns:
-        What ``ask`` raised, ``TimeoutError`` if it did not return in time, or None.
-    """
-    answer: Future[object] = Future()
-
-    def tell() -> None:
-        try:
-            answer.set_result(ask())
-        except BaseException as error:  # noqa: BLE001  # passed on to whoever started the thread
-            answer.set_exception(error)
-
-    threading.Thread(target=tell, name="qtasks-pluggy-reach", daemon=True).start()
-    try:
-        return answer.exception(seconds)
-    except TimeoutError:
-        return TimeoutError(f"no answer within {seconds:g} seconds")

@@ -14,7 +14,6 @@ Only the engine's own app holds the ``Native`` object, so both are freed togethe
 
 ===================  ===========================================================================
 ``_life.py``         ``begin`` and ``end``: the life of the plugins in a worker
-``_host.py``         the executor's view of an engine during one attempt
 ``_native_app.py``   the ``QueueTasks`` app that plugins see for an engine's own app
 ``_native_tasks.py`` how engines describe their tasks
 ``_replays.py``      sending a run again, for ``app.replay``
@@ -25,14 +24,14 @@ Only the engine's own app holds the ``Native`` object, so both are freed togethe
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 import attrs
 
-from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask, TaskExecutor, TaskMessage
+from qtasks_hookspecs import RunningTask
+from qtasks_pluggy import TaskExecutor, TaskMessage
 from qtasks_pluggy.engines import (
     ASYNCIO_WORKER,
     SYNC,
@@ -40,23 +39,16 @@ from qtasks_pluggy.engines import (
     Backend,
     Capabilities,
     is_pending,
-    prepare,
+    is_started,
     run_to_completion,
     wait_for,
 )
-from qtasks_pluggy.engines._errors import HANDS_OVER, named, text_of, unsent, wrong_app
-from qtasks_pluggy.engines._host import Host
+from qtasks_pluggy.engines._errors import HANDS_OVER, check_storable, named, text_of, unsent
 from qtasks_pluggy.engines._installed import INSTALLED
 from qtasks_pluggy.engines._life import InWorkers, log_as
-from qtasks_pluggy.engines._native_app import NativeApp, resolved
-from qtasks_pluggy.engines._native_tasks import (
-    Importable,
-    attempt_of,
-    declared,
-    described,
-    header_of,
-)
-from qtasks_pluggy.engines._replays import SENDING, refused, send_again
+from qtasks_pluggy.engines._native_app import NativeApp
+from qtasks_pluggy.engines._native_tasks import Importable, attempt_of, declared, header_of
+from qtasks_pluggy.engines._replays import TO_SEND, refused, send_again
 from qtasks_pluggy.exc import CapabilityError, EngineError
 
 # What adapters import from here.
@@ -76,9 +68,7 @@ __all__ = [
 N = TypeVar("N")
 
 # The keys of the current runs: when a task calls itself, that is a plain function call.
-_at_work: Final[ContextVar[frozenset[Any]]] = ContextVar(
-    "qtasks_pluggy_at_work", default=frozenset()
-)
+_at_work: Final[ContextVar[tuple[Any, ...]]] = ContextVar("qtasks_pluggy_at_work", default=())
 
 
 @attrs.frozen
@@ -106,7 +96,6 @@ class Native(InWorkers, Generic[N]):
         plugins: The plugins, as they were passed.
     """
 
-    name: ClassVar[str]
     kind: ClassVar[type[Any]]
     control: ClassVar[tuple[type[Exception], ...]] = ()
     ends_worker: ClassVar[tuple[type[BaseException], ...]] = (KeyboardInterrupt,)
@@ -213,16 +202,12 @@ class Native(InWorkers, Generic[N]):
         Raises:
             CapabilityError: The engine cannot send a run again.
         """
-        msg = (
-            f"app {self.app.name!r}, install(): a run of task {message.name!r} cannot be sent again"
-            " on this engine; send it as your own code does"
-        )
+        msg = f"engine {self.name!r} cannot send task {message.name!r} again"
         raise CapabilityError(msg)
 
-    def function_of(self, name: str) -> Callable[..., Any]:
+    def function_of(self, name: str) -> Any:
         """Return the function of one of ``tasks``, for plugins that are asked about a past run."""
-        function: Callable[..., Any] = self.tasks[name]
-        return function
+        return self.tasks[name]
 
     @classmethod
     def unwrap(cls, native: Any) -> Any:
@@ -268,7 +253,13 @@ class Native(InWorkers, Generic[N]):
         """
         native = cls.unwrap(native)
         if not isinstance(native, cls.kind):
-            raise wrong_app(cls, native)
+            package, given = cls.kind.__module__.partition(".")[0], type(native)
+            msg = (
+                f"engine {cls.name!r}: install() expected a {package}.{cls.kind.__name__}, got a"
+                f" {given.__module__}.{given.__qualname__}; pass the object that you create with"
+                f" {cls.name} itself"
+            )
+            raise TypeError(msg)
         one = vars(native).get(INSTALLED)
         return one if isinstance(one, cls) else cls(native)
 
@@ -277,9 +268,6 @@ class Native(InWorkers, Generic[N]):
         self.native: N = native
         self.plugins: tuple[Any, ...] = ()
         self._options: dict[str, Any] = {}
-        self._app: NativeApp | None = None
-        self._tasks: dict[str, AsyncTask[..., Any] | SyncTask[..., Any]] = {}
-        self._made_in = 0
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
         """Use these plugins; if others are started in this process, stop them and start these.
@@ -291,31 +279,23 @@ class Native(InWorkers, Generic[N]):
         Raises:
             PluginRegistrationError: ``plugins`` have faults; nothing has changed.
         """
-        plugins = tuple(map(resolved, plugins))
-        app = NativeApp(self, plugins=plugins, **options)
+        plugins = tuple(plugins)
+        app, is_first = NativeApp(self, plugins=plugins, **options), self._app is None
         with self._lock:
-            is_first, was_begun = self._app is None, self.is_begun
-            lifespan = self._lifespan
-            self.plugins, self._options = plugins, options
-            self._app, self._tasks, self._made_in = app, {}, os.getpid()
-            if was_begun:
-                self._lifespan = None
+            lifespan, self._lifespan = self._lifespan, None
+            self._app, self.plugins, self._options = app, plugins, options
+            if lifespan is not None:
                 lifespan.__exit__(None, None, None)
                 self._start()
         setattr(self.native, INSTALLED, self)
         if is_first:
             self.cover()
 
-    @property
-    def app(self) -> QueueTasks:
-        """The app that holds the plugins, one in each process."""
-        if self._made_in != os.getpid():
-            with self._lock:
-                if self._made_in != os.getpid():
-                    self._app = NativeApp(self, plugins=self.plugins, **self._options)
-                    self._tasks, self._made_in = {}, os.getpid()
-        app: Any = self._app
-        return app  # type: ignore[no-any-return]  # there since ``take``
+    def forked(self) -> None:
+        """Forget, in a forked process, what its parent began."""
+        super().forked()
+        if isinstance(self._app, NativeApp) and is_started(self._app):
+            self._app = NativeApp(self, plugins=self.plugins, **self._options)
 
     # --- one attempt
 
@@ -347,15 +327,15 @@ class Native(InWorkers, Generic[N]):
             BaseException: The error for the engine, without our frames; or the exception that
                 makes the engine carry out what the plugins decided.
         """
+        context = copy_context()
+        if key is not None:
+            context.run(_at_work.set, (*_at_work.get(), key))
         with HANDS_OVER:
-            ended = copy_context().run(self._work_here, run, func, args, kwargs, key)
+            attempt = self._attempt(SYNC, run, func, args, kwargs)
+            ended = context.run(run_to_completion, attempt)
             if type(ended) is _Raise:
                 raise ended.error
             return ended
-
-    def _work_here(self, run: Any, func: Any, args: Any, kwargs: Any, key: Any) -> Any:
-        _at_work.set(_at_work.get() | {key})
-        return run_to_completion(self._attempt(SYNC, run, func, args, kwargs))
 
     async def work_async(
         self,
@@ -366,9 +346,9 @@ class Native(InWorkers, Generic[N]):
         key: Any = None,
     ) -> Any:
         """Make one attempt on this event loop, as ``work`` does, in the caller's context."""
-        token = _at_work.set(_at_work.get() | {key})
-        sending: list[asyncio.Task[Any]] = []
-        replays = SENDING.set(sending)
+        at_work = _at_work.set((*_at_work.get(), key))
+        replays: list[Awaitable[None]] = []
+        to_send = TO_SEND.set(replays)
         try:
             with HANDS_OVER:
                 ended = await self._attempt(ASYNCIO_WORKER, run, func, args, kwargs)
@@ -376,10 +356,10 @@ class Native(InWorkers, Generic[N]):
                     raise ended.error
                 return ended
         finally:
-            _at_work.reset(token)
-            SENDING.reset(replays)
-            for one in sending:
-                await one
+            _at_work.reset(at_work)
+            TO_SEND.reset(to_send)
+            for replay in replays:
+                await replay
 
     async def _attempt(
         self, backend: Backend, run: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -402,13 +382,12 @@ class Native(InWorkers, Generic[N]):
             attempt = await executor.give_up(failure, backend)
         if attempt.action == "succeed":
             return attempt.result
-        ends = {"cancel": self.cancel, "dead_letter": self.dead_letter, "fail": self.fail}
         end: Any = attempt.error
-        if attempt.action in ends:
-            end = ends[attempt.action](run, attempt)
+        if attempt.action != "pass":
+            # By ``cancel``, ``dead_letter`` or ``fail``.
+            end = getattr(self, attempt.action)(run, attempt)
             end = await self._settled(end, backend, attempt.action)
-        # An error may be falsy.
-        return _Raise(EngineError(attempt.reason) if end is None else end)
+        return _Raise(end)
 
     def execute(
         self, executor: TaskExecutor, host: Host, backend: Backend
@@ -423,16 +402,7 @@ class Native(InWorkers, Generic[N]):
         return answer
 
     def _executor_for(self, run: Any, func: Any, message: TaskMessage) -> TaskExecutor:
-        """Make the executor of one attempt."""
-        app = self.app
-        prepare(app)
-        task = self._tasks.get(message.name)
-        if task is None or task.task_func.func != func:
-            options, intercept = self.options(run), self._options["intercept"]
-            task_func = described(message.name, func, options, intercept)
-            kind = AsyncTask if task_func.is_async else SyncTask
-            task = self._tasks[message.name] = kind(task_func, app)
-        return TaskExecutor(task, message, plugins=app.plugins)
+        return self._app.executor_of(run, func, message)  # type: ignore[no-any-return]  # a NativeApp's
 
     # --- replays
 
@@ -448,3 +418,42 @@ class Native(InWorkers, Generic[N]):
     def _refused(self, message: TaskMessage, error: Exception) -> EngineError:
         """Return the error for a message that could not be sent."""
         return refused(self, message, error)
+
+
+class Host:
+    """The executor's view of an engine during one attempt."""
+
+    __slots__ = ("_adapter", "_run", "control", "name")
+
+    def __init__(self, adapter: Native[Any], run: Any) -> None:
+        self._adapter, self._run = adapter, run
+        self.name, self.control = adapter.name, adapter.control
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do for this run."""
+        return self._adapter.can(self._run)
+
+    def will_retry(self, error: BaseException) -> bool:
+        """Return whether the engine itself will repeat the run."""
+        return self._adapter.will_retry(self._run, error)
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Return the run's error after its task raised one that is not an ``Exception``."""
+        return self._adapter.failure(error)
+
+    def check_answer(self, value: Any) -> None:
+        """Refuse an answer that cannot be stored.
+
+        Raises:
+            EngineError: The answer cannot be encoded.
+        """
+        check_storable(self._adapter, self._run, "the answer", value)
+
+    def check_result(self, run: RunningTask) -> None:
+        """Refuse a result that cannot be stored.
+
+        Raises:
+            EngineError: The result cannot be encoded.
+        """
+        self._adapter.check_result(run.task_func.name, run.result)

@@ -12,6 +12,7 @@ import pytest
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskStatus
 from qtasks_pluggy.engines import NoRoomError, RunResult, is_started
 from qtasks_pluggy.engines.memory import MemoryEngine
+from qtasks_pluggy.exc import EngineError
 from tests.engines.harness import Blocking, Pool
 
 LONG = 30.0
@@ -158,6 +159,29 @@ def test_async_code_waits_for_a_blocking_engine_in_slices():
 
     assert 7 == asyncio.run(main())
     assert [] == ends
+
+
+@pytest.mark.engines
+def test_a_result_that_cannot_be_read_now_can_be_read_later(monkeypatch):
+    """A result backend that fails for a moment is an error of that moment, not the run's end."""
+    from huey import MemoryHuey
+
+    app = QueueTasks("shop", engine=MemoryHuey("shop"), discover=False)
+    task = app.task(name="one")(lambda: 1)
+    ends = [LookupError("no connection"), RunResult(TaskStatus.succeeded, 7)]
+
+    def read(ticket):
+        end = ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr(app.engine, "read", read)
+    with app:
+        handle = task.submit()
+        with pytest.raises(EngineError, match="cannot be read here: LookupError: no connection"):
+            handle.result(timeout=LONG)
+        assert 7 == handle.result(timeout=LONG)
 
 
 def test_an_interrupted_wait_for_room_gives_it_up():

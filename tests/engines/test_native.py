@@ -364,6 +364,21 @@ def test_other_plugins_take_over_in_a_worker():
     assert 1 == one.native.covered
 
 
+def test_a_forked_process_begins_anew():
+    """It takes over loaded plugins, and nothing that its parent has started."""
+    plugin = Keeps()
+    one = installed(OnShop, plugin)
+    app = one.app
+    one.forked()
+    assert one.app is app
+    one.begin()
+    one.forked()
+    assert not one.is_begun
+    one.begin()
+    one.end()
+    assert ["start", "start", "stop"] == plugin.heard
+
+
 @pytest.mark.parametrize("tasks", [0, 1])
 def test_a_worker_that_cannot_do_its_work_is_refused(tasks):
     """One without tasks, or with a plugin that does not start, is told why."""
