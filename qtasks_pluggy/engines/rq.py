@@ -220,7 +220,8 @@ class _PluggedJob(Job):
     @property
     def func(self) -> Any:
         """The job's function; while RQ performs the job, with plugins around it."""
-        own, plugged = super().func, self.qtasks_pluggy_app
+        own: Any = super().func
+        plugged = self.qtasks_pluggy_app
         if get_current_job() is not self or plugged.is_at_work(self.id):
             return own
         # RQ awaits async functions in the main thread, where its time limit works.
