@@ -3,12 +3,12 @@
 ``install(app)`` covers the tasks when a worker starts. It sets these attributes of the app and its
 tasks; their names are public, and the same since 3.0.2:
 
-========================  ==================================================================
-``app.run_worker_async``  starts and stops the plugins; ``procrastinate worker`` calls it
-``task.func``             makes an attempt if it gets a job's context, else a plain call
-``task.pass_context``     is true, so that ``task.func`` gets each job's context
-``task.retry_strategy``   is ``_Strategy``: what plugins decided, else the task's own
-========================  ==================================================================
+============================  ===============================================================
+``app.run_worker_async``      starts and stops the plugins; ``procrastinate worker`` calls it
+``task.func``                 makes an attempt if it gets a job's context, else a plain call
+``task.pass_context``         is true, so that ``task.func`` gets each job's context
+``task.get_retry_exception``  tells what plugins decided, else what the task's own does
+============================  ===============================================================
 
 ``test_the_worker_command_asks_plugins`` tests the first, ``test_a_context_is_the_task_s_alone`` the
 next two, and ``test_a_project_s_own_strategy_decides_where_no_plugin_does`` the last.
@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
 from inspect import iscoroutinefunction
 from typing import Any, Final
@@ -32,7 +31,6 @@ from procrastinate import App, JobContext, RetryDecision
 from procrastinate.exceptions import AppNotOpen, JobAborted, JobRetry
 from procrastinate.job_context import AbortReason
 from procrastinate.jobs import Job
-from procrastinate.retry import BaseRetryStrategy
 from procrastinate.tasks import Task
 
 from qtasks_pluggy import TaskMessage
@@ -43,7 +41,11 @@ from qtasks_pluggy.exc import EngineError
 __all__ = ["install"]
 
 
-class AppPlugins(Native[App]):
+class _Cancelled(JobAborted):
+    """A plugin cancelled the job, so no strategy runs it again."""
+
+
+class ProcrastinateNative(Native[App]):
     """The plugins of a Procrastinate app; a run is a job's context."""
 
     name = "procrastinate"
@@ -54,13 +56,15 @@ class AppPlugins(Native[App]):
 
     def cover(self) -> None:
         """Start and stop the plugins with each worker of the app."""
+        # What plugins decided about failed jobs, by job id; None if the job must not run again.
+        self._decisions: dict[int | None, JobRetry | None] = {}
         run_worker_async = self.native.run_worker_async
 
         async def run_worker(**options: Any) -> None:
             """Run a worker, with the plugins started."""
             self.native.perform_import_paths()  # type: ignore[no-untyped-call]  # its cache
             for task in self.tasks.values():
-                if not isinstance(task.retry_strategy, _Strategy):
+                if "get_retry_exception" not in vars(task):
                     self._cover(task)
             self.loop = asyncio.get_running_loop()
             try:
@@ -80,31 +84,33 @@ class AppPlugins(Native[App]):
         own, takes_context = task.func, task.pass_context
 
         def attempt(work: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-            context, *rest = args
+            context = args[0] if args else None
+            if not isinstance(context, JobContext) or self.is_at_work(context.job.id):
+                # The caller is not a worker.
+                return own(*args, **kwargs)
             # Plugins see the arguments without the context.
             func = partial(own, context) if takes_context else own
-            return work(context, func, tuple(rest), kwargs, key=context.job.id)
+            return work(context, func, args[1:], kwargs, key=context.job.id)
 
         @wraps(own)
         def call(*args: Any, **kwargs: Any) -> Any:
-            return attempt(self.work, args, kwargs) if self._is_job(args) else own(*args, **kwargs)
+            return attempt(self.work, args, kwargs)
 
         @wraps(own)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            is_job = self._is_job(args)
-            return await (
-                attempt(self.work_async, args, kwargs) if is_job else own(*args, **kwargs)
-            )
+            return await attempt(self.work_async, args, kwargs)
 
         task.func = call_async if iscoroutinefunction(own) else call
         task.pass_context = True
-        task.retry_strategy = _Strategy(task.retry_strategy)
+        ask_task = task.get_retry_exception
+        task.get_retry_exception = partial(self._decided, ask_task)  # type: ignore[method-assign]  # of this one task
 
-    def _is_job(self, args: tuple[Any, ...]) -> bool:
-        """Return whether a worker passed these arguments, not a call within a job."""
-        return (
-            bool(args) and isinstance(args[0], JobContext) and not self.is_at_work(args[0].job.id)
-        )
+    def _decided(self, ask_task: Any, exception: BaseException, job: Job) -> JobRetry | None:
+        """Return whether, and when, a failed job runs again."""
+        if job.id in self._decisions:
+            return self._decisions.pop(job.id)
+        # A worker that shuts down asks about aborted jobs, too.
+        return None if isinstance(exception, _Cancelled) else ask_task(exception, job)
 
     @property
     def tasks(self) -> Mapping[str, Any]:
@@ -141,21 +147,20 @@ class AppPlugins(Native[App]):
         return run.task.get_retry_exception(error, run.job) is not None
 
     def retry(self, run: JobContext, attempt: Attempt, number: int) -> Any:  # noqa: ARG002  # counts
-        """Make our strategy request another attempt, and raise the task's own error."""
-        at = datetime.now(UTC) + timedelta(seconds=attempt.delay or 0)
-        _decisions_for(run)[run.job.id] = RetryDecision(retry_at=at)
+        """Request another attempt, and raise the task's own error."""
+        wait: Any = {"seconds": attempt.delay or 0}
+        self._decisions[run.job.id] = JobRetry(RetryDecision(retry_in=wait))
         return attempt.error
 
-    def cancel(self, run: JobContext, attempt: Attempt) -> Any:
+    def cancel(self, run: JobContext, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
         """Abort the job, so that no strategy runs it again."""
-        _decisions_for(run)[run.job.id] = None
-        aborted = JobAborted(attempt.reason)
+        aborted = _Cancelled(attempt.reason)
         aborted.__cause__ = attempt.error
         return aborted
 
     def dead_letter(self, run: JobContext, attempt: Attempt) -> Any:
         """Fail the job for good; the jobs table keeps it."""
-        _decisions_for(run)[run.job.id] = None
+        self._decisions[run.job.id] = None
         return attempt.error
 
     def encode(self, run: JobContext | None, value: Any) -> object:
@@ -169,13 +174,11 @@ class AppPlugins(Native[App]):
             EngineError: The message has positional arguments.
         """
         if message.args:
-            who = f"engine 'procrastinate', task {message.name!r}"
-            msg = f"{who}: a job takes keyword arguments only"
+            msg = f"engine {self.name!r}, task {message.name!r}: a job takes keyword arguments only"
             raise EngineError(msg)
-        options: Any = {"queue": message.queue, "task_kwargs": dict(message.kwargs)}
-        if delay:
-            options["schedule_at"] = datetime.now(UTC) + timedelta(seconds=delay)
-        job = self.tasks[message.name].configure(**options)
+        wait: Any = {"seconds": delay} if delay else None
+        task = self.tasks[message.name]
+        job = task.configure(task_kwargs=dict(message.kwargs), schedule_in=wait)
         if self.loop is not None:
             return _text(job.defer_async())
         try:
@@ -189,28 +192,4 @@ async def _text(sent: Any) -> str:
     return str(await sent)
 
 
-def _decisions_for(run: JobContext) -> dict[int | None, RetryDecision | None]:
-    strategy: Any = run.task.retry_strategy
-    return strategy.decisions  # type: ignore[no-any-return]  # ``_cover`` put it there
-
-
-class _Strategy(BaseRetryStrategy):
-    """Decides when a job runs again: as plugins decided, else by the task's own strategy.
-
-    Attributes:
-        decisions: What plugins decided, by job id; None if the job must not run again.
-    """
-
-    def __init__(self, own: BaseRetryStrategy | None) -> None:
-        self._own = own
-        self.decisions: dict[int | None, RetryDecision | None] = {}
-
-    def get_retry_exception(self, exception: BaseException, job: Job) -> JobRetry | None:
-        """Return what Procrastinate should do after a failed attempt."""
-        if job.id in self.decisions:
-            decision = self.decisions.pop(job.id)
-            return None if decision is None else JobRetry(decision)
-        return None if self._own is None else self._own.get_retry_exception(exception, job)
-
-
-install: Final = AppPlugins.install
+install: Final = ProcrastinateNative.install

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import atexit
 import signal
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from functools import wraps
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, timedelta
+from functools import partial
 from inspect import iscoroutinefunction
 from math import ceil
 from typing import Any, Final
@@ -27,7 +27,6 @@ require("rq", "1.16")
 from rq import Queue, Retry
 from rq.command import send_shutdown_command
 from rq.job import Job, get_current_job
-from rq.results import Result
 from rq.timeouts import BaseTimeoutException
 from rq.worker import BaseWorker
 
@@ -40,8 +39,6 @@ __all__ = ["PluggyJob", "install"]
 
 # The key in a job's ``meta`` that counts its attempts, from the second on.
 _ATTEMPT: Final = "qtasks_pluggy_attempt"
-# An older RQ stores a returned Retry like any other result.
-_OBEYS_RETURNED_RETRY: Final = hasattr(Result.Type, "RETRIED")
 
 
 def install(
@@ -72,24 +69,20 @@ def install(
         msg = f"{who} expected a subclass of rq.job.Job, got {job_class!r}"
         raise TypeError(msg)
     made = type("PluggyJob", (_PluggedJob, job_class), {"__module__": __name__})
-    JobPlugins.install(made, plugins, discover=discover, intercept=intercept)
+    RQNative.install(made, plugins, discover=discover, intercept=intercept)
     return made
 
 
 class _ReturnedRetry(Exception):  # noqa: N818  # a control exception
-    """The job returned RQ's ``Retry``, so RQ runs it again."""
-
-    def __init__(self, retry: Retry) -> None:
-        super().__init__(f"the job returned Retry(max={retry.max})")
-        self.retry = retry
+    """The job returned RQ's ``Retry``, its argument, so RQ runs it again."""
 
 
-class JobPlugins(Native[type[Job]]):
+class RQNative(Native[type[Job]]):
     """The plugins of a job class; a run is a job."""
 
     name = "rq"
     kind = type
-    control = (BaseTimeoutException, _ReturnedRetry)
+    control = (BaseTimeoutException,)
     ends_worker = ()
 
     # The queue that was passed to ``installed_in``; a running job has its own.
@@ -104,75 +97,27 @@ class JobPlugins(Native[type[Job]]):
         """Every importable function, by its dotted name."""
         return Importable(callable)
 
-    def count(self) -> int:
-        """Return 1: RQ has no list of jobs to count."""
-        return 1
+    def begin_for(self, job: Job) -> None:
+        """Start the plugins before a job.
 
-    def around(self, job: _PluggedJob) -> Callable[..., Any]:
-        """Return the callable that RQ runs for a job: its function, with plugins around it."""
-        own = job.own_func
-
-        @wraps(own)
-        def function(*args: Any, **kwargs: Any) -> Any:
-            return _checked(job, own(*args, **kwargs))
-
-        @wraps(own)
-        async def function_async(*args: Any, **kwargs: Any) -> Any:
-            """Await the job's function."""
-            return _checked(job, await own(*args, **kwargs))
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            try:
-                with self._alive(job):
-                    return self.work(job, function, args, kwargs, key=job.id)
-            except _ReturnedRetry as returned:
-                return returned.retry
-
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
-            """Make the attempt; RQ awaits this in the main thread, where its time limit works."""
-            try:
-                with self._alive(job):
-                    return await self.work_async(job, function_async, args, kwargs, key=job.id)
-            except _ReturnedRetry as returned:
-                return returned.retry
-
-        return call_async if iscoroutinefunction(own) else call
-
-    @contextmanager
-    def _alive(self, job: Job) -> Generator[None]:
-        """Start the plugins before a job, count its attempt, and stop them with the process."""
+        Raises:
+            SystemExit: They cannot start. RQ gives the job to another worker; this one stops,
+                because it would take and fail every job.
+        """
         log_as("rq.worker")
-        stays = _is_worker()
-        if not self.is_begun:
-            try:
-                self.begin_for_run()
-            except Exception as error:
-                if not _is_sync(job):
-                    # Leave the job to another worker: this one would take and fail every job.
-                    _add_retry(job, 0)
-                    send_shutdown_command(job.connection, job.worker_name or "")
-                raise self.refusal(error) from error
-            if stays:
-                atexit.register(self.end)
-        is_retried = False
         try:
-            yield
-        except BaseException as error:
-            is_retried = self.will_retry(job, error)
-            raise
-        finally:
-            if is_retried:
-                # RQ stores the job's ``meta`` when it runs it again.
-                job.meta[_ATTEMPT] = attempt_of({"attempt": job.meta.get(_ATTEMPT)}) + 1
-            elif job.meta.pop(_ATTEMPT, None):
-                # A failed job that is requeued starts at its first attempt.
-                job.save_meta()  # type: ignore[no-untyped-call]  # RQ's
-            if not stays:
-                self.end()
+            self.begin_for_run()
+        except Exception as error:
+            if not _is_sync(job):
+                _add_retry(job, 0)
+                send_shutdown_command(job.connection, job.worker_name or "")
+            raise self.refusal(error) from error
+        if _is_worker():
+            # In a work horse, which ends without ``atexit``, ``perform`` stops them.
+            atexit.register(self.end)
 
     def message(self, run: Job, args: Any, kwargs: Any) -> TaskMessage:
         """Make a message from a job."""
-        made = run.created_at
         return TaskMessage(
             str(run.func_name),
             args,
@@ -180,8 +125,8 @@ class JobPlugins(Native[type[Job]]):
             uuid=run.id,
             priority=None,
             # Before RQ 2, it has no time zone.
-            created_at=made.replace(tzinfo=made.tzinfo or UTC).timestamp(),
-            attempt=attempt_of({"attempt": run.meta.get(_ATTEMPT)}),
+            created_at=run.created_at.replace(tzinfo=UTC).timestamp(),
+            attempt=_attempt(run),
             queue=run.origin,
             engine=self.name,
             metadata={name: value for name, value in run.meta.items() if name != _ATTEMPT},
@@ -194,10 +139,10 @@ class JobPlugins(Native[type[Job]]):
 
     def will_retry(self, run: Job, error: BaseException) -> bool:
         """Return whether RQ itself will run the job again."""
-        is_left = isinstance(error, _ReturnedRetry) or (run.retries_left or 0) > 0
-        return is_left and not _is_sync(run)
+        is_left = (run.retries_left or 0) > 0 and not _is_sync(run)
+        return is_left or isinstance(error, _ReturnedRetry)
 
-    def retry(self, run: Job, attempt: Attempt, number: int) -> Any:  # noqa: ARG002  # ``_counted``
+    def retry(self, run: Job, attempt: Attempt, number: int) -> Any:  # noqa: ARG002  # ``perform`` counts
         """Add one retry to a job; its worker schedules it when the job fails."""
         if _is_sync(run):
             msg = f"engine 'rq', {run.func_name}: a queue with is_async=False runs each job once"
@@ -212,44 +157,55 @@ class JobPlugins(Native[type[Job]]):
 
     dead_letter = cancel
 
+    def check_result(self, task: str, value: Any) -> None:  # noqa: ARG002  # an engine's
+        """Tell a ``Retry`` that RQ will obey from a result.
+
+        Raises:
+            _ReturnedRetry: RQ will run the job again.
+        """
+        if isinstance(value, Retry):
+            job: Any = get_current_job()
+            # RQ before 2.1 counts none, and stores a Retry like any other result.
+            used = getattr(job, "number_of_retries", value.max) or 0
+            if used < value.max and not _is_sync(job):
+                raise _ReturnedRetry(value)
+
     def encode(self, run: Job | None, value: Any) -> object:
         """Serialize a value as RQ does, and read it back."""
-        serializer = (self._queue_for() if run is None else run).serializer
+        serializer = (run or self._queue()).serializer
         return serializer.loads(serializer.dumps(value))
 
     def send(self, message: TaskMessage, delay: float | None) -> None:
-        """Enqueue a job on the queue that the message names."""
-        queue = self._queue_for(message.queue)
-        job = queue.create_job(
+        """Enqueue a job on the queue of the running job, or on the client's."""
+        queue = self._queue()
+        enqueue = partial(queue.enqueue_in, timedelta(seconds=delay)) if delay else queue.enqueue
+        enqueue(
             message.name,
             args=message.args,
             kwargs=message.kwargs,
             job_id=str(message.uuid),
             meta=message.metadata,
         )
-        if delay:
-            queue.schedule_job(job, datetime.now(UTC) + timedelta(seconds=delay))
-        else:
-            queue.enqueue_job(job)
 
-    def _queue_for(self, name: str | None = None) -> Queue:
-        """Return a queue by name, on the connection of the running job or of the client.
+    def _queue(self) -> Queue:
+        """Return the queue of the running job, or the client's.
 
         Raises:
-            EngineError: No connection is known.
+            EngineError: There is neither.
         """
-        known: Any = get_current_job() or self.queue
-        if known is None:
+        job = get_current_job()
+        if job is not None:
+            return Queue(job.origin, connection=job.connection, serializer=job.serializer)
+        if self.queue is None:
             msg = "engine 'rq': no connection to send the job on; pass a Queue, not a job class"
             raise EngineError(msg)
-        chosen: str = name or getattr(known, "origin", "") or known.name
-        return Queue(chosen, connection=known.connection, serializer=known.serializer)
+        return self.queue
 
 
 class _PluggedJob(Job):
     """A job whose worker asks plugins about its errors."""
 
-    qtasks_pluggy_app: JobPlugins
+    qtasks_pluggy_app: RQNative
 
     @classmethod
     def fetch(cls, *args: Any, **kwargs: Any) -> Any:
@@ -263,23 +219,41 @@ class _PluggedJob(Job):
 
     @property
     def func(self) -> Any:
-        """The job's function; in the worker that performs the job, with plugins around it."""
-        plugged, own = self.qtasks_pluggy_app, self.own_func
-        if own is None or get_current_job() is not self or plugged.is_at_work(self.id):
+        """The job's function; while RQ performs the job, with plugins around it."""
+        own: Any = super().func
+        plugged = self.qtasks_pluggy_app
+        if get_current_job() is not self or plugged.is_at_work(self.id):
             return own
-        return plugged.around(self)
+        # RQ awaits async functions in the main thread, where its time limit works.
+        work = plugged.work_async if iscoroutinefunction(own) else plugged.work
+        return lambda *args, **kwargs: work(self, own, args, kwargs, key=self.id)
 
-    @property
-    def own_func(self) -> Any:
-        """The job's function, as RQ finds it."""
-        return super().func
+    def perform(self) -> Any:
+        """Perform the job with the plugins started, and count its attempt."""
+        plugged, is_retried = self.qtasks_pluggy_app, False
+        begins = not plugged.is_begun
+        if begins:
+            plugged.begin_for(self)
+        try:
+            return super().perform()
+        except BaseException as error:
+            is_retried = plugged.will_retry(self, error)
+            if isinstance(error, _ReturnedRetry):
+                return error.args[0]
+            raise
+        finally:
+            if begins and not _is_worker():
+                plugged.end()
+            if is_retried:
+                # RQ stores the job's ``meta`` when it runs it again.
+                self.meta[_ATTEMPT] = _attempt(self) + 1
+            elif self.meta.pop(_ATTEMPT, None):
+                # A failed job that is requeued starts at its first attempt.
+                self.save_meta()  # type: ignore[no-untyped-call]  # RQ's
 
 
-def _checked(job: Job, result: Any) -> Any:
-    is_obeyed = isinstance(result, Retry) and _OBEYS_RETURNED_RETRY and not _is_sync(job)
-    if is_obeyed and (job.number_of_retries or 0) < result.max:
-        raise _ReturnedRetry(result)
-    return result
+def _attempt(job: Job) -> int:
+    return attempt_of({"attempt": job.meta.get(_ATTEMPT)})
 
 
 def _is_worker() -> bool:

@@ -67,6 +67,13 @@ def calls_itself(*, inner=False):
         return f"caught {error}"
 
 
+def runs_another():
+    """Run a job at once within a job."""
+    job = get_current_job()
+    inner = Queue(job.origin, is_async=False, connection=job.connection, job_class=type(job))
+    return inner.enqueue(fail).latest_result().return_value
+
+
 class Shop:
     def __init__(self, name):
         self.name = name

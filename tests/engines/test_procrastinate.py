@@ -130,6 +130,28 @@ async def test_cancel_and_dead_letter_ask_no_strategy(shop, decision):
     install(shop.app, [Keeps(decision)], discover=False)
     assert (await shop.run(task, text="broken")).status in {"aborted", "failed"}
     assert ["broken"] == shop.seen
+    assert {} == installed_in(shop.app).engine._decisions
+
+
+async def test_a_cancelled_job_is_over_though_its_worker_shuts_down(shop):
+    """A worker that shuts down asks the strategy about aborted jobs, too."""
+
+    def wait(context):
+        shop.seen.append("waits")
+        while not context.should_abort():
+            time.sleep(0.01)
+        raise OSError("no time")
+
+    task = shop.declare(wait, retry=True, pass_context=True)
+    install(shop.app, [Keeps(Cancel("why"))], discover=False)
+    async with shop.app.open_async():
+        number = await task.defer_async()
+        worker = asyncio.create_task(shop.work(wait=True, shutdown_graceful_timeout=0.1))
+        while not shop.seen:
+            await asyncio.sleep(0.01)
+        worker.cancel()
+        await asyncio.wait([worker])
+        assert "aborted" == (await shop.job(number)).status
 
 
 @KINDS

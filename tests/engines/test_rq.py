@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import traceback
 
@@ -278,6 +279,18 @@ def test_plugins_are_asked_where_rq_runs_jobs_at_once(redis_url):
         assert CapabilityError.__name__ in str(logs)
         assert "is_async=False runs each job once" in last_line(queue.enqueue(fail))
     assert ["broken"] * 3 == seen
+
+
+def test_a_job_within_a_job_leaves_the_plugins_started(redis_url):
+    """Plugins are stopped after the job that they were started for."""
+    # A worker in another test has left its handler.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    plugin = Keeps("inner")
+    job_class = install([plugin], discover=False)
+    with rq_apps.queue_on(redis_url, is_async=False, job_class=job_class) as queue:
+        job = queue.enqueue(rq_apps.runs_another)
+        assert "inner" == job.latest_result().return_value
+    assert ["start", "close", "close", "stop"] == plugin.heard
 
 
 class Replays:
