@@ -119,17 +119,11 @@ async def _wait_for_future(
 
 
 def _deadlock_error(engine: Engine, method: str) -> Exception:
-    if method == "room":
-        msg = (
-            f"engine {engine.name!r} takes no more for now, and this is its own event loop's"
-            " thread, where waiting for room would never end; use 'await task.submit_async(...)'"
-        )
-        return QueueFullError(msg)
     msg = (
-        f"engine {engine.name!r} needs this thread's event loop for {method}, so waiting for it"
-        " here would never end; await the handle, or the async form of the call, instead"
+        f"engine {engine.name!r} needs this thread's event loop, so waiting for its {method} here"
+        " would never end; await the handle, or use 'await task.submit_async(...)'"
     )
-    return RuntimeError(msg)
+    return QueueFullError(msg) if method == "room" else RuntimeError(msg)
 
 
 def is_here(loop: asyncio.AbstractEventLoop | None) -> bool:
