@@ -49,11 +49,10 @@ async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: A
             try:
                 return unwrap(await asyncio.shield(thread))
             except asyncio.CancelledError:
-                # A start goes on in its thread, and nothing else would stop the engine.
-                if method == "start" and (await asyncio.wait({thread}))[0]:
-                    _, failure = thread.result()
-                    if failure is None:
-                        await asyncio.to_thread(capture, engine.stop)
+                if method == "start":
+                    # It goes on in its thread, and nothing else would stop the engine.
+                    await asyncio.wait({thread})
+                    await asyncio.to_thread(capture, engine.stop)
                 raise
         # No thread waits: there are few of them, and the caller's other work needs them too.
         poll, (pause, most) = partial(call, args[0], 0), _POLL_SECONDS

@@ -226,8 +226,7 @@ class MemoryEngine:
             if ticket.ended is not None:
                 return ticket.ended
             self._refuse_in_a_fork()
-            if ticket.future is None:
-                ticket.future = Future()
+            ticket.future = ticket.future or Future()
             return ticket.future
 
     def status(self, ticket: MemoryRun) -> TaskStatus:
@@ -358,9 +357,9 @@ class MemoryEngine:
             self.loop.call_soon_threadsafe(call, *args)
 
     def _make_task(self, run: MemoryRun) -> None:
-        attempt = self._attempt(run, ASYNCIO_WORKER)
-        # The loop holds the task until its first step, and from then on the run does.
-        _ = asyncio.get_running_loop().create_task(attempt, context=self._context.copy())
+        # Not by the loop's factory: an eager one would begin here, with the lock held. The loop
+        # holds the task until its first step, and from then on the run does.
+        _ = asyncio.Task(self._attempt(run, ASYNCIO_WORKER), context=self._context.copy())
 
     def _work(self, runs: queue.SimpleQueue[MemoryRun | None]) -> None:
         """Make attempts in this thread, until the app stops."""
