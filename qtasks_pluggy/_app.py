@@ -29,9 +29,9 @@ from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.executor import TaskExecutor
 from qtasks_pluggy._submit.handle import TaskHandle
 from qtasks_pluggy._submit.lookup import check_workers, resolve_engine
-from qtasks_pluggy._submit.protocol import FindsRuns, check_task_supported
+from qtasks_pluggy._submit.protocol import FindsRuns
 from qtasks_pluggy._submit.replay import repetition_of, replay_in_place, replay_on
-from qtasks_pluggy._submit.submit import Submissions, submit, unknown_task
+from qtasks_pluggy._submit.submit import Submissions, check_supported, submit, unknown_task
 from qtasks_pluggy._task import AsyncTask, Decorator, EchoDecorator, SyncTask
 from qtasks_pluggy._text import closest_match
 from qtasks_pluggy._waiting import Backend
@@ -121,7 +121,7 @@ class QueueTasks(Lifecycle):
             self._refuse_if_started()
             functions = [task.task_func for task in self._tasks.values()]
             for task_func in functions:
-                check_task_supported(adapter, self.name, task_func)
+                check_supported(adapter, task_func)
             for task_func in functions if adapter is not self._engine else ():
                 adapter.register(self, task_func)
             self._engine, self._workers = adapter, workers
@@ -238,7 +238,7 @@ class QueueTasks(Lifecycle):
             kind = AsyncTask if task_func.is_async else SyncTask
             task: Any = kind(task_func, self)
             if self._engine is not None:
-                check_task_supported(self._engine, self.name, task_func)
+                check_supported(self._engine, task_func)
                 self._engine.register(self, task_func)
             self._tasks[task_func.name] = task
             return task

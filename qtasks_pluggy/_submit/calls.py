@@ -52,11 +52,10 @@ async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: A
             try:
                 return unwrap(await asyncio.shield(thread))
             except asyncio.CancelledError:
-                # A start goes on in its thread, and nothing else would stop the engine.
-                if method == "start" and (await asyncio.wait({thread}))[0]:
-                    _, failure = thread.result()
-                    if failure is None:
-                        await asyncio.to_thread(capture, engine.stop)
+                if method == "start":
+                    # It goes on in its thread, and nothing else would stop the engine.
+                    await asyncio.wait({thread})
+                    await asyncio.to_thread(capture, engine.stop)
                 raise
         # No thread waits: there are few of them, and the caller's other work needs them too.
         poll, waits = partial(call, args[0], 0), pauses(*_POLL_SECONDS)
@@ -136,17 +135,11 @@ async def _wait_for_future(
 
 
 def _deadlock_error(engine: Engine, method: str) -> Exception:
-    if method == "room":
-        msg = (
-            f"engine {engine.name!r} takes no more for now, and this is its own event loop's"
-            " thread, where waiting for room would never end; use 'await task.submit_async(...)'"
-        )
-        return QueueFullError(msg)
     msg = (
-        f"engine {engine.name!r} needs this thread's event loop for {method}, so waiting for it"
-        " here would never end; await the handle, or the async form of the call, instead"
+        f"engine {engine.name!r} needs this thread's event loop, so waiting for its {method} here"
+        " would never end; await the handle, or use 'await task.submit_async(...)'"
     )
-    return RuntimeError(msg)
+    return QueueFullError(msg) if method == "room" else RuntimeError(msg)
 
 
 def is_here(loop: asyncio.AbstractEventLoop | None) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qtasks_hookspecs import TaskMessage
 from qtasks_pluggy._plugins.trail import Trail
-from qtasks_pluggy._submit.calls import call_engine, is_pending, wait_for
+from qtasks_pluggy._submit.calls import call_engine
 from qtasks_pluggy._submit.outcome import RunResult, TaskStatus
 from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, Raised, reraise, run_to_completion
@@ -125,14 +125,7 @@ class TaskHandle(Generic[R_co]):
     async def _wait(self, backend: Backend, limit: float | None) -> Any:
         ended = self._ended
         if ended is None:
-            engine = self._engine
-            if engine.blocking:
-                ended = await call_engine(engine, backend, "result", self._ticket, limit)
-            else:
-                # As ``call_engine`` does, but there is seldom anything to wait for.
-                ended = engine.result(self._ticket, limit)
-                if type(ended) is not RunResult and is_pending(ended):
-                    ended = await wait_for(ended, engine, backend, "result", limit)
+            ended = await call_engine(self._engine, backend, "result", self._ticket, limit)
             # Another waiter may have set it by now; on a timeout there is nothing to set.
             if ended is not None and self._ended is None:
                 if ended.error is not None:
@@ -167,9 +160,6 @@ def check_seconds(value: Any, what: str) -> float:
         msg = f"{what}: expected a number of seconds or a timedelta, got {type(value).__name__}"
         raise TypeError(msg)
     if not 0 <= value <= threading.TIMEOUT_MAX:
-        shown = repr(value) if isinstance(value, float) else "a number with too many digits"
-        if isinstance(value, int) and value < 0:
-            shown = "a negative number"
-        msg = f"{what}: expected seconds from 0 to {threading.TIMEOUT_MAX:.0f}, got {shown}"
+        msg = f"{what}: expected seconds from 0 to {threading.TIMEOUT_MAX:.0f}, got {value!r}"
         raise ValueError(msg)
     return value

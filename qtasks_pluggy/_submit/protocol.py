@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 from qtasks_hookspecs import RunningTask, TaskFunc, TaskMessage
-from qtasks_hookspecs.exc import CapabilityError, QueueFullError
+from qtasks_hookspecs.exc import QueueFullError
 from qtasks_pluggy._plugins.trail import Trail
 from qtasks_pluggy._submit.outcome import TaskStatus
 
@@ -260,17 +260,3 @@ class NoRoomError(QueueFullError):
     def __init__(self, room: Future[Any]) -> None:
         super().__init__("the queue is full")
         self.room = room
-
-
-def check_task_supported(engine: Engine, app: str, task_func: TaskFunc) -> None:
-    """Refuse a task whose declaration an engine cannot honour.
-
-    Raises:
-        CapabilityError: The engine cannot do what the task's declaration asks for.
-    """
-    if task_func.priority and not engine.capabilities.priority:
-        msg = (
-            f"engine {engine.name!r} has no priorities, and task {task_func.name!r} of app"
-            f" {app!r} is declared with priority={task_func.priority}; leave it out"
-        )
-        raise CapabilityError(msg)

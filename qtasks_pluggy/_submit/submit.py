@@ -57,7 +57,7 @@ async def submit(
         )
         raise EngineError(msg)
     if options is not _NO_OPTIONS or func.priority:
-        _check_options(engine, func, options)
+        check_supported(engine, func, options)
     message = TaskMessage(
         func.name,
         args,
@@ -70,9 +70,13 @@ async def submit(
     return TaskHandle(engine, message, ticket)
 
 
-def _check_options(engine: Engine, func: TaskFunc, options: SubmitOptions) -> None:
-    """Refuse options that an engine cannot honour."""
-    can, about = engine.capabilities, f"so task {func.name!r} cannot be submitted with"
+def check_supported(engine: Engine, func: TaskFunc, options: SubmitOptions = _NO_OPTIONS) -> None:
+    """Refuse a task, or options for one run of it, that an engine cannot honour.
+
+    Raises:
+        CapabilityError: The engine cannot do what is asked for.
+    """
+    can, about = engine.capabilities, f"so task {func.name!r} cannot have"
     if options.delay and not can.delay:
         msg = f"engine {engine.name!r} cannot delay a run, {about} delay={options.delay}"
     elif func.priority and not can.priority:

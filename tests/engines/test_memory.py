@@ -286,6 +286,24 @@ def test_whoever_is_let_in_by_a_cancellation_begins():
         assert "let in" == begun[0].result(timeout=LONG)
 
 
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="new in Python 3.12")
+async def test_a_loop_with_eager_tasks_executes_a_long_queue():
+    """Runs that come to an end at their first step do not begin one inside another."""
+    app = app_of("?workers=1")
+    start = asyncio.Event()
+
+    @app.task
+    async def one(what):
+        await start.wait()
+        return what
+
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    async with app:
+        handles = [await one.submit(what) for what in range(2000)]
+        start.set()
+        assert list(range(2000)) == [await handle for handle in handles]
+
+
 @pytest.mark.parametrize("priority", ["high", 1.5, True, None, float("nan"), [1]])
 def test_a_priority_is_a_whole_number(priority):
     """Anything else is refused when the task is declared."""

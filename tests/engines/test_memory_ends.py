@@ -258,13 +258,12 @@ async def test_whoever_waits_for_room_hears_of_the_stop():
         await waiting
 
 
-def test_work_that_dies_with_the_process_is_said_once(log_output):
-    """The engine warns that it keeps nothing, once however often the app starts."""
-    app = app_of()
-    for _ in range(2):
-        with app:
-            pass
-    assert 1 == [entry["event"] for entry in log_output].count("memory_engine_keeps_nothing")
+def test_work_that_dies_with_the_process_is_said(log_output):
+    """The engine says at its start that it keeps nothing."""
+    with app_of():
+        pass
+    told = [entry for entry in log_output if entry["event"] == "memory_engine_keeps_nothing"]
+    assert ["info"] == [entry["log_level"] for entry in told]
 
 
 def test_an_error_that_nobody_looks_at_is_logged(log_output):
@@ -446,3 +445,23 @@ def test_handles_show_no_values():
     assert "secret" not in repr(handle)
     assert str(handle.uuid) in repr(handle)
     assert "mark" == handle.task_name
+
+
+def test_an_interrupt_on_the_event_loop_goes_on():
+    """Ctrl-C in an async run ends the program, and the run with it."""
+    app = app_of()
+    handles = []
+
+    @app.task
+    async def interrupted():
+        raise KeyboardInterrupt
+
+    async def main():
+        async with app:
+            handles.append(await interrupted.submit())
+            await asyncio.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    with pytest.raises(EngineError, match="KeyboardInterrupt"):
+        handles[0].result(timeout=LONG)

@@ -79,25 +79,6 @@ def test_one_engine_is_behind_one_app():
         assert 1 == gate.mark.submit(1).result(timeout=LONG)
 
 
-def test_a_system_without_threads_fails_the_run_and_keeps_its_place(monkeypatch):
-    """A run for which no thread can be made ends in that error, and the next one has its place."""
-    app = app_of("?workers=1")
-    gate = Gate(app)
-
-    def refuses(_):
-        raise RuntimeError("can't start new thread")
-
-    with app:
-        with monkeypatch.context() as short:
-            short.setattr(threading.Thread, "start", refuses)
-            handles = [gate.mark.submit(n) for n in range(3)]
-            for handle in handles:
-                with pytest.raises(RuntimeError, match="new thread"):
-                    handle.result(timeout=LONG)
-        assert 4 == gate.mark.submit(4).result(timeout=LONG)
-    assert [4] == gate.done
-
-
 def test_a_stop_waits_for_a_run_on_its_way_to_its_next_attempt(monkeypatch):
     """A run that a stop meets between two attempts is in neither place, and not gone."""
     app = app_of("?workers=1", plugins=[Closing(Retry(limit=1, delay=0.01))])
