@@ -9,7 +9,6 @@ import pydantic
 import pytest
 from taskiq import (
     InMemoryBroker,
-    NoResultError,
     TaskiqEvents,
     TaskiqMiddleware,
     async_shared_broker,
@@ -198,19 +197,6 @@ async def test_plain_functions_share_taskiq_s_own_threads(is_app):
     assert 30 == len(most)
     # An app's own start asks the server from a thread, which may not be gone yet.
     assert max(most) - before <= 2 + is_app
-
-
-async def test_an_app_s_task_that_wants_no_result_fails():
-    """``NoResultError`` would leave whoever waits without an end, so it is an ``EngineError``."""
-    app = QueueTasks("shop", engine=broker_of(), discover=False)
-
-    @app.task
-    async def quiet():
-        raise NoResultError
-
-    async with app:
-        with pytest.raises(EngineError, match="'taskiq': the task raised NoResultError: User does"):
-            await (await quiet.submit())
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
