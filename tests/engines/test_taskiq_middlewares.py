@@ -21,6 +21,7 @@ from qtasks_pluggy.engines.taskiq import install
 from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskPluginTriggerError
 from tests.engines.huey_apps import Keeps
 from tests.engines.taskiq_apps import broker_of, ended, working
+from tests.engines.versions import since
 
 pytestmark = pytest.mark.engines
 
@@ -148,6 +149,26 @@ async def test_apps_on_one_broker_start_and_stop_by_themselves(native):
     assert ["start", "close", "stop"] == plugins[0].heard
     # Begun for the client and for the worker, and ended for the client.
     assert 3 == len(native.events)
+
+
+@since("taskiq", "0.12", "a broker in memory does not start middlewares")
+async def test_an_app_leaves_a_broker_as_it_found_it(native):
+    """A broker that the program has opened is neither opened nor closed by its app."""
+    events, plugin = [], Keeps("answer")
+    native.on_event(*TaskiqEvents)(lambda _: events.append("event"))
+    app = QueueTasks("shop", engine=native, plugins=[plugin], discover=False, intercept=OSError)
+
+    @app.task
+    async def fail():
+        raise OSError
+
+    await native.startup()
+    begun = len(events)
+    async with app:
+        assert "answer" == await (await fail.submit())
+    assert begun == len(events)
+    assert ["start", "close", "stop"] == plugin.heard
+    await native.shutdown()
 
 
 class Order(pydantic.BaseModel):

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import attrs
 import taskiq
 from pydantic import TypeAdapter
-from taskiq import AsyncBroker, InMemoryBroker, NoResultError
+from taskiq import AsyncBroker, InMemoryBroker, NoResultError, TaskiqEvents
 from taskiq.brokers.shared_broker import AsyncSharedBroker
 from taskiq.exceptions import SendTaskError, TaskRejectedError
 from taskiq.kicker import AsyncKicker
@@ -163,10 +163,8 @@ class TaskiqNative(Native[AsyncBroker]):
 
     def __init__(self, native: AsyncBroker) -> None:
         if isinstance(native, AsyncSharedBroker):
-            msg = (
-                "engine 'taskiq': install() got an AsyncSharedBroker, which runs no tasks; call it"
-                " with each broker that runs the shared tasks"
-            )
+            who = "engine 'taskiq': install() got an AsyncSharedBroker"
+            msg = f"{who}, which runs no tasks; call it with each broker that runs the shared tasks"
             raise EngineError(msg)
         super().__init__(native)
         self._runs = runs_of(native)
@@ -188,10 +186,8 @@ class TaskiqNative(Native[AsyncBroker]):
 
     def hear_of_workers(self) -> None:
         """Start and stop the plugins when a worker starts and stops."""
-        self.native.add_event_handler(taskiq.TaskiqEvents.WORKER_STARTUP, self._worker_begins)
-        self.native.add_event_handler(
-            taskiq.TaskiqEvents.WORKER_SHUTDOWN, lambda _: self.end_async()
-        )
+        self.native.add_event_handler(TaskiqEvents.WORKER_STARTUP, self._worker_begins)
+        self.native.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, lambda _: self.end_async())
 
     @property
     def tasks(self) -> Mapping[str, Any]:
@@ -224,17 +220,16 @@ class TaskiqNative(Native[AsyncBroker]):
     def around(
         self, name: str, function: Callable[..., Any], *, is_async: bool
     ) -> Callable[..., Any]:
-        """Return a function that makes an attempt of each run; a direct call stays one.
-
-        Taskiq runs a plain function, and so its plugins, in its thread pool.
-        """
+        """Return a function that makes an attempt of each run; a direct call stays one."""
 
         async def call_async(*args: Any, **kwargs: Any) -> Any:
+            """Make an attempt on Taskiq's event loop."""
             if (run := take(name)) is None:
                 return await function(*args, **kwargs)
             return await self.work_async(run, *self.call_of(run, function, args, kwargs))
 
         def call_plain(*args: Any, **kwargs: Any) -> Any:
+            """Make an attempt, and ask its plugins, in a thread of Taskiq's pool."""
             if (run := take(name)) is None:
                 return function(*args, **kwargs)
             return self.work(run, *self.call_of(run, function, args, kwargs))
@@ -377,10 +372,9 @@ async def _kick(kicker: AsyncKicker[Any, Any], args: Any, kwargs: Any) -> None:
 def _hidden(label: Any) -> dict[str, Any]:
     """Read the metadata that a label of its own cannot hold; anybody may have written it."""
     try:
-        given = json.loads(label)
+        return {**json.loads(label)}
     except (TypeError, ValueError):
         return {}
-    return given if isinstance(given, dict) else {}
 
 
 def _count(labels: Mapping[str, Any], name: str) -> int:
