@@ -119,7 +119,6 @@ ELSEWHERE = {
     "results": lambda port: InMemoryBroker().with_result_backend(
         RedisAsyncResultBackend(f"redis://{SECRET}:{port}")
     ),
-    "nonsense": lambda _: AioPikaBroker(f"nonsense://{SECRET}"),
 }
 # Without RabbitMQ's client: cut off, it leaves a coroutine that warns whenever it is found.
 SILENT = ("list", "stream", "results")
@@ -152,7 +151,7 @@ def test_a_server_that_goes_is_told_to_those_who_submit_and_wait(redis_server):
     with app:
         handle = work.submit()
         redis_server.kill()
-        with pytest.raises(EngineError, match="'work': the broker failed"):
+        with pytest.raises(EngineError, match="cannot send task 'work'.*ConnectionError"):
             work.submit()
         with pytest.raises(EngineError, match="'work': the result backend failed"):
             handle.result(timeout=LONG)
@@ -164,14 +163,6 @@ def test_a_server_that_goes_is_told_to_those_who_submit_and_wait(redis_server):
 def test_a_broker_that_hands_out_copies_is_refused():
     """Publish and subscribe would do a run as often as there are workers."""
     with pytest.raises(EngineError, match="to every worker"), app_on(PubSubBroker(NOWHERE)):
-        pass
-
-
-def test_a_limit_that_means_twice_is_refused(redis_url):
-    """A task that may take longer than a stream waits for its worker would be done twice."""
-    app = app_on(RedisStreamBroker(redis_url, uuid.uuid4().hex, idle_timeout=2000))
-    app.task(name="slow", max_time=2)(lambda: 1)
-    with pytest.raises(EngineError, match="idle_timeout"), app:
         pass
 
 

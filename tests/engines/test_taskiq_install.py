@@ -419,7 +419,8 @@ async def test_a_retry_that_cannot_be_sent_is_the_end(native):
     native.kick = kick_once
     async with working(native):
         result = await ended(await task.kiq("broken"))
-    assert "'fail': the broker failed: ConnectionError" in str(result.error)
+    assert "'fail': a plugin decided to retry, but the broker" in str(result.error)
+    assert "ConnectionError" in str(result.error)
     assert ["start", "failed", "close", "stop"] == plugin.heard
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import math
+import re
 from contextlib import suppress
 from typing import Any, Final
 
 import attrs
-from taskiq import AsyncBroker, InMemoryBroker, NoResultError, TaskiqResult
+from taskiq import AsyncBroker, InMemoryBroker, TaskiqResult
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
-from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here, status_from
-from qtasks_pluggy.engines.forward import POLL, Forward, pack_error, unpack_error
-from qtasks_pluggy.engines.native import named
-from qtasks_pluggy.engines.taskiq.brokers import PATIENCE, idle_seconds, open_up, routing, why
-from qtasks_pluggy.engines.taskiq.install import OURS, TaskiqNative, take
-from qtasks_pluggy.exc import CapabilityError, EngineError, QTasksError
+from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here
+from qtasks_pluggy.engines.forward import PATIENCE, POLL, Forward, pack_error, unpack_error
+from qtasks_pluggy.engines.native import text_of
+from qtasks_pluggy.engines.taskiq.brokers import is_a, routing
+from qtasks_pluggy.engines.taskiq.install import OURS, Run, TaskiqNative
+from qtasks_pluggy.exc import CapabilityError, EngineError
 
 # The label of a stored result that holds the run's error, as JSON.
 _END: Final = "qtasks_pluggy_end"
@@ -41,17 +42,16 @@ class Ticket:
 
     def hear(self, result: TaskiqResult[Any]) -> None:
         """Set the run's outcome from a result of Taskiq's."""
-        who, error = f"engine 'taskiq', task {self.task!r}", result.error
+        who = f"engine 'taskiq', task {self.task!r}"
         if (label := result.labels.get(_END)) is not None:
-            told = json.loads(label)
-            error = unpack_error(told["error"], who)
-            self.ended = RunResult(TaskStatus(told["status"]), error=error)
-        elif not result.is_err:
-            self.ended = RunResult(TaskStatus.succeeded, result.return_value)
+            end = json.loads(label)
+            self.ended = RunResult(TaskStatus(end["status"]), error=unpack_error(end["error"], who))
+        elif result.is_err:
+            # It did not end in an attempt of ours: its worker was stopped, for example.
+            error = EngineError(f"{who}: {text_of(result.error)}")
+            self.ended = RunResult(TaskStatus.failed, error=error)
         else:
-            if error is None:
-                error = EngineError(f"{who}: Taskiq did not store the error that it raised")
-            self.ended = RunResult(status_from(error), error=error)
+            self.ended = RunResult(TaskStatus.succeeded, result.return_value)
 
 
 class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
@@ -62,79 +62,70 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
     """
 
     worker = "taskiq worker MODULE:BROKER"
-    # A task that raised Taskiq's own control exceptions would leave callers waiting forever.
-    control = ()
     blocking = False
 
     def __init__(self, given: Any) -> None:
         super().__init__(given)
         self._looks = asyncio.Semaphore(_LOOKS)
         self._is_in_memory = isinstance(self.native, InMemoryBroker)
+        self._is_opener = False
 
     def cover(self) -> None:
         """Watch for workers; ``declare`` covers the tasks."""
-        self.hear_of_workers()
-
-    async def _worker_begins(self, _: Any) -> None:
         # A broker in memory is client and worker at once, and the client starts the plugins.
         if not self._is_in_memory:
-            await super()._worker_begins(_)
+            self.hear_of_workers()
 
     def declare(self, task_func: TaskFunc) -> Any:
         """Make a task of the broker, plain or async like the function, and at-least-once."""
-        native, name, func = self.native, task_func.name, task_func.func
+        native, name = self.native, task_func.name
         if name in native.get_all_tasks():
-            msg = "the broker already has a task with this name; give this one another name="
+            msg = "the broker has a task with this name; give this one another name="
             raise ValueError(msg)
-
-        # Packed, so that parameters can have any name, and Taskiq does not convert their types.
-        async def run_async(args: Any, kwargs: Any) -> Any:
-            """Make one attempt on Taskiq's event loop."""
-            return await self.work_async(take(name), func, tuple(args), kwargs)
-
-        def run_plain(args: Any, kwargs: Any) -> Any:
-            """Make one attempt in a thread of Taskiq's pool."""
-            return self.work(take(name), func, tuple(args), kwargs)
-
-        body: Callable[..., Any] = run_async if task_func.is_async else run_plain
+        body = self.around(name, task_func.func, is_async=task_func.is_async)
         vars(body)[OURS] = True
         # Middlewares must not decide again what plugins have decided.
         options = {"retry_on_error": False, "ack_type": "when_saved", **routing(native)}
         return native.register_task(body, task_name=name, **options)
 
-    def check(self) -> None:
-        """Refuse, in clients and workers, a task that could run twice if it is slow."""
-        super().check()
-        limit = idle_seconds(self.native)
-        for task in self.app.tasks.values():
-            func = task.task_func
-            if limit is not None and (func.max_time or 0) >= limit:
-                msg = (
-                    f"engine 'taskiq', task {func.name!r}: with max_time={func.max_time} it could"
-                    f" run twice: the stream passes a message to another worker after {limit}"
-                    " seconds; raise the broker's idle_timeout, in milliseconds"
-                )
-                raise EngineError(msg)
-
     async def start(self, app: QueueTasks, workers: int | None) -> None:  # type: ignore[override]  # the app awaits it
-        """Connect to the broker and the result backend, unless another app already has."""
+        """Connect to the broker and the result backend, unless the broker is open."""
         super().start(app, workers)
-        self.check()
         self._looks = asyncio.Semaphore(_LOOKS)
-        if not self._runs.opened:
-            await open_up(self.native, app.name)
+        self._is_opener = self.loop is None
+        if self._is_opener:
+            await self._open()
             # Before Taskiq 0.12, a broker in memory does not start middlewares.
             self._runs.startup()
-        self._runs.opened += 1
+
+    async def _open(self) -> None:
+        native, what = self.native, "broker"
+        who = f"engine 'taskiq', app {self.app_name!r}"
+        if is_a(native, "PubSubBroker"):
+            msg = f"{who}: PubSubBroker sends each run to every worker; use RedisStreamBroker"
+            raise EngineError(msg)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                if (pool := getattr(native, "connection_pool", None)) is not None:
+                    # Brokers on Redis connect only when they send something.
+                    await pool.release(await pool.get_connection())
+                await native.startup()
+                what = "result backend"
+                await native.result_backend.is_result_ready("qtasks_pluggy")
+        except Exception as error:
+            with suppress(Exception):
+                await asyncio.wait_for(native.shutdown(), 1)
+            told = f"the {what} of {type(native).__name__} cannot be used: {_why(error)}"
+            msg = f"{who}: {told}; start it, or correct its URL"
+            raise EngineError(msg) from error
 
     async def stop(self) -> None:  # type: ignore[override]  # as above
-        """Finish this process's runs; the last app also closes broker and result backend."""
+        """Finish this process's runs; the app that opened the broker closes it."""
         native = self.native
-        self._runs.opened -= 1
         with suppress(Exception):
             if isinstance(native, InMemoryBroker):
                 await native.wait_all()
-            if not self._runs.opened:
+            if self._is_opener:
                 # The shutdown of a broker in memory would end its thread pool for good.
                 closing = AsyncBroker.shutdown(native) if self._is_in_memory else native.shutdown()
                 await asyncio.wait_for(closing, PATIENCE)
@@ -145,6 +136,8 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
 
     async def submit(self, message: TaskMessage, delay: float | None) -> Any:
         """Send a native message with packed arguments.
+
+        Parameters can then have any name, and Taskiq does not convert their types.
 
         Raises:
             EngineError: An argument cannot be serialized, or the broker failed.
@@ -157,25 +150,21 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
             # A broker in memory may execute the run before it returns.
             async with asyncio.timeout(None if self._is_in_memory else PATIENCE):
                 await self.send(attrs.evolve(message, args=packed, kwargs={}), delay)
-        except QTasksError:
-            raise
         except Exception as error:
             raise self._refused(message, error) from error
         return ticket
 
     # --- one attempt
 
-    def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
-        """Make a message from a run."""
-        return attrs.evolve(super().message(run, args, kwargs), priority=0)
+    def call_of(self, run: Run, func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:  # noqa: ARG002  # as ``submit`` packs them
+        """Return the function and its unpacked arguments."""
+        return func, tuple(args[0]), args[1]
 
     def fail(self, run: Any, attempt: Attempt) -> Any:
         """Store the error in a label too, because Taskiq's own form of it can lose parts."""
         error: Any = attempt.error
-        if isinstance(error, NoResultError):
-            error = named(error, self.name)
-        told = {"status": status_from(error), "error": pack_error(error)}
-        run.message.labels[_END] = json.dumps(told)
+        end = {"status": attempt.status, "error": pack_error(error)}
+        run.message.labels[_END] = json.dumps(end)
         return error
 
     dead_letter = fail
@@ -196,19 +185,12 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         if not self.keeps(ticket):
             return super().result(ticket, timeout)
         clock = asyncio.get_running_loop().time
-        end = None if timeout is None else clock() + timeout
+        end = clock() + (math.inf if timeout is None else timeout)
         pause, most = POLL
-        while (ended := await self._look(ticket)) is None:
-            left = most if end is None else end - clock()
-            if left <= 0:
-                return None
-            await asyncio.sleep(min(pause, left))
+        while (ended := await self._look(ticket)) is None and clock() < end:
+            await asyncio.sleep(min(pause, end - clock()))
             pause = min(pause * 1.5, most)
         return ended
-
-    def no_results(self) -> str:
-        """Return what to do if results are not stored."""
-        return "this broker stores no results; call broker.with_result_backend()"
 
     def read(self, ticket: Ticket) -> RunResult | None:
         """Read a run's outcome from plain code; on the broker's loop, only one already awaited."""
@@ -218,15 +200,8 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         return ticket.ended
 
     def revoke(self, ticket: Ticket, reason: str) -> bool:  # noqa: ARG002  # the seam's
-        """Refuse: brokers cannot take a message back.
-
-        Raises:
-            CapabilityError: Always.
-        """
-        msg = (
-            f"engine 'taskiq' cannot cancel: a broker cannot take a message back, so run"
-            f" {ticket.task_id} of task {ticket.task!r} goes on"
-        )
+        """Refuse: a broker cannot take a message back."""
+        msg = f"engine 'taskiq' cannot cancel a run, so {ticket.task_id} goes on"
         raise CapabilityError(msg)
 
     async def _look(self, ticket: Ticket) -> RunResult | None:
@@ -239,12 +214,17 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
                     # A caller that stops waiting must not lose it for the others.
                     await asyncio.shield(self._read_end(ticket))
         except Exception as error:
-            msg = (
-                f"engine 'taskiq', task {ticket.task!r}: the result backend failed: {why(error)};"
-                " check that it is running"
-            )
+            who = f"engine 'taskiq', task {ticket.task!r}"
+            msg = f"{who}: the result backend failed: {_why(error)}; check that it is running"
             raise EngineError(msg) from error
         return ticket.ended
 
     async def _read_end(self, ticket: Ticket) -> None:
         ticket.hear(await self.native.result_backend.get_result(ticket.task_id))
+
+
+def _why(error: BaseException) -> str:
+    """Return what is wrong with a server, without passwords."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {PATIENCE:g} seconds"
+    return re.sub(r"//[^/@\s]*@", "//...@", text_of(error))

@@ -16,40 +16,24 @@ import signal
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from copy import copy
-from multiprocessing import current_process, parent_process
+from multiprocessing import current_process
 from typing import Any, ClassVar, Final
 from weakref import WeakValueDictionary
 
 import attrs
+import taskiq
 from pydantic import TypeAdapter
-from taskiq import (
-    AsyncBroker,
-    InMemoryBroker,
-    NoResultError,
-    SimpleRetryMiddleware,
-    SmartRetryMiddleware,
-    TaskiqEvents,
-    TaskiqMessage,
-    TaskiqMiddleware,
-    TaskiqResult,
-)
+from taskiq import AsyncBroker, InMemoryBroker, NoResultError, TaskiqEvents
 from taskiq.brokers.shared_broker import AsyncSharedBroker
 from taskiq.exceptions import SendTaskError, TaskRejectedError
 from taskiq.kicker import AsyncKicker
 
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
+from qtasks_pluggy.engines.forward import PATIENCE
 from qtasks_pluggy.engines.native import Native
-from qtasks_pluggy.engines.taskiq.brokers import (
-    PATIENCE,
-    can_delay,
-    has_results,
-    is_a,
-    is_safe,
-    queue_of,
-    why,
-)
-from qtasks_pluggy.exc import CapabilityError, EngineError
+from qtasks_pluggy.engines.taskiq.brokers import can_delay, has_results, is_safe
+from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
 # Marks covered functions, and names the label for metadata that a label of its own cannot hold.
 OURS: Final = "qtasks_pluggy"
@@ -79,18 +63,14 @@ class Run:
         taken: Whether its function has been called; any further call is a direct one.
     """
 
-    message: TaskiqMessage
+    message: taskiq.TaskiqMessage
     args: list[Any]
     kwargs: dict[str, Any]
     requeued: Any
     taken: bool = False
 
 
-class CancelledRunError(NoResultError):
-    """Ends a cancelled run without an error in Taskiq's log; its cause is stored as the error."""
-
-
-class Runs(TaskiqMiddleware):
+class Runs(taskiq.TaskiqMiddleware):
     """Knows the current run, how runs end in this process, and the broker's event loop."""
 
     def __init__(self) -> None:
@@ -98,8 +78,6 @@ class Runs(TaskiqMiddleware):
         self.loop: asyncio.AbstractEventLoop | None = None
         # Held while a client's broker is open for a single message.
         self.sending = asyncio.Lock()
-        # How many apps use this client's open broker.
-        self.opened = 0
         # Whether runs are acknowledged only after they end, whatever the worker's own setting.
         self.keeps_all = False
         # The tickets of this process, by id: a broker in memory forgets older results.
@@ -114,7 +92,7 @@ class Runs(TaskiqMiddleware):
         """Forget the event loop."""
         self.loop = None
 
-    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+    def pre_execute(self, message: taskiq.TaskiqMessage) -> taskiq.TaskiqMessage:
         """Remember the run; Taskiq calls its function in the same context."""
         self.loop = asyncio.get_running_loop()
         if self.keeps_all:
@@ -123,20 +101,15 @@ class Runs(TaskiqMiddleware):
         _current.set(Run(message, list(message.args), dict(message.kwargs), requeued))
         return message
 
-    def on_error(
-        self,
-        message: TaskiqMessage,  # noqa: ARG002  # Taskiq's
-        result: TaskiqResult[Any],
-        exception: BaseException,
-    ) -> None:
-        """Store the cause of a cancelled run as its error."""
-        if isinstance(exception, CancelledRunError):
-            result.error = exception.__cause__
+    def on_error(self, message: Any, result: Any, exception: BaseException) -> None:  # noqa: ARG002  # Taskiq's
+        """Store the error of a cancelled run, which ``cancel`` hid from Taskiq's log."""
+        cause = exception.__cause__
+        if isinstance(exception, NoResultError) and isinstance(cause, TaskCancelError):
+            result.error = cause
 
-    def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+    def post_save(self, message: taskiq.TaskiqMessage, result: taskiq.TaskiqResult[Any]) -> None:
         """Pass the result to a caller that waits for the run in this process."""
-        waits = self.waiting.get(message.task_id)
-        if waits is not None and not isinstance(result.error, NoResultError):
+        if (waits := self.waiting.get(message.task_id)) is not None:
             waits.hear(result)
 
 
@@ -178,10 +151,6 @@ def at_least_once(broker: AsyncBroker) -> None:
         )
         raise CapabilityError(msg)
     runs_of(broker).keeps_all = True
-    stream: Any = broker
-    if is_a(broker, "RedisStreamBroker") and stream.consumer_id == "$":
-        # Otherwise messages sent before the first worker or client started would be lost.
-        stream.consumer_id = "0"
 
 
 class TaskiqNative(Native[AsyncBroker]):
@@ -190,16 +159,12 @@ class TaskiqNative(Native[AsyncBroker]):
     name = "taskiq"
     kind = AsyncBroker
     control: ClassVar[tuple[type[Exception], ...]] = (NoResultError, TaskRejectedError)
-    hint = (
-        "name the modules that declare them after the broker: taskiq worker MODULE:BROKER MODULES"
-    )
+    hint = "name the modules that declare them: taskiq worker MODULE:BROKER MODULES"
 
     def __init__(self, native: AsyncBroker) -> None:
         if isinstance(native, AsyncSharedBroker):
-            msg = (
-                f"engine 'taskiq': install() got the shared broker, a {type(native).__name__},"
-                " which runs no tasks; call it with each broker that runs the shared tasks"
-            )
+            who = "engine 'taskiq': install() got an AsyncSharedBroker"
+            msg = f"{who}, which runs no tasks; call it with each broker that runs the shared tasks"
             raise EngineError(msg)
         super().__init__(native)
         self._runs = runs_of(native)
@@ -215,70 +180,69 @@ class TaskiqNative(Native[AsyncBroker]):
     def cover(self) -> None:
         """Make Taskiq wrap the functions of new tasks, and watch for workers."""
         self.hear_of_workers()
-        native_class: Any = self.native.decorator_class
-        wrap = self._wrapped
-
-        class Covered(native_class):  # type: ignore[misc]  # known at run time only
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                super().__init__(*args, **kwargs)
-                task: Any = self
-                task.original_func = wrap(task.task_name, task.original_func)
-
-        Covered.__name__ = Covered.__qualname__ = native_class.__name__
-        self.native.decorator_class = Covered
+        native: Any = self.native
+        task_class = native.decorator_class
+        native.decorator_class = lambda **given: self._cover(task_class(**given))
 
     def hear_of_workers(self) -> None:
         """Start and stop the plugins when a worker starts and stops."""
         self.native.add_event_handler(TaskiqEvents.WORKER_STARTUP, self._worker_begins)
-        self.native.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, self._worker_ends)
+        self.native.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, lambda _: self.end_async())
 
     @property
     def tasks(self) -> Mapping[str, Any]:
         """The broker's own tasks by name, shared ones too."""
-        every = self.native.get_all_tasks()
-        return {name: task for name, task in every.items() if _mark_of(task) is not True}
+        return {
+            name: task
+            for name, task in self.native.get_all_tasks().items()
+            # Those of a ``QueueTasks`` app have a mark of their own.
+            if getattr(task.original_func, OURS, None) is not True
+        }
 
     def count(self) -> int:
         """Cover the tasks that were declared before ``install``, and count all tasks."""
         tasks, local = self.tasks, self.native.local_task_registry
         for name, task in tasks.items():
-            if _mark_of(task) is None:
-                # Other brokers, without these plugins, may run a shared task too.
-                own = local[name] = task if name in local else copy(task)
-                own.original_func = self._wrapped(name, task.original_func)
+            # Other brokers, without these plugins, may run a shared task too.
+            local[name] = self._cover(task if name in local else copy(task))
         return len(tasks)
 
-    def _wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Put plugins around a task's function; a plain one stays plain, an async one async.
+    def _cover(self, task: Any) -> Any:
+        """Put plugins around a task's function, unless it has some."""
+        function = task.original_func
+        if not hasattr(function, OURS):
+            is_async = inspect.iscoroutinefunction(function)
+            wrapper = self.around(task.task_name, function, is_async=is_async)
+            vars(wrapper)[OURS] = self
+            task.original_func = functools.update_wrapper(wrapper, function)
+        return task
 
-        Taskiq runs a plain function, and so its plugins, in its thread pool.
-        """
-        if hasattr(function, OURS):
-            return function
-        wrapper: Callable[..., Any]
-        if inspect.iscoroutinefunction(function):
+    def around(
+        self, name: str, function: Callable[..., Any], *, is_async: bool
+    ) -> Callable[..., Any]:
+        """Return a function that makes an attempt of each run; a direct call stays one."""
 
-            async def call_async(*args: Any, **kwargs: Any) -> Any:
-                if (run := take(name)) is None:
-                    return await function(*args, **kwargs)
-                func, kwargs = _without_found(function, kwargs, run)
-                return await self.work_async(run, func, args, kwargs)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            """Make an attempt on Taskiq's event loop."""
+            if (run := take(name)) is None:
+                return await function(*args, **kwargs)
+            return await self.work_async(run, *self.call_of(run, function, args, kwargs))
 
-            wrapper = call_async
-        else:
+        def call_plain(*args: Any, **kwargs: Any) -> Any:
+            """Make an attempt, and ask its plugins, in a thread of Taskiq's pool."""
+            if (run := take(name)) is None:
+                return function(*args, **kwargs)
+            return self.work(run, *self.call_of(run, function, args, kwargs))
 
-            def call_plain(*args: Any, **kwargs: Any) -> Any:
-                if (run := take(name)) is None:
-                    return function(*args, **kwargs)
-                func, kwargs = _without_found(function, kwargs, run)
-                return self.work(run, func, args, kwargs)
-
-            wrapper = call_plain
-        functools.update_wrapper(wrapper, function)
-        vars(wrapper)[OURS] = self
-        return wrapper
+        return call_async if is_async else call_plain
 
     # --- one attempt
+
+    def call_of(self, run: Run, func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Bind the dependencies that Taskiq injected, so that plugins see only what was sent."""
+        sent = {name: value for name, value in kwargs.items() if name in run.message.kwargs}
+        found = {name: value for name, value in kwargs.items() if name not in sent}
+        return (functools.partial(func, **found) if found else func), args, sent
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
         """Make a message from Taskiq's; labels that the task was not declared with are metadata."""
@@ -296,9 +260,8 @@ class TaskiqNative(Native[AsyncBroker]):
             uuid=run.message.task_id,
             priority=labels.get("priority"),
             attempt=1 + _count(labels, _NATIVE_RETRIES) + _count(labels, _RETRIES),
-            queue=queue_of(self.native, labels),
+            queue=labels.get("queue_name") or getattr(self.native, "queue_name", None),
             engine=self.name,
-            redelivered=None,
             metadata={**metadata, **_hidden(labels.get(OURS))},
         )
 
@@ -324,7 +287,7 @@ class TaskiqNative(Native[AsyncBroker]):
         declared = self.options(run).get("types_of_exceptions")
         number = _count(labels, _NATIVE_RETRIES) + 1
         for one in self.native.middlewares:
-            if isinstance(one, (SimpleRetryMiddleware, SmartRetryMiddleware)):
+            if isinstance(one, (taskiq.SimpleRetryMiddleware, taskiq.SmartRetryMiddleware)):
                 is_wanted = str(labels.get("retry_on_error", one.default_retry_label)).lower()
                 most = int(labels.get("max_retries", one.default_retry_count))
                 # The first versions of these middlewares have no such attribute.
@@ -335,22 +298,22 @@ class TaskiqNative(Native[AsyncBroker]):
 
     def encode(self, run: Any, value: Any) -> object:  # noqa: ARG002  # the same for both
         """Encode an answer or an argument as JSON, as Taskiq's own formatter does."""
-        dumped: object = _ANY.dump_python(value, mode="json")
-        return dumped
+        return _ANY.dump_python(value, mode="json")
 
     async def retry(self, run: Any, attempt: Attempt, number: int) -> Exception:  # noqa: ARG002  # Taskiq's retries count too
         """Send the message again, as Taskiq's own middlewares do, without counting as theirs."""
-        labels = {**run.message.labels, _RETRIES: _count(run.message.labels, _RETRIES) + 1}
+        message = run.message
+        labels = {**message.labels, _RETRIES: _count(message.labels, _RETRIES) + 1}
         labels.pop("delay", None)
         if attempt.delay:
             labels["delay"] = attempt.delay
-        name, task_id = run.message.task_name, run.message.task_id
-        await self._kick(name, labels, task_id, run.args, run.kwargs)
+        kicker = AsyncKicker[Any, Any](message.task_name, self.native, labels)
+        await _kick(kicker.with_task_id(message.task_id), run.args, run.kwargs)
         return NoResultError()
 
     def cancel(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
         """End the run with its ``TaskCancelError``, which Taskiq neither logs nor retries."""
-        cancelled = CancelledRunError()
+        cancelled = NoResultError()
         cancelled.__cause__ = attempt.error
         return cancelled
 
@@ -370,29 +333,16 @@ class TaskiqNative(Native[AsyncBroker]):
             labels[OURS] = json.dumps(hidden)
         if delay:
             labels["delay"] = delay
-        run = message.name, labels, str(message.uuid), message.args, message.kwargs
+        kicker = AsyncKicker[Any, Any](message.name, self.native, labels)
+        kicker.with_task_id(str(message.uuid))
         if self.loop is not None or isinstance(self.native, InMemoryBroker):
-            return await self._kick(*run)
+            return await _kick(kicker, message.args, message.kwargs)
         async with self._runs.sending, asyncio.timeout(PATIENCE):
             await self.native.startup()
             try:
-                return await self._kick(*run)
+                return await _kick(kicker, message.args, message.kwargs)
             finally:
                 await self.native.shutdown()
-
-    async def _kick(
-        self, name: str, labels: dict[str, Any], task_id: str, args: Any, kwargs: Any
-    ) -> None:
-        kicker: AsyncKicker[Any, Any] = AsyncKicker(name, self.native, labels)
-        try:
-            await kicker.with_task_id(task_id).kiq(*args, **kwargs)
-        except SendTaskError as error:
-            # The cause of the error says what happened.
-            msg = (
-                f"engine 'taskiq', task {name!r}: the broker failed: {why(error)}; check that it"
-                " is running"
-            )
-            raise EngineError(msg) from error
 
     # --- the plugins' life in a worker
 
@@ -404,39 +354,27 @@ class TaskiqNative(Native[AsyncBroker]):
         try:
             await self.begin_async()
         except Exception as error:
-            refusal = self.refusal(error)
-            if isinstance(self.native, InMemoryBroker):
-                raise
-            if parent_process() is not None and current_process().name.startswith("worker-"):
+            self.refusal(error)
+            if current_process().name.startswith("worker-"):
                 # The command would replace this process forever.
                 os.kill(os.getppid(), signal.SIGTERM)
-            raise refusal from error
-
-    async def _worker_ends(self, _: Any) -> None:
-        await self.end_async()
+            raise
 
 
-def _mark_of(task: Any) -> Any:
-    """Return the mark of a task's function: True for a ``QueueTasks`` app's, None if uncovered."""
-    return getattr(task.original_func, OURS, None)
-
-
-def _without_found(
-    function: Callable[..., Any], kwargs: dict[str, Any], run: Run
-) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Bind the dependencies that Taskiq injected, so that plugins see only the message's own."""
-    sent = {name: value for name, value in kwargs.items() if name in run.message.kwargs}
-    found = {name: value for name, value in kwargs.items() if name not in sent}
-    return (functools.partial(function, **found) if found else function), sent
+async def _kick(kicker: AsyncKicker[Any, Any], args: Any, kwargs: Any) -> None:
+    try:
+        await kicker.kiq(*args, **kwargs)
+    except SendTaskError as error:
+        # Only its cause says what happened.
+        raise error.__cause__ from None  # type: ignore[misc]  # Taskiq sets it
 
 
 def _hidden(label: Any) -> dict[str, Any]:
     """Read the metadata that a label of its own cannot hold; anybody may have written it."""
     try:
-        given = json.loads(label)
+        return {**json.loads(label)}
     except (TypeError, ValueError):
         return {}
-    return given if isinstance(given, dict) else {}
 
 
 def _count(labels: Mapping[str, Any], name: str) -> int:
