@@ -182,18 +182,21 @@ def test_plugins_go_before_other_annotations():
 
 
 @pytest.mark.parametrize(
-    ("kind", "key", "all_have", "allowed"),
+    ("broker", "kind", "key", "all_have", "allowed"),
     [
-        ("topic", "order.new", True, False),
-        ("direct", "order.#", True, True),
-        ("direct", "order.#", False, True),
-        ("direct", "order.new", True, False),
+        ("amqp", "topic", "order.new", True, False),
+        ("amqp", "direct", "order.#", True, True),
+        ("amqp", "direct", "order.#", False, True),
+        ("amqp", "direct", "order.new", True, False),
+        ("redis", "direct", "order.#", True, False),
+        ("memory", "direct", "order.#", True, False),
     ],
 )
 def test_dead_letters_are_looked_for_in_the_queue_that_a_message_came_by(
-    native, kind, key, all_have, allowed
+    broker, kind, key, all_have, allowed
 ):
-    """By its name or the key that it is bound by; where the settings do not tell, it has none."""
+    """By its name or the key that it is bound by, on RabbitMQ; otherwise it has none."""
+    native = celery_app(broker_url=f"{broker}://")
     shop = Exchange("shop", type=kind)
     dead = {"x-dead-letter-exchange": "dead"}
     native.conf.task_queues = [

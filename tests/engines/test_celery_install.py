@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import structlog
 from celery import Celery, exceptions, states
-from kombu import Exchange, Queue
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy.engines.celery import Plugins, at_least_once, install
@@ -371,23 +370,6 @@ def test_presets_for_a_native_app():
         assert 1 == native.conf.worker_prefetch_multiplier
         restores = "unacked_restore_interval" in native.conf.broker_transport_options
         assert restores is broker.startswith("redis")
-
-
-def test_a_queue_with_dead_letters_takes_them(native):
-    """``DeadLetter`` is allowed where the broker sets rejected messages aside."""
-    dead = {"x-dead-letter-exchange": "dead"}
-    native.conf.task_queues = [
-        Queue("celery", Exchange("celery"), routing_key="celery", queue_arguments=dead)
-    ]
-    task, _ = failing(native, acks_late=True)
-    install(native, [Keeps(DeadLetter("why"))], discover=False)
-    with (
-        structlog.testing.capture_logs() as logs,
-        working(native),
-        pytest.raises(Exception, match="why"),
-    ):
-        get(task.delay("broken"))
-    assert "CapabilityError" not in str(logs)
 
 
 def test_a_call_of_the_app_s_own_leaves_nothing_behind(native):

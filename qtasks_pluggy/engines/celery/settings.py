@@ -93,7 +93,8 @@ def has_dead_letters(task: Any) -> bool:
     ]
     arguments = [getattr(queue, "queue_arguments", None) or {} for queue in queues]
     known = bool(queues) and all("x-dead-letter-exchange" in given for given in arguments)
-    return bool(task.acks_late) and known
+    # Other brokers drop a rejected message, whatever the queue names.
+    return bool(task.acks_late) and known and broker_of(task.app) == "amqp"
 
 
 def reach(native: Celery) -> None:
