@@ -13,7 +13,7 @@ what (5.3 to 5.7 alike)        why                                     the test 
 """
 
 # Celery has no types, and its private registry is the only one that counts an app's own tasks.
-# pyright: reportMissingTypeStubs=false, reportAttributeAccessIssue=false
+# pyright: reportMissingTypeStubs=false, reportAttributeAccessIssue=false, reportPrivateUsage=false
 
 from __future__ import annotations
 
