@@ -40,12 +40,9 @@ class CeleryEngine(Forward[Celery], CeleryNative):
 
         # Spawned children import the modules of all tasks, and declare them again.
         run.__module__ = task_func.func.__module__
-        options = {FORWARD: True, **survive_losses(task_func.max_retries)}
+        options = {FORWARD: True, "typing": False, **survive_losses(task_func.max_retries)}
         # A shared task would be in every Celery app of the process.
-        make = self.native.task(
-            name=task_func.name, bind=True, shared=False, typing=False, **options
-        )
-        return make(run)
+        return self.native.task(name=task_func.name, bind=True, shared=False, **options)(run)
 
     def check(self) -> None:
         """Refuse, in clients and workers, a task whose name Celery gave to another one."""

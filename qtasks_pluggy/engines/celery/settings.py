@@ -72,7 +72,6 @@ def has_dead_letters(task: Any) -> bool:
         return False
     key = (request.delivery_info or {}).get("routing_key")
     queues = [q for q in task.app.amqp.queues.values() if key in {q.name, q.routing_key}]
-    arguments = [queue.queue_arguments or {} for queue in queues]
-    named = bool(queues) and all("x-dead-letter-exchange" in given for given in arguments)
+    named = all("x-dead-letter-exchange" in (q.queue_arguments or {}) for q in queues)
     # Other brokers drop a rejected message, whatever the queue names.
-    return named and broker_of(task.app) == "amqp"
+    return bool(queues) and named and broker_of(task.app) == "amqp"
