@@ -114,30 +114,24 @@ def test_results_that_celery_keeps_from_others_are_refused():
     with app:
         handle = task.submit()
         assert handle.status is None
-        with pytest.raises(CapabilityError, match="backend="):
+        with pytest.raises(CapabilityError, match="result backend"):
             handle.result()
 
 
-def test_a_name_that_celery_has_is_refused():
+@pytest.mark.parametrize("is_made", [True, False])
+def test_a_name_that_celery_has_is_refused(is_made):
     """Celery would give back its own task under the name, and ours would never run."""
     native = celery_app()
     native.task(name="price", shared=False)(_missing)
-    native.finalize()
+    if is_made:
+        native.finalize()
     app = app_on(native)
-    with pytest.raises(EngineError, match="'price' of its own"):
-        app.task(name="price")(len)
-    native = celery_app()
-    app = app_on(native)
-    native.task(name="late", shared=False)(_missing)
-    app.task(name="late")(len)
     # Older ones say nothing.
     warning = getattr(exceptions, "DuplicateTaskNameWarning", None)
-    with (
-        contextlib.nullcontext() if warning is None else pytest.warns(warning),
-        pytest.raises(EngineError, match="'late' of its own"),
-        app,
-    ):
-        pass
+    with contextlib.nullcontext() if warning is None else pytest.warns(warning):
+        app.task(name="price")(len)
+        with pytest.raises(EngineError, match="'price' of its own"), app:
+            pass
 
 
 def test_an_adapter_is_behind_one_app():
@@ -183,7 +177,7 @@ def test_a_task_that_exits_ends_itself_alone():
 
 def test_a_waiting_run_can_be_cancelled():
     """A worker that has not taken it yet drops it; one that is done is not cancelled any more."""
-    native = celery_app(worker_prefetch_multiplier=1)
+    native = celery_app(worker_prefetch_multiplier=1, task_track_started=True)
     app = app_on(native)
     begun, gate = threading.Semaphore(0), threading.Event()
     seen = []
@@ -199,6 +193,7 @@ def test_a_waiting_run_can_be_cancelled():
         assert not first.cancel("nobody is there to be asked")
         with working(native, concurrency=1):
             assert begun.acquire(timeout=LONG)
+            assert first.status is TaskStatus.running
             waits = hold.submit(2)
             assert wait_until(lambda: waits.cancel("sold out"), LONG)
             gate.set()
@@ -239,9 +234,10 @@ def test_a_number_with_too_many_digits_is_refused():
     [
         ("amqp://me:secret@127.0.0.1:1//", "cache+memory://", "broker amqp://me"),
         ("redis://me:secret@127.0.0.1:1/0", "cache+memory://", "broker redis://me"),
-        ("memory://", "redis://:secret@127.0.0.1:1/0", "result backend redis://"),
-        ("nonsense://127.0.0.1", "cache+memory://", "nonsense"),
-        ("memory://", "nonsense://me:secret@host", "result backend nonsense://me"),
+        ("memory://", "redis://:secret@127.0.0.1:1/0", "result backend .* 127.0.0.1:1"),
+        ("nonsense://127.0.0.1", "cache+memory://", "broker .*nonsense"),
+        ("memory://", "nonsense://me:secret@host", "result backend .*nonsense"),
+        ("amqp://me:secret@127.0.0.1:1;amqp://me:secret@h", "cache+memory://", "broker amqp://me"),
     ],
 )
 def test_a_server_that_is_not_there_is_told_of(broker, backend, what):
@@ -254,8 +250,8 @@ def test_a_server_that_is_not_there_is_told_of(broker, backend, what):
     assert time.monotonic() - begin < 10
 
 
-def test_retries_count_on_in_the_header():
-    """Attempts of the plugins' retries are counted in a header of ours, with metadata kept."""
+def test_attempts_are_counted():
+    """Each retry of a plugin is one more attempt of the same run."""
     native = celery_app()
     keeps = Keeps(Retry(), Retry(delay=0.01), "third")
     app = app_on(native, keeps)

@@ -11,7 +11,7 @@ from celery.app import trace
 from kombu import Exchange, Queue
 
 from qtasks_hookspecs import Retry, hookimpl
-from qtasks_pluggy.engines.celery import install
+from qtasks_pluggy.engines.celery import Plugins, install
 from qtasks_pluggy.engines.celery.settings import has_dead_letters
 from tests.engines.celery_apps import celery_app, working
 from tests.engines.huey_apps import LONG, Keeps
@@ -159,11 +159,9 @@ def test_a_wrapper_of_one_s_own_is_inside_of_ours(whose):
 
 
 def test_plugins_go_before_other_annotations():
-    """Celery asks the first annotation alone; ours puts itself first, and applies the others."""
-    ours = "qtasks_pluggy.engines.celery:Plugins"
-    given = [{"fail": {"rate_limit": "100/s"}}, ours]
-    plugins = {"plugins": [f"{__name__}:taken"], "discover": False}
-    native = celery_app(task_annotations=given, qtasks_pluggy=plugins)
+    """Celery stops at the first annotation that answers; ours goes first, and does not answer."""
+    given = [{"fail": {"rate_limit": "100/s"}}, Plugins([f"{__name__}:taken"], discover=False)]
+    native = celery_app(task_annotations=given)
 
     @native.task(name="fail", shared=False)
     def fail():
@@ -175,25 +173,29 @@ def test_plugins_go_before_other_annotations():
 
     bound.apply  # noqa: B018  # bound before any other
     with working(native):
-        assert [ours, given[0]] == list(native.conf.task_annotations)
+        ours, *others = native.conf.task_annotations
+        assert (Plugins, given[:1]) == (type(ours), others)
         for task in (fail, bound):
             assert "taken" == get(task.delay())
     assert "100/s" == fail.rate_limit
 
 
 @pytest.mark.parametrize(
-    ("kind", "key", "all_have", "allowed"),
+    ("broker", "kind", "key", "all_have", "allowed"),
     [
-        ("topic", "order.new", True, False),
-        ("direct", "order.#", True, True),
-        ("direct", "order.#", False, True),
-        ("direct", "order.new", True, False),
+        ("amqp", "topic", "order.new", True, False),
+        ("amqp", "direct", "order.#", True, True),
+        ("amqp", "direct", "order.#", False, True),
+        ("amqp", "direct", "order.new", True, False),
+        ("redis", "direct", "order.#", True, False),
+        ("memory", "direct", "order.#", True, False),
     ],
 )
 def test_dead_letters_are_looked_for_in_the_queue_that_a_message_came_by(
-    native, kind, key, all_have, allowed
+    broker, kind, key, all_have, allowed
 ):
-    """By its name or the key that it is bound by; where the settings do not tell, it has none."""
+    """By its name or the key that it is bound by, on RabbitMQ; otherwise it has none."""
+    native = celery_app(broker_url=f"{broker}://")
     shop = Exchange("shop", type=kind)
     dead = {"x-dead-letter-exchange": "dead"}
     native.conf.task_queues = [

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
+from kombu import Exchange, Queue
 
 from tests.engines.celery_apps import forget_connections
 from tests.engines.processes import wait_until
@@ -31,8 +32,7 @@ SHOP = """
     conf.event_exchange, conf.event_queue_prefix = name + "-events", name
     conf.task_acks_late = True
     dead = {"x-dead-letter-exchange": name + "-dead"}
-    if os.environ["BROKER"].startswith("amqp"):
-        conf.task_queues = [Queue(name, Exchange(name), routing_key=name, queue_arguments=dead)]
+    conf.task_queues = [Queue(name, Exchange(name), routing_key=name, queue_arguments=dead)]
 
     def tell(uuid, *what):
         with Path(__file__).with_name("told").open("a") as file:
@@ -133,7 +133,8 @@ TABLE = {
     ),
     "kept": ("FAILURE", FAILED, "TaskDeadLetteredError", ["task-failed"]),
 }
-# Redis sets no message aside, so the plugin has failed, and the task's own error goes on.
+# Redis drops a rejected message, though its queue names an exchange for dead letters, so the plugin
+# has failed, and the task's own error goes on.
 REFUSED = {"dead": TABLE["none"]}
 
 
@@ -198,22 +199,15 @@ def place(request, project, worker):
     native = Celery("client", broker=broker, backend=results, set_as_current=False)
     native.conf.task_default_queue = queue
     native.conf.event_exchange, native.conf.event_queue_prefix = f"{queue}-events", queue
-    # Its queue is the worker's, with whatever arguments that gives it.
-    native.conf.task_create_missing_queues = True
+    dead = {"x-dead-letter-exchange": f"{queue}-dead"}
+    native.conf.task_queues = [
+        Queue(queue, Exchange(queue), routing_key=queue, queue_arguments=dead)
+    ]
     command = (sys.executable, "-m", "celery", "-A", "shop:celery", "worker", "-c", "1", "-E")
     name = ("-n", f"{uuid4().hex}@%h")
     worker(*command, *name, "--loglevel", "INFO", cwd=folder, env=env, ready="ready.")
-    if broker.startswith("amqp"):
-        native.conf.task_queues = [_queue(queue)]
     with Place(folder, native, queue) as place:
         yield place
-
-
-def _queue(name):
-    from kombu import Exchange, Queue
-
-    dead = {"x-dead-letter-exchange": f"{name}-dead"}
-    return Queue(name, Exchange(name), routing_key=name, queue_arguments=dead)
 
 
 def test_who_hears_of_what_plugins_decide(place):

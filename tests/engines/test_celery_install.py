@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import structlog
 from celery import Celery, exceptions, states
-from kombu import Exchange, Queue
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
+from qtasks_pluggy.engines import installed_in
 from qtasks_pluggy.engines.celery import Plugins, at_least_once, install
 from qtasks_pluggy.exc import CapabilityError, PluginRegistrationError
 from tests.engines.celery_apps import celery_app, working
@@ -259,14 +259,19 @@ def test_other_annotations_still_hold():
 
 def test_the_setting_alone_is_enough(native):
     """``task_annotations`` with our name gives the installed plugins to every task."""
-    native = celery_app(
-        task_annotations=["qtasks_pluggy.engines.celery:Plugins"],
-        qtasks_pluggy={"plugins": [f"{__name__}:recover"], "discover": False},
-    )
+    plugins = Plugins([f"{__name__}:recover"], discover=False)
+    native = celery_app(task_annotations=plugins)
     task, _ = failing(native)
     with working(native):
         assert "recovered" == get(task.delay("broken"))
-    assert Plugins().annotate_any() is None
+
+
+def test_the_name_in_the_setting_is_enough():
+    """``task_annotations`` may hold the name of ``Plugins``, which gives the installed ones."""
+    native = celery_app(task_annotations=["qtasks_pluggy.engines.celery:Plugins"])
+    failing(native)
+    assert installed_in(native) is not None
+    assert installed_in(native).plugins is not None
 
 
 class Recover:
@@ -316,19 +321,6 @@ def test_settings_replaced_behind_install_are_refused(native):
         pass
 
 
-@since("celery", "5.7", "Celery's testing worker keeps to itself why a worker is refused")
-def test_a_nameless_plugin_is_refused_where_children_are_spawned(native):
-    """A plugin that no other process can import is told of before the worker begins."""
-    failing(native)
-    install(native, [Keeps()], discover=False)
-    native.conf.worker_pool_start_method = "spawn"
-    with (
-        pytest.raises(SystemExit, match="cannot be imported there by name"),
-        working(native, pool="prefork"),
-    ):
-        pass
-
-
 @pytest.mark.parametrize("pool", ["threads", "solo"])
 @since("celery", "5.7", "Celery's testing worker keeps to itself why a worker is refused")
 def test_a_broken_plugin_refuses_the_worker(native, pool):
@@ -371,23 +363,6 @@ def test_presets_for_a_native_app():
         assert 1 == native.conf.worker_prefetch_multiplier
         restores = "unacked_restore_interval" in native.conf.broker_transport_options
         assert restores is broker.startswith("redis")
-
-
-def test_a_queue_with_dead_letters_takes_them(native):
-    """``DeadLetter`` is allowed where the broker sets rejected messages aside."""
-    dead = {"x-dead-letter-exchange": "dead"}
-    native.conf.task_queues = [
-        Queue("celery", Exchange("celery"), routing_key="celery", queue_arguments=dead)
-    ]
-    task, _ = failing(native, acks_late=True)
-    install(native, [Keeps(DeadLetter("why"))], discover=False)
-    with (
-        structlog.testing.capture_logs() as logs,
-        working(native),
-        pytest.raises(Exception, match="why"),
-    ):
-        get(task.delay("broken"))
-    assert "CapabilityError" not in str(logs)
 
 
 def test_a_call_of_the_app_s_own_leaves_nothing_behind(native):

@@ -42,13 +42,16 @@ LIFE = """
         with Path(__file__).with_name(what).open("a") as file:
             file.write(f"{os.getpid()}\\n")
 
-    @hookimpl
-    def qtasks_start():
-        tell("start")
+    class Life:
+        name = "life"
 
-    @hookimpl
-    def qtasks_stop():
-        tell("stop")
+        @hookimpl
+        def qtasks_start(self):
+            tell("start")
+
+        @hookimpl
+        def qtasks_stop(self):
+            tell("stop")
 """
 OURS = """
     import os, time
@@ -64,6 +67,7 @@ OURS = """
     celery.conf.task_default_queue = celery.conf.control_exchange = os.environ["QUEUE"]
     # Seconds until the loss of a process is noticed, by itself ten.
     celery.conf.worker_lost_wait = 0.5
+    celery.conf.worker_pool_start_method = os.environ.get("START", "fork")
     at_least_once(celery)
     app = QueueTasks("shop", engine=celery, plugins=[fallback], discover=False)
 
@@ -105,6 +109,7 @@ OURS = """
 """
 THEIRS = """
     import os
+    import fallback
     from celery import Celery
     from qtasks_pluggy.engines.celery import install
 
@@ -116,7 +121,7 @@ THEIRS = """
     def fail(text, *, again=False):
         raise OSError(text)
 
-    install(celery, ["fallback"], discover=False)
+    install(celery, [fallback, fallback.Life()], discover=False)
 """
 MORE = """
     from celery import shared_task
@@ -178,10 +183,13 @@ def ours(place, monkeypatch):
     forget_connections()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_the_worker_command_does_our_runs(ours, pool):
+@pytest.mark.parametrize(
+    ("pool", "start"),
+    [("prefork", "fork"), ("prefork", "spawn"), ("threads", "fork"), ("solo", "fork")],
+)
+def test_the_worker_command_does_our_runs(ours, pool, start):
     """Results, answers, retries, bad results and unknown tasks, in each of Celery's pools."""
-    ours.place.start("-P", pool, "-c", "2")
+    ours.place.start("-P", pool, "-c", "2", START=start)
     with ours.app:
         good = list(ours.app.submit_many(ours.double, range(10)))
         assert [2 * n for n in range(10)] == [one.result(timeout=LONG) for one in good]

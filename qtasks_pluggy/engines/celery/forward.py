@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
-import attrs
 from celery import Celery, states
 from celery import exceptions as theirs
 from celery.exceptions import NotRegistered
@@ -15,14 +14,12 @@ from celery.result import EagerResult
 
 from qtasks_pluggy import TaskFunc, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, status_from
-from qtasks_pluggy.engines.celery.install import FORWARD, OURS, CeleryNative, our_header
+from qtasks_pluggy.engines.celery.install import FORWARD, CeleryNative
 from qtasks_pluggy.engines.celery.losses import survive_losses
-from qtasks_pluggy.engines.celery.settings import has_results, is_safe, reach
+from qtasks_pluggy.engines.celery.settings import broker_of, has_results
 from qtasks_pluggy.engines.forward import Forward, portable
-from qtasks_pluggy.engines.native import attempt_of
+from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.exc import EngineError, TaskCancelError
-
-_STATUS: Final = {states.STARTED: TaskStatus.running, states.RETRY: TaskStatus.queued}
 
 
 class CeleryEngine(Forward[Celery], CeleryNative):
@@ -36,38 +33,45 @@ class CeleryEngine(Forward[Celery], CeleryNative):
 
     def declare(self, task_func: TaskFunc) -> Any:
         """Make a Celery task, whose runs outlive the loss of their process."""
-        native, name, func = self.native, task_func.name, task_func.func
-        if name in vars(native)["_tasks"]:
-            raise ValueError(self._taken(name))
 
         def run(task: Any, /, *args: Any, **kwargs: Any) -> Any:
             self.begin_for_run()
-            return self.work(task, func, args, kwargs)
+            return self.work(task, task_func.func, args, kwargs)
 
-        run.__module__ = OURS
-        options = {FORWARD: True, **survive_losses(task_func.max_retries)}
+        # Spawned children import the modules of all tasks, and declare them again.
+        run.__module__ = task_func.func.__module__
+        options = {FORWARD: True, "typing": False, **survive_losses(task_func.max_retries)}
         # A shared task would be in every Celery app of the process.
-        return native.task(name=name, bind=True, shared=False, typing=False, **options)(run)
+        return self.native.task(name=task_func.name, bind=True, shared=False, **options)(run)
 
     def check(self) -> None:
         """Refuse, in clients and workers, a task whose name Celery gave to another one."""
         super().check()
         for name in self.tasks:
             if not getattr(self.native.tasks[name], FORWARD, False):
-                msg = f"engine 'celery': {self._taken(name)}"
+                msg = (
+                    f"engine 'celery': the Celery app {self.native.main!r} has a task {name!r} of"
+                    " its own; give this one another name="
+                )
                 raise EngineError(msg)
-
-    def _taken(self, name: str) -> str:
-        return (
-            f"the Celery app {self.native.main!r} has a task {name!r} of its own; give this one"
-            " another name="
-        )
 
     def reach(self) -> None:
         """Connect to the broker and the result backend."""
-        if not self.native.conf.task_always_eager:
-            self.check()
-            reach(self.native)
+        self.check()
+        native, what = self.native, "broker"
+        if native.conf.task_always_eager:
+            return
+        try:
+            with native.connection_for_write() as connection:
+                what = f"broker {connection.as_uri()}"
+                connection.ensure_connection(max_retries=1, interval_start=0.1)
+            what = "result backend"
+            ping = getattr(getattr(native.backend, "client", None), "ping", None)
+            if ping is not None:
+                ping()
+        except Exception as error:
+            msg = f"engine 'celery': {what} cannot be used: {text_of(error)}"
+            raise EngineError(msg) from error
 
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
         """Return what Celery can do with this broker and these results."""
@@ -77,8 +81,8 @@ class CeleryEngine(Forward[Celery], CeleryNative):
             delay=not eager,
             dead_letter=True,
             cancel_queued=not eager,
-            results=has_results(native),
-            at_least_once=is_safe(native),
+            results=eager or has_results(native),
+            at_least_once=not eager and broker_of(native) == "amqp",
             metadata=True,
         )
 
@@ -87,22 +91,6 @@ class CeleryEngine(Forward[Celery], CeleryNative):
         ticket = super().send(message, delay)
         vars(ticket)["our_task"] = message.name
         return ticket
-
-    # --- one attempt
-
-    def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
-        """Make a message of a request: ``retries`` counts lost workers too, our header does not."""
-        message = super().message(run, args, kwargs)
-        attempt = attempt_of(our_header(run.request))
-        lost = run.request.retries >= attempt
-        return attrs.evolve(
-            message, priority=0, attempt=attempt, redelivered=message.redelivered or lost
-        )
-
-    def resend(self, run: Any, number: int) -> dict[str, Any]:
-        """Count the attempts that plugins asked for."""
-        header = {**our_header(run.request), "attempt": number}
-        return {"headers": {**(run.request.headers or {}), OURS: header}}
 
     def fail(self, run: Any, attempt: Attempt) -> Any:
         """Return the error, or one that says the same and can be rebuilt."""
@@ -114,18 +102,7 @@ class CeleryEngine(Forward[Celery], CeleryNative):
 
     def ticket_for(self, uuid: str) -> Any:
         """Make the ticket of a run that any process may have sent."""
-        ticket = self.native.AsyncResult(uuid)
-        vars(ticket)["our_task"] = "unknown"
-        return ticket
-
-    def keeps(self, ticket: Any) -> bool:
-        """Return whether the end of a run can be read."""
-        return self.capabilities.results or isinstance(ticket, EagerResult)
-
-    def no_results(self) -> str:
-        """Return what to do if results are not stored."""
-        uri = self.native.backend.as_uri()
-        return f"{uri} does not share results with other processes; give Celery another backend="
+        return self.native.AsyncResult(uuid)
 
     def read(self, ticket: Any) -> RunResult | None:
         """Read the stored end."""
@@ -143,13 +120,13 @@ class CeleryEngine(Forward[Celery], CeleryNative):
     def status(self, ticket: Any) -> TaskStatus | None:
         """Return how far a run is; None while it waits, or if its start is not tracked."""
         ended = super().status(ticket)
-        if ended is None and self.keeps(ticket):
-            return _STATUS.get(self._state(ticket)[0])
+        if ended is None and self.keeps(ticket) and self._state(ticket)[0] == states.STARTED:
+            return TaskStatus.running
         return ended
 
     def revoke(self, ticket: Any, reason: str) -> bool:
         """Have the workers drop a run when they come to it; False if no worker replies."""
-        if isinstance(ticket, EagerResult) or (self.keeps(ticket) and self.read(ticket)):
+        if self.keeps(ticket) and self.read(ticket):
             return False
         vars(ticket)["our_reason"] = reason
         return bool(self.native.control.revoke(ticket.id, reply=True, timeout=1, limit=1))
@@ -164,15 +141,13 @@ class CeleryEngine(Forward[Celery], CeleryNative):
 
 def _error_of(ticket: Any, error: Any) -> BaseException:
     """Replace the errors that say too little: an unknown task, a class not loaded here."""
-    who = f"engine 'celery', task {ticket.our_task!r}"
+    kind, why = type(error), repr(error)
     if isinstance(error, NotRegistered):
-        msg = (
-            f"{who}: the worker has no such task. It must import every module that declares"
-            " tasks, and run the same code as those who submit"
-        )
-        return EngineError(msg)
-    kind = type(error)
-    if kind.__module__ == theirs.__name__ and not hasattr(theirs, kind.__name__):
+        why = "the worker has no such task; have it import every module that declares tasks"
+    elif kind.__module__ == theirs.__name__ and not hasattr(theirs, kind.__name__):
         # Celery's stand-in for a class that this process has not loaded.
-        return EngineError(f"{who}: {kind.__name__}: {error}; import its class to get the original")
-    return error if isinstance(error, BaseException) else EngineError(f"{who}: {error!r}")
+        why = f"{kind.__name__}: {error}; import its class to get the original"
+    elif isinstance(error, BaseException):
+        return error
+    task = vars(ticket).get("our_task", "unknown")
+    return EngineError(f"engine 'celery', task {task!r}: {why}")

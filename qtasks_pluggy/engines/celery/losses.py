@@ -8,17 +8,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from celery import Task
-from celery.exceptions import WorkerLostError
-from celery.utils.log import get_logger
-from celery.utils.saferepr import saferepr
+from celery.exceptions import Retry, WorkerLostError
 from celery.worker.request import Request
-from celery.worker.state import task_ready
-from kombu.exceptions import OperationalError
 
 # Seconds until such a run is sent again, and how many times, besides its retries.
 AFTER_LOSS: Final = 1
 LOSSES: Final = 10
-_log: Final = get_logger(__name__)
 
 
 def survive_losses(max_retries: int | None) -> dict[str, Any]:
@@ -43,27 +38,14 @@ class CountedRequest(Request):  # type: ignore[misc]  # it has no types
     """A message in a worker's main process; Celery below 5.7 fails it when its child is lost."""
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
-        """Send the run again if its process was lost; leave other failures to Celery."""
-        error = exc_info.exception
-        error = getattr(error, "exc", error)
-        if not isinstance(error, WorkerLostError) or not self._sent_again():
-            super().on_failure(exc_info, *args, **kwargs)
-            return
-        task_ready(self)
-        # After sending: a kill in between has the run happen twice, and does not lose it.
-        self.acknowledge()
-        self.send_event("task-retried", exception=saferepr(error), traceback=exc_info.traceback)
-
-    def _sent_again(self) -> bool:
+        """Send the run again if its process was lost; leave the rest to Celery."""
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
         request, most = self._context, self.task.max_retries
-        if most is not None and request.retries >= most:
-            return False
-        again = self.task.signature_from_request(
-            request, countdown=AFTER_LOSS, retries=request.retries + 1
-        )
-        try:
+        if isinstance(error, WorkerLostError) and (most is None or request.retries < most):
+            again = self.task.signature_from_request(
+                request, countdown=AFTER_LOSS, retries=request.retries + 1
+            )
+            # If this fails, the message is not acknowledged, so the broker delivers it again.
             again.apply_async()
-        except OperationalError:
-            _log.exception("Task %s[%s] was lost and cannot be sent again", self.name, self.id)
-            return False
-        return True
+            exc_info.exception = Retry(exc=error)
+        super().on_failure(exc_info, *args, **kwargs)
