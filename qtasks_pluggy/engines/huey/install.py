@@ -153,6 +153,8 @@ class HueyNative(Native[Huey]):
             raise
         finally:
             _current.reset(token)
+            # It refers to the task, which would stay until the garbage collector runs.
+            del task.execute
             # Restore the task's own arguments, for Huey and for the next attempt.
             task.args, task.kwargs = args, {**kwargs, HEADER: header} if header else kwargs
         if value is None and task.keeps_none and huey.results and not huey.store_none:

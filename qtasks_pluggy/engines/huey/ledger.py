@@ -34,7 +34,6 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from huey import Huey
-from huey.api import Task
 
 from qtasks_pluggy.engines import log_event
 from qtasks_pluggy.engines.huey.lock import ConsumerLock
@@ -147,7 +146,7 @@ class Ledger:
                     return bytes(data)
         return None
 
-    def _execute(self, task: Task, timestamp: datetime | None = None) -> Any:
+    def _execute(self, task: Any, timestamp: datetime | None = None) -> Any:
         """Execute a task, and delete its message when the run is over."""
         _, task.redelivered = _taken.get() or (None, False)
         try:

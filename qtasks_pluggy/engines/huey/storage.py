@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -46,7 +46,7 @@ def sqlite_huey(url: str, name: str) -> tuple[SqliteHuey, bool]:
 
 
 @contextmanager
-def explained(storage: str, who: str) -> Iterator[None]:
+def explained(storage: str, who: str) -> Generator[None]:
     """Say what to do about an error of a storage.
 
     Args:
