@@ -24,7 +24,7 @@ from huey.storage import MemoryStorage, SqliteStorage
 from huey.utils import Error
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
-from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, log_event
+from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, log_event, status_from
 from qtasks_pluggy.engines.forward import Forward, pack_error, unpack_error
 from qtasks_pluggy.engines.huey.install import HEADER, MODULE, HueyNative, ledger_of, task_of
 from qtasks_pluggy.engines.huey.storage import explained, sqlite_huey
@@ -163,26 +163,20 @@ class HueyEngine(Forward[Huey], HueyNative):
 
     # --- the end of a run
 
-    def fail(self, run: Any, attempt: Attempt) -> BaseException | None:
-        """Keep the error's class and arguments in addition to what Huey stores."""
-        run.our_end = _packed(attempt.status, attempt.error)
-        return attempt.error
-
     def cancel(self, run: Any, attempt: Attempt) -> BaseException:
-        """Keep the run's outcome, and end the run even if Huey has retries left for it."""
-        run.our_end = _packed(attempt.status, attempt.error)
+        """Keep the run's error, and end the run even if Huey has retries left for it."""
+        run.our_error = attempt.error
         return super().cancel(run, attempt)
 
     dead_letter = cancel
 
     def _build_error_result(self, native: Callable[..., Any], task: Task, error: Any) -> Any:
-        ended = getattr(task, "our_end", None)
-        if isinstance(error, CancelExecution) and ended is None and not task.retries:
-            ended = _packed(TaskStatus.cancelled, TaskCancelError(str(error)))
-        if ended is None or type(task) not in self._functions:
+        if task.retries or type(task) not in self._functions:
             return native(task, error)
+        if isinstance(error, CancelExecution):
+            error = getattr(task, "our_error", TaskCancelError(str(error)))
         # Not Huey's own, because an error's ``repr`` may fail, and the caller would wait forever.
-        return _metadata(task.id, ended)
+        return _metadata(task.id, error)
 
     def _forget_error(self, _: str, task: Task) -> None:
         """Delete the error of an attempt that will be retried; Huey before 3.5 stores it."""
@@ -192,12 +186,11 @@ class HueyEngine(Forward[Huey], HueyNative):
     def _ended_without_us(self, signal: str, task: Task, *_: Any) -> None:
         """Store the outcome of a run that Huey dropped before it began."""
         if type(task) in self._functions and not hasattr(task, "our_header"):
-            self._put_end(task.id, TaskStatus.cancelled, TaskCancelError(f"Huey: {signal}"))
+            self._put_end(task.id, TaskCancelError(f"Huey: {signal}"))
 
-    def _put_end(self, uuid: str, status: TaskStatus, error: Exception) -> bool:
-        """Store a run's outcome, unless it has one."""
-        ended = Error(_metadata(uuid, _packed(status, error)))
-        return bool(self.native.put_if_empty(uuid, ended))
+    def _put_end(self, uuid: str, error: Exception) -> bool:
+        """Store a run's error, unless the run has ended."""
+        return bool(self.native.put_if_empty(uuid, Error(_metadata(uuid, error))))
 
     def _deserialize_task(self, native: Callable[[bytes], Task], data: bytes) -> Task:
         try:
@@ -218,7 +211,7 @@ class HueyEngine(Forward[Huey], HueyNative):
             uuid = self.native.serializer.deserialize(data).id
         log_event("error", "task_unreadable", uuid=uuid, why=msg)
         if uuid is not None:
-            self._put_end(uuid, TaskStatus.failed, EngineError(msg))
+            self._put_end(uuid, EngineError(msg))
             if self._ledger is not None:
                 self._ledger.drop(data)
 
@@ -249,24 +242,20 @@ class HueyEngine(Forward[Huey], HueyNative):
 
     def revoke(self, ticket: Ticket, reason: str) -> bool:
         """Revoke a queued run; callers who wait for it return at once."""
-        huey, error = self.native, TaskCancelError(reason)
+        huey = self.native
         with self._explained(f"task {ticket.name!r}"):
             waits = any(task.id == ticket.id for task in (*huey.pending(), *huey.scheduled()))
             has_ended = self.status(ticket) is not None
-            if has_ended or not waits or not self._put_end(ticket.id, TaskStatus.cancelled, error):
+            if has_ended or not waits or not self._put_end(ticket.id, TaskCancelError(reason)):
                 return False
             huey.revoke_by_id(ticket.id, revoke_once=True)
             return True
 
 
-def _packed(status: TaskStatus, error: Any) -> dict[str, Any]:
-    return {"status": str(status), "error": pack_error(error)}
-
-
-def _metadata(uuid: str, ended: dict[str, Any]) -> dict[str, Any]:
-    """Return what Huey stores about an error, and the run's outcome."""
-    text = ended["error"]["text"]
-    return {"error": text, "traceback": "", "retries": 0, "task_id": uuid, HEADER: ended}
+def _metadata(uuid: str, error: Any) -> dict[str, Any]:
+    """Return what Huey stores about an error, and what ``_ended_of`` reads."""
+    ended = {"status": str(status_from(error)), "error": pack_error(error)}
+    return {"error": text_of(error), "traceback": "", "retries": 0, "task_id": uuid, HEADER: ended}
 
 
 def _ended_of(ticket: Ticket, stored: Any) -> RunResult | None:
