@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import attrs
 from huey import CancelExecution, Huey
@@ -30,9 +30,6 @@ from qtasks_pluggy.engines.huey.install import HEADER, MODULE, HueyNative, ledge
 from qtasks_pluggy.engines.huey.storage import explained, sqlite_huey
 from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.exc import EngineError, TaskCancelError
-
-if TYPE_CHECKING:
-    from huey.consumer import Consumer
 
 
 @attrs.define(eq=False)
@@ -73,13 +70,12 @@ class HueyEngine(Forward[Huey], HueyNative):
         huey = self.native
         durable = isinstance(huey.storage, SqliteStorage) and not huey.immediate
         self._ledger = ledger_of(huey) if keep and durable else None
-        self._consumer: Consumer | None = None
+        self._consumer: Any = None
 
     def cover(self) -> None:
         """Hook into runs and workers, and keep more of a run's outcome than Huey does."""
+        super().cover()
         huey = self.native
-        # A Huey can be the engine of several apps.
-        self._hook(f"{MODULE}-{id(self)}")
         huey.signal("revoked", "expired", "canceled")(self._ended_without_us)
         huey.signal("retrying")(self._forget_error)
         huey.build_error_result = partial(self._build_error_result, huey.build_error_result)
@@ -118,7 +114,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         """Check that the storage works, and start workers in this process if any are asked for."""
         super().start(app, None)
         if workers:
-            consumer: Any = self.native.create_consumer(
+            consumer = self.native.create_consumer(
                 workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
             )
             # The app handles the process's signals.
@@ -231,13 +227,12 @@ class HueyEngine(Forward[Huey], HueyNative):
         if ticket.ended is None:
             with self._explained(f"task {ticket.name!r}"):
                 raw = huey.get_raw(ticket.id, peek=True)
-            if raw is EmptyData:
-                # Another thread may just have read it.
-                return ticket.ended
-            ticket.ended = _ended_of(ticket, huey.serializer.deserialize(raw))
-            if ticket.ended is not None and ticket.name:
-                with self._explained(f"task {ticket.name!r}"):
-                    huey.get_raw(ticket.id)
+            # Empty, too, if another thread has just read it.
+            if raw is not EmptyData:
+                ticket.ended = _ended_of(ticket, huey.serializer.deserialize(raw))
+                if ticket.name and ticket.ended is not None:
+                    with self._explained(f"task {ticket.name!r}"):
+                        huey.get_raw(ticket.id)
         return ticket.ended
 
     def revoke(self, ticket: Ticket, reason: str) -> bool:

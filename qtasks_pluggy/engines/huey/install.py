@@ -79,8 +79,7 @@ def _begin(native: HueyNative, begin: Callable[[], None]) -> None:
         frame = inspect.currentframe()
         while frame is not None:
             # Huey does not say which consumer starts a worker.
-            consumer = frame.f_locals.get("self")
-            if isinstance(consumer, Consumer):
+            if isinstance(consumer := frame.f_locals.get("self"), Consumer):
                 consumer.stop_flag.set()
             frame = frame.f_back
         raise native.refusal(error) from error
@@ -101,9 +100,8 @@ class HueyNative(Native[Huey]):
 
     def cover(self) -> None:
         """Hook into every run and every worker; workers are threads or processes."""
-        self._hook(f"{MODULE}-install")
-
-    def _hook(self, name: str) -> None:
+        # A Huey can be the engine of several apps, and have plugins for its own tasks.
+        name = f"{MODULE}-{id(self)}"
         self.native.pre_execute(name=name)(self._wrap)
         self.native.on_startup(name=name)(partial(_begin, self, self.begin))
         self.native.on_shutdown(name=name)(self.end)
