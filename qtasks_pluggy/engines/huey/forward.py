@@ -114,7 +114,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         """Check that the storage works, and start workers in this process if any are asked for."""
         super().start(app, None)
         if workers:
-            consumer = self.native.create_consumer(
+            consumer: Any = self.native.create_consumer(
                 workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
             )
             # The app handles the process's signals.
