@@ -58,7 +58,7 @@ def test_a_full_disk_refuses_what_it_cannot_keep_and_keeps_the_rest(path):
             try:
                 handles.append(work.submit(f"{number} " + "x" * 2000))
             except EngineError as error:
-                assert "free some space" in str(error)
+                assert "full; check that" in str(error)
                 assert str(path) in str(error)
                 refused += 1
         pragma(app, "max_page_count=100000")
@@ -112,7 +112,8 @@ def test_a_submission_that_a_full_disk_refuses_is_never_done(path, kind):
     assert min(len(taken), len(refused)) >= 5
     with consuming(huey):
         assert wait_until(lambda: len(done) >= len(taken), LONG)
-        assert wait_until(lambda: "ledger" not in str(list(huey.all_results())), LONG)
+        look = huey.storage.sql
+        assert wait_until(lambda: not look("select * from task", results=True), LONG)
     assert taken == done
 
 
@@ -127,7 +128,7 @@ def test_a_database_that_another_process_holds_is_told(path):
             lambda: work.submit(2),
             lambda: waiting.cancel(),
         ):
-            with pytest.raises(EngineError, match="another process holds a lock on it"):
+            with pytest.raises(EngineError, match="locked; check that"):
                 use()
         other.close()
     app.set_engine(app.engine, workers=1)
@@ -151,7 +152,7 @@ def test_a_file_that_is_no_database_is_told(path, what):
         content[100:] = b"\xee" * (len(content) - 100)
         path.write_bytes(content)
     before = path.read_bytes()
-    with pytest.raises(EngineError, match="move it away") as caught:
+    with pytest.raises(EngineError, match="not a database|malformed") as caught:
         shop_on(path)[0].__enter__()
     assert str(path) in str(caught.value)
     assert before == path.read_bytes()
@@ -172,7 +173,7 @@ def test_tables_that_are_gone_are_told(path):
             other.execute("drop table task")
             other.execute("drop table kv")
         other.close()
-        with pytest.raises(EngineError, match="restart the app"):
+        with pytest.raises(EngineError, match="no such table: task; check that"):
             work.submit(1)
 
 

@@ -128,7 +128,7 @@ def test_an_app_that_starts_again_does_what_was_lost_in_between(shop):
     with app:
         handle = wait.submit()
         other = shop.consumer()
-        assert wait_until(lambda: str(handle.status) == "running", LONG)
+        assert wait_until(lambda: len(shop.told("began")) == 2, LONG)
         other.kill()
         other.wait(LONG)
     (shop.folder / "go").touch()

@@ -26,10 +26,10 @@ from huey.exceptions import RateLimitExceeded, RetryTask, TaskLockedException, T
 from huey.storage import SqliteStorage
 from huey.utils import normalize_time
 
-from qtasks_pluggy import TaskExecutor, TaskMessage
-from qtasks_pluggy.engines import Attempt, Backend, Capabilities
-from qtasks_pluggy.engines.huey.ledger import Ledger, ledger_of
-from qtasks_pluggy.engines.native import Host, Native, attempt_of, declared, header_of, log_as
+from qtasks_pluggy import TaskMessage
+from qtasks_pluggy.engines import Attempt, Capabilities
+from qtasks_pluggy.engines.huey.ledger import Ledger
+from qtasks_pluggy.engines.native import Native, attempt_of, declared, header_of, log_as
 from qtasks_pluggy.exc import CapabilityError, TaskNameError
 
 # The keyword argument that carries our header: a Huey message has no other place for it.
@@ -48,7 +48,7 @@ def at_least_once(huey: Huey) -> None:
     Only one consumer at a time may execute the runs of the file; a second one does not start.
 
     Args:
-        huey: A Huey on SQLite. Call this where you create it, in clients and workers alike.
+        huey: A Huey on SQLite. Call this where you create it.
 
     Raises:
         CapabilityError: The Huey is not on SQLite, or in immediate mode.
@@ -57,12 +57,17 @@ def at_least_once(huey: Huey) -> None:
         kind = type(huey.storage).__name__
         msg = f"engine 'huey': the ledger needs a SqliteHuey, but this Huey uses {kind}"
         raise CapabilityError(msg)
-    open_in_workers(huey, ledger_of(huey))
+    ledger_of(huey)
 
 
-def open_in_workers(huey: Huey, ledger: Ledger) -> None:
-    """Open the ledger when a worker starts."""
-    huey.on_startup(name=f"{MODULE}-ledger")(partial(_begin, HueyNative(huey), ledger.open))
+def ledger_of(huey: Huey) -> Ledger:
+    """Return the only ledger of a Huey on SQLite; the first call creates it."""
+    ledger: Ledger | None = getattr(huey, "qtasks_pluggy_ledger", None)
+    if ledger is None:
+        ledger = huey.qtasks_pluggy_ledger = Ledger(huey)
+        begin = partial(_begin, HueyNative(huey), ledger.open)
+        huey.on_startup(name=f"{MODULE}-ledger")(begin)
+    return ledger
 
 
 def _begin(native: HueyNative, begin: Callable[[], None]) -> None:
@@ -71,15 +76,13 @@ def _begin(native: HueyNative, begin: Callable[[], None]) -> None:
         log_as("huey")
         begin()
     except Exception as error:
-        refusal = native.refusal(error)
         frame = inspect.currentframe()
         while frame is not None:
             # Huey does not say which consumer starts a worker.
-            consumer = frame.f_locals.get("self")
-            if isinstance(consumer, Consumer):
+            if isinstance(consumer := frame.f_locals.get("self"), Consumer):
                 consumer.stop_flag.set()
             frame = frame.f_back
-        raise refusal from error
+        raise native.refusal(error) from error
 
 
 class HueyNative(Native[Huey]):
@@ -91,12 +94,14 @@ class HueyNative(Native[Huey]):
     # Such an error ends the worker's thread, and Huey stores no result.
     ends_worker: ClassVar[tuple[type[BaseException], ...]] = (BaseException,)
 
+    def __init__(self, native: Huey) -> None:
+        super().__init__(native)
+        self._functions: dict[type[Task], Callable[..., Any]] = {}
+
     def cover(self) -> None:
         """Hook into every run and every worker; workers are threads or processes."""
-        self._functions: dict[type[Task], Callable[..., Any]] = {}
-        self._hook(f"{MODULE}-install")
-
-    def _hook(self, name: str) -> None:
+        # A Huey can be the engine of several apps, and have plugins for its own tasks.
+        name = f"{MODULE}-{id(self)}"
         self.native.pre_execute(name=name)(self._wrap)
         self.native.on_startup(name=name)(partial(_begin, self, self.begin))
         self.native.on_shutdown(name=name)(self.end)
@@ -120,48 +125,40 @@ class HueyNative(Native[Huey]):
         kinds = list(vars(registry)["_registry"].values())
         return [kind for kind in kinds if kind.__module__ != MODULE]
 
-    def function_of(self, name: str) -> Callable[..., Any]:
-        """Return the function of one of these tasks."""
-        kind = self.tasks[name]
-        return lambda *args, **kwargs: kind(args, kwargs).execute()
+    def function_for(self, kind: type[Task]) -> Callable[..., Any] | None:
+        """Return the function of a task that is the Huey's own."""
+        if kind not in self._functions and kind.__module__ != MODULE:
+            self._functions[kind] = _function_of(kind)
+        return self._functions.get(kind)
 
     def _wrap(self, task: Task) -> None:
         """Make the executor run a task that Huey is about to execute."""
         function = self.function_for(type(task))
-        if function is None:
-            return
-        storable = getattr(task, "storable", None)
-
-        def execute() -> Any:
-            value = self._execute(task, function)
-            return value if storable is None else storable(value)
-
-        task.execute = execute
-
-    def function_for(self, kind: type[Task]) -> Callable[..., Any] | None:
-        """Return the function of a task that is the Huey's own."""
-        if kind.__module__ == MODULE:
-            return None
-        function = self._functions.get(kind)
-        if function is None:
-            function = self._functions[kind] = _function_of(kind)
-        return function
+        if function is not None:
+            task.execute = partial(self._execute, task, function)
 
     def _execute(self, task: Task, function: Callable[..., Any]) -> Any:
-        args, kwargs = task.args, dict(task.kwargs)
-        header = header_of(kwargs.pop(HEADER, None))
-        task.our_header, number = header, attempt_of(header)
+        huey, args, kwargs = self.native, task.args, dict(task.kwargs)
+        header = task.our_header = header_of(kwargs.pop(HEADER, None))
+        # Nobody waits for the result of a periodic task.
+        task.keeps_none = not isinstance(task, PeriodicTask)
         token = _current.set(task)
         try:
-            return self.work(task, function, args, kwargs)
+            value = self.work(task, function, args, kwargs)
         except Exception as error:
             if self.will_retry(task, error):
-                header = {**header, "attempt": number + 1}
+                header = {**header, "attempt": attempt_of(header) + 1}
             raise
         finally:
             _current.reset(token)
+            # It refers to the task, which would stay until the garbage collector runs.
+            del task.execute
             # Restore the task's own arguments, for Huey and for the next attempt.
             task.args, task.kwargs = args, {**kwargs, HEADER: header} if header else kwargs
+        if value is None and task.keeps_none and huey.results and not huey.store_none:
+            # Otherwise the caller would wait forever for what a plugin has answered.
+            huey.put_result(task.id, None)
+        return value
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
         """Make a message from a task."""
@@ -170,7 +167,7 @@ class HueyNative(Native[Huey]):
             args,
             kwargs,
             uuid=run.id,
-            priority=run.priority,
+            priority=run.priority or 0,
             attempt=attempt_of(run.our_header),
             queue=self.native.name,
             engine=self.name,
@@ -185,8 +182,7 @@ class HueyNative(Native[Huey]):
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # the same for all
         """Return what Huey can do; immediate mode has no delays, because its schedule is unread."""
         huey = self.native
-        results = bool(huey.results)
-        return Capabilities(delay=not huey.immediate, results=results, metadata=True)
+        return Capabilities(delay=not huey.immediate, results=huey.results, metadata=True)
 
     def will_retry(self, run: Any, error: BaseException) -> bool:
         """Return whether Huey's own rules run a task again."""
@@ -198,28 +194,11 @@ class HueyNative(Native[Huey]):
 
     def encode(self, run: Any, value: Any) -> object:
         """Serialize an answer or an argument as Huey does, and read it back."""
-        serializer = self.native.serializer
         if run is not None and not self.native.results:
             return None
-        try:
-            read: object = serializer.deserialize(serializer.serialize(value))
-        except SystemExit as error:
-            raise TypeError(str(error)) from error
+        serializer = self.native.serializer
+        read: object = serializer.deserialize(serializer.serialize(value))
         return read
-
-    async def execute(self, executor: TaskExecutor, host: Host, backend: Backend) -> Attempt:
-        """Make the attempt; store a plugin's answer None, or the caller would wait forever."""
-        attempt = await super().execute(executor, host, backend)
-        is_none = attempt.action == "succeed" and attempt.result is None
-        if is_none and any(record.won for record in executor.trail):
-            self.store_none(_current.get())
-        return attempt
-
-    def store_none(self, task: Task) -> None:
-        """Store the result None if Huey does not."""
-        huey = self.native
-        if huey.results and not huey.store_none and not isinstance(task, PeriodicTask):
-            huey.put_result(task.id, None)
 
     def retry(self, run: Any, attempt: Attempt, number: int) -> Exception:  # noqa: ARG002  # _execute counts
         """Make Huey schedule the task again, without using up one of the task's own retries."""
@@ -234,7 +213,10 @@ class HueyNative(Native[Huey]):
 
     def cancel(self, run: Any, attempt: Attempt) -> BaseException:  # noqa: ARG002  # the same for all
         """End the run, whatever retries Huey has left for it."""
-        return cancel_execution(str(attempt.error))
+        error: BaseException = CancelExecution(retry=False)
+        # Huey 3.5 changed the order of the class's arguments.
+        error.args = (str(attempt.error),)
+        return error
 
     dead_letter = cancel
 
@@ -253,43 +235,26 @@ class HueyNative(Native[Huey]):
                 " finds the task by its name only; give one of them another name="
             )
             raise TaskNameError(msg)
-        header = {HEADER: {"metadata": message.metadata}}
-        huey.enqueue(task_of(huey, kinds[0], message, header, delay))
+        huey.enqueue(task_of(huey, kinds[0], message, delay))
 
 
-def task_of(
-    huey: Huey,
-    kind: type[Task],
-    message: TaskMessage,
-    header: Mapping[str, Any],
-    delay: float | None,
-    **options: Any,
-) -> Task:
+def task_of(huey: Huey, kind: type[Task], message: TaskMessage, delay: float | None) -> Task:
     """Make a Huey task from a message.
 
     Args:
         huey: The Huey that will run it.
         kind: The task's class.
         message: The message.
-        header: Keyword arguments in addition to the message's own.
         delay: Seconds before it may run; None and 0 for at once.
-        options: Further options of the task.
     """
+    header = {HEADER: {"metadata": dict(message.metadata)}} if message.metadata else {}
     return kind(
         message.args,
         {**message.kwargs, **header},
         id=str(message.uuid),
         eta=normalize_time(None, delay, huey.utc) if delay else None,
         priority=message.priority or None,
-        **options,
     )
-
-
-def cancel_execution(text: str) -> Exception:
-    """Make the error that ends a task for good; Huey 3.5 changed the order of its arguments."""
-    error: Exception = CancelExecution(retry=False)
-    error.args = (text,)
-    return error
 
 
 def _function_of(kind: type[Task]) -> Callable[..., Any]:
@@ -299,7 +264,10 @@ def _function_of(kind: type[Task]) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
         task = _current.get()
         task.args, task.kwargs = args, kwargs
-        return native_execute(task)
+        value = native_execute(task)
+        if value is None:
+            task.keeps_none = False
+        return value
 
     return function
 

@@ -1,76 +1,49 @@
 """A ledger in Huey's own SQLite file, so that no run is lost with its worker.
 
 Huey deletes a message when a worker takes it, so a killed worker loses the runs that it was
-executing. The ledger keeps a copy of each message until its run has ended. When a consumer starts,
-it enqueues again every run in the ledger that is neither queued nor running.
+executing. With the ledger a worker moves the message to a queue of its own, in the same table, and
+deletes it when the run is over. When a worker starts, it puts back what dead workers had taken.
+
+============================  ==================================================================
+``NAME``                      messages that wait, as without the ledger
+``NAME:qtasks_pluggy:T:PID``  messages that a process of the consumer T has taken
+``NAME:qtasks_pluggy``        messages of dead processes, which wait to be taken again
+============================  ==================================================================
+
+A message that is due leaves the schedule in the transaction that enqueues it.
 
 Only one consumer at a time, with all its threads or processes, executes the runs of a Huey. It
 holds a lock on a file next to the database.
 
-This module replaces three methods of the Huey's storage: ``enqueue`` and ``add_to_schedule`` write
-a message and its copy in one transaction, and ``read_schedule`` waits for the recovery. These use
-the tables ``kv``, ``task`` and ``schedule``; the rest uses Huey's signals and hooks.
+This module replaces ``execute`` of the Huey, and ``dequeue``, ``enqueue`` and ``read_schedule`` of
+its storage, which use the tables ``task`` and ``schedule``.
 """
 
-# Huey has no types, and we set attributes on its tasks.
-# pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false
+# Huey has no types.
+# pyright: reportMissingTypeStubs=false
 
 from __future__ import annotations
 
 import os
-import pickle
+import sqlite3
+from contextlib import suppress
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Final
+from urllib.parse import quote
+from uuid import uuid4
 
-import attrs
 from huey import Huey
-from huey.api import Task
-from huey.constants import EmptyData
 
-from qtasks_pluggy.engines import lock_of, log_event
-from qtasks_pluggy.engines._errors import PLAIN, text_of
+from qtasks_pluggy.engines import log_event
 from qtasks_pluggy.engines.huey.lock import ConsumerLock
 
-_PREFIX: Final = "qtasks-ledger:"
-_VERSION: Final = 1
-# How many of the recovered runs their event names.
-_SHOWN: Final = 20
-
-
-@attrs.frozen
-class Entry:
-    """One run in the ledger.
-
-    Attributes:
-        data: The message, as Huey serialized it.
-        priority: The message's priority.
-        owner: The consumer and the process that are executing it; None while it waits.
-        again: Whether a worker had started it and was lost.
-    """
-
-    data: bytes
-    priority: float | None = None
-    owner: tuple[str, int] | None = None
-    again: bool = False
-
-    def pack(self) -> bytes:
-        """Serialize it with a version, so that another version can tell that it cannot read it."""
-        return pickle.dumps({"version": _VERSION, **attrs.asdict(self)})
-
-    @classmethod
-    def unpack(cls, uuid: str, raw: Any) -> Entry | None:
-        """Read an entry; if it is damaged or of another version, log that and return None."""
-        try:
-            given = pickle.loads(raw)  # noqa: S301  # as Huey reads its own messages
-            version = given.pop("version")
-            if version == _VERSION:
-                return cls(**given)
-            why = f"it has version {version!r}, but this is version {_VERSION}"
-        except Exception as error:  # noqa: BLE001  # whatever reading what others wrote raises
-            why = text_of(error)
-        hint = "it was not changed; a consumer of the version that wrote it can execute the run"
-        log_event("error", "huey_ledger_entry_unreadable", uuid=uuid, why=why, hint=hint)
-        return None
+# What this worker has taken: the message's row, and whether a dead worker had taken it before.
+_taken: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_huey_taken", default=None)
+# Huey has this index from 3.5 on. Without it, SQLite looks through all queues for one's messages.
+_INDEX: Final = (
+    "create index if not exists task_queue_priority_id on task (queue, priority desc, id)"
+)
 
 
 class Ledger:
@@ -81,148 +54,140 @@ class Ledger:
     """
 
     def __init__(self, huey: Huey) -> None:
-        self._huey = huey
-        self._storage: Any = huey.storage
-        self._lock = lock_of(self)
-        self._consumer = ConsumerLock(huey)
-        # Ended runs by the runs that follow them (both by id), until the followers are enqueued.
-        self._followed: dict[str, str] = {}
-        self._native_read_schedule = self._storage.read_schedule
-        self._storage.enqueue = self._enqueue
-        self._storage.add_to_schedule = self._add_to_schedule
-        self._storage.read_schedule = self._read_schedule
-        name = "qtasks_pluggy-ledger"
-        huey.signal("revoked", "expired", "canceled")(self._drop)
-        huey.pre_execute(name=name)(self._begin)
-        huey.post_execute(name=name)(self._after)
-        huey.on_shutdown(name=name)(self._consumer.release)
-
-    def get(self, uuid: str) -> Entry | None:
-        """Look up a run; return None if it has ended, or if its entry cannot be read."""
-        raw = self._storage.peek_data(_PREFIX + uuid)
-        return None if raw is EmptyData else Entry.unpack(uuid, raw)
-
-    def delete(self, uuid: str) -> None:
-        """Delete the entry of a run that has ended."""
-        self._storage.pop_data(_PREFIX + uuid)
+        storage: Any = huey.storage
+        self._huey, self._storage, self._name = huey, storage, storage.name
+        self._again = f"{storage.name}:qtasks_pluggy"
+        self._token = uuid4().hex
+        self._lock = ConsumerLock(f"{storage.filename}-{quote(storage.name, safe='')}.lock")
+        self._is_open = False
+        # The due messages that Huey is about to enqueue, and their rows, by their runs' ids.
+        self._due: dict[Any, tuple[int, bytes]] = {}
+        self._native_execute = huey.execute
+        huey.execute = self._execute
+        storage.dequeue = self._dequeue
+        storage.enqueue = self._enqueue
+        storage.read_schedule = self._read_schedule
+        # Huey returns from an interrupted run as from one that is over.
+        huey.signal("interrupted")(lambda *_: _taken.set(None))
 
     def open(self) -> None:
-        """Become the consumer of this Huey, and enqueue lost runs again; each worker calls this.
+        """Become the consumer, and put back what dead workers had taken; each worker calls this.
 
         Raises:
             EngineError: Another consumer is running.
+            OSError: The lock's file cannot be opened.
         """
-        with self._lock:
-            self._consumer.acquire()
-            # In one transaction: other workers of this consumer may be recovering too.
-            with self._storage.db(commit=True) as cursor:
-                lost = self._lost(cursor)
-                for uuid, entry in lost.items():
-                    again = entry.again or entry.owner is not None
-                    self._put(cursor, uuid, attrs.evolve(entry, owner=None, again=again))
-                    self._put_task(cursor, entry.data, entry.priority)
-                self._consumer.sign()
+        self._lock.acquire()
+        lost: list[str] = []
+        with self._storage.db(commit=True) as cursor:
+            cursor.execute(_INDEX)
+            # These begin with a colon after the name, and the next character is the semicolon.
+            queues = f"{self._again}:", f"{self._again};"
+            cursor.execute("select id, queue, data from task where queue between ? and ?", queues)
+            for row, queue, data in cursor.fetchall():
+                if self._is_at_work(queue):
+                    continue
+                uuid = self._id_of(data)
+                if uuid is None:
+                    hint = "it was not changed; a worker with the code that sent it can read it"
+                    log_event("error", "huey_ledger_entry_unreadable", row=row, hint=hint)
+                else:
+                    cursor.execute("update task set queue = ? where id = ?", (self._again, row))
+                    lost.append(uuid)
+            self._is_open = True
         if lost:
-            known = list(lost)[:_SHOWN]
-            log_event("warning", "huey_runs_recovered", count=len(lost), first=known)
+            log_event("warning", "huey_runs_recovered", count=len(lost), first=lost[:20])
 
-    def _lost(self, cursor: Any) -> dict[str, Entry]:
-        """Find the runs that are neither queued nor running, oldest first."""
-        name, found = self._storage.name, dict[str, Entry]()
-        cursor.execute(
-            "select key, value from kv where queue = ? and key glob ?", (name, f"{_PREFIX}*")
-        )
-        stored = cursor.fetchall()
-        cursor.execute(
-            "select data from task where queue = ? union all"
-            " select data from schedule where queue = ?",
-            (name, name),
-        )
-        waiting = {data for (data,) in cursor.fetchall()}
-        is_new = self._consumer.is_new()
-        for key, raw in stored:
-            uuid = key.removeprefix(_PREFIX)
-            entry = Entry.unpack(uuid, raw)
-            if entry is None or entry.data in waiting:
-                continue
-            # Another worker of this consumer may have taken the run without having started it.
-            if is_new if entry.owner is None else not self._consumer.has(entry.owner):
-                found[uuid] = entry
-        return found
+    def close(self) -> None:
+        """Allow another consumer; the workers of this process have ended."""
+        self._is_open = False
+        self._lock.release()
 
-    def _enqueue(self, data: bytes, priority: float | None = None) -> None:
-        """Enqueue a message together with its copy."""
+    def drop(self, data: bytes) -> None:
+        """Delete a message that workers cannot read."""
         with self._storage.db(commit=True) as cursor:
-            self._enter(cursor, data)
-            self._put_task(cursor, data, priority)
+            cursor.execute("delete from task where data = ?", (data,))
+            cursor.execute("delete from schedule where data = ?", (data,))
 
-    def _add_to_schedule(self, data: bytes, eta: datetime) -> None:
-        """Schedule a message together with its copy."""
+    @property
+    def _mine(self) -> str:
+        return f"{self._again}:{self._token}:{os.getpid()}"
+
+    def _is_at_work(self, queue: str) -> bool:
+        """Return whether the process that has this queue is a worker of this consumer."""
+        if queue == self._mine:
+            return self._is_open
+        *_, token, pid = queue.split(":")
+        if token == self._token:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), 0)
+                return True
+        return False
+
+    def _id_of(self, data: bytes) -> str | None:
+        """Return the id of a message's run; None if the message cannot be read."""
+        with suppress(Exception):
+            return str(self._huey.serializer.deserialize(data).id)
+        return None
+
+    def _dequeue(self) -> bytes | None:
+        """Take the next message."""
+        queues = self._again, self._name
+        # As Huey does: without the lock that a transaction needs.
+        look = "select 1 from task where queue in (?, ?) limit 1"
+        if not self._storage.sql(look, queues, results=True):
+            return None
+        first = "select id, data from task where queue = ? order by priority desc, id limit 1"
         with self._storage.db(commit=True) as cursor:
-            self._enter(cursor, data)
-            cursor.execute(
-                "insert into schedule (queue, data, timestamp) values (?, ?, ?)",
-                (self._storage.name, data, eta.timestamp()),
-            )
+            for queue in queues:
+                for row, data in cursor.execute(first, (queue,)).fetchall():
+                    cursor.execute("update task set queue = ? where id = ?", (self._mine, row))
+                    _taken.set((row, queue == self._again))
+                    return bytes(data)
+        return None
 
-    def _read_schedule(self, now: datetime) -> list[bytes]:
-        """Read the due messages; return none until a worker has recovered the lost runs."""
-        if self._consumer.is_new():
-            # A message that the scheduler has read but not yet enqueued would look lost.
-            return []
-        due: list[bytes] = self._native_read_schedule(now)
-        return due
-
-    def _enter(self, cursor: Any, data: bytes) -> None:
-        message = self._huey.serializer.deserialize(data)
-        self._put(cursor, message.id, Entry(data, message.priority))
-        before = self._followed.pop(message.id, "")
-        cursor.execute(
-            "delete from kv where queue = ? and key = ?", (self._storage.name, _PREFIX + before)
-        )
-
-    def _put(self, cursor: Any, uuid: str, entry: Entry) -> None:
-        cursor.execute(
-            "insert or replace into kv (queue, key, value) values (?, ?, ?)",
-            (self._storage.name, _PREFIX + uuid, entry.pack()),
-        )
-
-    def _put_task(self, cursor: Any, data: bytes, priority: float | None) -> None:
-        cursor.execute(
-            "insert into task (queue, data, priority) values (?, ?, ?)",
-            (self._storage.name, data, priority or 0),
-        )
-
-    def _drop(self, _: str, task: Task) -> None:
-        """Delete the entry of a run that Huey does not start; a repeated one is entered again."""
-        self.delete(task.id)
-
-    def _begin(self, task: Task) -> None:
-        """Note who executes a run."""
-        entry = self.get(task.id) or Entry(self._huey.serialize_task(task), task.priority)
-        task.redelivered = entry.again
-        owned = attrs.evolve(entry, owner=(self._consumer.token, os.getpid()))
-        self._storage.put_data(_PREFIX + task.id, owned.pack())
-        execute, task.storable = task.execute, self.storable
-        task.execute = lambda: self.storable(execute())
-
-    def storable(self, value: Any) -> Any:
-        """Fail a run whose result cannot be stored; otherwise it would never end."""
-        if self._huey.results and type(value) not in PLAIN:
-            self._huey.serializer.serialize(value)
+    def _execute(self, task: Any, timestamp: datetime | None = None) -> Any:
+        """Execute a task, and delete its message when the run is over."""
+        _, task.redelivered = _taken.get() or (None, False)
+        try:
+            value = self._native_execute(task, timestamp)
+        except Exception as error:
+            # If the run's end could not be stored, the next consumer repeats the run.
+            if not isinstance(error, sqlite3.Error):
+                self._delete()
+            raise
+        self._delete()
         return value
 
-    def _after(self, task: Task, _: Any, exception: BaseException | None) -> None:
-        """Delete the entry of a run that has ended, unless another attempt or task follows."""
-        if exception is None and task.on_complete is not None:
-            self._followed[task.on_complete.id] = task.id
-        elif exception is None or not task.retries:
-            self.delete(task.id)
+    def _delete(self) -> None:
+        if (taken := _taken.get()) is not None:
+            self._storage.sql("delete from task where id = ?", taken[:1], commit=True)
+            _taken.set(None)
 
+    def _read_schedule(self, now: datetime) -> list[bytes]:
+        """Read what is due, each message once; one that Huey cannot read stays in the schedule."""
+        rows = self._storage.sql(
+            "select id, data from schedule where queue = ? and timestamp <= ?"
+            " order by timestamp, id",
+            (self._name, now.timestamp()),
+            results=True,
+        )
+        due: list[bytes] = []
+        for row, data in rows:
+            uuid = self._id_of(data) or data
+            if uuid not in self._due:
+                self._due[uuid] = row, data
+                due.append(data)
+        return due
 
-def ledger_of(huey: Huey) -> Ledger:
-    """Return the only ledger of a Huey; the first call creates it."""
-    ledger: Ledger | None = getattr(huey, "qtasks_pluggy_ledger", None)
-    if ledger is None:
-        ledger = huey.qtasks_pluggy_ledger = Ledger(huey)
-    return ledger
+    def _enqueue(self, data: bytes, priority: float | None = None) -> None:
+        """Enqueue a message; one that was due leaves the schedule."""
+        due = self._due.pop(self._id_of(data), None) if self._due else None
+        with self._storage.db(commit=True) as cursor:
+            if due is not None:
+                cursor.execute("delete from schedule where id = ? and data = ?", due)
+                if not cursor.rowcount:
+                    # Another consumer has enqueued it, before it was refused.
+                    return
+            message = self._name, data, priority or 0
+            cursor.execute("insert into task (queue, data, priority) values (?, ?, ?)", message)
