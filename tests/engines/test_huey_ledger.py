@@ -14,6 +14,7 @@ import huey
 import pytest
 import structlog
 
+from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines.huey import at_least_once, install
 from qtasks_pluggy.engines.huey.install import ledger_of
 from qtasks_pluggy.exc import EngineError
@@ -77,6 +78,19 @@ def test_a_second_consumer_is_refused_until_the_first_has_ended(native, tmp_path
     ledger_of(other).close()
     with consuming(native):
         assert 2 == task(2).get(blocking=True, timeout=LONG)
+
+
+def test_an_app_with_workers_does_not_start_beside_another_consumer(native, tmp_path):
+    """Its workers could only log it, and its runs would wait for the other one's code."""
+    app = QueueTasks("shop", discover=False)
+    app.set_engine(huey.SqliteHuey("shop", filename=tmp_path / "runs.db"), workers=1)
+    with consuming(native):
+        native.task(name="work")(lambda: 1)().get(blocking=True, timeout=LONG)
+        with pytest.raises(EngineError, match="another consumer"), app:
+            pass
+    ledger_of(native).close()
+    with app:
+        pass
 
 
 def test_another_queue_in_the_same_file_has_a_consumer_of_its_own(native, tmp_path):

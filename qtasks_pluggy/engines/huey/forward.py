@@ -111,9 +111,16 @@ class HueyEngine(Forward[Huey], HueyNative):
         )
 
     def start(self, app: QueueTasks, workers: int | None) -> None:
-        """Check that the storage works, and start workers in this process if any are asked for."""
+        """Check that the storage works, and start workers in this process if any are asked for.
+
+        Raises:
+            EngineError: The storage cannot be used, or another consumer is running.
+        """
         super().start(app, None)
         if workers:
+            if self._ledger is not None:
+                # A worker that fails to open it could only log that.
+                self._ledger.open()
             consumer: Any = self.native.create_consumer(
                 workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
             )
