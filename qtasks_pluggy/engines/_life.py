@@ -84,7 +84,8 @@ class InWorkers:
         """Start the plugins on this event loop, as ``begin`` does."""
         if not self.is_begun:
             self.check()
-            if (lifespan := self._to_begin()) is not None:
+            if not is_started(self.app):
+                lifespan = worker_lifespan(self.app)
                 await lifespan.__aenter__()
                 self._lifespan = lifespan
         self._workers += 1
@@ -120,13 +121,11 @@ class InWorkers:
         self._lifespan, self._workers = None, 0
 
     def _start(self) -> None:
-        if (lifespan := self._to_begin()) is not None:
+        # If the app is already started, whoever started it will stop it.
+        if not is_started(self.app):
+            lifespan = worker_lifespan(self.app)
             lifespan.__enter__()
             self._lifespan = lifespan
-
-    def _to_begin(self) -> Any:
-        # If the app is already started, whoever started it will stop it.
-        return None if is_started(self.app) else worker_lifespan(self.app)
 
     def _to_end(self) -> Any:
         self._workers = max(self._workers - 1, 0)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from pickle import PickleError
 from typing import Any, ClassVar, Final, TypeVar
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskFunc, TaskMessage, TaskStatus, Trail
@@ -52,6 +53,8 @@ N = TypeVar("N")
 PATIENCE: Final = 8.0
 # The shortest and the longest pause, in seconds, between two polls for a run's outcome.
 POLL: Final = (0.001, 0.02)
+# What reading raises for an outcome that nobody can read here, such as one of a missing class.
+_UNREADABLE: Final = (AttributeError, ImportError, LookupError, PickleError, TypeError, ValueError)
 
 
 class Forward(Native[N]):
@@ -189,11 +192,14 @@ class Forward(Native[N]):
         except QTasksError:
             raise
         except Exception as error:
-            msg = (
+            failure = EngineError(
                 f"engine {self.name!r}: a run's result cannot be read here: {text_of(error)}; check"
                 " that the result backend runs, and import the classes of the results"
             )
-            raise EngineError(msg) from error
+            if isinstance(error, _UNREADABLE):
+                return RunResult(TaskStatus.failed, error=failure)
+            # A server may answer again.
+            raise failure from error
 
     def keeps(self, ticket: Any) -> bool:  # noqa: ARG002  # an engine's
         """Return whether a run's outcome can be read."""

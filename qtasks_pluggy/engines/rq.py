@@ -213,6 +213,7 @@ class _PluggedJob(Job):
         plugged = cls.qtasks_pluggy_app
         if not plugged.is_preloaded and _is_worker():
             plugged.is_preloaded = True
+            log_as("rq.worker")
             with suppress(Exception):  # the work horse reports it
                 load_plugins(plugged.app)
         return super().fetch(*args, **kwargs)

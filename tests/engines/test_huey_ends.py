@@ -165,6 +165,7 @@ def test_an_end_that_cannot_be_read_here_is_told(file, monkeypatch):
         handle = work.submit()
         assert wait_until(lambda: str(handle.uuid) in app.engine.native.all_results(), LONG)
         del module.Thing
+        assert TaskStatus.failed is handle.status
         with pytest.raises(EngineError, match="cannot be read here"):
             handle.result(timeout=LONG)
 
