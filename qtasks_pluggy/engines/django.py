@@ -12,9 +12,10 @@ a retry happens in the worker that runs the task. A call is a backend's run if D
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterable, Mapping
-from contextvars import ContextVar, copy_context
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from datetime import timedelta
+from functools import cache, partial, wraps
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final
@@ -30,19 +31,17 @@ from django.utils.module_loading import import_string
 
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Capabilities, load_plugins
-from qtasks_pluggy.engines.in_place import InPlace, Run, calling
-from qtasks_pluggy.engines.native import HANDS_OVER, Importable
+from qtasks_pluggy.engines.in_place import InPlace
+from qtasks_pluggy.engines.native import Importable
 from qtasks_pluggy.exc import QTasksError
 
 if find_spec("django.tasks"):
     from django.tasks.backends.base import BaseTaskBackend
-    from django.tasks.base import Task
     from django.tasks.signals import task_started
     from django.utils.json import normalize_json
 else:
     require("django-tasks", "0.11")
     from django_tasks.backends.base import BaseTaskBackend
-    from django_tasks.base import Task
     from django_tasks.signals import task_started
     from django_tasks.utils import normalize_json
 
@@ -77,7 +76,7 @@ def install(
         msg = f"engine 'django': install() expected a task backend class, got {native!r}"
         raise TypeError(msg)
     made = type(native.__name__, (_PluggedBackend, native), {"__module__": __name__})
-    BackendPlugins.install(made, plugins, discover=discover, intercept=intercept)
+    DjangoNative.install(made, plugins, discover=discover, intercept=intercept)
     return made
 
 
@@ -89,27 +88,11 @@ def _announce(task_result: Any, **_: Any) -> None:
     _announced.set(task_result)
 
 
-task_started.connect(_announce, dispatch_uid="qtasks_pluggy")
+task_started.connect(_announce)
 
 
-class _Run(Run):
-    """A run of a task.
-
-    Args:
-        result: Django's record of it.
-        context: The first argument of a task that takes a context; otherwise empty.
-    """
-
-    def __init__(self, result: Any, context: tuple[Any, ...]) -> None:
-        self.result, self.context = result, context
-
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the task's function."""
-        return self.result.task.func(*self.context, *args, **kwargs)
-
-
-class BackendPlugins(InPlace[type[Any]]):
-    """The plugins of a backend's class."""
+class DjangoNative(InPlace):
+    """The plugins of a backend's class; a run is Django's ``TaskResult``."""
 
     name = "django"
     kind = type
@@ -123,73 +106,63 @@ class BackendPlugins(InPlace[type[Any]]):
 
     @property
     def tasks(self) -> Mapping[str, Any]:
-        """Every importable task, by its dotted name."""
-        return Importable(lambda found: isinstance(found, Task))
+        """Every importable task that asks plugins, by its dotted name."""
+        return Importable(lambda found: isinstance(found, _PluggedTask))
 
     def count(self) -> int:
         """Return 1: a backend has no list of tasks to count."""
         return 1
 
-    def run_of(self, task: Any, args: tuple[Any, ...]) -> _Run | None:
-        """Return the run that Django has announced; None for a plain function call."""
-        result = _announced.get()
-        if result is None or result.task.func is not task.func:
-            return None
-        _announced.set(None)
-        return _Run(result, args[:1] if task.takes_context else ())
+    def function_of(self, name: str) -> Callable[..., Any]:
+        """Return the function of a task."""
+        return self.tasks[name].func  # type: ignore[no-any-return]  # a task's
 
-    def carry_out(self, run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make the attempts of a run, plain or async, in a copy of the worker's context (R19)."""
-        if not self.is_begun:
-            try:
-                self.begin_for_run()
-            except Exception as error:
-                self.refusal(error)
-                raise
-            atexit.register(self.end)
-        function = run.result.task.func
-        make = self.make_attempts
-        if iscoroutinefunction(function):
-            make = async_to_sync(self.make_attempts_async)
-        return copy_context().run(make, run, calling(function), args, kwargs)
+    def begin_for_run(self) -> None:
+        """Start the plugins before a process's first run, and stop them when it exits."""
+        if self.is_begun:
+            return
+        try:
+            super().begin_for_run()
+        except Exception as error:
+            self.refusal(error)
+            raise
+        atexit.register(self.end)
 
-    def message(self, run: _Run, args: Any, kwargs: Any) -> TaskMessage:
+    def message(self, run: Any, args: Any, kwargs: Any) -> TaskMessage:
         """Make a message from Django's record of a run."""
-        result = run.result
         return TaskMessage(
-            result.task.module_path,
+            run.task.module_path,
             args,
             kwargs,
-            uuid=str(result.id),
-            priority=int(result.task.priority),
-            created_at=result.enqueued_at.timestamp(),
-            attempt=run.attempt,
-            queue=result.task.queue_name,
+            uuid=run.id,
+            priority=run.task.priority,
+            created_at=run.enqueued_at.timestamp(),
+            queue=run.task.queue_name,
             engine=self.name,
         )
 
-    def can(self, run: _Run | None) -> Capabilities:
+    def can(self, run: Any) -> Capabilities:
         """Return what the backend can do: if it keeps results, it keeps failed runs too."""
         keeps = self.native.supports_get_result
         is_delayed = run is not None or self.native.supports_defer
         return Capabilities(delay=is_delayed, dead_letter=keeps, results=keeps)
 
-    def encode(self, run: _Run | None, value: Any) -> object:  # noqa: ARG002  # the same for all
+    def encode(self, run: Any, value: Any) -> object:  # noqa: ARG002  # the same for all
         """Encode a value as JSON, as Django does."""
         return normalize_json(value)
 
-    def send(self, message: TaskMessage, delay: float | None) -> str:
+    def send(self, message: TaskMessage, delay: float | None) -> Any:
         """Enqueue a task on its own backend and return the id that Django chose."""
         task = self.tasks[message.name]
         if delay:
             task = task.using(run_after=timezone.now() + timedelta(seconds=delay))
-        return str(task.enqueue(*message.args, **message.kwargs).id)
+        return task.enqueue(*message.args, **message.kwargs).id
 
 
 class _PluggedBackend:
     """A backend that asks plugins about the errors of its tasks."""
 
-    qtasks_pluggy_app: BackendPlugins
+    qtasks_pluggy_app: DjangoNative
 
     def check(self, **options: Any) -> Iterable[checks.CheckMessage]:
         """Also report the plugins' faults, before a worker or a server starts."""
@@ -204,18 +177,36 @@ class _PluggedTask:
     """A task that asks plugins about its errors."""
 
     __slots__ = ()
-    plugged: BackendPlugins
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function; in a backend's run, with plugins around it."""
-        run = self.plugged.run_of(self, args)
-        if run is None:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the function; in the run that Django has announced, with plugins around it."""
+        run = _announced.get()
+        if run is None or run.task.func is not self.func:
             return super().call(*args, **kwargs)  # type: ignore[misc]  # a task's
-        with HANDS_OVER:
-            return self.plugged.carry_out(run, args[len(run.context) :], kwargs)
+        _announced.set(None)
+        self.plugged.begin_for_run()
+        func = _plain(self.func)
+        if self.takes_context:
+            # Plugins see the arguments without the context, and the module that failures are in.
+            func, args = partial(func, args[0]), args[1:]
+            func.__module__ = self.func.__module__
+        return self.plugged.work(run, func, args, kwargs)
 
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+    async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the function from async code, as ``call`` does."""
         if _announced.get() is None:
             return await super().acall(*args, **kwargs)  # type: ignore[misc]  # a task's
         return await sync_to_async(self.call)(*args, **kwargs)
+
+
+@cache
+def _plain(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a plain function that calls a task's function, as Django's ``Task.call`` does."""
+    if not iscoroutinefunction(func):
+        return func
+
+    @wraps(func)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return async_to_sync(func)(*args, **kwargs)
+
+    return call

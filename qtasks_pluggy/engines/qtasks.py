@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from functools import lru_cache, wraps
 from json import dumps
 from typing import Any, Final
 
@@ -37,16 +38,16 @@ from qtasks.plugins.base import BasePlugin
 
 from qtasks_pluggy import BasePlugin as PluginOfItsShape
 from qtasks_pluggy import TaskMessage
-from qtasks_pluggy.engines import Attempt, Capabilities
+from qtasks_pluggy.engines import Attempt, Capabilities, run_to_completion
 from qtasks_pluggy.engines._native_app import resolved
-from qtasks_pluggy.engines.in_place import InPlace, Run, calling
+from qtasks_pluggy.engines.in_place import InPlace
 from qtasks_pluggy.engines.native import log_as
 from qtasks_pluggy.exc import TaskPluginTriggerError
 
 __all__ = ["install"]
 
 
-class AppPlugins(InPlace[Any]):
+class QTasksNative(InPlace):
     """The plugins of a QTasks app; a run is a QTasks executor that calls a task."""
 
     name = "qtasks"
@@ -57,10 +58,7 @@ class AppPlugins(InPlace[Any]):
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
         """Use these plugins; QTasks plugins are wrapped in our ``BasePlugin``."""
-        given = map(resolved, plugins)
-        super().take(
-            [_Adapted(one) if isinstance(one, BasePlugin) else one for one in given], **options
-        )
+        super().take([_adapted(resolved(one)) for one in plugins], **options)
 
     def cover(self) -> None:
         """Replace the worker's executor, and add a plugin that hears when the worker starts."""
@@ -69,11 +67,25 @@ class AppPlugins(InPlace[Any]):
         worker.task_executor = self._around(worker.task_executor)
         self.native.add_plugin(_Life(self), ["worker_start", "worker_stop"], component="worker")
 
-    def cover_own_executors(self) -> None:
-        """Replace the executors of tasks that have their own."""
+    async def follow(self, trigger: str) -> None:
+        """Start the plugins when the worker starts, and stop them when it stops."""
+        if trigger == "worker_stop":
+            await self.end_async() if self.is_async else self.end()
+        if trigger != "worker_start":
+            return
+        logging.getLogger("qtasks_pluggy").addFilter(_as_component)
+        log_as(self.app_name)
         for task in self.native.worker._tasks.values():  # noqa: SLF001  # also those of routers
             if task.executor is not None:
                 task.executor = self._around(task.executor)
+        try:
+            if self.is_async:
+                self.loop = asyncio.get_running_loop()
+                await self.begin_async()
+            else:
+                self.begin()
+        except Exception as error:
+            raise self.refusal(error) from error
 
     def _around(self, kind: type[Any]) -> type[Any]:
         if issubclass(kind, _Plugged):
@@ -87,12 +99,12 @@ class AppPlugins(InPlace[Any]):
 
     @property
     def tasks(self) -> Mapping[str, Any]:
-        """The app's tasks by name."""
-        return dict(self.native.tasks)
+        """The functions of the app's tasks by name."""
+        return {name: task.func for name, task in self.native.tasks.items()}
 
-    def message(self, run: _Run, args: Any, kwargs: Any) -> TaskMessage:
+    def message(self, run: Any, args: Any, kwargs: Any) -> TaskMessage:
         """Make a message from QTasks' own."""
-        sent = run.executor.task_broker
+        sent = run.task_broker
         return TaskMessage(
             sent.name,
             args,
@@ -100,28 +112,34 @@ class AppPlugins(InPlace[Any]):
             uuid=str(sent.uuid),
             priority=sent.priority,
             created_at=sent.created_at,
-            attempt=run.attempt,
             engine=self.name,
         )
 
-    def options(self, run: _Run) -> Mapping[str, Any]:
+    def options(self, run: Any) -> Mapping[str, Any]:
         """Return a task's tags, and its declared options that QTasks itself does not use."""
-        task = run.executor.task_func
-        return {**(task.extra or {}), "tags": tuple(task.tags or ())}
+        return {**run.task_func.extra, "tags": run.task_func.tags or ()}
 
-    def can(self, run: _Run | None) -> Capabilities:
+    def can(self, run: Any) -> Capabilities:
         """Return what QTasks can do: it has neither delays nor dead letters of its own."""
         return Capabilities(delay=run is not None, results=True)
 
-    def cancel(self, run: _Run, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
+    def cancel(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
         """Return QTasks' own error for a cancelled run."""
-        cancelled = NativeCancelError(attempt.reason)
-        cancelled.__cause__ = attempt.error
-        return cancelled
+        return NativeCancelError(attempt.reason)
 
-    def encode(self, run: _Run | None, value: Any) -> object:
+    def fail(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
+        """Return QTasks' own trigger error for ours, so that its own plugins are asked too."""
+        error: Any = attempt.error
+        native = error.__cause__
+        if not (type(error) is TaskPluginTriggerError and isinstance(native, NativeTriggerError)):
+            return error
+        for note in getattr(error, "__notes__", ()):
+            native.add_note(note)
+        return native
+
+    def encode(self, run: Any, value: Any) -> object:
         """Encode a value as JSON, as QTasks does, unless the task has its own ``decode``."""
-        if run is not None and run.executor.task_func.decode is not None:
+        if run is not None and run.task_func.decode is not None:
             return None
         # QTasks stores a pydantic model as a dictionary of its fields.
         return dumps(value.model_dump() if hasattr(value, "model_dump") else value)
@@ -134,103 +152,86 @@ class AppPlugins(InPlace[Any]):
             args=tuple(message.args),
             kwargs=dict(message.kwargs),
         )
-        return self._id_of(sent) if self.is_async else str(sent.uuid)
-
-    async def _id_of(self, sent: Any) -> str:
-        return str((await sent).uuid)
+        return _id_of(sent) if self.is_async else str(sent.uuid)
 
 
-class _Run(Run):
-    """A run of a task.
-
-    Args:
-        executor: QTasks' executor of the run; it has prepared the arguments.
-        run_task: The executor's own step that calls the function.
-    """
-
-    def __init__(self, executor: Any, run_task: Callable[[], Any]) -> None:
-        self.executor = executor
-        self._run_task = run_task
-        self._prepared = [*(executor._args or ())], {**(executor._kwargs or {})}  # noqa: SLF001  # no other way
-
-    @property
-    def sent(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments as they were sent."""
-        message = self.executor.task_broker
-        return tuple(message.args), dict(message.kwargs)
-
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the task's function; arguments that plugins left unchanged go as QTasks prepared."""
-        executor, (own, named) = self.executor, self._prepared
-        if (args, kwargs) != self.sent:
-            echo = own[:1] if executor.task_func.echo else []
-            injected = {name: value for name, value in named.items() if name not in self.sent[1]}
-            own, named = [*echo, *args], injected | kwargs
-        executor._args, executor._kwargs = [*own], {**named}  # noqa: SLF001  # no other way
-        if executor.plugged.is_async:
-            return self._call_async()
-        with _trigger_errors_as_ours():
-            return self._run_task()
-
-    async def _call_async(self) -> Any:
-        with _trigger_errors_as_ours():
-            return await self._run_task()
+async def _id_of(sent: Any) -> str:
+    return str((await sent).uuid)
 
 
-@contextmanager
-def _trigger_errors_as_ours() -> Generator[None]:
-    try:
-        yield
-    except NativeTriggerError as error:
-        raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
+# The executor that runs a task in this context.
+_running: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_qtasks_executor")
 
 
 class _Plugged:
     """A QTasks executor that calls its task through ours."""
 
-    plugged: AppPlugins
-    task_func: Any
-
-    def run_task(self) -> Any:
+    def run_task(self: Any) -> Any:
         """Call the task; in an async app, return an awaitable."""
-        run = _Run(self, super().run_task)  # type: ignore[misc]  # an executor's
-        func = calling(self.task_func.func, is_async=self.plugged.is_async)
-        return self._run_async(run, func) if self.plugged.is_async else self._run(run, func)
+        plugged, sent = self.plugged, self.task_broker
+        self._prepared = self._args or [], self._kwargs or {}
+        _running.set(self)
+        func = _calling(self.task_func.func, is_async=plugged.is_async)
+        work = plugged.work_async if plugged.is_async else plugged.work
+        return work(self, func, tuple(sent.args), sent.kwargs)
 
-    def _run(self, run: _Run, func: Callable[..., Any]) -> Any:
+    def call(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the task's function; arguments that plugins left unchanged go as QTasks prepared."""
+        sent, (own, named) = self.task_broker, self._prepared
+        if (args, kwargs) != (tuple(sent.args), sent.kwargs):
+            echo = own[:1] if self.task_func.echo else []
+            injected = {name: value for name, value in named.items() if name not in sent.kwargs}
+            own, named = [*echo, *args], injected | kwargs
+        self._args, self._kwargs = own, named
+        return super().run_task()  # type: ignore[misc]  # an executor's
+
+
+@lru_cache(maxsize=1024)
+def _calling(func: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:
+    """Return a function with a task's signature that calls it through QTasks."""
+
+    @wraps(func)
+    def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return self.plugged.make_attempts(run, func, *run.sent)
-        except TaskPluginTriggerError as error:
-            unanswered = _native(error)
-        # QTasks' own plugins may have an answer.
-        raise unanswered
+            return _running.get().call(args, kwargs)
+        except NativeTriggerError as error:
+            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
 
-    async def _run_async(self, run: _Run, func: Callable[..., Any]) -> Any:
+    @wraps(func)
+    async def call_async(*args: Any, **kwargs: Any) -> Any:
         try:
-            return await self.plugged.make_attempts_async(run, func, *run.sent)
-        except TaskPluginTriggerError as error:
-            unanswered = _native(error)
-        raise unanswered
+            return await _running.get().call(args, kwargs)
+        except NativeTriggerError as error:
+            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
+
+    return call_async if is_async else call
 
 
-def _native(error: TaskPluginTriggerError) -> BaseException:
-    """Return the QTasks error that a trigger error wraps, with its notes."""
-    native: BaseException | None = error.__cause__
-    if native is None or not isinstance(native, NativeTriggerError):
-        return error
-    for note in getattr(error, "__notes__", ()):
-        native.add_note(note)
-    return native
+def _adapted(plugin: Any) -> Any:
+    """Return a plugin that was written for QTasks as our ``BasePlugin``, any other as it is."""
+    if not isinstance(plugin, BasePlugin):
+        return plugin
+    ours = PluginOfItsShape(plugin.name or type(plugin).__name__)
+    vars(ours).update(start=plugin.start, stop=plugin.stop, trigger=plugin.trigger)
+    vars(ours).update(handlers=getattr(plugin, "handlers", None))
+    return ours
 
 
-class _Adapted(PluginOfItsShape):
-    """A plugin that was written for QTasks."""
+class _Life:
+    """A plugin of QTasks that tells ours of the worker's start and stop."""
 
-    def __init__(self, native: Any) -> None:
-        super().__init__(native.name or type(native).__name__)
-        vars(self).update(start=native.start, stop=native.stop, trigger=native.trigger)
-        if isinstance(getattr(native, "handlers", None), dict):
-            self.handlers = native.handlers
+    name = "qtasks_pluggy"
+
+    def __init__(self, plugged: QTasksNative) -> None:
+        self._plugged = plugged
+
+    def trigger(self, name: str = "", **_: Any) -> Any:
+        """Follow the worker; an async one awaits that."""
+        followed = self._plugged.follow(name)
+        return followed if self._plugged.is_async else run_to_completion(followed)
+
+    # QTasks calls these for some plugins, when the worker has not started or has stopped.
+    start = stop = trigger
 
 
 def _as_component(record: logging.LogRecord) -> bool:
@@ -239,50 +240,4 @@ def _as_component(record: logging.LogRecord) -> bool:
     return True
 
 
-class _Life(BasePlugin):  # type: ignore[misc]  # without types
-    """Starts and stops the plugins with QTasks' worker; an async worker awaits the results."""
-
-    def __init__(self, plugged: AppPlugins) -> None:
-        super().__init__(None)
-        self._plugged = plugged
-
-    def start(self, *_: Any, **__: Any) -> Any:
-        """Do nothing: QTasks does not call this for every plugin."""
-        return self.trigger("")
-
-    stop = start
-
-    def trigger(self, name: str, *_: Any, **__: Any) -> Any:
-        """Start or stop the plugins when the worker starts or stops."""
-        plugged = self._plugged
-        if plugged.is_async:
-            return self._trigger_async(name)
-        if name == "worker_start":
-            with self._refused():
-                plugged.begin()
-        elif name == "worker_stop":
-            plugged.end()
-        return None
-
-    async def _trigger_async(self, name: str) -> None:
-        plugged = self._plugged
-        if name == "worker_start":
-            plugged.loop = asyncio.get_running_loop()
-            with self._refused():
-                await plugged.begin_async()
-        elif name == "worker_stop":
-            await plugged.end_async()
-
-    @contextmanager
-    def _refused(self) -> Generator[None]:
-        """End a worker that cannot start, and write the reason to QTasks' log."""
-        logging.getLogger("qtasks_pluggy").addFilter(_as_component)
-        log_as(self._plugged.app_name)
-        try:
-            self._plugged.cover_own_executors()
-            yield
-        except Exception as error:
-            raise self._plugged.refusal(error) from error
-
-
-install: Final = AppPlugins.install
+install: Final = QTasksNative.install

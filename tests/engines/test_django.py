@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from importlib.util import find_spec
 
@@ -9,7 +10,8 @@ import pytest
 import structlog
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
-from qtasks_pluggy.engines import installed_in
+from qtasks_pluggy import TaskMessage
+from qtasks_pluggy.engines import executor_for, installed_in
 from qtasks_pluggy.exc import TaskNameError
 from qtasks_pluggy.failures.connection import read_url
 from qtasks_pluggy.failures.queries import Filters, Reader
@@ -146,6 +148,23 @@ def test_a_context_is_the_task_s_alone(plugged):
     assert f"broken {result.id}" == str(plugin.causes[0])
 
 
+def test_a_context_is_no_parameter_of_the_function(plugged):
+    """What plugins know of the function fits the arguments that they see."""
+    functions = []
+
+    class Looks:
+        @hookimpl
+        def task_executor_task_close(self, task_func):
+            functions.append(task_func.func)
+
+    plugged(Looks())
+    for task in (django_apps.fail_with_context, fail_async):
+        task.enqueue("broken")
+    parameters = [list(inspect.signature(function).parameters) for function in functions]
+    assert [["text"], ["text", "more"]] == parameters
+    assert {django_apps.__name__} == {function.__module__ for function in functions}
+
+
 def test_calls_are_a_function_s(plugged):
     """``task.call()`` and ``task.func()`` ask no plugin, within a run too; another run does."""
     plugin = Keeps("answer", "answer")
@@ -206,6 +225,15 @@ def test_a_plugin_sends_a_run_again(plugged):
     assert [[1, {"priority": 2}]] == [value for uuid, value in ran if uuid in plugin.ids]
     assert {str(result.id), *plugin.ids} == {uuid for uuid, _ in ran}
     assert "nowhere.price" in plugin.errors[0]
+
+
+def test_plugins_are_asked_about_a_past_run(plugged):
+    """What ``replay --dry-run`` of recorded failures does: the task is not called."""
+    plugged(Keeps("answer"))
+    message = TaskMessage(fail.module_path, ("broken",))
+    outcome = executor_for(installed_in(Immediate), message).ask_about_sync(OSError("broken"))
+    assert ("recovered", "keeps") == (outcome.status, outcome.decided_by)
+    assert [] == seen
 
 
 def test_a_client_finds_the_app_of_a_backend(plugged):

@@ -14,14 +14,15 @@ from qtasks.asyncio import QueueTasks as NativeApp
 from qtasks.plugins.base import BasePlugin
 from redis import Redis
 
-from qtasks_pluggy import QueueTasks
+from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy._plugins.adapter import QTASKS_TRIGGERS
 from qtasks_pluggy.cli.hooks import HOOKS
+from qtasks_pluggy.engines import executor_for, installed_in
 from qtasks_pluggy.engines.qtasks import install
 from qtasks_pluggy.exc import PluginRegistrationError
 from qtasks_pluggy.failures.connection import StoreError, read_url
 from qtasks_pluggy.failures.queries import Filters, Reader
-from tests.engines.huey_apps import LONG
+from tests.engines.huey_apps import LONG, Keeps
 from tests.engines.pages import module_of
 from tests.engines.processes import wait_until
 from tests.engines.versions import is_older
@@ -304,6 +305,16 @@ def test_a_plugin_of_qtasks_in_an_app_of_this_project():
     """The error says which ``BasePlugin`` it takes."""
     with pytest.raises(PluginRegistrationError, match="import BasePlugin from qtasks_pluggy"):
         QueueTasks("shop", plugins=[Plugin()], discover=False)
+
+
+def test_plugins_are_asked_about_a_past_run():
+    """What ``replay --dry-run`` of recorded failures does: the task is not called."""
+    app = NativeApp(name="shop", broker_url="redis://localhost:1/0")
+    app.task(name="parse")(lambda text: text)
+    install(app, [Keeps("answer")], discover=False)
+    executor = executor_for(installed_in(app), TaskMessage("parse", ("many",)))
+    outcome = executor.ask_about_sync(ValueError("many"))
+    assert ("recovered", "keeps") == (outcome.status, outcome.decided_by)
 
 
 def test_the_page_s_project_works_as_it_says(shop, project, redis_url):
