@@ -81,21 +81,23 @@ class DramatiqNative(Native[Broker]):
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
         """Make a message of Dramatiq's; the options that are not its own are metadata."""
-        header = header_of(run.options.get(OURS))
+        # Read once, because each look at a message goes through a proxy.
+        options = run.options
+        header = header_of(options.get(OURS))
         return TaskMessage(
             run.actor_name,
             args,
             kwargs,
             uuid=run.message_id,
-            priority=run.options.get("broker_priority"),
+            priority=options.get("broker_priority"),
             created_at=run.message_timestamp / 1000,
             # Ours, and Dramatiq's own retries, of which anybody may have written the number.
-            attempt=attempt_of(header) + max(run.options.get("retries", 0), 0),
+            attempt=attempt_of(header) + max(options.get("retries", 0), 0),
             queue=run.queue_name,
             engine=self.name,
-            # Messages of RabbitMQ have it.
-            redelivered=getattr(run, "redelivered", None),
-            metadata={**_not_its_own(run.options), **header.get("metadata", {})},
+            # Messages of RabbitMQ have it; the proxy would look for it in every other one.
+            redelivered=vars(run).get("redelivered"),
+            metadata={**_not_its_own(options), **header.get("metadata", {})},
         )
 
     def options(self, run: Any) -> Mapping[str, Any]:
