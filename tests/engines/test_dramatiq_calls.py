@@ -115,6 +115,17 @@ def test_r9_an_odd_header_gives_a_run_no_more_retries(native, header):
     assert [1, 2, 3] == [message.attempt for message in plugin.messages]
 
 
+def test_r9_a_forged_count_of_dramatiq_s_gives_no_more_retries(native):
+    """R9: Dramatiq's own number of retries counts, but never for less than none."""
+    task = actor_of(native, halve, throws=ValueError)
+    plugin = Keeps(*[Retry(limit=2)] * 9)
+    install(native, [plugin], discover=False)
+    with working(native), pytest.raises(ResultFailure, match="ValueError: 1"):
+        sent = task.send_with_options(args=(1,), retries=-1_000_000)
+        sent.get_result(backend=native.get_results_backend(), block=True, timeout=WAIT)
+    assert [1, 2, 3] == [message.attempt for message in plugin.messages]
+
+
 @pytest.mark.parametrize("whose", ["actor", "middleware"])
 def test_a_dead_letter_is_over_whatever_retry_when_says(native, whose):
     """``DeadLetter`` ends a run that Dramatiq's own rules would make again."""

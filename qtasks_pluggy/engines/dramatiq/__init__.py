@@ -3,7 +3,6 @@
 ===============  =================================================================================
 ``install.py``   ``install(broker)``: plugins for the actors of a Dramatiq broker
 ``forward.py``   ``QueueTasks("shop", engine=broker)``: Dramatiq as its engine
-``settings.py``  what survives a killed worker, and whether the servers answer
 ===============  =================================================================================
 
 The worker is Dramatiq's own command, ``dramatiq module``. Runs survive a killed worker on
@@ -17,7 +16,6 @@ from qtasks_pluggy.engines._versions import require
 require("dramatiq", "1.17")
 
 from qtasks_pluggy.engines.dramatiq.forward import DramatiqEngine
-from qtasks_pluggy.engines.dramatiq.install import install
-from qtasks_pluggy.engines.dramatiq.settings import at_least_once
+from qtasks_pluggy.engines.dramatiq.install import at_least_once, install
 
 __all__ = ["DramatiqEngine", "at_least_once", "install"]

@@ -6,14 +6,11 @@ from typing import Any, Final
 
 import dramatiq
 from dramatiq import Broker, Worker
-from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import TimeLimit
-from dramatiq.results import ResultFailure, ResultMissing
+from dramatiq.results import ResultFailure, ResultMissing, Results
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskStatus
-from qtasks_pluggy.engines import Attempt, Capabilities, RunResult
+from qtasks_pluggy.engines import Attempt, RunResult
 from qtasks_pluggy.engines.dramatiq.install import OURS, DramatiqNative, WorkerLife
-from qtasks_pluggy.engines.dramatiq.settings import reach
 from qtasks_pluggy.engines.forward import Forward, pack_error, unpack_error
 from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.exc import CapabilityError, EngineError
@@ -50,31 +47,14 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
 
     def declare(self, task_func: TaskFunc) -> Any:
         """Make an actor that only plugins retry."""
-        name, queue = task_func.name, task_func.extra.get("queue_name", self._queue)
-        if name in self.native.actors:
-            # Dramatiq 1.17 would replace it.
-            msg = f"the broker has an actor {name!r} already; give the task another name="
-            raise ValueError(msg)
-        call = self.around(name, task_func.func)
-        actor = dramatiq.actor(actor_name=name, broker=self.native, queue_name=queue)(call)
-        actor.options |= {"max_retries": 0, "retry_when": None}
-        actor.options |= {"store_results": True, "result_ttl": _KEPT}
-        limit = next((one for one in self.native.middleware if isinstance(one, TimeLimit)), None)
-        if limit is not None and task_func.max_time is not None:
+        queue = task_func.extra.get("queue_name", self._queue)
+        declare = dramatiq.actor(actor_name=task_func.name, broker=self.native, queue_name=queue)
+        actor = declare(self.around(task_func.func))
+        actor.options.update(max_retries=0, retry_when=None, store_results=True, result_ttl=_KEPT)
+        if task_func.max_time is not None:
             # No plugin is asked about Dramatiq's limit, so the task's own comes first.
-            most = max(limit.time_limit, round((task_func.max_time + _MARGIN) * 1000))
-            actor.options["time_limit"] = most
+            actor.options["time_limit"] = round((task_func.max_time + _MARGIN) * 1000)
         return actor
-
-    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
-        """Return what Dramatiq can do with this broker."""
-        return Capabilities(
-            delay=True,
-            dead_letter=True,
-            results=bool(self._results()),
-            at_least_once=not isinstance(self.native, StubBroker),
-            metadata=True,
-        )
 
     def start(self, app: QueueTasks, workers: int | None) -> None:
         """Check that the servers answer; start workers in this process, if asked to."""
@@ -90,10 +70,19 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
             self._worker = None
 
     def reach(self) -> None:
-        """Connect to the broker and the result backend."""
-        reach("broker", self.native)
-        for one in self._results():
-            reach("result backend", one.backend)
+        """Connect to the servers of the broker and the result backend."""
+        one: Any
+        for one in (self.native, getattr(self.find(Results), "backend", None)):
+            where = getattr(one, "parameters", "")
+            try:
+                if (redis := getattr(one, "client", None)) is not None:
+                    redis.ping()
+                elif where and one.connection.is_open:
+                    del one.connection
+            except Exception as error:
+                # Some errors of RabbitMQ's client have no text, and none says where it is.
+                msg = f"{type(one).__name__}({where}): {str(error) or repr(error)}"
+                raise ConnectionError(msg) from error
 
     # --- its end
 
@@ -106,36 +95,29 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
 
     def store(self, run: Any, attempt: Attempt) -> None:
         """Store an end with its error's class and arguments; Dramatiq keeps only a name."""
-        error = EngineError(attempt.reason) if attempt.error is None else attempt.error
+        error: Any = attempt.error
         end = {"status": str(attempt.status), "error": pack_error(error)}
-        for one in self._results():
-            one.backend.store_result(run, {_END: end}, _KEPT)
+        if (results := self.find(Results)) is not None:
+            results.backend.store_result(run, {_END: end}, _KEPT)
         run.options["store_results"] = False
 
-    def fail(self, run: Any, attempt: Attempt) -> BaseException | None:
+    def fail(self, run: Any, attempt: Attempt) -> Any:
         """Store the end; Dramatiq moves the failed message to its dead letters."""
         self.store(run, attempt)
         return attempt.error
-
-    def dead_letter(self, run: Any, attempt: Attempt) -> BaseException | None:
-        """Store the end, and move the message there too, unless a plugin keeps it."""
-        if not attempt.kept:
-            self.store(run, attempt)
-        return super().dead_letter(run, attempt)
 
     def read(self, ticket: Any) -> RunResult | None:
         """Read the stored end."""
         who = f"engine 'dramatiq', task {ticket.actor_name!r}"
         try:
-            result = self._results()[0].backend.get_result(ticket, block=False)
+            result = self.find(Results).backend.get_result(ticket)
         except ResultMissing:
             return None
         except ResultFailure as error:
             return RunResult(TaskStatus.failed, error=EngineError(f"{who}: {error}"))
         except Exception as error:
             # The clients have error classes of their own, which are not an OSError.
-            msg = f"{who}: its results failed: {text_of(error)}; check that their server runs"
-            raise EngineError(msg) from error
+            raise ConnectionError(text_of(error)) from error
         if not isinstance(result, dict) or _END not in result:
             return RunResult(TaskStatus.succeeded, result)
         end = result[_END]
@@ -143,10 +125,6 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
         if status is TaskStatus.succeeded:
             return RunResult(status, end["result"])
         return RunResult(status, error=unpack_error(end["error"], who))
-
-    def no_results(self) -> str:
-        """Return what to do if results are not stored."""
-        return "it keeps no results; add them by broker.add_middleware(Results(backend=...))"
 
     def revoke(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # the seam's
         """Refuse: Dramatiq cannot take a message back."""
@@ -162,7 +140,7 @@ class _Forwarded(WorkerLife):
         if message.actor_name in broker.actors or OURS not in message.options:
             return
         msg = (
-            f"engine 'dramatiq', task {message.actor_name!r}: the worker has no such task. It must"
-            " import every module that declares tasks, and run the same code as those who submit"
+            f"engine 'dramatiq', task {message.actor_name!r}: the worker has no such task; start it"
+            " with the same code as those who submit, and every module that declares tasks"
         )
         self.plugged.store(message, Attempt("fail", EngineError(msg)))
