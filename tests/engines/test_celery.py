@@ -327,8 +327,9 @@ def raise_group():
         (raise_group, EngineError, "ExceptionGroup: several"),
         (lambda: _raise(OddError(1, 2)), EngineError, "OddError: 1 and 2"),
         (lambda: _raise(LookupError("key", 2)), LookupError, "'key', 2"),
+        (lambda: _raise(LookupError(Path("x"))), LookupError, "^x$"),
     ],
-    ids=["json", "file", "group", "odd", "plain"],
+    ids=["json", "file", "group", "odd", "plain", "object"],
 )
 def test_an_error_that_cannot_be_made_again_keeps_its_class_and_text(function, kind, text):
     """Whoever waits gets the error itself, or one that says task, class and text."""

@@ -24,7 +24,7 @@ from qtasks_pluggy.engines.dramatiq import DramatiqEngine
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskDeadLetteredError
 from tests.engines.dramatiq_apps import stub_broker, working
 from tests.engines.huey_apps import LONG, Keeps
-from tests.engines.versions import since
+from tests.engines.processes import wait_until
 
 pytestmark = pytest.mark.engines
 
@@ -112,7 +112,6 @@ def test_a_run_is_not_taken_back():
             handle.cancel()
 
 
-@since("dramatiq", "1.17.1", "Dramatiq 1.17.0 replaces an actor of the same name")
 def test_a_name_that_dramatiq_has_is_refused():
     """Two actors of one name are refused when they are declared."""
     native = stub_broker()
@@ -120,6 +119,25 @@ def test_a_name_that_dramatiq_has_is_refused():
     app = app_on(native)
     with pytest.raises(EngineError, match="'price'"):
         app.task(name="price")(len)
+
+
+def test_a_task_is_a_plain_function_to_another_actor():
+    """An actor of the broker's own that calls it gets its result, and its error."""
+    app = app_on(stub_broker(), Keeps(5))
+    fail = app.task(name="fail", intercept=ZeroDivisionError)(lambda: 1 / 0)
+    native, heard = app.engine.native, []
+
+    @dramatiq.actor(broker=native, max_retries=0)
+    def call():
+        try:
+            native.actors["fail"]()
+        except ZeroDivisionError as error:
+            heard.append(error)
+
+    with app:
+        call.send()
+        assert 5 == fail.submit().result(timeout=LONG)
+        assert wait_until(lambda: heard, LONG)
 
 
 def test_an_adapter_is_behind_one_app():

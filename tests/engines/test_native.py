@@ -365,12 +365,12 @@ def test_other_plugins_take_over_in_a_worker():
 
 
 def test_a_forked_process_begins_anew():
-    """It takes over loaded plugins, and nothing that its parent has started."""
+    """It has an app of its own, and nothing that its parent has loaded, started or stopped."""
     plugin = Keeps()
     one = installed(OnShop, plugin)
     app = one.app
     one.forked()
-    assert one.app is app
+    assert one.app is not app
     one.begin()
     one.forked()
     assert not one.is_begun

@@ -287,6 +287,35 @@ def test_a_plugin_sends_a_taskiq_run_again():
         assert lineage == dict(second.metadata)
 
 
+def test_a_replay_that_outlives_its_run_on_taskiq_is_sent():
+    """What an async run leaves behind on the loop may send a run again, at any time."""
+    native, seen, left = InMemoryBroker(), [], []
+    native.register_task(keep_in(seen), task_name="keep")
+
+    async def replay_later(ended):
+        await ended.wait()
+        installed_in(native).replay(TaskMessage("keep", (7,)))
+
+    async def leave():
+        ended = asyncio.Event()
+        left.extend([ended, asyncio.create_task(replay_later(ended))])
+
+    task = native.register_task(leave, task_name="leave")
+    taskiq.install(native, discover=False)
+
+    async def main():
+        await native.startup()
+        await (await task.kiq()).wait_result(timeout=LONG)
+        ended, late = left
+        ended.set()
+        await late
+        while not seen:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), LONG))
+    assert [(7, None)] == seen
+
+
 def test_a_client_of_taskiq_needs_no_open_broker(redis_url):
     """Plain code that has not opened the broker sends runs, one after another, by the metadata."""
     from taskiq_redis import ListQueueBroker
