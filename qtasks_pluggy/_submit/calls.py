@@ -77,8 +77,11 @@ def pauses(shortest: float, longest: float, timeout: float | None = None) -> Ite
         longest: The longest pause.
         timeout: The most seconds of all pauses; None for no limit.
     """
-    end = math.inf if timeout is None else time.monotonic() + timeout
-    pause = shortest
+    # The time begins now, not with the first pause.
+    return _pauses(shortest, longest, math.inf if timeout is None else time.monotonic() + timeout)
+
+
+def _pauses(pause: float, longest: float, end: float) -> Iterator[float]:
     while (left := end - time.monotonic()) > 0:
         yield min(pause, left)
         pause = min(pause * 1.5, longest)

@@ -160,6 +160,6 @@ def check_seconds(value: Any, what: str) -> float:
         msg = f"{what}: expected a number of seconds or a timedelta, got {type(value).__name__}"
         raise TypeError(msg)
     if not 0 <= value <= threading.TIMEOUT_MAX:
-        msg = f"{what}: expected seconds from 0 to {threading.TIMEOUT_MAX:.0f}, got {value!r}"
+        msg = f"{what}: expected seconds from 0 to {threading.TIMEOUT_MAX:.0f}"
         raise ValueError(msg)
     return value

@@ -110,11 +110,17 @@ def pack_error(error: BaseException) -> dict[str, Any]:
         "text": safe_str(error),
         "notes": [safe_str(note) for note in getattr(error, "__notes__", ())],
     }
-    try:
-        json.dumps(packed)
-    except (TypeError, ValueError, RecursionError):
+    if not _fits_json(packed):
         packed |= {"args": [packed["text"]], "kwargs": {}}
     return packed
+
+
+def _fits_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def unpack_error(told: Mapping[str, Any], who: str) -> Exception:
@@ -162,8 +168,8 @@ def portable(error: BaseException | None, who: str) -> BaseException | None:
         who: The engine and the task.
 
     Returns:
-        The error itself if its class and arguments rebuild it; otherwise an ``EngineError`` with
-        its class and text, caused by it.
+        The error itself if its class and arguments rebuild it. Otherwise, caused by it, one of its
+        class with the text alone if the text is the same, or an ``EngineError``.
     """
     if error is None or isinstance(error, EngineError):
         return error
@@ -172,7 +178,7 @@ def portable(error: BaseException | None, who: str) -> BaseException | None:
         error.args = (safe_str(error),)
     stored = json.loads(json.dumps(pack_error(error)))
     told = unpack_error({**stored, "kwargs": {}}, who)
-    if type(told) is type(error):
+    if type(told) is type(error) and _fits_json(error.args):
         return error
     told.__cause__ = error
     return told

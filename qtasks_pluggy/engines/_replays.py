@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from contextvars import ContextVar
 from typing import Any, Final
@@ -11,8 +12,8 @@ from qtasks_pluggy.engines import SYNC, is_here, is_pending, log_event, run_to_c
 from qtasks_pluggy.engines._errors import text_of
 from qtasks_pluggy.exc import CapabilityError, EngineError, QTasksError
 
-# The replays that the current attempt has to send on its own event loop before it ends.
-TO_SEND: Final[ContextVar[list[Awaitable[None]]]] = ContextVar("qtasks_pluggy_to_send")
+# The replays that are being sent on the current attempt's own event loop; it waits for them.
+SENDING: Final[ContextVar[list[asyncio.Task[None]]]] = ContextVar("qtasks_pluggy_sending")
 
 
 def send_again(adapter: Any, message: TaskMessage, delay: float | None) -> Any:
@@ -37,8 +38,8 @@ def send_again(adapter: Any, message: TaskMessage, delay: float | None) -> Any:
         raise
     except Exception as error:
         raise refused(adapter, message, error) from error
-    to_send = TO_SEND.get(None)
-    if to_send is None:
+    sending = SENDING.get(None)
+    if sending is None:
         sent.close()
         msg = (
             f"engine {adapter.name!r} sends on this thread's event loop, so a replay of task"
@@ -46,7 +47,8 @@ def send_again(adapter: Any, message: TaskMessage, delay: float | None) -> Any:
             " asyncio.to_thread(app.replay, message)"
         )
         raise CapabilityError(msg)
-    to_send.append(_sent(message, sent))
+    # Sent at once: the attempt of a task that outlives it no longer looks at the list.
+    sending.append(asyncio.create_task(_sent(message, sent)))
     return None
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial, wraps
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final
@@ -185,18 +185,28 @@ class _PluggedTask:
             return super().call(*args, **kwargs)  # type: ignore[misc]  # a task's
         _announced.set(None)
         self.plugged.begin_for_run()
-        func, work = self.func, self.plugged.work
-        if iscoroutinefunction(func):
-            # On Django's own loop, whose cancellations reach the task; it copies the context back.
-            work = partial(copy_context().run, async_to_sync(self.plugged.work_async))
+        func = _plain(self.func)
         if self.takes_context:
             # Plugins see the arguments without the context, and the module that failures are in.
             func, args = partial(func, args[0]), args[1:]
             func.__module__ = self.func.__module__
-        return work(run, func, args, kwargs)
+        return self.plugged.work(run, func, args, kwargs)
 
     async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the function from async code, as ``call`` does."""
         if _announced.get() is None:
             return await super().acall(*args, **kwargs)  # type: ignore[misc]  # a task's
         return await sync_to_async(self.call)(*args, **kwargs)
+
+
+@cache
+def _plain(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a plain function that calls a task's function, as Django's ``Task.call`` does."""
+    if not iscoroutinefunction(func):
+        return func
+
+    @wraps(func)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return async_to_sync(func)(*args, **kwargs)
+
+    return call

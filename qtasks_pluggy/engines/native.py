@@ -24,7 +24,7 @@ Only the engine's own app holds the ``Native`` object, so both are freed togethe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
@@ -39,7 +39,6 @@ from qtasks_pluggy.engines import (
     Backend,
     Capabilities,
     is_pending,
-    is_started,
     run_to_completion,
     wait_for,
 )
@@ -48,12 +47,11 @@ from qtasks_pluggy.engines._installed import INSTALLED
 from qtasks_pluggy.engines._life import InWorkers, log_as
 from qtasks_pluggy.engines._native_app import NativeApp
 from qtasks_pluggy.engines._native_tasks import Importable, attempt_of, declared, header_of
-from qtasks_pluggy.engines._replays import TO_SEND, refused, send_again
-from qtasks_pluggy.exc import CapabilityError, EngineError
+from qtasks_pluggy.engines._replays import SENDING, send_again
+from qtasks_pluggy.exc import CapabilityError
 
 # What adapters import from here.
 __all__ = [
-    "HANDS_OVER",
     "Host",
     "Importable",
     "Native",
@@ -294,7 +292,8 @@ class Native(InWorkers, Generic[N]):
     def forked(self) -> None:
         """Forget, in a forked process, what its parent began."""
         super().forked()
-        if isinstance(self._app, NativeApp) and is_started(self._app):
+        if isinstance(self._app, NativeApp):
+            # Whatever its plugins opened when they were made belongs to the parent.
             self._app = NativeApp(self, plugins=self.plugins, **self._options)
 
     # --- one attempt
@@ -347,8 +346,8 @@ class Native(InWorkers, Generic[N]):
     ) -> Any:
         """Make one attempt on this event loop, as ``work`` does, in the caller's context."""
         at_work = _at_work.set((*_at_work.get(), key))
-        replays: list[Awaitable[None]] = []
-        to_send = TO_SEND.set(replays)
+        replays: list[asyncio.Task[None]] = []
+        sending = SENDING.set(replays)
         try:
             with HANDS_OVER:
                 ended = await self._attempt(ASYNCIO_WORKER, run, func, args, kwargs)
@@ -357,7 +356,7 @@ class Native(InWorkers, Generic[N]):
                 return ended
         finally:
             _at_work.reset(at_work)
-            TO_SEND.reset(to_send)
+            SENDING.reset(sending)
             for replay in replays:
                 await replay
 
@@ -414,10 +413,6 @@ class Native(InWorkers, Generic[N]):
     def submit(self, message: TaskMessage, delay: float | None) -> Any:
         """Send a message, for a replay."""
         return send_again(self, message, delay)
-
-    def _refused(self, message: TaskMessage, error: Exception) -> EngineError:
-        """Return the error for a message that could not be sent."""
-        return refused(self, message, error)
 
 
 class Host:

@@ -47,9 +47,13 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
 
     def declare(self, task_func: TaskFunc) -> Any:
         """Make an actor that only plugins retry."""
+        if task_func.name in self.native.actors:
+            # Dramatiq before 1.17.1 would replace it.
+            msg = "the broker has an actor with this name; give this one another name="
+            raise ValueError(msg)
         queue = task_func.extra.get("queue_name", self._queue)
         declare = dramatiq.actor(actor_name=task_func.name, broker=self.native, queue_name=queue)
-        actor = declare(self.around(task_func.func))
+        actor = declare(self.around(task_func.name, task_func.func))
         actor.options.update(max_retries=0, retry_when=None, store_results=True, result_ttl=_KEPT)
         if task_func.max_time is not None:
             # No plugin is asked about Dramatiq's limit, so the task's own comes first.

@@ -64,13 +64,13 @@ class DramatiqNative(Native[Broker]):
         actors = self.native.actors
         return {name: one for name, one in actors.items() if getattr(one.fn, OURS, None) is self}
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Make the function of an actor that asks plugins when a worker calls it."""
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             run = _next.get()
-            if run is None:
+            if run is None or run.actor_name != name:
                 return function(*args, **kwargs)
             # Whatever the actor itself calls, be it itself, is a plain function.
             _next.set(None)
@@ -229,7 +229,7 @@ class _Covers(WorkerLife):
             # Dramatiq 1 gives the names of those that were declared before the middleware came.
             actor = broker.get_actor(actor)
         if not hasattr(actor.fn, OURS):
-            actor.fn = self.plugged.around(actor.fn)
+            actor.fn = self.plugged.around(actor.actor_name, actor.fn)
 
 
 def _not_its_own(options: Mapping[str, Any]) -> dict[str, Any]:

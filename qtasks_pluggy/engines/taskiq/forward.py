@@ -14,6 +14,7 @@ from taskiq import AsyncBroker, InMemoryBroker, TaskiqResult
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here
+from qtasks_pluggy.engines._replays import refused
 from qtasks_pluggy.engines.forward import PATIENCE, POLL, Forward, pack_error, unpack_error
 from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.engines.taskiq.brokers import is_a, routing
@@ -151,7 +152,7 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
             async with asyncio.timeout(None if self._is_in_memory else PATIENCE):
                 await self.send(attrs.evolve(message, args=packed, kwargs={}), delay)
         except Exception as error:
-            raise self._refused(message, error) from error
+            raise refused(self, message, error) from error
         return ticket
 
     # --- one attempt
