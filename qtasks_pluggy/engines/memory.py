@@ -171,7 +171,7 @@ class MemoryEngine:
             self._give_up()
             await asyncio.wait({all_ended}, timeout=_CLEANUP_SECONDS)
             with self._lock:
-                for run in self._running:
+                for run in [*self._running]:
                     # It swallowed its cancellation, or its thread hangs: free who waits for it.
                     self._end(run, Attempt("cancel", TaskCancelError(_GAVE_UP)))
             self.loop = None
@@ -306,14 +306,15 @@ class MemoryEngine:
         """Start the runs whose turn it is."""
         while self._due and len(self._running) < self.workers:
             run = next(iter(self._due[max(self._due)]))
-            self._take_out(run)
+            self._move_to_running(run)
             self._begin(run)
         if not (self._is_open or self._queued or self._running or self._all_ended.done()):
             self._all_ended.set_result(None)
 
-    def _take_out(self, run: MemoryRun) -> None:
-        """Take a run out of the queue, and admit runs from outside."""
+    def _move_to_running(self, run: MemoryRun) -> None:
+        """Take a run out of the queue, and then admit runs from outside, which may begin at once."""
         self._queued.remove(run)
+        self._running.add(run)
         priority = run.message.priority or 0
         self._due[priority].pop(run, None)
         if not self._due[priority]:
@@ -332,7 +333,7 @@ class MemoryEngine:
         if run.on_loop is not None:
             self._on_loop(run.on_loop.cancel)
         if run in self._queued:
-            self._take_out(run)
+            self._move_to_running(run)
             if run.executor is None:
                 self._end(run, Attempt("cancel", TaskCancelError(reason)))
             else:
@@ -343,7 +344,6 @@ class MemoryEngine:
 
     def _begin(self, run: MemoryRun) -> None:
         """Start an attempt, or the end of a cancelled run."""
-        self._running.add(run)
         if run.is_plain and self._threads and run.cancelling is None:
             self._to_threads.put(run)
         else:
@@ -396,7 +396,6 @@ class MemoryEngine:
     def _settle(self, run: MemoryRun, attempt: Attempt) -> None:
         """End a run after an attempt, or arrange for its next one."""
         with self._lock:
-            self._running.discard(run)
             run.on_loop = None
             if run.ended is not None:
                 return  # the app's stop has given it up
@@ -405,12 +404,14 @@ class MemoryEngine:
             elif run.cancelling is not None:
                 self._begin(run)
             else:
+                self._running.remove(run)
                 run.due = _due_after(attempt.delay)
                 self._put(run)
             self._dispatch()
 
     def _end(self, run: MemoryRun, attempt: Attempt) -> None:
         """End a run, and tell those who wait for it."""
+        self._running.remove(run)
         run.ended = RunResult(attempt.status, attempt.result, attempt.error)
         if run.future is not None:
             run.future.set_result(run.ended)
