@@ -258,12 +258,14 @@ async def test_whoever_waits_for_room_hears_of_the_stop():
         await waiting
 
 
-def test_work_that_dies_with_the_process_is_said(log_output):
-    """The engine says at its start that it keeps nothing."""
-    with app_of():
-        pass
-    told = [entry for entry in log_output if entry["event"] == "memory_engine_keeps_nothing"]
-    assert ["info"] == [entry["log_level"] for entry in told]
+def test_each_start_says_once_that_work_dies_with_the_process(log_output):
+    """The engine says at each of its starts, and once, that it keeps nothing."""
+    app = app_of()
+    for start in (1, 2):
+        with app:
+            told = [one for one in log_output if one["event"] == "memory_engine_keeps_nothing"]
+            assert start == len(told)
+    assert [("info", "shop")] * 2 == [(one["log_level"], one["app"]) for one in told]
 
 
 def test_an_error_that_nobody_looks_at_is_logged(log_output):
