@@ -141,11 +141,8 @@ class MemoryEngine:
         self._running: set[MemoryRun] = set()
         self._all_ended: Future[None] = Future()
         self._to_threads: queue.SimpleQueue[MemoryRun | None] = queue.SimpleQueue()
-        # Of an app that plain code started.
-        self._threads = self.workers if background.in_loop_thread() else 0
-        for _ in range(self._threads):
-            name, args = "qtasks-pluggy-memory", (self._to_threads,)
-            threading.Thread(target=self._work, args=args, name=name, daemon=True).start()
+        self._uses_threads = background.in_loop_thread()  # plain code started the app
+        self._threads = 0
         self.loop = asyncio.get_running_loop()
         self._is_open = True
 
@@ -312,7 +309,7 @@ class MemoryEngine:
             self._all_ended.set_result(None)
 
     def _move_to_running(self, run: MemoryRun) -> None:
-        """Take a run out of the queue, and then admit runs from outside, which may begin at once."""
+        """Take a run out of the queue, and admit runs from outside, which may begin at once."""
         self._queued.remove(run)
         self._running.add(run)
         priority = run.message.priority or 0
@@ -344,10 +341,19 @@ class MemoryEngine:
 
     def _begin(self, run: MemoryRun) -> None:
         """Start an attempt, or the end of a cancelled run."""
-        if run.is_plain and self._threads and run.cancelling is None:
-            self._to_threads.put(run)
-        else:
+        if not (run.is_plain and self._uses_threads) or run.cancelling is not None:
             self._on_loop(self._make_task, run)
+            return
+        if self._threads < len(self._running):
+            name, args = "qtasks-pluggy-memory", (self._to_threads,)
+            try:
+                threading.Thread(target=self._work, args=args, name=name, daemon=True).start()
+            except RuntimeError as error:  # the system has no more threads
+                # Its traceback holds the run, and the run holds the error.
+                self._end(run, Attempt("fail", error.with_traceback(None)))
+                return
+            self._threads += 1
+        self._to_threads.put(run)
 
     def _on_loop(self, call: Callable[..., Any], *args: Any) -> None:
         """Call a function on the engine's event loop: now, if this is the loop's thread."""
