@@ -21,6 +21,7 @@ import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from heapq import heappop, heappush
 from typing import Any, Final
 
 import attrs
@@ -138,6 +139,7 @@ class MemoryEngine:
         self._queued: set[MemoryRun] = set()
         # The queued runs that are due, in order of arrival, by priority.
         self._due: defaultdict[int, OrderedDict[MemoryRun, None]] = defaultdict(OrderedDict)
+        self._priorities: list[int] = []  # a heap of its keys, negated
         self._running: set[MemoryRun] = set()
         self._all_ended: Future[None] = Future()
         self._to_threads: queue.SimpleQueue[MemoryRun | None] = queue.SimpleQueue()
@@ -281,7 +283,10 @@ class MemoryEngine:
         if run.due:
             self._on_loop(self._watch, run)
         else:
-            self._due[run.message.priority or 0][run] = None
+            priority = run.message.priority or 0
+            if priority not in self._due:
+                heappush(self._priorities, -priority)
+            self._due[priority][run] = None
 
     def _watch(self, run: MemoryRun) -> None:
         """Set the timer of a queued run, or let it take its turn if it is due."""
@@ -302,9 +307,12 @@ class MemoryEngine:
     def _dispatch(self) -> None:
         """Start the runs whose turn it is."""
         while self._due and len(self._running) < self.workers:
-            run = next(iter(self._due[max(self._due)]))
-            self._move_to_running(run)
-            self._begin(run)
+            run = next(iter(self._due[-self._priorities[0]]), None)
+            if run is None:  # all runs of this priority have begun or were cancelled
+                del self._due[-heappop(self._priorities)]
+            else:
+                self._move_to_running(run)
+                self._begin(run)
         if not (self._is_open or self._queued or self._running or self._all_ended.done()):
             self._all_ended.set_result(None)
 
@@ -312,10 +320,8 @@ class MemoryEngine:
         """Take a run out of the queue, and admit runs from outside, which may begin at once."""
         self._queued.remove(run)
         self._running.add(run)
-        priority = run.message.priority or 0
-        self._due[priority].pop(run, None)
-        if not self._due[priority]:
-            del self._due[priority]
+        if not run.due:
+            del self._due[run.message.priority or 0][run]
         while self._outside and len(self._queued) < self.size:
             other, room = self._outside.popleft()
             if room.set_running_or_notify_cancel():

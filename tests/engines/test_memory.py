@@ -26,6 +26,23 @@ def test_higher_priority_goes_first_and_equals_in_order():
     assert ["b", "d", "a", "c", "e"] == gate.done
 
 
+def test_priorities_without_end_keep_their_order():
+    """Each run may have a priority of its own, and cancelled ones hold up nobody."""
+    app = app_of("?workers=1")
+    gate = Gate(app)
+    with app:
+        gate.occupy()
+        runs = [
+            gate.mark.with_options(priority=n * 7 % 100).submit(n * 7 % 100) for n in range(100)
+        ]
+        for handle in runs[::3]:
+            assert handle.cancel()
+        gate.mark.with_options(priority=0, delay=0.001).submit("late").cancel()
+        kept = {n * 7 % 100 for n in range(100) if n % 3}
+        gate.open.set()
+    assert sorted(kept, reverse=True) == gate.done
+
+
 def test_a_declared_priority_counts():
     """``@app.task(priority=)`` is the priority of every run that does not say."""
     app = app_of("?workers=1")
