@@ -21,6 +21,7 @@ import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from heapq import heappop, heappush
 from typing import Any, Final
 
 import attrs
@@ -138,14 +139,12 @@ class MemoryEngine:
         self._queued: set[MemoryRun] = set()
         # The queued runs that are due, in order of arrival, by priority.
         self._due: defaultdict[int, OrderedDict[MemoryRun, None]] = defaultdict(OrderedDict)
+        self._priorities: list[int] = []  # a heap of its keys, negated
         self._running: set[MemoryRun] = set()
         self._all_ended: Future[None] = Future()
         self._to_threads: queue.SimpleQueue[MemoryRun | None] = queue.SimpleQueue()
-        # Of an app that plain code started.
-        self._threads = self.workers if background.in_loop_thread() else 0
-        for _ in range(self._threads):
-            name, args = "qtasks-pluggy-memory", (self._to_threads,)
-            threading.Thread(target=self._work, args=args, name=name, daemon=True).start()
+        self._uses_threads = background.in_loop_thread()  # plain code started the app
+        self._threads = 0
         self.loop = asyncio.get_running_loop()
         self._is_open = True
 
@@ -171,7 +170,7 @@ class MemoryEngine:
             self._give_up()
             await asyncio.wait({all_ended}, timeout=_CLEANUP_SECONDS)
             with self._lock:
-                for run in self._running:
+                for run in [*self._running]:
                     # It swallowed its cancellation, or its thread hangs: free who waits for it.
                     self._end(run, Attempt("cancel", TaskCancelError(_GAVE_UP)))
             self.loop = None
@@ -284,7 +283,10 @@ class MemoryEngine:
         if run.due:
             self._on_loop(self._watch, run)
         else:
-            self._due[run.message.priority or 0][run] = None
+            priority = run.message.priority or 0
+            if priority not in self._due:
+                heappush(self._priorities, -priority)
+            self._due[priority][run] = None
 
     def _watch(self, run: MemoryRun) -> None:
         """Set the timer of a queued run, or let it take its turn if it is due."""
@@ -305,19 +307,21 @@ class MemoryEngine:
     def _dispatch(self) -> None:
         """Start the runs whose turn it is."""
         while self._due and len(self._running) < self.workers:
-            run = next(iter(self._due[max(self._due)]))
-            self._take_out(run)
-            self._begin(run)
+            run = next(iter(self._due[-self._priorities[0]]), None)
+            if run is None:  # all runs of this priority have begun or were cancelled
+                del self._due[-heappop(self._priorities)]
+            else:
+                self._move_to_running(run)
+                self._begin(run)
         if not (self._is_open or self._queued or self._running or self._all_ended.done()):
             self._all_ended.set_result(None)
 
-    def _take_out(self, run: MemoryRun) -> None:
-        """Take a run out of the queue, and admit runs from outside."""
+    def _move_to_running(self, run: MemoryRun) -> None:
+        """Take a run out of the queue, and admit runs from outside, which may begin at once."""
         self._queued.remove(run)
-        priority = run.message.priority or 0
-        self._due[priority].pop(run, None)
-        if not self._due[priority]:
-            del self._due[priority]
+        self._running.add(run)
+        if not run.due:
+            del self._due[run.message.priority or 0][run]
         while self._outside and len(self._queued) < self.size:
             other, room = self._outside.popleft()
             if room.set_running_or_notify_cancel():
@@ -332,7 +336,7 @@ class MemoryEngine:
         if run.on_loop is not None:
             self._on_loop(run.on_loop.cancel)
         if run in self._queued:
-            self._take_out(run)
+            self._move_to_running(run)
             if run.executor is None:
                 self._end(run, Attempt("cancel", TaskCancelError(reason)))
             else:
@@ -343,11 +347,19 @@ class MemoryEngine:
 
     def _begin(self, run: MemoryRun) -> None:
         """Start an attempt, or the end of a cancelled run."""
-        self._running.add(run)
-        if run.is_plain and self._threads and run.cancelling is None:
-            self._to_threads.put(run)
-        else:
+        if not (run.is_plain and self._uses_threads) or run.cancelling is not None:
             self._on_loop(self._make_task, run)
+            return
+        if self._threads < len(self._running):
+            name, args = "qtasks-pluggy-memory", (self._to_threads,)
+            try:
+                threading.Thread(target=self._work, args=args, name=name, daemon=True).start()
+            except RuntimeError as error:  # the system has no more threads
+                # Its traceback holds the run, and the run holds the error.
+                self._end(run, Attempt("fail", error.with_traceback(None)))
+                return
+            self._threads += 1
+        self._to_threads.put(run)
 
     def _on_loop(self, call: Callable[..., Any], *args: Any) -> None:
         """Call a function on the engine's event loop: now, if this is the loop's thread."""
@@ -396,7 +408,6 @@ class MemoryEngine:
     def _settle(self, run: MemoryRun, attempt: Attempt) -> None:
         """End a run after an attempt, or arrange for its next one."""
         with self._lock:
-            self._running.discard(run)
             run.on_loop = None
             if run.ended is not None:
                 return  # the app's stop has given it up
@@ -405,12 +416,14 @@ class MemoryEngine:
             elif run.cancelling is not None:
                 self._begin(run)
             else:
+                self._running.remove(run)
                 run.due = _due_after(attempt.delay)
                 self._put(run)
             self._dispatch()
 
     def _end(self, run: MemoryRun, attempt: Attempt) -> None:
         """End a run, and tell those who wait for it."""
+        self._running.remove(run)
         run.ended = RunResult(attempt.status, attempt.result, attempt.error)
         if run.future is not None:
             run.future.set_result(run.ended)

@@ -8,9 +8,10 @@ import threading
 
 import pytest
 
+from qtasks_hookspecs import Retry
 from qtasks_pluggy import TaskStatus
 from qtasks_pluggy.exc import QueueFullError, TaskCancelError
-from tests.engines.shops import LONG, Gate, app_of
+from tests.engines.shops import LONG, Closing, Gate, app_of
 
 
 def test_higher_priority_goes_first_and_equals_in_order():
@@ -23,6 +24,23 @@ def test_higher_priority_goes_first_and_equals_in_order():
             gate.mark.with_options(priority=priority).submit(what)
         gate.open.set()
     assert ["b", "d", "a", "c", "e"] == gate.done
+
+
+def test_priorities_without_end_keep_their_order():
+    """Each run may have a priority of its own, and cancelled ones hold up nobody."""
+    app = app_of("?workers=1")
+    gate = Gate(app)
+    with app:
+        gate.occupy()
+        runs = [
+            gate.mark.with_options(priority=n * 7 % 100).submit(n * 7 % 100) for n in range(100)
+        ]
+        for handle in runs[::3]:
+            assert handle.cancel()
+        gate.mark.with_options(priority=0, delay=0.001).submit("late").cancel()
+        kept = {n * 7 % 100 for n in range(100) if n % 3}
+        gate.open.set()
+    assert sorted(kept, reverse=True) == gate.done
 
 
 def test_a_declared_priority_counts():
@@ -268,6 +286,55 @@ def test_a_delayed_run_that_waited_for_room_begins_at_its_time():
         gate.open.set()
         thread.join(LONG)
     assert ["queued", "late"] == gate.done
+
+
+async def test_whoever_is_let_in_after_its_delay_waits_for_a_free_worker():
+    """A run that is due when it gets room does not begin beside the one that made the room."""
+    app = app_of("?workers=1&size=1")
+    now, most = 0, 0
+
+    @app.task
+    async def one():
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.05)
+        now -= 1
+
+    async with app:
+        handles = [await one.submit(), await one.submit()]
+        # Its delay is over long before the first run is.
+        handles.append(await one.with_options(delay=0.001).submit())
+        for handle in handles:
+            await handle
+    assert 1 == most
+
+
+async def test_whoever_is_let_in_after_its_delay_begins_after_the_end_of_the_cancelled():
+    """A cancelled run that plugins have seen has a worker until they have seen its end."""
+    closing = Closing(Retry(delay=3600))
+    app = app_of("?workers=1&size=1", plugins=[closing])
+    told = closing.closed
+
+    @app.task(echo=True)
+    async def fail(self):
+        self.ctx.plugin_error()
+
+    @app.task
+    async def late():
+        told.append("late begins")
+
+    async with app:
+        failing = await fail.submit()
+        while not closing.asked.acquire(blocking=False):
+            await asyncio.sleep(0)
+        while failing.status is not TaskStatus.queued:
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(late.with_options(delay=0.001).submit())
+        await asyncio.sleep(0.01)
+        assert failing.cancel()
+        await (await waiting)
+    assert ["fail", "late begins", "late"] == told
 
 
 def test_whoever_is_let_in_by_a_cancellation_begins():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import subprocess
@@ -77,6 +78,53 @@ def test_one_engine_is_behind_one_app():
         ):
             two.__enter__()
         assert 1 == gate.mark.submit(1).result(timeout=LONG)
+
+
+def test_a_system_without_threads_fails_the_runs_and_keeps_their_place(monkeypatch):
+    """A run for which no thread can be made ends in that error, and the next one has its place."""
+    app = app_of("?workers=1")
+    gate = Gate(app)
+
+    def refuses(_):
+        raise RuntimeError("can't start new thread")
+
+    @app.task
+    async def hold_the_worker():
+        while not gate.open.is_set():
+            await asyncio.sleep(0.001)
+
+    with app:
+        with monkeypatch.context() as short:
+            short.setattr(threading.Thread, "start", refuses)
+            hold_the_worker.submit_sync()
+            # More than could begin one inside another.
+            handles = [gate.mark.submit(n) for n in range(2000)]
+            gate.open.set()
+            for handle in handles:
+                with pytest.raises(RuntimeError, match="new thread"):
+                    handle.result(timeout=LONG)
+        assert 4 == gate.mark.submit(4).result(timeout=LONG)
+    assert [4] == gate.done
+
+
+def test_an_app_of_async_tasks_starts_no_thread():
+    """Threads are for plain tasks; they are started when there is a run for them."""
+    app = app_of("?workers=400")
+    gate = Gate(app)
+
+    @app.task
+    async def on_loop():
+        pass
+
+    def threads() -> set[threading.Thread]:
+        return {one for one in threading.enumerate() if one.name == "qtasks-pluggy-memory"}
+
+    before = threads()
+    with app:
+        on_loop.submit_sync().result(timeout=LONG)
+        assert not threads() - before
+        gate.mark.submit(1).result(timeout=LONG)
+        assert 1 == len(threads() - before)
 
 
 def test_a_stop_waits_for_a_run_on_its_way_to_its_next_attempt(monkeypatch):
