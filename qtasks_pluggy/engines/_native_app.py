@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pkgutil import resolve_name
 from typing import Any
 
 from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask, TaskExecutor, TaskFunc, TaskMessage
 from qtasks_pluggy.engines._native_tasks import described
-from qtasks_pluggy.exc import PluginRegistrationError
 
 
 class NativeApp(QueueTasks):
@@ -65,18 +63,3 @@ class NativeApp(QueueTasks):
         if not self._loaded:
             self._ensure_loaded()
         return TaskExecutor(task, message, plugins=self.plugins)
-
-
-def resolved(plugin: Any) -> Any:
-    """Return a plugin, importing it if it is a name.
-
-    Raises:
-        PluginRegistrationError: The name cannot be imported.
-    """
-    if not isinstance(plugin, str):
-        return plugin
-    try:
-        return resolve_name(plugin)
-    except (ImportError, AttributeError, ValueError) as error:
-        msg = f"install(): plugin {plugin!r} cannot be imported: {error}; write 'module:attribute'"
-        raise PluginRegistrationError(msg) from error

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from datetime import timedelta
-from functools import cache, partial, wraps
+from functools import partial
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
 from typing import Any, Final
@@ -109,10 +109,6 @@ class DjangoNative(InPlace):
         """Every importable task that asks plugins, by its dotted name."""
         return Importable(lambda found: isinstance(found, _PluggedTask))
 
-    def count(self) -> int:
-        """Return 1: a backend has no list of tasks to count."""
-        return 1
-
     def function_of(self, name: str) -> Callable[..., Any]:
         """Return the function of a task."""
         return self.tasks[name].func  # type: ignore[no-any-return]  # a task's
@@ -185,28 +181,18 @@ class _PluggedTask:
             return super().call(*args, **kwargs)  # type: ignore[misc]  # a task's
         _announced.set(None)
         self.plugged.begin_for_run()
-        func = _plain(self.func)
+        func, work = self.func, self.plugged.work
+        if iscoroutinefunction(func):
+            # Django's own way: a cancelled client cancels the task. It copies the context back.
+            work = partial(copy_context().run, async_to_sync(self.plugged.work_async))
         if self.takes_context:
             # Plugins see the arguments without the context, and the module that failures are in.
             func, args = partial(func, args[0]), args[1:]
             func.__module__ = self.func.__module__
-        return self.plugged.work(run, func, args, kwargs)
+        return work(run, func, args, kwargs)
 
     async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the function from async code, as ``call`` does."""
         if _announced.get() is None:
             return await super().acall(*args, **kwargs)  # type: ignore[misc]  # a task's
         return await sync_to_async(self.call)(*args, **kwargs)
-
-
-@cache
-def _plain(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a plain function that calls a task's function, as Django's ``Task.call`` does."""
-    if not iscoroutinefunction(func):
-        return func
-
-    @wraps(func)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return async_to_sync(func)(*args, **kwargs)
-
-    return call

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from qtasks_pluggy import TaskExecutor
 from qtasks_pluggy.engines import Attempt, Backend, Host
 from qtasks_pluggy.engines.native import Native
+from qtasks_pluggy.exc import TaskCancelError
 
 
 class InPlace(Native[Any]):
@@ -16,6 +18,11 @@ class InPlace(Native[Any]):
         """Make attempts, in plain or async code, until one ends the run."""
         attempt = await executor.execute_attempt(host, backend)
         while attempt.will_retry:
-            await backend.sleep(attempt.delay or 0)
+            try:
+                await backend.sleep(attempt.delay or 0)
+            except asyncio.CancelledError:
+                # Plugins saw an earlier attempt, so they see the end as well (R16).
+                await executor.give_up(TaskCancelError("the task was cancelled"), backend)
+                raise
             attempt = await executor.execute_attempt(host, backend)
         return attempt

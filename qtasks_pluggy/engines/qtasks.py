@@ -21,9 +21,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache, wraps
 from json import dumps
+from pkgutil import resolve_name
 from typing import Any, Final
 
 from qtasks_pluggy.engines._versions import require
@@ -39,7 +41,6 @@ from qtasks.plugins.base import BasePlugin
 from qtasks_pluggy import BasePlugin as PluginOfItsShape
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities, run_to_completion
-from qtasks_pluggy.engines._native_app import resolved
 from qtasks_pluggy.engines.in_place import InPlace
 from qtasks_pluggy.engines.native import log_as
 from qtasks_pluggy.exc import TaskPluginTriggerError
@@ -58,7 +59,7 @@ class QTasksNative(InPlace):
 
     def take(self, plugins: Iterable[Any], **options: Any) -> None:
         """Use these plugins; QTasks plugins are wrapped in our ``BasePlugin``."""
-        super().take([_adapted(resolved(one)) for one in plugins], **options)
+        super().take([_adapted(one) for one in plugins], **options)
 
     def cover(self) -> None:
         """Replace the worker's executor, and add a plugin that hears when the worker starts."""
@@ -125,7 +126,9 @@ class QTasksNative(InPlace):
 
     def cancel(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
         """Return QTasks' own error for a cancelled run."""
-        return NativeCancelError(attempt.reason)
+        cancelled = NativeCancelError(attempt.reason)
+        cancelled.__cause__ = attempt.error  # whose own cause is the task's error
+        return cancelled
 
     def fail(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
         """Return QTasks' own trigger error for ours, so that its own plugins are asked too."""
@@ -170,10 +173,22 @@ class _Plugged:
         """Call the task; in an async app, return an awaitable."""
         plugged, sent = self.plugged, self.task_broker
         self._prepared = self._args or [], self._kwargs or {}
-        _running.set(self)
         func = _calling(self.task_func.func, is_async=plugged.is_async)
-        work = plugged.work_async if plugged.is_async else plugged.work
-        return work(self, func, tuple(sent.args), sent.kwargs)
+        given = self, func, tuple(sent.args), sent.kwargs
+        if plugged.is_async:
+            return self._run_async(*given)
+        outer = _running.set(self)
+        try:
+            return plugged.work(*given)
+        finally:
+            _running.reset(outer)
+
+    async def _run_async(self: Any, *given: Any) -> Any:
+        outer = _running.set(self)
+        try:
+            return await self.plugged.work_async(*given)
+        finally:
+            _running.reset(outer)
 
     def call(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the task's function; arguments that plugins left unchanged go as QTasks prepared."""
@@ -209,6 +224,9 @@ def _calling(func: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:
 
 def _adapted(plugin: Any) -> Any:
     """Return a plugin that was written for QTasks as our ``BasePlugin``, any other as it is."""
+    if isinstance(plugin, str):
+        with suppress(Exception):  # of whatever an import raises; registering reports it
+            plugin = resolve_name(plugin)
     if not isinstance(plugin, BasePlugin):
         return plugin
     ours = PluginOfItsShape(plugin.name or type(plugin).__name__)

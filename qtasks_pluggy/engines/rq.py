@@ -74,7 +74,12 @@ def install(
 
 
 class _ReturnedRetry(Exception):  # noqa: N818  # a control exception
-    """The job returned RQ's ``Retry``, its argument, so RQ runs it again."""
+    """The job returned RQ's ``Retry``, so RQ runs it again."""
+
+    def __init__(self, retry: Retry) -> None:
+        # Not the retry's own text, which differs between runs where it is an address.
+        super().__init__("the job returned a Retry")
+        self.retry = retry
 
 
 class RQNative(Native[type[Job]]):
@@ -240,21 +245,29 @@ class _PluggedJob(Job):
         except BaseException as error:
             is_retried = plugged.will_retry(self, error)
             if isinstance(error, _ReturnedRetry):
-                return error.args[0]
+                return error.retry
             raise
         finally:
-            if begins and not _is_worker():
-                plugged.end()
-            if is_retried:
-                # RQ stores the job's ``meta`` when it runs it again.
-                self.meta[_ATTEMPT] = _attempt(self) + 1
-            elif self.meta.pop(_ATTEMPT, None):
-                # A failed job that is requeued starts at its first attempt.
-                self.save_meta()  # type: ignore[no-untyped-call]  # RQ's
+            try:
+                # Before the plugins stop, which may raise: an uncounted retry has no limit.
+                _count(self, is_retried=is_retried)
+            finally:
+                if begins and not _is_worker():
+                    plugged.end()
 
 
 def _attempt(job: Job) -> int:
     return attempt_of({"attempt": job.meta.get(_ATTEMPT)})
+
+
+def _count(job: Job, *, is_retried: bool) -> None:
+    """Count a job's attempt after it."""
+    if is_retried:
+        # RQ stores the job's ``meta`` when it runs it again.
+        job.meta[_ATTEMPT] = _attempt(job) + 1
+    elif job.meta.pop(_ATTEMPT, None):
+        # A failed job that is requeued starts at its first attempt.
+        job.save_meta()  # type: ignore[no-untyped-call]  # RQ's
 
 
 def _is_worker() -> bool:

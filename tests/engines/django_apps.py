@@ -5,6 +5,7 @@ Django is set up once in a process: what a test's plugins are to be is given by 
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 from importlib.util import find_spec
 
@@ -51,6 +52,22 @@ async def fail_async(text="broken", **more):
     """Fail, and take it down."""
     seen.append(text)
     raise OSError(text)
+
+
+@task
+async def gives_its_loop():
+    """Return the identity of the event loop."""
+    return id(asyncio.get_running_loop())
+
+
+@task
+async def stops_badly():
+    """Wait to be cancelled, and fail then."""
+    seen.append("began")
+    try:
+        await asyncio.sleep(0.5)
+    except asyncio.CancelledError:
+        raise OSError("clean-up") from None
 
 
 @task(takes_context=True, queue_name="low", priority=7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 import sys
 from importlib.util import find_spec
@@ -190,6 +192,36 @@ async def test_a_task_is_enqueued_from_async_code(plugged):
     assert "two" == ended(await fail_async.aenqueue())
     with pytest.raises(OSError, match="outside"):
         await fail_async.acall("outside")
+
+
+async def test_r16_a_cancelled_task_is_not_tried_again(plugged):
+    """R16: after the client has gone, no plugin decides about the clean-up's own error."""
+    plugin, ends = Keeps(Retry(limit=2)), Ends()
+    plugged(plugin, ends)
+    caller = asyncio.create_task(django_apps.stops_badly.aenqueue())
+    while not seen:
+        await asyncio.sleep(0.01)
+    caller.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await caller
+    assert ["began"] == seen
+    assert [] == plugin.messages
+    assert ["failed"] == ends.runs
+
+
+def test_async_plugins_share_the_loop_of_an_async_task(plugged):
+    """What a task holds on its event loop, an async hook can use."""
+    loops = []
+
+    class Looks:
+        @hookimpl
+        async def task_executor_task_close(self, task_func):
+            loops.append(asyncio.get_running_loop())
+            assert task_func.is_async
+
+    plugged(Looks())
+    result = django_apps.gives_its_loop.enqueue()
+    assert [id(loop) for loop in loops] == [ended(result)]
 
 
 class Replays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
@@ -11,9 +12,12 @@ from uuid import uuid4
 import pytest
 import qtasks
 from qtasks.asyncio import QueueTasks as NativeApp
+from qtasks.exc import TaskCancelError as NativeCancelError
 from qtasks.plugins.base import BasePlugin
+from qtasks.schemas.task_exec import TaskPrioritySchema
 from redis import Redis
 
+from qtasks_hookspecs import Cancel, Retry
 from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy._plugins.adapter import QTASKS_TRIGGERS
 from qtasks_pluggy.cli.hooks import HOOKS
@@ -24,6 +28,7 @@ from qtasks_pluggy.failures.connection import StoreError, read_url
 from qtasks_pluggy.failures.queries import Filters, Reader
 from tests.engines.huey_apps import LONG, Keeps
 from tests.engines.pages import module_of
+from tests.engines.plugins import Ends
 from tests.engines.processes import wait_until
 from tests.engines.versions import is_older
 
@@ -315,6 +320,95 @@ def test_plugins_are_asked_about_a_past_run():
     executor = executor_for(installed_in(app), TaskMessage("parse", ("many",)))
     outcome = executor.ask_about_sync(ValueError("many"))
     assert ("recovered", "keeps") == (outcome.status, outcome.decided_by)
+
+
+def called(app, name):
+    """Call a task as QTasks' worker does, but without its storage."""
+    sent = TaskPrioritySchema(priority=0, uuid=uuid4(), name=name)
+    return app.worker.task_executor(task_func=app.tasks[name], task_broker=sent).run_task()
+
+
+@pytest.mark.parametrize("kind", [qtasks.QueueTasks, NativeApp], ids=["plain", "async"])
+def test_a_run_that_calls_another_is_retried_itself(kind):
+    """A task may execute another one in its own context; a retry calls the outer one again."""
+    app, calls = kind(name="shop", broker_url="redis://localhost:1/0"), []
+
+    def outer():
+        calls.append("outer")
+        called(app, "inner")
+        return ends()
+
+    async def outer_async():
+        calls.append("outer")
+        await called(app, "inner")
+        return ends()
+
+    def ends():
+        if len(calls) < 4:
+            raise OSError("again")
+        return "outer"
+
+    def inner():
+        calls.append("inner")
+
+    async def inner_async():
+        calls.append("inner")
+
+    is_async = kind is NativeApp
+    app.task(name="outer")(outer_async if is_async else outer)
+    app.task(name="inner")(inner_async if is_async else inner)
+    install(app, [Keeps(Retry())], discover=False)
+
+    async def run():
+        return await called(app, "outer")
+
+    assert "outer" == (asyncio.run(run()) if is_async else called(app, "outer"))
+    assert ["outer", "inner"] * 2 == calls
+
+
+@pytest.fixture
+def failing():
+    """Make an async app with a task that fails, and these plugins."""
+
+    def make(*plugins):
+        app = NativeApp(name="shop", broker_url="redis://localhost:1/0")
+
+        async def fail():
+            raise OSError("own")
+
+        app.task(name="fail")(fail)
+        install(app, plugins, discover=False)
+        return app
+
+    return make
+
+
+async def test_r16_a_run_that_is_cancelled_between_attempts_has_an_end(failing):
+    """R16: plugins that saw an attempt see the end, and the caller is cancelled."""
+    ends = Ends()
+    app = failing(Keeps(Retry(delay=LONG)), ends)
+    caller = asyncio.ensure_future(called(app, "fail"))
+    while not ends.attempts:
+        await asyncio.sleep(0.01)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert [("retried", 1, "keeps")] == ends.attempts
+    assert ["cancelled"] == ends.runs
+
+
+async def test_a_cancelled_run_names_the_task_s_own_error(failing):
+    """QTasks' own error leads to it, for QTasks' plugins and logs."""
+    with pytest.raises(NativeCancelError, match="why") as caught:
+        await called(failing(Keeps(Cancel("why"))), "fail")
+    assert "own" == str(caught.value.__cause__.__cause__)
+
+
+def test_a_plugin_that_cannot_be_imported():
+    """``install`` refuses its name at once."""
+    app = NativeApp(name="shop", broker_url="redis://localhost:1/0")
+    with pytest.raises(PluginRegistrationError, match="'no_such_module:plugin' cannot be imported"):
+        install(app, ["no_such_module:plugin"], discover=False)
 
 
 def test_the_page_s_project_works_as_it_says(shop, project, redis_url):

@@ -15,7 +15,7 @@ from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import installed_in
 from qtasks_pluggy.engines.rq import PluggyJob, install
-from qtasks_pluggy.exc import CapabilityError, EngineError, TaskNameError
+from qtasks_pluggy.exc import CapabilityError, EngineError, PluginError, TaskNameError
 from tests.engines import rq_apps
 from tests.engines.huey_apps import Keeps
 from tests.engines.plugins import Ends
@@ -152,6 +152,29 @@ def test_spent_retries_end_in_the_job_s_own_error(queue):
     assert [1, 2, 3] * 2 == [message.attempt for message in plugin.messages]
 
 
+def test_retries_are_spent_although_plugins_do_not_stop(redis_url, monkeypatch):
+    """Under ``strict``, a plugin whose stop fails ends a work horse's attempt, which counts."""
+    monkeypatch.setenv("QTASKS_PLUGGY_STRICT", "true")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    class Breaks(Keeps):
+        @hookimpl
+        def qtasks_stop(self):
+            raise RuntimeError("broken")
+
+    plugin = Breaks(*[Retry(limit=2)] * 4)
+    job_class = install([plugin], discover=False)
+    with rq_apps.queue_on(redis_url) as queue:
+        job = job_class.create(fail, connection=queue.connection, origin=queue.name)
+    job.worker_name = "horse"
+    for _ in range(3):
+        with pytest.raises(PluginError, match="broken"):
+            job.perform()
+        job.retries_left = 0  # RQ's worker has used it up
+    assert [1, 2, 3] == [message.attempt for message in plugin.messages]
+    assert "failed" in plugin.heard
+
+
 def test_native_retries_come_on_top(queue):
     """Plugins are asked at every attempt; only after the last of RQ's own has a run failed."""
     plugin, ends = Keeps(None, Retry()), Ends()
@@ -189,12 +212,20 @@ def test_a_delay_leaves_native_intervals_alone(queue, native, delay, intervals):
 @since("rq", "2.1", "a Retry that a job returns is a result as any other")
 def test_a_retry_that_a_job_returns_is_an_attempt_s_end(queue):
     """By ``return Retry(max=2)`` a job talks to RQ: plugins hear of retries, and of one end."""
-    plugin, ends = Keeps("never"), Ends()
-    job = run(queue, install([plugin, ends], discover=False), rq_apps.again_twice)
+    plugin, ends, texts = Keeps("never"), Ends(), []
+
+    class Looks:
+        @hookimpl
+        def task_executor_attempt_ended(self, outcome):
+            texts.append(str(outcome.error))
+
+    job = run(queue, install([plugin, ends, Looks()], discover=False), rq_apps.again_twice)
     assert "done" == job.latest_result().return_value
     assert [] == plugin.messages
     assert [("retried", 1, None), ("retried", 2, None), ("succeeded", 3, None)] == ends.attempts
     assert ["succeeded"] == ends.runs
+    # The same each time, so that failures have it as one group.
+    assert ["the job returned a Retry"] * 2 == texts[:2]
 
 
 def test_rq_s_time_limit_passes(queue):
