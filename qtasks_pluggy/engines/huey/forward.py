@@ -118,16 +118,34 @@ class HueyEngine(Forward[Huey], HueyNative):
         """
         super().start(app, None)
         if workers:
-            if self._ledger is not None:
-                # A worker that fails to open it could only log that.
+            try:
+                self._consume(workers)
+            except BaseException:
+                self._release()
+                raise
+
+    def _consume(self, workers: int) -> None:
+        if self._ledger is not None:
+            # A worker that fails to open it could only log that.
+            with self._explained(f"app {self.app.name!r}"):
                 self._ledger.open()
-            consumer: Any = self.native.create_consumer(
-                workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
-            )
-            # The app handles the process's signals.
-            consumer._set_signal_handlers = lambda: None  # noqa: SLF001  # no public switch
+        consumer: Any = self.native.create_consumer(
+            workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
+        )
+        # The app handles the process's signals.
+        consumer._set_signal_handlers = lambda: None  # noqa: SLF001  # no public switch
+        try:
             consumer.start()
-            self._consumer = consumer
+        except BaseException:
+            # Some of its threads may have started.
+            consumer.stop()
+            raise
+        self._consumer = consumer
+
+    def _release(self) -> None:
+        """Allow another consumer when this one's workers have ended."""
+        if self._ledger is not None:
+            self._ledger.close()
 
     def reach(self) -> None:
         """Read from the storage once.
@@ -143,8 +161,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         if self._consumer is not None:
             self._consumer.stop(graceful=True)
             self._consumer = None
-            if self._ledger is not None:
-                self._ledger.close()
+            self._release()
 
     def send(self, message: TaskMessage, delay: float | None) -> Ticket:
         """Enqueue a run.
