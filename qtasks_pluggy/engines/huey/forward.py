@@ -11,6 +11,7 @@ because the app handles the process's signals.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -59,8 +60,8 @@ class HueyEngine(Forward[Huey], HueyNative):
     """
 
     worker = "huey_consumer MODULE.HUEY"
-    # So Huey interrupts a run when its process has to end; any other error ends its own run only.
-    ends_worker: ClassVar = (KeyboardInterrupt,)
+    # A task that calls sys.exit() ends its own run only.
+    ends_worker: ClassVar = ()
 
     def __init__(self, given: Any) -> None:
         keep = True
@@ -182,6 +183,13 @@ class HueyEngine(Forward[Huey], HueyNative):
         return explained(getattr(storage, "filename", type(storage).__name__), who)
 
     # --- the end of a run
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Wrap the error, unless it comes from a signal; signals never reach a plain thread."""
+        in_thread = type(threading.current_thread()) is threading.Thread
+        if isinstance(error, KeyboardInterrupt) and not in_thread:
+            return None
+        return super().failure(error)
 
     def cancel(self, run: Any, attempt: Attempt) -> BaseException:
         """Keep the run's error, and end the run even if Huey has retries left for it."""
