@@ -86,6 +86,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         """Make a Huey task whose own body never runs."""
 
         def body() -> None:
+            # ``_wrap`` gives each run another ``execute``; Huey takes only the names from here.
             raise NotImplementedError
 
         body.__module__ = MODULE
@@ -271,12 +272,32 @@ class HueyEngine(Forward[Huey], HueyNative):
         """Revoke a queued run; callers who wait for it return at once."""
         huey = self.native
         with self._explained(f"task {ticket.name!r}"):
-            waits = any(task.id == ticket.id for task in (*huey.pending(), *huey.scheduled()))
-            has_ended = self.status(ticket) is not None
-            if has_ended or not waits or not self._put_end(ticket.id, TaskCancelError(reason)):
+            if self.read(ticket) is not None:
                 return False
+            # First, so that no worker executes a run that waits after this.
             huey.revoke_by_id(ticket.id, revoke_once=True)
+            if not self._waits(ticket.id):
+                huey.restore_by_id(ticket.id)
+            elif self._put_end(ticket.id, TaskCancelError(reason)):
+                return True
+            # A worker may have dropped it meanwhile.
+            ended = self.read(ticket)
+            if ended is None or ended.status is not TaskStatus.cancelled:
+                return False
+            ticket.ended = RunResult(TaskStatus.cancelled, error=TaskCancelError(reason))
             return True
+
+    def _waits(self, uuid: str) -> bool:
+        """Return whether a run is in the queue or in the schedule."""
+        storage: Any = self.native.storage
+        messages = [*storage.enqueued_items(), *storage.scheduled_items()]
+        # Reading one is slow; unless they are compressed, the first is the one that we look for.
+        messages.sort(key=lambda data: uuid.encode() not in data)
+        for data in messages:
+            with suppress(Exception):
+                if self.native.serializer.deserialize(data).id == uuid:
+                    return True
+        return False
 
 
 def _metadata(uuid: str, error: Any) -> dict[str, Any]:
