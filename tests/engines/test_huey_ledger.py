@@ -18,7 +18,7 @@ from huey.consumer import Consumer
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines.huey import at_least_once, install
 from qtasks_pluggy.engines.huey.install import ledger_of
-from qtasks_pluggy.engines.huey.ledger import _taken
+from qtasks_pluggy.engines.huey.ledger import Taken, _taken
 from qtasks_pluggy.exc import EngineError
 from tests.engines.huey_apps import LONG, Keeps, consuming
 from tests.engines.processes import wait_until
@@ -323,7 +323,23 @@ def test_the_mark_of_a_run_that_a_plain_worker_took_is_nobody_s(native):
     assert plain.storage.dequeue()
     task(2)
     assert native.storage.dequeue()
-    assert (1, False) == _taken.get()
+    assert Taken(row=1, again=False) == _taken.get()
+
+
+@pytest.mark.parametrize("delay", [None, 3600])
+def test_a_run_that_goes_on_later_is_at_one_place(native, monkeypatch, delay):
+    """Whenever its worker is killed, the run is not done again beside its next attempt."""
+    ledger = ledger_of(native)
+
+    @native.task(retries=1, retry_delay=3600, name="work")
+    def work():
+        raise OSError
+
+    monkeypatch.setattr(ledger, "_delete", lambda: None)
+    native.enqueue(work.s() if delay is None else work.s(delay=delay))
+    with consuming(native):
+        assert wait_until(native.scheduled_count, LONG)
+    assert ([], 1) == (queues(native), native.scheduled_count())
 
 
 def test_a_task_that_another_follows_is_kept_until_that_is_enqueued(native):

@@ -10,13 +10,14 @@ deletes it when the run is over. When a worker starts, it puts back what dead wo
 ``NAME:qtasks_pluggy``        in the table ``kv``: which of those that wait were put back
 ============================  ==================================================================
 
-A message that is due leaves the schedule in the transaction that enqueues it.
+A message that is due leaves the schedule in the transaction that enqueues it. A run's next attempt
+takes the place of its message in one transaction, too.
 
 Only one consumer at a time, with all its threads or processes, executes the runs of a Huey. It
 holds a lock on a file next to the database.
 
-This module replaces ``execute`` of the Huey, and ``dequeue``, ``enqueue`` and ``read_schedule`` of
-its storage, which use the tables ``task``, ``schedule`` and ``kv``.
+This module replaces ``execute`` of the Huey, and ``dequeue``, ``enqueue``, ``add_to_schedule`` and
+``read_schedule`` of its storage, which use the tables ``task``, ``schedule`` and ``kv``.
 """
 
 # Huey has no types.
@@ -34,17 +35,34 @@ from typing import Any, Final
 from urllib.parse import quote
 from uuid import uuid4
 
+import attrs
 from huey import Huey
 
 from qtasks_pluggy.engines import log_event
 from qtasks_pluggy.engines.huey.lock import ConsumerLock
 
-# What this worker has taken: the message's row, and whether a dead worker had taken it before.
-_taken: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_huey_taken", default=None)
 # Huey has this index from 3.5 on. Without it, SQLite looks through all queues for one's messages.
 _INDEX: Final = (
     "create index if not exists task_queue_priority_id on task (queue, priority desc, id)"
 )
+
+
+@attrs.define
+class Taken:
+    """A message that this worker has taken.
+
+    Attributes:
+        row: Its row in the table.
+        again: Whether a dead worker had taken it before.
+        uuid: The run's id, when the run has begun.
+    """
+
+    row: int
+    again: bool
+    uuid: str | None = None
+
+
+_taken: Final[ContextVar[Taken | None]] = ContextVar("qtasks_pluggy_huey_taken", default=None)
 
 
 class Ledger:
@@ -69,6 +87,7 @@ class Ledger:
         huey.execute = self._execute
         storage.dequeue = self._dequeue
         storage.enqueue = self._enqueue
+        storage.add_to_schedule = self._add_to_schedule
         storage.read_schedule = self._read_schedule
         # Huey returns from an interrupted run as from one that is over.
         huey.signal("interrupted")(lambda *_: _taken.set(None))
@@ -169,12 +188,15 @@ class Ledger:
             # A worker without the ledger leaves the mark, and SQLite uses a row's id again.
             mark = self._again, str(row), data
             cursor.execute("delete from kv where queue = ? and key = ? and value = ?", mark)
-            _taken.set((row, cursor.rowcount > 0))
+            _taken.set(Taken(row, cursor.rowcount > 0))
         return bytes(data)
 
     def _execute(self, task: Any, timestamp: datetime | None = None) -> Any:
         """Execute a task, and delete its message when the run is over."""
-        _, task.redelivered = _taken.get() or (None, False)
+        taken = _taken.get()
+        task.redelivered = taken is not None and taken.again
+        if taken is not None:
+            taken.uuid = task.id
         try:
             value = self._native_execute(task, timestamp)
         except Exception as error:
@@ -187,10 +209,18 @@ class Ledger:
 
     def _delete(self) -> None:
         if (taken := _taken.get()) is not None:
-            # SQLite uses a row's id again, so a row that is not in this queue is another message.
-            mine = "delete from task where id = ? and queue = ?"
-            self._storage.sql(mine, (taken[0], self._mine), commit=True)
-            _taken.set(None)
+            with self._storage.db(commit=True) as cursor:
+                self._forget(cursor, taken)
+
+    def _forget(self, cursor: Any, taken: Taken) -> None:
+        # SQLite uses a row's id again, so a row that is not in this queue is another message.
+        cursor.execute("delete from task where id = ? and queue = ?", (taken.row, self._mine))
+        _taken.set(None)
+
+    def _before(self, data: bytes) -> Taken | None:
+        """Return what this worker has taken if this message takes its place: a later attempt."""
+        taken = _taken.get()
+        return taken if taken is not None and self._id_of(data) == taken.uuid else None
 
     def _read_schedule(self, now: datetime) -> list[bytes]:
         """Read what is due, each message once; one that Huey cannot read stays in the schedule."""
@@ -208,8 +238,20 @@ class Ledger:
                 due.append(data)
         return due
 
+    def _add_to_schedule(self, data: bytes, eta: datetime) -> None:
+        """Schedule a message."""
+        before = self._before(data)
+        with self._storage.db(commit=True) as cursor:
+            message = self._name, data, eta.timestamp()
+            cursor.execute(
+                "insert into schedule (queue, data, timestamp) values (?, ?, ?)", message
+            )
+            if before is not None:
+                self._forget(cursor, before)
+
     def _enqueue(self, data: bytes, priority: float | None = None) -> None:
         """Enqueue a message; one that was due leaves the schedule."""
+        before = self._before(data)
         due = self._due.pop(self._id_of(data), None) if self._due else None
         with self._storage.db(commit=True) as cursor:
             if due is not None:
@@ -219,3 +261,5 @@ class Ledger:
                     return
             message = self._name, data, priority or 0
             cursor.execute("insert into task (queue, data, priority) values (?, ?, ?)", message)
+            if before is not None:
+                self._forget(cursor, before)
