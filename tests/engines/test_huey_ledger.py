@@ -136,13 +136,14 @@ def test_a_consumer_that_is_stopped_in_haste_keeps_the_lock_while_it_works(tmp_p
     work = app.task(name="work")(lambda: begun.set() or gate.wait(LONG))
     app.set_engine(native, workers=1)
 
-    def interrupt(_):
-        raise KeyboardInterrupt
+    def stop(consumer, **_):
+        # As after Ctrl-C.
+        consumer.stop_flag.set()
 
     with app:
         work.submit()
         assert begun.wait(LONG)
-        monkeypatch.setattr(Consumer, "_join_workers", interrupt)
+        monkeypatch.setattr(Consumer, "stop", stop)
     with pytest.raises(EngineError, match="another consumer"):
         ledger_of(other).open()
     gate.set()
