@@ -10,6 +10,7 @@ import pytest
 
 from qtasks_hookspecs import Retry
 from qtasks_pluggy import QueueTasks, TaskStatus
+from qtasks_pluggy.engines.huey.install import ledger_of
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 from tests.engines.huey_apps import LONG, Keeps, app_on
 from tests.engines.processes import wait_until
@@ -240,6 +241,63 @@ def test_a_cancellation_is_told_however_soon_a_worker_drops_the_run(file, monkey
         assert second.cancel("not now")
         with pytest.raises(TaskCancelError, match="not now"):
             second.result(timeout=LONG)
+
+
+def test_a_run_that_a_worker_takes_meanwhile_is_not_cancelled(file, monkeypatch):
+    """Whoever hears that he has cancelled a run finds that nobody executed it."""
+    begun, gate = threading.Event(), threading.Event()
+    app = app_on(file)
+    native = app.engine.native
+    wait = app.task(name="wait")(lambda: begun.set() or gate.wait(LONG))
+    work = app.task(name="work")(lambda: 1)
+
+    def execute_and_revoke(uuid, revoke=native.revoke_by_id, **options):
+        gate.set()
+        rows = "select * from task"
+        assert wait_until(lambda: not native.storage.sql(rows, results=True), LONG)
+        revoke(uuid, **options)
+
+    monkeypatch.setattr(native, "revoke_by_id", execute_and_revoke)
+    with app:
+        first = wait.submit()
+        assert begun.wait(LONG)
+        second = work.submit()
+        assert not second.cancel("too late")
+        assert 1 == second.result(timeout=LONG)
+        assert first.result(timeout=LONG)
+    assert {} == native.all_results()
+
+
+def test_a_cancellation_reads_the_one_message(file, monkeypatch):
+    """A queue of many thousand messages is not read for it."""
+    app = app_on(file, workers=None)
+    work = app.task(name="work")(lambda number: number)
+    with app:
+        handles = [work.submit(number) for number in range(50)]
+        serializer = app.engine.native.serializer
+        read = []
+
+        def deserialize(data, native=serializer.deserialize):
+            read.append(data)
+            return native(data)
+
+        monkeypatch.setattr(serializer, "deserialize", deserialize)
+        assert handles[40].cancel()
+    assert len(read) < 5
+
+
+def test_a_recovered_run_is_cancelled(file):
+    """It waits as others do."""
+    app = app_on(file, workers=None)
+    native = app.engine.native
+    work = app.task(name="work")(lambda: 1)
+    with app:
+        handle = work.submit()
+        assert native.storage.dequeue()
+        ledger_of(native).open()
+        ledger_of(native).close()
+        assert 1 == native.pending_count()
+        assert handle.cancel("not now")
 
 
 def test_what_huey_drops_has_an_end(file):

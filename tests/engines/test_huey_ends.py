@@ -78,6 +78,7 @@ def test_ends_without_a_result_leave_nothing_behind(file, decision):
     [
         SystemExit,
         GeneratorExit,
+        KeyboardInterrupt,
         asyncio.CancelledError,
         OddError,
         ShyError,
@@ -97,7 +98,7 @@ def test_no_error_of_a_task_ends_its_worker(file, end):
         OddError: EngineError,
         MuteError: EngineError,
         # Whoever waits is not to be ended.
-        **dict.fromkeys((SystemExit, GeneratorExit), EngineError),
+        **dict.fromkeys((SystemExit, GeneratorExit, KeyboardInterrupt), EngineError),
     }
     expected = told.get(end, end)
     with app:

@@ -13,10 +13,12 @@ from pathlib import Path
 import huey
 import pytest
 import structlog
+from huey.consumer import Consumer
 
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines.huey import at_least_once, install
 from qtasks_pluggy.engines.huey.install import ledger_of
+from qtasks_pluggy.engines.huey.ledger import Taken, _taken
 from qtasks_pluggy.exc import EngineError
 from tests.engines.huey_apps import LONG, Keeps, consuming
 from tests.engines.processes import wait_until
@@ -51,11 +53,21 @@ def test_a_message_that_cannot_be_read_is_named_and_left(native):
     lost = lose(native, task, 1)
     dead = ("shop:qtasks_pluggy:dead:1", b"\x80no pickle")
     native.storage.sql("insert into task (queue, data) values (?, ?)", dead, commit=True)
-    with structlog.testing.capture_logs() as logs, consuming(native):
+    read = "select data from task where id = 2"
+    with structlog.testing.capture_logs() as logs, consuming(native, workers=3):
         assert 1 == lost.get(blocking=True, timeout=LONG)
-        assert wait_until(lambda: [dead[0]] == queues(native), LONG)
-    assert [dead] == native.storage.sql("select queue, data from task", results=True)
+        assert wait_until(lambda: 3 == len(ledger_of(native)._holders), LONG)
+        assert wait_until(lambda: 1 == len(queues(native)), LONG)
+    assert [dead[1:]] == native.storage.sql(read, results=True)
     assert [2] == [one["row"] for one in logs if one["event"] == "huey_ledger_entry_unreadable"]
+    # The other processes of this consumer, too, know that it was said.
+    ledger = ledger_of(native)
+    assert ledger._is_at_work(queues(native)[0])
+    other = huey.SqliteHuey("shop", filename=native.storage.filename)
+    with structlog.testing.capture_logs() as logs:
+        ledger_of(other).open()
+    assert ["huey_ledger_entry_unreadable"] == [one["event"] for one in logs]
+    ledger_of(other).close()
 
 
 def test_the_lock_is_its_user_s_alone(native):
@@ -65,7 +77,7 @@ def test_the_lock_is_its_user_s_alone(native):
 
 
 def test_a_second_consumer_is_refused_until_the_first_has_ended(native, tmp_path):
-    """In one process, too, which can let another one do the runs."""
+    """In one process, too; and the lock goes with the last worker thread."""
     task = native.task(name="work")(lambda number: number)
     other = huey.SqliteHuey("shop", filename=tmp_path / "runs.db")
     at_least_once(other)
@@ -73,7 +85,6 @@ def test_a_second_consumer_is_refused_until_the_first_has_ended(native, tmp_path
         assert 1 == task(1).get(blocking=True, timeout=LONG)
         with pytest.raises(EngineError, match="another consumer holds the lock"):
             ledger_of(other).open()
-    ledger_of(native).close()
     ledger_of(other).open()
     ledger_of(other).close()
     with consuming(native):
@@ -88,9 +99,92 @@ def test_an_app_with_workers_does_not_start_beside_another_consumer(native, tmp_
         native.task(name="work")(lambda: 1)().get(blocking=True, timeout=LONG)
         with pytest.raises(EngineError, match="another consumer"), app:
             pass
-    ledger_of(native).close()
     with app:
         pass
+
+
+def test_the_app_that_stops_first_leaves_the_lock_to_the_other(tmp_path):
+    """Two apps on one Huey: nobody takes the run that the other one executes."""
+    native = huey.SqliteHuey("shop", filename=tmp_path / "runs.db")
+    begun, gate = [], threading.Event()
+    first, second = (QueueTasks(name, discover=False) for name in ("first", "second"))
+    work = first.task(name="work")(lambda: begun.append(1) or gate.wait(LONG))
+    for app in (first, second):
+        app.set_engine(native, workers=1)
+    other = huey.SqliteHuey("shop", filename=native.storage.filename)
+    with first:
+        handle = work.submit()
+        assert wait_until(lambda: begun, LONG)
+        with second:
+            pass
+        with pytest.raises(EngineError, match="another consumer"):
+            ledger_of(other).open()
+        with second:
+            gate.set()
+            assert handle.result(timeout=LONG)
+    assert [1] == begun
+    ledger_of(other).open()
+    ledger_of(other).close()
+
+
+def test_a_consumer_that_is_stopped_in_haste_keeps_the_lock_while_it_works(tmp_path, monkeypatch):
+    """Whoever stops an app with Ctrl-C does not wait for its workers' threads."""
+    native = huey.SqliteHuey("shop", filename=tmp_path / "runs.db")
+    other = huey.SqliteHuey("shop", filename=native.storage.filename)
+    begun, gate = threading.Event(), threading.Event()
+    app = QueueTasks("shop", discover=False)
+    work = app.task(name="work")(lambda: begun.set() or gate.wait(LONG))
+    app.set_engine(native, workers=1)
+
+    def stop(consumer, **_):
+        # As after Ctrl-C.
+        consumer.stop_flag.set()
+
+    with app:
+        work.submit()
+        assert begun.wait(LONG)
+        monkeypatch.setattr(Consumer, "stop", stop)
+    with pytest.raises(EngineError, match="another consumer"):
+        ledger_of(other).open()
+    gate.set()
+    assert wait_until(lambda: not ledger_of(native)._holders, LONG)
+    ledger_of(other).open()
+    ledger_of(other).close()
+
+
+@pytest.mark.parametrize("fault", ["the file is locked", "the consumer does not start"])
+def test_an_app_that_cannot_start_leaves_no_lock(tmp_path, monkeypatch, fault):
+    """Another consumer can begin, and the error says what to do."""
+    native = huey.SqliteHuey("shop", filename=tmp_path / "runs.db", timeout=0.1)
+    app = QueueTasks("shop", discover=False)
+    app.set_engine(native, workers=1)
+    holder = sqlite3.connect(native.storage.filename, isolation_level=None)
+    if fault == "the file is locked":
+        holder.execute("begin immediate")
+        expected = "app 'shop': .* locked; check that"
+    else:
+        monkeypatch.setattr(Consumer, "start", lambda _: 1 / 0)
+        expected = "division"
+    with pytest.raises((EngineError, ZeroDivisionError), match=expected), app:
+        pass
+    holder.close()
+    other = huey.SqliteHuey("shop", filename=native.storage.filename)
+    ledger_of(other).open()
+    ledger_of(other).close()
+
+
+def test_a_row_that_is_used_again_is_not_deleted(native):
+    """A message's row can be another message's when its run is over."""
+
+    @native.task(name="work")
+    def work():
+        native.storage.sql("update task set queue = 'another'", commit=True)
+
+    with consuming(native):
+        work()
+        assert wait_until(lambda: ["another"] == queues(native), LONG)
+        native.task(name="next")(lambda: 1)().get(blocking=True, timeout=LONG)
+    assert ["another"] == queues(native)
 
 
 def test_another_queue_in_the_same_file_has_a_consumer_of_its_own(native, tmp_path):
@@ -109,7 +203,7 @@ def test_a_lock_that_cannot_be_opened_is_no_matter_of_a_client(tmp_path):
     at_least_once(native)
     task = native.task(name="work")(lambda number: number)
     task(1)
-    with pytest.raises(OSError, match=r"runs.db-shop.lock'"):
+    with pytest.raises(EngineError, match=r"runs.db-shop.lock'.*give this user write access"):
         ledger_of(native).open()
 
 
@@ -185,6 +279,68 @@ def test_a_recovered_run_knows_that_it_was_delivered_before(native):
     assert [((1,), True), ((2,), False)] == [
         (message.args, message.redelivered) for message in plugin.messages
     ]
+
+
+def test_a_recovered_run_waits_where_others_do(native):
+    """Huey's own ways find it, in the order of its priority, and any worker executes it."""
+    seen = []
+    task = native.task(name="work")(seen.append)
+    native.enqueue(task.s(1, priority=1))
+    assert native.storage.dequeue()
+    native.enqueue(task.s(2, priority=5))
+    ledger_of(native).open()
+    ledger_of(native).close()
+    assert [2, 1] == [waiting.args[0] for waiting in native.pending()]
+    plain = huey.SqliteHuey("shop", filename=native.storage.filename)
+    plain.task(name="work")(seen.append)
+    with consuming(plain):
+        assert wait_until(lambda: len(seen) == 2, LONG)
+    assert [2, 1] == seen
+
+
+def test_whoever_takes_a_recovered_run_knows_that_it_is_one(native):
+    """A consumer can have many processes, and one of them recovers what another one takes."""
+    other = huey.SqliteHuey("shop", filename=native.storage.filename)
+    at_least_once(other)
+    task, _ = (each.task(name="fail")(lambda number: 1 / number) for each in (native, other))
+    plugin = Keeps("answer", "answer")
+    install(other, [plugin], discover=False)
+    lost = lose(native, task, 0)
+    ledger_of(native).open()
+    ledger_of(native).close()
+    with consuming(other):
+        assert "answer" == lost.get(blocking=True, timeout=LONG)
+        task(0).get(blocking=True, timeout=LONG)
+    assert [True, False] == [message.redelivered for message in plugin.messages]
+
+
+def test_the_mark_of_a_run_that_a_plain_worker_took_is_nobody_s(native):
+    """SQLite gives the row's id to another message."""
+    task = native.task(name="work")(lambda number: number)
+    lose(native, task, 1)
+    ledger_of(native).open()
+    ledger_of(native).close()
+    plain = huey.SqliteHuey("shop", filename=native.storage.filename)
+    assert plain.storage.dequeue()
+    task(2)
+    assert native.storage.dequeue()
+    assert Taken(row=1, again=False) == _taken.get()
+
+
+@pytest.mark.parametrize("delay", [None, 3600])
+def test_a_run_that_goes_on_later_is_at_one_place(native, monkeypatch, delay):
+    """Whenever its worker is killed, the run is not done again beside its next attempt."""
+    ledger = ledger_of(native)
+
+    @native.task(retries=1, retry_delay=3600, name="work")
+    def work():
+        raise OSError
+
+    monkeypatch.setattr(ledger, "_delete", lambda: None)
+    native.enqueue(work.s() if delay is None else work.s(delay=delay))
+    with consuming(native):
+        assert wait_until(native.scheduled_count, LONG)
+    assert ([], 1) == (queues(native), native.scheduled_count())
 
 
 def test_a_task_that_another_follows_is_kept_until_that_is_enqueued(native):

@@ -11,6 +11,7 @@ because the app handles the process's signals.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -59,8 +60,8 @@ class HueyEngine(Forward[Huey], HueyNative):
     """
 
     worker = "huey_consumer MODULE.HUEY"
-    # So Huey interrupts a run when its process has to end; any other error ends its own run only.
-    ends_worker: ClassVar = (KeyboardInterrupt,)
+    # A task that calls sys.exit() ends its own run only.
+    ends_worker: ClassVar = ()
 
     def __init__(self, given: Any) -> None:
         keep = True
@@ -85,6 +86,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         """Make a Huey task whose own body never runs."""
 
         def body() -> None:
+            # ``_wrap`` gives each run another ``execute``; Huey takes only the names from here.
             raise NotImplementedError
 
         body.__module__ = MODULE
@@ -118,16 +120,34 @@ class HueyEngine(Forward[Huey], HueyNative):
         """
         super().start(app, None)
         if workers:
-            if self._ledger is not None:
-                # A worker that fails to open it could only log that.
+            try:
+                self._consume(workers)
+            except BaseException:
+                self._release()
+                raise
+
+    def _consume(self, workers: int) -> None:
+        if self._ledger is not None:
+            # A worker that fails to open it could only log that.
+            with self._explained(f"app {self.app.name!r}"):
                 self._ledger.open()
-            consumer: Any = self.native.create_consumer(
-                workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
-            )
-            # The app handles the process's signals.
-            consumer._set_signal_handlers = lambda: None  # noqa: SLF001  # no public switch
+        consumer: Any = self.native.create_consumer(
+            workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
+        )
+        # The app handles the process's signals.
+        consumer._set_signal_handlers = lambda: None  # noqa: SLF001  # no public switch
+        try:
             consumer.start()
-            self._consumer = consumer
+        except BaseException:
+            # Some of its threads may have started.
+            consumer.stop()
+            raise
+        self._consumer = consumer
+
+    def _release(self) -> None:
+        """Allow another consumer when this one's workers have ended."""
+        if self._ledger is not None:
+            self._ledger.close()
 
     def reach(self) -> None:
         """Read from the storage once.
@@ -143,8 +163,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         if self._consumer is not None:
             self._consumer.stop(graceful=True)
             self._consumer = None
-            if self._ledger is not None:
-                self._ledger.close()
+            self._release()
 
     def send(self, message: TaskMessage, delay: float | None) -> Ticket:
         """Enqueue a run.
@@ -165,6 +184,13 @@ class HueyEngine(Forward[Huey], HueyNative):
         return explained(getattr(storage, "filename", type(storage).__name__), who)
 
     # --- the end of a run
+
+    def failure(self, error: BaseException) -> BaseException | None:
+        """Wrap the error, unless it comes from a signal; signals never reach a plain thread."""
+        in_thread = type(threading.current_thread()) is threading.Thread
+        if isinstance(error, KeyboardInterrupt) and not in_thread:
+            return None
+        return super().failure(error)
 
     def cancel(self, run: Any, attempt: Attempt) -> BaseException:
         """Keep the run's error, and end the run even if Huey has retries left for it."""
@@ -246,12 +272,32 @@ class HueyEngine(Forward[Huey], HueyNative):
         """Revoke a queued run; callers who wait for it return at once."""
         huey = self.native
         with self._explained(f"task {ticket.name!r}"):
-            waits = any(task.id == ticket.id for task in (*huey.pending(), *huey.scheduled()))
-            has_ended = self.status(ticket) is not None
-            if has_ended or not waits or not self._put_end(ticket.id, TaskCancelError(reason)):
+            if self.read(ticket) is not None:
                 return False
+            # First, so that no worker executes a run that waits after this.
             huey.revoke_by_id(ticket.id, revoke_once=True)
+            if not self._waits(ticket.id):
+                huey.restore_by_id(ticket.id)
+            elif self._put_end(ticket.id, TaskCancelError(reason)):
+                return True
+            # A worker may have dropped it meanwhile.
+            ended = self.read(ticket)
+            if ended is None or ended.status is not TaskStatus.cancelled:
+                return False
+            ticket.ended = RunResult(TaskStatus.cancelled, error=TaskCancelError(reason))
             return True
+
+    def _waits(self, uuid: str) -> bool:
+        """Return whether a run is in the queue or in the schedule."""
+        storage: Any = self.native.storage
+        messages = [*storage.enqueued_items(), *storage.scheduled_items()]
+        # Reading one is slow; unless they are compressed, the first is the one that we look for.
+        messages.sort(key=lambda data: uuid.encode() not in data)
+        for data in messages:
+            with suppress(Exception):
+                if self.native.serializer.deserialize(data).id == uuid:
+                    return True
+        return False
 
 
 def _metadata(uuid: str, error: Any) -> dict[str, Any]:

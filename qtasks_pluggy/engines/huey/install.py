@@ -67,6 +67,7 @@ def ledger_of(huey: Huey) -> Ledger:
         ledger = huey.qtasks_pluggy_ledger = Ledger(huey)
         begin = partial(_begin, HueyNative(huey), ledger.open)
         huey.on_startup(name=f"{MODULE}-ledger")(begin)
+        huey.on_shutdown(name=f"{MODULE}-ledger")(ledger.close)
     return ledger
 
 

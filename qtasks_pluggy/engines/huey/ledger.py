@@ -7,16 +7,17 @@ deletes it when the run is over. When a worker starts, it puts back what dead wo
 ============================  ==================================================================
 ``NAME``                      messages that wait, as without the ledger
 ``NAME:qtasks_pluggy:T:PID``  messages that a process of the consumer T has taken
-``NAME:qtasks_pluggy``        messages of dead processes, which wait to be taken again
+``NAME:qtasks_pluggy``        in the table ``kv``: which of those that wait were put back
 ============================  ==================================================================
 
-A message that is due leaves the schedule in the transaction that enqueues it.
+A message that is due leaves the schedule in the transaction that enqueues it. A run's next attempt
+takes the place of its message in one transaction, too.
 
 Only one consumer at a time, with all its threads or processes, executes the runs of a Huey. It
 holds a lock on a file next to the database.
 
-This module replaces ``execute`` of the Huey, and ``dequeue``, ``enqueue`` and ``read_schedule`` of
-its storage, which use the tables ``task`` and ``schedule``.
+This module replaces ``execute`` of the Huey, and ``dequeue``, ``enqueue``, ``add_to_schedule`` and
+``read_schedule`` of its storage, which use the tables ``task``, ``schedule`` and ``kv``.
 """
 
 # Huey has no types.
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime
@@ -33,17 +35,34 @@ from typing import Any, Final
 from urllib.parse import quote
 from uuid import uuid4
 
+import attrs
 from huey import Huey
 
 from qtasks_pluggy.engines import log_event
 from qtasks_pluggy.engines.huey.lock import ConsumerLock
 
-# What this worker has taken: the message's row, and whether a dead worker had taken it before.
-_taken: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_huey_taken", default=None)
 # Huey has this index from 3.5 on. Without it, SQLite looks through all queues for one's messages.
 _INDEX: Final = (
     "create index if not exists task_queue_priority_id on task (queue, priority desc, id)"
 )
+
+
+@attrs.define
+class Taken:
+    """A message that this worker has taken.
+
+    Attributes:
+        row: Its row in the table.
+        again: Whether a dead worker had taken it before.
+        uuid: The run's id, when the run has begun.
+    """
+
+    row: int
+    again: bool
+    uuid: str | None = None
+
+
+_taken: Final[ContextVar[Taken | None]] = ContextVar("qtasks_pluggy_huey_taken", default=None)
 
 
 class Ledger:
@@ -59,13 +78,16 @@ class Ledger:
         self._again = f"{storage.name}:qtasks_pluggy"
         self._token = uuid4().hex
         self._lock = ConsumerLock(f"{storage.filename}-{quote(storage.name, safe='')}.lock")
-        self._is_open = False
+        # The threads of this process that are the consumer, and what lets one at a time join them.
+        self._holders: set[int] = set()
+        self._joining = threading.Lock()
         # The due messages that Huey is about to enqueue, and their rows, by their runs' ids.
         self._due: dict[Any, tuple[int, bytes]] = {}
         self._native_execute = huey.execute
         huey.execute = self._execute
         storage.dequeue = self._dequeue
         storage.enqueue = self._enqueue
+        storage.add_to_schedule = self._add_to_schedule
         storage.read_schedule = self._read_schedule
         # Huey returns from an interrupted run as from one that is over.
         huey.signal("interrupted")(lambda *_: _taken.set(None))
@@ -74,10 +96,30 @@ class Ledger:
         """Become the consumer, and put back what dead workers had taken; each worker calls this.
 
         Raises:
-            EngineError: Another consumer is running.
-            OSError: The lock's file cannot be opened.
+            EngineError: Another consumer is running, or the lock's file cannot be used.
         """
-        self._lock.acquire()
+        with self._joining:
+            try:
+                self._lock.acquire()
+                lost = self._recover()
+                self._holders.add(threading.get_ident())
+            finally:
+                self._release_if_idle()
+        if lost:
+            log_event("warning", "huey_runs_recovered", count=len(lost), first=lost[:20])
+
+    def close(self) -> None:
+        """Stop being the consumer; each worker calls this when it ends, and the last one counts."""
+        with self._joining:
+            self._holders.discard(threading.get_ident())
+            self._release_if_idle()
+
+    def _release_if_idle(self) -> None:
+        if not self._holders:
+            self._lock.release()
+
+    def _recover(self) -> list[str]:
+        """Put back what dead workers had taken, and return the runs' ids."""
         lost: list[str] = []
         with self._storage.db(commit=True) as cursor:
             cursor.execute(_INDEX)
@@ -91,17 +133,17 @@ class Ledger:
                 if uuid is None:
                     hint = "it was not changed; a worker with the code that sent it can read it"
                     log_event("error", "huey_ledger_entry_unreadable", row=row, hint=hint)
+                    # Process 0 is always there, so this consumer's other workers skip the message.
+                    back = f"{self._again}:{self._token}:0"
                 else:
-                    cursor.execute("update task set queue = ? where id = ?", (self._again, row))
+                    back = self._name
+                    mark = self._again, str(row), data
+                    cursor.execute(
+                        "insert or replace into kv (queue, key, value) values (?, ?, ?)", mark
+                    )
                     lost.append(uuid)
-            self._is_open = True
-        if lost:
-            log_event("warning", "huey_runs_recovered", count=len(lost), first=lost[:20])
-
-    def close(self) -> None:
-        """Allow another consumer; the workers of this process have ended."""
-        self._is_open = False
-        self._lock.release()
+                cursor.execute("update task set queue = ? where id = ?", (back, row))
+        return lost
 
     def drop(self, data: bytes) -> None:
         """Delete a message that workers cannot read."""
@@ -116,7 +158,7 @@ class Ledger:
     def _is_at_work(self, queue: str) -> bool:
         """Return whether the process that has this queue is a worker of this consumer."""
         if queue == self._mine:
-            return self._is_open
+            return bool(self._holders)
         *_, token, pid = queue.split(":")
         if token == self._token:
             with suppress(ProcessLookupError):
@@ -132,23 +174,29 @@ class Ledger:
 
     def _dequeue(self) -> bytes | None:
         """Take the next message."""
-        queues = self._again, self._name
         # As Huey does: without the lock that a transaction needs.
-        look = "select 1 from task where queue in (?, ?) limit 1"
-        if not self._storage.sql(look, queues, results=True):
+        look = "select 1 from task where queue = ? limit 1"
+        if not self._storage.sql(look, (self._name,), results=True):
             return None
         first = "select id, data from task where queue = ? order by priority desc, id limit 1"
         with self._storage.db(commit=True) as cursor:
-            for queue in queues:
-                for row, data in cursor.execute(first, (queue,)).fetchall():
-                    cursor.execute("update task set queue = ? where id = ?", (self._mine, row))
-                    _taken.set((row, queue == self._again))
-                    return bytes(data)
-        return None
+            cursor.execute(first, (self._name,))
+            if (found := cursor.fetchone()) is None:
+                return None
+            row, data = found
+            cursor.execute("update task set queue = ? where id = ?", (self._mine, row))
+            # A worker without the ledger leaves the mark, and SQLite uses a row's id again.
+            mark = self._again, str(row), data
+            cursor.execute("delete from kv where queue = ? and key = ? and value = ?", mark)
+            _taken.set(Taken(row, cursor.rowcount > 0))
+        return bytes(data)
 
     def _execute(self, task: Any, timestamp: datetime | None = None) -> Any:
         """Execute a task, and delete its message when the run is over."""
-        _, task.redelivered = _taken.get() or (None, False)
+        taken = _taken.get()
+        task.redelivered = taken is not None and taken.again
+        if taken is not None:
+            taken.uuid = task.id
         try:
             value = self._native_execute(task, timestamp)
         except Exception as error:
@@ -161,8 +209,18 @@ class Ledger:
 
     def _delete(self) -> None:
         if (taken := _taken.get()) is not None:
-            self._storage.sql("delete from task where id = ?", taken[:1], commit=True)
-            _taken.set(None)
+            with self._storage.db(commit=True) as cursor:
+                self._forget(cursor, taken)
+
+    def _forget(self, cursor: Any, taken: Taken) -> None:
+        # SQLite uses a row's id again, so a row that is not in this queue is another message.
+        cursor.execute("delete from task where id = ? and queue = ?", (taken.row, self._mine))
+        _taken.set(None)
+
+    def _before(self, data: bytes) -> Taken | None:
+        """Return what this worker has taken if this message takes its place: a later attempt."""
+        taken = _taken.get()
+        return taken if taken is not None and self._id_of(data) == taken.uuid else None
 
     def _read_schedule(self, now: datetime) -> list[bytes]:
         """Read what is due, each message once; one that Huey cannot read stays in the schedule."""
@@ -180,8 +238,20 @@ class Ledger:
                 due.append(data)
         return due
 
+    def _add_to_schedule(self, data: bytes, eta: datetime) -> None:
+        """Schedule a message."""
+        before = self._before(data)
+        with self._storage.db(commit=True) as cursor:
+            message = self._name, data, eta.timestamp()
+            cursor.execute(
+                "insert into schedule (queue, data, timestamp) values (?, ?, ?)", message
+            )
+            if before is not None:
+                self._forget(cursor, before)
+
     def _enqueue(self, data: bytes, priority: float | None = None) -> None:
         """Enqueue a message; one that was due leaves the schedule."""
+        before = self._before(data)
         due = self._due.pop(self._id_of(data), None) if self._due else None
         with self._storage.db(commit=True) as cursor:
             if due is not None:
@@ -191,3 +261,5 @@ class Ledger:
                     return
             message = self._name, data, priority or 0
             cursor.execute("insert into task (queue, data, priority) values (?, ?, ?)", message)
+            if before is not None:
+                self._forget(cursor, before)

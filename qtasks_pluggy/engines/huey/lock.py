@@ -17,6 +17,7 @@ class ConsumerLock:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._opened_in = os.getpid()
         self._file: int | None = None
         # Opened here, in the process that forks the others, so that all share one lock. A client,
         # which may lack the right to open it, does not need it.
@@ -31,14 +32,13 @@ class ConsumerLock:
         """Become the consumer, or stay it.
 
         Raises:
-            EngineError: Another consumer is running.
-            OSError: The file cannot be opened.
+            EngineError: Another consumer is running, or the file cannot be used.
         """
         import fcntl  # noqa: PLC0415  # Windows has none, and install() works there
 
-        if self._file is None:
-            self._file = self._open()
         try:
+            if self._file is None:
+                self._file = self._open()
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             msg = (
@@ -46,9 +46,16 @@ class ConsumerLock:
                 " one consumer more workers instead, or use an engine with a server"
             )
             raise EngineError(msg) from None
+        except OSError as error:
+            msg = (
+                f"engine 'huey', the ledger: the lock file {self._path!r} cannot be used:"
+                f" {error.strerror}; give this user write access, or switch the ledger off"
+            )
+            raise EngineError(msg) from error
 
     def release(self) -> None:
-        """Allow another consumer."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        """Allow another consumer; a forked process leaves that to the one that forked it."""
+        import fcntl  # noqa: PLC0415  # Windows has none, and install() works there
+
+        if self._file is not None and self._opened_in == os.getpid():
+            fcntl.flock(self._file, fcntl.LOCK_UN)
