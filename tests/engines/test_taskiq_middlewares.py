@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
@@ -9,18 +10,19 @@ import pydantic
 import pytest
 from taskiq import (
     InMemoryBroker,
+    NoResultError,
     TaskiqEvents,
     TaskiqMiddleware,
     async_shared_broker,
 )
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
-from qtasks_hookspecs import Cancel, Replace, Retry
+from qtasks_hookspecs import Cancel, Raise, Replace, Retry
 from qtasks_pluggy import QueueTasks, TaskStatus
 from qtasks_pluggy.engines.taskiq import install
 from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskPluginTriggerError
 from tests.engines.huey_apps import Keeps
-from tests.engines.taskiq_apps import broker_of, ended, working
+from tests.engines.taskiq_apps import app_on, broker_of, ended, working
 from tests.engines.versions import since
 
 pytestmark = pytest.mark.engines
@@ -218,6 +220,20 @@ async def test_plain_functions_share_taskiq_s_own_threads(is_app):
     assert 30 == len(most)
     # An app's own start asks the server from a thread, which may not be gone yet.
     assert max(most) - before <= 2 + is_app
+
+
+@pytest.mark.parametrize("answers", [(), (Raise(NoResultError()),)], ids=["task", "plugin"])
+async def test_an_app_s_task_that_wants_no_result_fails(answers):
+    """``NoResultError`` would leave whoever waits without an end, so it is an ``EngineError``."""
+    app = app_on(broker_of(), Keeps(*answers), intercept=Exception)
+
+    @app.task
+    async def quiet():
+        raise NoResultError
+
+    async with app:
+        with pytest.raises(EngineError, match="'taskiq': the task raised NoResultError: User does"):
+            await asyncio.wait_for(await quiet.submit(), 9)
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])

@@ -10,12 +10,12 @@ from contextlib import suppress
 from typing import Any, Final
 
 import attrs
-from taskiq import AsyncBroker, InMemoryBroker, TaskiqResult
+from taskiq import AsyncBroker, InMemoryBroker, NoResultError, TaskiqResult
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here
 from qtasks_pluggy.engines.forward import PATIENCE, POLL, Forward, pack_error, unpack_error
-from qtasks_pluggy.engines.native import text_of
+from qtasks_pluggy.engines.native import named, text_of
 from qtasks_pluggy.engines.taskiq.brokers import is_a, routing
 from qtasks_pluggy.engines.taskiq.install import OURS, Run, TaskiqNative
 from qtasks_pluggy.exc import CapabilityError, EngineError
@@ -62,6 +62,7 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
     """
 
     worker = "taskiq worker MODULE:BROKER"
+    control = ()
     blocking = False
 
     def __init__(self, given: Any) -> None:
@@ -163,6 +164,9 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
     def fail(self, run: Any, attempt: Attempt) -> Any:
         """Store the error in a label too, because Taskiq's own form of it can lose parts."""
         error: Any = attempt.error
+        if isinstance(error, NoResultError):
+            # Taskiq would store nothing, and callers would wait forever.
+            error = named(error, self.name)
         end = {"status": attempt.status, "error": pack_error(error)}
         run.message.labels[_END] = json.dumps(end)
         return error
