@@ -166,6 +166,27 @@ def test_a_broker_that_hands_out_copies_is_refused():
         pass
 
 
+async def test_an_open_broker_that_hands_out_copies_is_refused(redis_url):
+    """It makes no difference whether the app or the program has opened it."""
+    native = PubSubBroker(redis_url)
+    app = app_on(native)
+    await native.startup()
+    try:
+        with pytest.raises(EngineError, match="to every worker"):
+            async with app:
+                pass
+    finally:
+        await native.shutdown()
+
+
+def test_a_limit_that_means_twice_is_refused(redis_url):
+    """A task that may take longer than a stream waits for its worker would be done twice."""
+    app = app_on(RedisStreamBroker(redis_url, uuid.uuid4().hex, idle_timeout=2000))
+    app.task(name="slow", max_time=2)(lambda: 1)
+    with pytest.raises(EngineError, match="'slow'.*idle_timeout"), app:
+        pass
+
+
 async def test_a_delay_is_kept(rabbitmq_url, redis_url):
     """A run, and a retry, wait for their time in RabbitMQ's delay queue; then are themselves."""
     name = f"late-{uuid.uuid4().hex}"

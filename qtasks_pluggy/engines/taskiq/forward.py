@@ -89,9 +89,28 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         options = {"retry_on_error": False, "ack_type": "when_saved", **routing(native)}
         return native.register_task(body, task_name=name, **options)
 
+    def check(self) -> None:
+        """Refuse, in clients and workers, what would do a run more than once."""
+        super().check()
+        who = f"engine 'taskiq', app {self.app_name!r}"
+        if is_a(self.native, "PubSubBroker"):
+            msg = f"{who}: PubSubBroker sends each run to every worker; use RedisStreamBroker"
+            raise EngineError(msg)
+        # After so many milliseconds, a stream passes a run to another worker in any case.
+        idle: int | None = getattr(self.native, "idle_timeout", None)
+        for task in self.app.tasks.values():
+            limit = task.task_func.max_time or 0
+            if idle is not None and limit * 1000 >= idle:
+                msg = (
+                    f"{who}: task {task.name!r} could run twice: its max_time, {limit} seconds, is"
+                    f" not below the broker's idle_timeout, {idle} milliseconds; raise that"
+                )
+                raise EngineError(msg)
+
     async def start(self, app: QueueTasks, workers: int | None) -> None:  # type: ignore[override]  # the app awaits it
         """Connect to the broker and the result backend, unless the broker is open."""
         super().start(app, workers)
+        self.check()
         self._looks = asyncio.Semaphore(_LOOKS)
         self._is_opener = self.loop is None
         if self._is_opener:
@@ -101,10 +120,6 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
 
     async def _open(self) -> None:
         native, what = self.native, "broker"
-        who = f"engine 'taskiq', app {self.app_name!r}"
-        if is_a(native, "PubSubBroker"):
-            msg = f"{who}: PubSubBroker sends each run to every worker; use RedisStreamBroker"
-            raise EngineError(msg)
         try:
             async with asyncio.timeout(PATIENCE):
                 if (pool := getattr(native, "connection_pool", None)) is not None:
@@ -117,6 +132,7 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
             with suppress(Exception):
                 await asyncio.wait_for(native.shutdown(), 1)
             told = f"the {what} of {type(native).__name__} cannot be used: {_why(error)}"
+            who = f"engine 'taskiq', app {self.app_name!r}"
             msg = f"{who}: {told}; start it, or correct its URL"
             raise EngineError(msg) from error
 
