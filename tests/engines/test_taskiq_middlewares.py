@@ -153,6 +153,22 @@ async def test_apps_on_one_broker_start_and_stop_by_themselves(native):
     assert 3 == len(native.events)
 
 
+async def test_the_last_app_on_a_broker_closes_it(native):
+    """The app that opened the broker may stop first."""
+    closed = []
+    native.on_event(TaskiqEvents.CLIENT_SHUTDOWN)(closed.append)
+    first, second = (app_on(native) for _ in range(2))
+    work = second.task(name="work")(lambda: 1)
+    for _ in range(2):
+        closed.clear()
+        await first.__aenter__()
+        async with second:
+            await first.__aexit__(None, None, None)
+            assert 1 == await (await work.submit_async())
+            assert [] == closed
+        assert 1 == len(closed)
+
+
 @since("taskiq", "0.12", "a broker in memory does not start middlewares")
 async def test_an_app_leaves_a_broker_as_it_found_it(native):
     """A broker that the program has opened is neither opened nor closed by its app."""

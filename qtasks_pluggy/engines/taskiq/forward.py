@@ -69,7 +69,6 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         super().__init__(given)
         self._looks = asyncio.Semaphore(_LOOKS)
         self._is_in_memory = isinstance(self.native, InMemoryBroker)
-        self._is_opener = False
 
     def cover(self) -> None:
         """Watch for workers; ``declare`` covers the tasks."""
@@ -112,11 +111,15 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         super().start(app, workers)
         self.check()
         self._looks = asyncio.Semaphore(_LOOKS)
-        self._is_opener = self.loop is None
-        if self._is_opener:
+        users = self._runs.users
+        if self.loop is None:
             await self._open()
             # Before Taskiq 0.12, a broker in memory does not start middlewares.
             self._runs.startup()
+            users.clear()
+            users.add(self)
+        elif users:
+            users.add(self)
 
     async def _open(self) -> None:
         native, what = self.native, "broker"
@@ -137,12 +140,14 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
             raise EngineError(msg) from error
 
     async def stop(self) -> None:  # type: ignore[override]  # as above
-        """Finish this process's runs; the app that opened the broker closes it."""
-        native = self.native
+        """Finish this process's runs; the last app closes the broker if an app opened it."""
+        native, users = self.native, self._runs.users
         with suppress(Exception):
             if isinstance(native, InMemoryBroker):
                 await native.wait_all()
-            if self._is_opener:
+            is_last = users == {self}
+            users.discard(self)
+            if is_last:
                 # The shutdown of a broker in memory would end its thread pool for good.
                 closing = AsyncBroker.shutdown(native) if self._is_in_memory else native.shutdown()
                 await asyncio.wait_for(closing, PATIENCE)

@@ -78,6 +78,8 @@ class Runs(taskiq.TaskiqMiddleware):
         self.loop: asyncio.AbstractEventLoop | None = None
         # Held while a client's broker is open for a single message.
         self.sending = asyncio.Lock()
+        # The apps' engines that use the broker, if one of them opened it.
+        self.users: set[Any] = set()
         # Whether runs are acknowledged only after they end, whatever the worker's own setting.
         self.keeps_all = False
         # The tickets of this process, by id: a broker in memory forgets older results.
