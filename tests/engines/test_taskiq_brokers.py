@@ -187,7 +187,8 @@ def test_a_limit_that_means_twice_is_refused(redis_url):
         pass
 
 
-async def test_a_delay_is_kept(rabbitmq_url, redis_url):
+@pytest.mark.parametrize("label", ["queue_name", "route"])
+async def test_a_delay_is_kept(rabbitmq_url, redis_url, label):
     """A run, and a retry, wait for their time in RabbitMQ's delay queue; then are themselves."""
     name = f"late-{uuid.uuid4().hex}"
     native = AioPikaBroker(
@@ -196,6 +197,7 @@ async def test_a_delay_is_kept(rabbitmq_url, redis_url):
         task_queues=[Queue(name=name), Queue(name=f"{name}.other")],
         dead_letter_queue=Queue(name=f"{name}.dead"),
         delay_queue=Queue(name=f"{name}.later"),
+        label_for_routing=label,
     ).with_result_backend(RedisAsyncResultBackend(redis_url))
     plugin, begun = Keeps(Retry(delay=0.3), Retry()), []
     app = app_on(native, plugin, intercept=OSError)
