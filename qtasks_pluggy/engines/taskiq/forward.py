@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 from contextlib import suppress
 from typing import Any, Final
 
@@ -249,7 +248,7 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
 
 
 def _why(error: BaseException) -> str:
-    """Return what is wrong with a server, without passwords."""
+    """Return what is wrong with a server."""
     if isinstance(error, TimeoutError):
         return f"no answer within {PATIENCE:g} seconds"
-    return re.sub(r"//[^/@\s]*@", "//...@", text_of(error))
+    return text_of(error)

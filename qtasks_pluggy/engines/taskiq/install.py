@@ -367,8 +367,8 @@ async def _kick(kicker: AsyncKicker[Any, Any], args: Any, kwargs: Any) -> None:
     try:
         await kicker.kiq(*args, **kwargs)
     except SendTaskError as error:
-        # Only its cause says what happened.
-        raise error.__cause__ from None  # type: ignore[misc]  # Taskiq sets it
+        # Only its cause says what happened; a middleware may raise one without.
+        raise error.__cause__ or error from None
 
 
 def _hidden(label: Any) -> dict[str, Any]:
