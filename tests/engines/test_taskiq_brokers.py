@@ -236,6 +236,20 @@ async def test_at_least_once_deletes_nothing_of_a_stream(redis_url):
             assert 5 == await redis.xlen(name)
 
 
+async def test_what_is_sent_before_there_is_a_worker_is_done(redis_url):
+    """A client that did not open the stream has not made its group; the first worker does."""
+    native = RedisStreamBroker(
+        redis_url, f"early-{uuid.uuid4().hex}", xread_block=50
+    ).with_result_backend(RedisAsyncResultBackend(redis_url, result_ex_time=60))
+    at_least_once(native)
+    work = native.register_task(lambda: 1, task_name="work")
+    assert 1 == install(native, discover=False)
+    ticket = await work.kiq()
+    async with receiving(native):
+        assert 1 == (await ended(ticket)).return_value
+    await native.shutdown()
+
+
 async def test_native_runs_outlive_their_worker_too(redis_url):
     """``at_least_once`` holds for an own broker too, and gets what came before its workers."""
     name = f"own-{uuid.uuid4().hex}"

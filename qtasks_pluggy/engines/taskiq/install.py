@@ -153,6 +153,10 @@ def at_least_once(broker: AsyncBroker) -> None:
         )
         raise CapabilityError(msg)
     runs_of(broker).keeps_all = True
+    stream: Any = broker
+    if getattr(stream, "consumer_id", None) == "$":
+        # Otherwise what was sent before the first worker or client started would be lost.
+        stream.consumer_id = "0"
 
 
 class TaskiqNative(Native[AsyncBroker]):
