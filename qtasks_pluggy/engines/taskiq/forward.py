@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from contextlib import suppress
 from typing import Any, Final
 
@@ -12,12 +11,12 @@ import attrs
 from taskiq import AsyncBroker, InMemoryBroker, NoResultError, TaskiqResult
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
-from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here
+from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here, pauses
 from qtasks_pluggy.engines.forward import PATIENCE, POLL, Forward, pack_error, unpack_error
 from qtasks_pluggy.engines.native import named, text_of
 from qtasks_pluggy.engines.taskiq.brokers import is_a, routing
 from qtasks_pluggy.engines.taskiq.install import OURS, Run, TaskiqNative
-from qtasks_pluggy.exc import CapabilityError, EngineError
+from qtasks_pluggy.exc import EngineError
 
 # The label of a stored result that holds the run's error, as JSON.
 _END: Final = "qtasks_pluggy_end"
@@ -208,13 +207,11 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         """Wait for the stored outcome."""
         if not self.keeps(ticket):
             return super().result(ticket, timeout)
-        clock = asyncio.get_running_loop().time
-        end = clock() + (math.inf if timeout is None else timeout)
-        pause, most = POLL
-        while (ended := await self._look(ticket)) is None and clock() < end:
-            await asyncio.sleep(min(pause, end - clock()))
-            pause = min(pause * 1.5, most)
-        return ended
+        for pause in pauses(*POLL, timeout):
+            if (ended := await self._look(ticket)) is not None:
+                return ended
+            await asyncio.sleep(pause)
+        return await self._look(ticket)
 
     def read(self, ticket: Ticket) -> RunResult | None:
         """Read a run's outcome from plain code; on the broker's loop, only one already awaited."""
@@ -222,11 +219,6 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         if ticket.ended is None and loop is not None and not is_here(loop):
             asyncio.run_coroutine_threadsafe(self._look(ticket), loop).result(PATIENCE)
         return ticket.ended
-
-    def revoke(self, ticket: Ticket, reason: str) -> bool:  # noqa: ARG002  # the seam's
-        """Refuse: a broker cannot take a message back."""
-        msg = f"engine 'taskiq' cannot cancel a run, so {ticket.task_id} goes on"
-        raise CapabilityError(msg)
 
     async def _look(self, ticket: Ticket) -> RunResult | None:
         """Read a run's outcome, if it has one."""
