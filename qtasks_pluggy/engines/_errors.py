@@ -8,6 +8,7 @@ builds an ``Exception`` only: no message can make us import or call anything els
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from types import TracebackType
@@ -49,8 +50,9 @@ def _theirs(traceback: TracebackType | None) -> TracebackType | None:
 
 
 def text_of(error: BaseException | None) -> str:
-    """Return an error's class and text, even if its ``str`` fails."""
-    return f"{type(error).__name__}: {safe_str(error)}"
+    """Return an error's class and text, even if its ``str`` fails, without passwords of URLs."""
+    text = re.sub(r"//[^/\s]*@", "//...@", safe_str(error))
+    return f"{type(error).__name__}: {text}"
 
 
 def named(error: BaseException, engine: str) -> EngineError:

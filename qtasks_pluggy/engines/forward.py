@@ -84,12 +84,16 @@ class Forward(Native[N]):
         raise NotImplementedError
 
     def revoke(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # an engine's
-        """Drop a queued run.
+        """Drop a queued run; by default, refuse.
 
         Returns:
             Whether the engine was asked to drop it.
+
+        Raises:
+            CapabilityError: The engine cannot take a message back.
         """
-        return False
+        msg = f"engine {self.name!r} cannot cancel a run, so it goes on"
+        raise CapabilityError(msg)
 
     def reach(self) -> None:
         """Connect once; raise if the server cannot be used."""

@@ -166,7 +166,29 @@ def test_a_broker_that_hands_out_copies_is_refused():
         pass
 
 
-async def test_a_delay_is_kept(rabbitmq_url, redis_url):
+async def test_an_open_broker_that_hands_out_copies_is_refused(redis_url):
+    """It makes no difference whether the app or the program has opened it."""
+    native = PubSubBroker(redis_url)
+    app = app_on(native)
+    await native.startup()
+    try:
+        with pytest.raises(EngineError, match="to every worker"):
+            async with app:
+                pass
+    finally:
+        await native.shutdown()
+
+
+def test_a_limit_that_means_twice_is_refused(redis_url):
+    """A task that may take longer than a stream waits for its worker would be done twice."""
+    app = app_on(RedisStreamBroker(redis_url, uuid.uuid4().hex, idle_timeout=2000))
+    app.task(name="slow", max_time=2)(lambda: 1)
+    with pytest.raises(EngineError, match="'slow'.*idle_timeout"), app:
+        pass
+
+
+@pytest.mark.parametrize("label", ["queue_name", "route"])
+async def test_a_delay_is_kept(rabbitmq_url, redis_url, label):
     """A run, and a retry, wait for their time in RabbitMQ's delay queue; then are themselves."""
     name = f"late-{uuid.uuid4().hex}"
     native = AioPikaBroker(
@@ -175,6 +197,7 @@ async def test_a_delay_is_kept(rabbitmq_url, redis_url):
         task_queues=[Queue(name=name), Queue(name=f"{name}.other")],
         dead_letter_queue=Queue(name=f"{name}.dead"),
         delay_queue=Queue(name=f"{name}.later"),
+        label_for_routing=label,
     ).with_result_backend(RedisAsyncResultBackend(redis_url))
     plugin, begun = Keeps(Retry(delay=0.3), Retry()), []
     app = app_on(native, plugin, intercept=OSError)
@@ -211,6 +234,20 @@ async def test_at_least_once_deletes_nothing_of_a_stream(redis_url):
         async with receiving(native):
             assert list(range(5)) == await asyncio.gather(*handles)
             assert 5 == await redis.xlen(name)
+
+
+async def test_what_is_sent_before_there_is_a_worker_is_done(redis_url):
+    """A client that did not open the stream has not made its group; the first worker does."""
+    native = RedisStreamBroker(
+        redis_url, f"early-{uuid.uuid4().hex}", xread_block=50
+    ).with_result_backend(RedisAsyncResultBackend(redis_url, result_ex_time=60))
+    at_least_once(native)
+    work = native.register_task(lambda: 1, task_name="work")
+    assert 1 == install(native, discover=False)
+    ticket = await work.kiq()
+    async with receiving(native):
+        assert 1 == (await ended(ticket)).return_value
+    await native.shutdown()
 
 
 async def test_native_runs_outlive_their_worker_too(redis_url):

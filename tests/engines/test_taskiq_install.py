@@ -22,7 +22,7 @@ from taskiq import (
     TaskiqMiddleware,
     async_shared_broker,
 )
-from taskiq.exceptions import TaskRejectedError
+from taskiq.exceptions import SendTaskError, TaskRejectedError
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy import QueueTasks, exc
@@ -33,6 +33,8 @@ from tests.engines.taskiq_apps import broker_of, ended, working
 from tests.engines.versions import since
 
 pytestmark = pytest.mark.engines
+
+NOWHERE = "amqp://user:secret@127.0.0.1:1 is not there"
 
 
 @pytest.fixture(params=[False, True], ids=["in tasks", "in place"])
@@ -404,6 +406,24 @@ async def test_an_answer_that_cannot_travel_leaves_nobody_waiting(native):
         assert "second" == (await ended(await task.kiq("broken"))).return_value
 
 
+@pytest.mark.parametrize("error", [ConnectionError(NOWHERE), SendTaskError()])
+async def test_a_run_that_cannot_be_sent_says_why(error):
+    """Whoever submits it learns why, and no password; a middleware may refuse it too."""
+    native = broker_of()
+    app = QueueTasks("shop", engine=native, discover=False)
+    work = app.task(name="work")(lambda: 1)
+
+    class Refuses(TaskiqMiddleware):
+        def pre_send(self, _):
+            raise error
+
+    native.add_middlewares(Refuses())
+    async with app:
+        with pytest.raises(EngineError, match=type(error).__name__) as caught:
+            await work.submit_async()
+    assert "secret" not in str(caught.value)
+
+
 async def test_a_retry_that_cannot_be_sent_is_the_end(native):
     """R15: when the broker fails in the midst of a run, the run ends in an error that says so."""
     task, plugin, kick = failing(native)[0], Keeps(Retry()), native.kick
@@ -414,13 +434,14 @@ async def test_a_retry_that_cannot_be_sent_is_the_end(native):
         await kick(message)
 
     async def broken(_):
-        raise ConnectionError
+        raise ConnectionError(NOWHERE)
 
     native.kick = kick_once
     async with working(native):
         result = await ended(await task.kiq("broken"))
     assert "'fail': a plugin decided to retry, but the broker" in str(result.error)
     assert "ConnectionError" in str(result.error)
+    assert "secret" not in str(result.error)
     assert ["start", "failed", "close", "stop"] == plugin.heard
 
 

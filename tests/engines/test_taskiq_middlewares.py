@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
@@ -9,18 +10,19 @@ import pydantic
 import pytest
 from taskiq import (
     InMemoryBroker,
+    NoResultError,
     TaskiqEvents,
     TaskiqMiddleware,
     async_shared_broker,
 )
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
-from qtasks_hookspecs import Cancel, Replace, Retry
+from qtasks_hookspecs import Cancel, Raise, Replace, Retry
 from qtasks_pluggy import QueueTasks, TaskStatus
 from qtasks_pluggy.engines.taskiq import install
 from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskPluginTriggerError
 from tests.engines.huey_apps import Keeps
-from tests.engines.taskiq_apps import broker_of, ended, working
+from tests.engines.taskiq_apps import app_on, broker_of, ended, working
 from tests.engines.versions import since
 
 pytestmark = pytest.mark.engines
@@ -151,6 +153,22 @@ async def test_apps_on_one_broker_start_and_stop_by_themselves(native):
     assert 3 == len(native.events)
 
 
+async def test_the_last_app_on_a_broker_closes_it(native):
+    """The app that opened the broker may stop first."""
+    closed = []
+    native.on_event(TaskiqEvents.CLIENT_SHUTDOWN)(closed.append)
+    first, second = (app_on(native) for _ in range(2))
+    work = second.task(name="work")(lambda: 1)
+    for _ in range(2):
+        closed.clear()
+        await first.__aenter__()
+        async with second:
+            await first.__aexit__(None, None, None)
+            assert 1 == await (await work.submit_async())
+            assert [] == closed
+        assert 1 == len(closed)
+
+
 @since("taskiq", "0.12", "a broker in memory does not start middlewares")
 async def test_an_app_leaves_a_broker_as_it_found_it(native):
     """A broker that the program has opened is neither opened nor closed by its app."""
@@ -218,6 +236,20 @@ async def test_plain_functions_share_taskiq_s_own_threads(is_app):
     assert 30 == len(most)
     # An app's own start asks the server from a thread, which may not be gone yet.
     assert max(most) - before <= 2 + is_app
+
+
+@pytest.mark.parametrize("answers", [(), (Raise(NoResultError()),)], ids=["task", "plugin"])
+async def test_an_app_s_task_that_wants_no_result_fails(answers):
+    """``NoResultError`` would leave whoever waits without an end, so it is an ``EngineError``."""
+    app = app_on(broker_of(), Keeps(*answers), intercept=Exception)
+
+    @app.task
+    async def quiet():
+        raise NoResultError
+
+    async with app:
+        with pytest.raises(EngineError, match="'taskiq': the task raised NoResultError: User does"):
+            await asyncio.wait_for(await quiet.submit(), 9)
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])

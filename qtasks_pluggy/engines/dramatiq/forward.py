@@ -13,7 +13,7 @@ from qtasks_pluggy.engines import Attempt, RunResult
 from qtasks_pluggy.engines.dramatiq.install import OURS, DramatiqNative, WorkerLife
 from qtasks_pluggy.engines.forward import Forward, pack_error, unpack_error
 from qtasks_pluggy.engines.native import text_of
-from qtasks_pluggy.exc import CapabilityError, EngineError
+from qtasks_pluggy.exc import EngineError
 
 # The key of an end among results.
 _END: Final = "__qtasks_pluggy__"
@@ -129,11 +129,6 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
         if status is TaskStatus.succeeded:
             return RunResult(status, end["result"])
         return RunResult(status, error=unpack_error(end["error"], who))
-
-    def revoke(self, ticket: Any, reason: str) -> bool:  # noqa: ARG002  # the seam's
-        """Refuse: Dramatiq cannot take a message back."""
-        msg = f"engine 'dramatiq' cannot cancel a run, so {ticket.message_id} goes on"
-        raise CapabilityError(msg)
 
 
 class _Forwarded(WorkerLife):

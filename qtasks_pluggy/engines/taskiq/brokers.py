@@ -12,10 +12,11 @@ attribute                             what it says                      taskiq-a
 ``_delayed_message_exchange_plugin``  that the broker can delay         0.5 and 0.6
 ``_declare_queues_kwargs``            whether its queue is durable      before 0.6
 ``_task_queues``                      its queues                        0.6
+``_label_for_routing``                which label names a queue         0.6
 ====================================  ================================  ==================
 
-``test_capabilities_are_those_of_the_broker`` tests those of 0.6, and
-``test_a_broker_of_another_version_does_what_it_can`` those before 0.6.
+``test_capabilities_are_those_of_the_broker`` tests those of 0.6, ``test_a_delay_is_kept`` the
+label, and ``test_a_broker_of_another_version_does_what_it_can`` those before 0.6.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def is_safe(broker: AsyncBroker) -> bool:
 
 def routing(broker: AsyncBroker) -> dict[str, str]:
     """Return the label that routes a message to the first of a RabbitMQ broker's queues."""
-    queues = _queues(broker)
-    return {"queue_name": queues[0].routing_key or queues[0].name} if queues else {}
+    queues, label = _queues(broker), vars(broker).get("_label_for_routing", "queue_name")
+    return {label: queues[0].routing_key or queues[0].name} if queues else {}
 
 
 def _queues(broker: AsyncBroker) -> list[Any]:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import re
 from contextlib import suppress
 from typing import Any, Final
 
 import attrs
-from taskiq import AsyncBroker, InMemoryBroker, TaskiqResult
+from taskiq import AsyncBroker, InMemoryBroker, NoResultError, TaskiqResult
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
-from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here
+from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here, pauses
 from qtasks_pluggy.engines._replays import refused
 from qtasks_pluggy.engines.forward import PATIENCE, POLL, Forward, pack_error, unpack_error
-from qtasks_pluggy.engines.native import text_of
+from qtasks_pluggy.engines.native import named, text_of
 from qtasks_pluggy.engines.taskiq.brokers import is_a, routing
 from qtasks_pluggy.engines.taskiq.install import OURS, Run, TaskiqNative
-from qtasks_pluggy.exc import CapabilityError, EngineError
+from qtasks_pluggy.exc import EngineError
 
 # The label of a stored result that holds the run's error, as JSON.
 _END: Final = "qtasks_pluggy_end"
@@ -63,13 +61,13 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
     """
 
     worker = "taskiq worker MODULE:BROKER"
+    control = ()
     blocking = False
 
     def __init__(self, given: Any) -> None:
         super().__init__(given)
         self._looks = asyncio.Semaphore(_LOOKS)
         self._is_in_memory = isinstance(self.native, InMemoryBroker)
-        self._is_opener = False
 
     def cover(self) -> None:
         """Watch for workers; ``declare`` covers the tasks."""
@@ -89,22 +87,41 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         options = {"retry_on_error": False, "ack_type": "when_saved", **routing(native)}
         return native.register_task(body, task_name=name, **options)
 
+    def check(self) -> None:
+        """Refuse, in clients and workers, what would do a run more than once."""
+        super().check()
+        who = f"engine 'taskiq', app {self.app_name!r}"
+        if is_a(self.native, "PubSubBroker"):
+            msg = f"{who}: PubSubBroker sends each run to every worker; use RedisStreamBroker"
+            raise EngineError(msg)
+        # After so many milliseconds, a stream passes a run to another worker in any case.
+        idle: int | None = getattr(self.native, "idle_timeout", None)
+        for task in self.app.tasks.values():
+            limit = task.task_func.max_time or 0
+            if idle is not None and limit * 1000 >= idle:
+                msg = (
+                    f"{who}: task {task.name!r} could run twice: its max_time, {limit} seconds, is"
+                    f" not below the broker's idle_timeout, {idle} milliseconds; raise that"
+                )
+                raise EngineError(msg)
+
     async def start(self, app: QueueTasks, workers: int | None) -> None:  # type: ignore[override]  # the app awaits it
         """Connect to the broker and the result backend, unless the broker is open."""
         super().start(app, workers)
+        self.check()
         self._looks = asyncio.Semaphore(_LOOKS)
-        self._is_opener = self.loop is None
-        if self._is_opener:
+        users = self._runs.users
+        if self.loop is None:
             await self._open()
             # Before Taskiq 0.12, a broker in memory does not start middlewares.
             self._runs.startup()
+            users.clear()
+            users.add(self)
+        elif users:
+            users.add(self)
 
     async def _open(self) -> None:
         native, what = self.native, "broker"
-        who = f"engine 'taskiq', app {self.app_name!r}"
-        if is_a(native, "PubSubBroker"):
-            msg = f"{who}: PubSubBroker sends each run to every worker; use RedisStreamBroker"
-            raise EngineError(msg)
         try:
             async with asyncio.timeout(PATIENCE):
                 if (pool := getattr(native, "connection_pool", None)) is not None:
@@ -117,16 +134,19 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
             with suppress(Exception):
                 await asyncio.wait_for(native.shutdown(), 1)
             told = f"the {what} of {type(native).__name__} cannot be used: {_why(error)}"
+            who = f"engine 'taskiq', app {self.app_name!r}"
             msg = f"{who}: {told}; start it, or correct its URL"
             raise EngineError(msg) from error
 
     async def stop(self) -> None:  # type: ignore[override]  # as above
-        """Finish this process's runs; the app that opened the broker closes it."""
-        native = self.native
+        """Finish this process's runs; the last app closes the broker if an app opened it."""
+        native, users = self.native, self._runs.users
         with suppress(Exception):
             if isinstance(native, InMemoryBroker):
                 await native.wait_all()
-            if self._is_opener:
+            is_last = users == {self}
+            users.discard(self)
+            if is_last:
                 # The shutdown of a broker in memory would end its thread pool for good.
                 closing = AsyncBroker.shutdown(native) if self._is_in_memory else native.shutdown()
                 await asyncio.wait_for(closing, PATIENCE)
@@ -164,6 +184,9 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
     def fail(self, run: Any, attempt: Attempt) -> Any:
         """Store the error in a label too, because Taskiq's own form of it can lose parts."""
         error: Any = attempt.error
+        if isinstance(error, NoResultError):
+            # Taskiq would store nothing, and callers would wait forever.
+            error = named(error, self.name)
         end = {"status": attempt.status, "error": pack_error(error)}
         run.message.labels[_END] = json.dumps(end)
         return error
@@ -185,13 +208,11 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         """Wait for the stored outcome."""
         if not self.keeps(ticket):
             return super().result(ticket, timeout)
-        clock = asyncio.get_running_loop().time
-        end = clock() + (math.inf if timeout is None else timeout)
-        pause, most = POLL
-        while (ended := await self._look(ticket)) is None and clock() < end:
-            await asyncio.sleep(min(pause, end - clock()))
-            pause = min(pause * 1.5, most)
-        return ended
+        for pause in pauses(*POLL, timeout):
+            if (ended := await self._look(ticket)) is not None:
+                return ended
+            await asyncio.sleep(pause)
+        return await self._look(ticket)
 
     def read(self, ticket: Ticket) -> RunResult | None:
         """Read a run's outcome from plain code; on the broker's loop, only one already awaited."""
@@ -199,11 +220,6 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
         if ticket.ended is None and loop is not None and not is_here(loop):
             asyncio.run_coroutine_threadsafe(self._look(ticket), loop).result(PATIENCE)
         return ticket.ended
-
-    def revoke(self, ticket: Ticket, reason: str) -> bool:  # noqa: ARG002  # the seam's
-        """Refuse: a broker cannot take a message back."""
-        msg = f"engine 'taskiq' cannot cancel a run, so {ticket.task_id} goes on"
-        raise CapabilityError(msg)
 
     async def _look(self, ticket: Ticket) -> RunResult | None:
         """Read a run's outcome, if it has one."""
@@ -225,7 +241,7 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
 
 
 def _why(error: BaseException) -> str:
-    """Return what is wrong with a server, without passwords."""
+    """Return what is wrong with a server."""
     if isinstance(error, TimeoutError):
         return f"no answer within {PATIENCE:g} seconds"
-    return re.sub(r"//[^/@\s]*@", "//...@", text_of(error))
+    return text_of(error)

@@ -78,6 +78,8 @@ class Runs(taskiq.TaskiqMiddleware):
         self.loop: asyncio.AbstractEventLoop | None = None
         # Held while a client's broker is open for a single message.
         self.sending = asyncio.Lock()
+        # The apps' engines that use the broker, if one of them opened it.
+        self.users: set[Any] = set()
         # Whether runs are acknowledged only after they end, whatever the worker's own setting.
         self.keeps_all = False
         # The tickets of this process, by id: a broker in memory forgets older results.
@@ -151,6 +153,10 @@ def at_least_once(broker: AsyncBroker) -> None:
         )
         raise CapabilityError(msg)
     runs_of(broker).keeps_all = True
+    stream: Any = broker
+    if getattr(stream, "consumer_id", None) == "$":
+        # Otherwise what was sent before the first worker or client started would be lost.
+        stream.consumer_id = "0"
 
 
 class TaskiqNative(Native[AsyncBroker]):
@@ -365,8 +371,8 @@ async def _kick(kicker: AsyncKicker[Any, Any], args: Any, kwargs: Any) -> None:
     try:
         await kicker.kiq(*args, **kwargs)
     except SendTaskError as error:
-        # Only its cause says what happened.
-        raise error.__cause__ from None  # type: ignore[misc]  # Taskiq sets it
+        # Only its cause says what happened; a middleware may raise one without.
+        raise error.__cause__ or error from None
 
 
 def _hidden(label: Any) -> dict[str, Any]:
