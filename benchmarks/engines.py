@@ -331,10 +331,12 @@ def start(
     from tests.engines.processes import Guard, Process  # noqa: PLC0415  # workers do without
 
     told = {"BENCH_ENGINE": engine, "BENCH_MARK": mark, "BENCH_SIDE": json.dumps(side)}
+    folder = Path(__file__).parent
     one = Process(
         *(sys.executable, "-c", code, *args),
-        cwd=Path(__file__).parent,
-        env=os.environ | told,
+        cwd=folder,
+        # Where Python does not look in the working folder by itself.
+        env=os.environ | told | {"PYTHONPATH": str(folder)},
         log=Path(stack.enter_context(TemporaryDirectory()), "log.txt"),
         watched_by=stack.enter_context(closing(Guard())),
     )

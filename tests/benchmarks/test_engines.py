@@ -18,10 +18,12 @@ pytestmark = pytest.mark.engines
     ("engine", "mode", "figures"),
     [
         ("dramatiq", [], ("install", "app", "bare runs a second")),
-        ("taskiq", [], ("install", "app", "bare runs a second")),
-        ("celery", ["--cpu"], ("bare", "install", "ratio")),
+        ("dramatiq", ["--cpu"], ("bare", "install", "ratio")),
+        pytest.param(
+            *("taskiq", [], ("install", "app", "bare runs a second")), marks=pytest.mark.full
+        ),
     ],
-    ids=["plain", "async", "cpu"],
+    ids=["plain", "cpu", "async"],
 )
 def test_a_few_runs_of_each_side_are_measured(engine, mode, figures, redis_url):  # noqa: F811  # the fixture
     """Each mode starts the engine's workers, and prints its figures beside the goal."""
