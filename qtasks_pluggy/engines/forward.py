@@ -27,6 +27,7 @@ from qtasks_pluggy.engines import (
     SYNC,
     Attempt,
     Backend,
+    Host,
     LimitExceededError,
     RunResult,
     executor_for,
@@ -43,7 +44,7 @@ from qtasks_pluggy.engines._errors import (
     text_of,
     unpack_error,
 )
-from qtasks_pluggy.engines.native import Host, Native
+from qtasks_pluggy.engines.native import Native
 from qtasks_pluggy.exc import CapabilityError, EngineError, QTasksError, TaskCancelError
 
 __all__ = ["PATIENCE", "POLL", "Forward", "pack_error", "portable", "unpack_error"]

@@ -38,6 +38,7 @@ from qtasks_pluggy.engines import (
     Attempt,
     Backend,
     Capabilities,
+    Host,
     is_pending,
     run_to_completion,
     wait_for,
@@ -52,7 +53,6 @@ from qtasks_pluggy.exc import CapabilityError
 
 # What adapters import from here.
 __all__ = [
-    "Host",
     "Importable",
     "Native",
     "attempt_of",
@@ -369,7 +369,7 @@ class Native(InWorkers, Generic[N]):
             The result, or a ``_Raise``.
         """
         executor = self._executor_for(run, func, self.message(run, args, kwargs))
-        attempt = await self.execute(executor, Host(self, run), backend)
+        attempt = await self.execute(executor, _Host(self, run), backend)
         if attempt.action == "retry":
             try:
                 again = self.retry(run, attempt, executor.attempt + 1)
@@ -415,14 +415,15 @@ class Native(InWorkers, Generic[N]):
         return send_again(self, message, delay)
 
 
-class Host:
-    """The executor's view of an engine during one attempt."""
+class _Host:
+    """An engine during one attempt; see ``Host``."""
 
     __slots__ = ("_adapter", "_run", "control", "name")
 
     def __init__(self, adapter: Native[Any], run: Any) -> None:
         self._adapter, self._run = adapter, run
-        self.name, self.control = adapter.name, adapter.control
+        self.name: str = adapter.name
+        self.control: tuple[type[Exception], ...] = adapter.control
 
     @property
     def capabilities(self) -> Capabilities:
