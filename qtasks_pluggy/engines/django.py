@@ -18,6 +18,7 @@ from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
+from types import MethodType
 from typing import Any, Final
 
 from qtasks_pluggy.engines._versions import require
@@ -186,9 +187,8 @@ class _PluggedTask:
             # Django's own way: a cancelled client cancels the task. It copies the context back.
             work = partial(copy_context().run, async_to_sync(self.plugged.work_async))
         if self.takes_context:
-            # Plugins see the arguments without the context, and the module that failures are in.
-            func, args = partial(func, args[0]), args[1:]
-            func.__module__ = self.func.__module__
+            # Plugins see neither the context nor its parameter.
+            func, args = MethodType(func, args[0]), args[1:]
         return work(run, func, args, kwargs)
 
     async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:

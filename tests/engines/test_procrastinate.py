@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import sys
 import time
 import traceback
@@ -288,6 +289,32 @@ async def test_a_context_is_the_task_s_alone(shop, kind):
     job = await shop.run(task, text="tea")
     assert [(job.id, "TEA")] == seen
     assert {"text": "tea"} == dict(plugin.messages[0].kwargs)
+
+
+@KINDS
+async def test_a_context_is_no_parameter_of_the_function(shop, kind):
+    """What plugins know of the function fits the arguments they see, and names its own module."""
+    functions = []
+
+    class Looks:
+        @hookimpl
+        def task_executor_task_close(self, task_func):
+            functions.append(task_func.func)
+            assert task_func.is_async is (kind == "async")
+
+    def look(context, text):
+        """Do nothing."""
+
+    async def look_async(context, text):
+        """Do nothing."""
+
+    task = shop.declare(look if kind == "sync" else look_async, pass_context=True)
+    install(shop.app, [Looks()], discover=False)
+    await shop.run(task, text="tea")
+    (function,) = functions
+    assert ["text"] == list(inspect.signature(function).parameters)
+    # Failures of an installed task are grouped by frames of this module's package.
+    assert __name__ == function.__module__
 
 
 async def test_a_direct_call_is_a_function_s(shop):
