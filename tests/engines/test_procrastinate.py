@@ -559,6 +559,58 @@ def test_the_page_s_project_works_as_it_says(stall, project, database):
     assert "succeeded" == stall.ended(stall.send("shop.parse", text="many"))
 
 
+DJANGO = {
+    "manage.py": """
+        import os, sys
+        from django.core.management import execute_from_command_line
+        os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+        execute_from_command_line(sys.argv)
+    """,
+    "settings.py": """
+        import os
+        from psycopg.conninfo import conninfo_to_dict
+        SECRET_KEY = "of nothing"
+        USE_TZ = True
+        INSTALLED_APPS = ["procrastinate.contrib.django", "shop"]
+        server = conninfo_to_dict(os.environ["SHOP_URL"])
+        DATABASES = {"default": {
+            "ENGINE": "django.db.backends.postgresql",
+            **{key.upper(): server.get(key, "") for key in ("host", "port", "user", "password")},
+            "NAME": server["dbname"],
+        }}
+        PROCRASTINATE_ON_APP_READY = "shop.plugins.install_in"
+    """,
+    "shop/__init__.py": "",
+    "shop/tasks.py": """
+        from procrastinate.contrib.django import app
+
+        @app.task(name="parse")
+        def parse(text):
+            return int(text)
+    """,
+    "shop/plugins.py": """
+        from qtasks_hookspecs import on_error
+        from qtasks_pluggy.engines.procrastinate import install
+
+        @on_error(ValueError)
+        def use_zero():
+            return 0
+
+        def install_in(app):
+            install(app, ["shop.plugins"], discover=False)
+    """,
+}
+
+
+def test_a_django_project_installs_when_its_app_is_ready(stall, project, worker):
+    """How-to: ``manage.py procrastinate worker`` asks the plugins that the setting installs."""
+    pytest.importorskip("django")
+    project(DJANGO)
+    command = (sys.executable, "manage.py", "procrastinate", "worker", "-q", stall.queue)
+    worker(*command, cwd=stall.folder, env=stall.env)
+    assert "succeeded" == stall.ended(stall.send("parse", text="many"))
+
+
 def test_the_worker_command_ends_where_a_plugin_cannot_start(stall):
     """It ends with an error code, its log says why, and no job was taken."""
     number = stall.send("parse", text="1")
