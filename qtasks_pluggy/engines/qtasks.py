@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial, update_wrapper
 from json import dumps
@@ -204,7 +204,7 @@ class _Plugged:
 
 
 @contextmanager
-def _trigger_errors_of_ours() -> Iterator[None]:
+def _trigger_errors_of_ours() -> Generator[None]:
     """Raise our trigger error for QTasks' own, with the task's frames, which failures show."""
     try:
         yield
