@@ -11,13 +11,14 @@ a retry happens in the worker that runs the task. A call is a backend's run if D
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from datetime import timedelta
-from functools import partial
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
+from types import MethodType
 from typing import Any, Final
 
 from qtasks_pluggy.engines._versions import require
@@ -176,23 +177,35 @@ class _PluggedTask:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the function; in the run that Django has announced, with plugins around it."""
-        run = _announced.get()
-        if run is None or run.task.func is not self.func:
+        if iscoroutinefunction(self.func):
+            # Django's own way: a cancelled client cancels the task.
+            return async_to_sync(self.acall)(*args, **kwargs)
+        if (run := _taken(self, args)) is None:
             return super().call(*args, **kwargs)  # type: ignore[misc]  # a task's
-        _announced.set(None)
         self.plugged.begin_for_run()
-        func, work = self.func, self.plugged.work
-        if iscoroutinefunction(func):
-            # Django's own way: a cancelled client cancels the task. It copies the context back.
-            work = partial(copy_context().run, async_to_sync(self.plugged.work_async))
-        if self.takes_context:
-            # Plugins see the arguments without the context, and the module that failures are in.
-            func, args = partial(func, args[0]), args[1:]
-            func.__module__ = self.func.__module__
-        return work(run, func, args, kwargs)
+        return self.plugged.work(*run, kwargs)
 
     async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the function from async code, as ``call`` does."""
-        if _announced.get() is None:
+        if not iscoroutinefunction(self.func):
+            return await sync_to_async(self.call)(*args, **kwargs)
+        if (run := _taken(self, args)) is None:
             return await super().acall(*args, **kwargs)  # type: ignore[misc]  # a task's
-        return await sync_to_async(self.call)(*args, **kwargs)
+        await sync_to_async(self.plugged.begin_for_run)()
+        # An asyncio task has a copy of the context.
+        return await asyncio.create_task(self.plugged.work_async(*run, kwargs))
+
+
+def _taken(task: Any, args: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]] | None:
+    """Take the run that Django has announced for a task, if it has.
+
+    Returns:
+        The run, the function, and its arguments; plugins do not see Django's context.
+    """
+    run = _announced.get()
+    if run is None or run.task.func is not task.func:
+        return None
+    _announced.set(None)
+    if task.takes_context:
+        return run, MethodType(task.func, args[0]), args[1:]
+    return run, task.func, args

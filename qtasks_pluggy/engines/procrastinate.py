@@ -21,6 +21,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from inspect import iscoroutinefunction
+from types import MethodType
 from typing import Any, Final
 
 from qtasks_pluggy.engines._versions import require
@@ -88,8 +89,8 @@ class ProcrastinateNative(Native[App]):
             if not isinstance(context, JobContext) or self.is_at_work(context.job.id):
                 # The caller is not a worker.
                 return own(*args, **kwargs)
-            # Plugins see the arguments without the context.
-            func = partial(own, context) if takes_context else own
+            # Plugins see neither the context nor its parameter.
+            func = MethodType(own, context) if takes_context else own
             return work(context, func, args[1:], kwargs, key=context.job.id)
 
         @wraps(own)

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from contextvars import ContextVar
-from functools import lru_cache, wraps
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial, update_wrapper
 from json import dumps
 from pkgutil import resolve_name
+from types import MethodType
 from typing import Any, Final
 
 from qtasks_pluggy.engines._versions import require
@@ -62,14 +62,21 @@ class QTasksNative(InPlace):
         super().take([_adapted(one) for one in plugins], **options)
 
     def cover(self) -> None:
-        """Replace the worker's executor, and add a plugin that hears when the worker starts."""
+        """Replace the worker's executor, and hear when the worker starts."""
         worker = self.native.worker
         self.is_async = isinstance(self.native, AsyncApp)
         worker.task_executor = self._around(worker.task_executor)
-        self.native.add_plugin(_Life(self), ["worker_start", "worker_stop"], component="worker")
+        self.native.add_plugin(self, ["worker_start", "worker_stop"], component="worker")
 
-    async def follow(self, trigger: str) -> None:
-        """Start the plugins when the worker starts, and stop them when it stops."""
+    def trigger(self, name: str = "", **_: Any) -> Any:
+        """Follow the worker, as a plugin of QTasks; an async one is awaited."""
+        followed = self._follow(name)
+        return followed if self.is_async else run_to_completion(followed)
+
+    # QTasks calls these for some plugins, when the worker has not started or has stopped.
+    start = stop = trigger
+
+    async def _follow(self, trigger: str) -> None:
         if trigger == "worker_stop":
             await self.end_async() if self.is_async else self.end()
         if trigger != "worker_start":
@@ -162,64 +169,48 @@ async def _id_of(sent: Any) -> str:
     return str((await sent).uuid)
 
 
-# The executor that runs a task in this context.
-_running: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_qtasks_executor")
-
-
 class _Plugged:
     """A QTasks executor that calls its task through ours."""
 
     def run_task(self: Any) -> Any:
         """Call the task; in an async app, return an awaitable."""
-        plugged, sent = self.plugged, self.task_broker
+        plugged, own, sent = self.plugged, self.task_func.func, self.task_broker
         self._prepared = self._args or [], self._kwargs or {}
-        func = _calling(self.task_func.func, is_async=plugged.is_async)
-        given = self, func, tuple(sent.args), sent.kwargs
+        work, call = plugged.work, self._call
         if plugged.is_async:
-            return self._run_async(*given)
-        outer = _running.set(self)
-        try:
-            return plugged.work(*given)
-        finally:
-            _running.reset(outer)
+            work, call = plugged.work_async, self._call_async
+        # Plugins see neither the ``self`` of an ``echo`` task nor its parameter.
+        shown = MethodType(own, self.echo) if self.task_func.echo else own
+        return work(self, update_wrapper(partial(call), shown), tuple(sent.args), sent.kwargs)
 
-    async def _run_async(self: Any, *given: Any) -> Any:
-        outer = _running.set(self)
-        try:
-            return await self.plugged.work_async(*given)
-        finally:
-            _running.reset(outer)
+    def _call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self._pass_on(args, kwargs)
+        with _trigger_errors_of_ours():
+            return super().run_task()  # type: ignore[misc]  # an executor's
 
-    def call(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the task's function; arguments that plugins left unchanged go as QTasks prepared."""
+    async def _call_async(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self._pass_on(args, kwargs)
+        with _trigger_errors_of_ours():
+            return await super().run_task()  # type: ignore[misc]  # an executor's
+
+    def _pass_on(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Set the arguments; those that plugins left unchanged are as QTasks prepared them."""
         sent, (own, named) = self.task_broker, self._prepared
         if (args, kwargs) != (tuple(sent.args), sent.kwargs):
             echo = own[:1] if self.task_func.echo else []
             injected = {name: value for name, value in named.items() if name not in sent.kwargs}
             own, named = [*echo, *args], injected | kwargs
         self._args, self._kwargs = own, named
-        return super().run_task()  # type: ignore[misc]  # an executor's
 
 
-@lru_cache(maxsize=1024)
-def _calling(func: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:
-    """Return a function with a task's signature that calls it through QTasks."""
-
-    @wraps(func)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return _running.get().call(args, kwargs)
-        except NativeTriggerError as error:
-            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
-
-    @wraps(func)
-    async def call_async(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return await _running.get().call(args, kwargs)
-        except NativeTriggerError as error:
-            raise TaskPluginTriggerError(*error.args, **error.kwargs) from error
-
-    return call_async if is_async else call
+@contextmanager
+def _trigger_errors_of_ours() -> Generator[None]:
+    """Raise our trigger error for QTasks' own, with the task's frames, which failures show."""
+    try:
+        yield
+    except NativeTriggerError as error:
+        ours = TaskPluginTriggerError(*error.args, **error.kwargs)
+        raise ours.with_traceback(error.__traceback__) from error
 
 
 def _adapted(plugin: Any) -> Any:
@@ -233,23 +224,6 @@ def _adapted(plugin: Any) -> Any:
     vars(ours).update(start=plugin.start, stop=plugin.stop, trigger=plugin.trigger)
     vars(ours).update(handlers=getattr(plugin, "handlers", None))
     return ours
-
-
-class _Life:
-    """A plugin of QTasks that tells ours of the worker's start and stop."""
-
-    name = "qtasks_pluggy"
-
-    def __init__(self, plugged: QTasksNative) -> None:
-        self._plugged = plugged
-
-    def trigger(self, name: str = "", **_: Any) -> Any:
-        """Follow the worker; an async one awaits that."""
-        followed = self._plugged.follow(name)
-        return followed if self._plugged.is_async else run_to_completion(followed)
-
-    # QTasks calls these for some plugins, when the worker has not started or has stopped.
-    start = stop = trigger
 
 
 def _as_component(record: logging.LogRecord) -> bool:

@@ -109,7 +109,6 @@ class RQNative(Native[type[Job]]):
             SystemExit: They cannot start. RQ gives the job to another worker; this one stops,
                 because it would take and fail every job.
         """
-        log_as("rq.worker")
         try:
             self.begin_for_run()
         except Exception as error:

@@ -70,6 +70,13 @@ async def stops_badly():
         raise OSError("clean-up") from None
 
 
+@task(takes_context=True)
+async def meets(context, barrier):
+    """Wait for another run, and fail."""
+    await barrier.wait()
+    raise OSError("met")
+
+
 @task(takes_context=True, queue_name="low", priority=7)
 def fail_with_context(context, text):
     """Fail, with what the context says."""

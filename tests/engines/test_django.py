@@ -7,13 +7,16 @@ import contextlib
 import inspect
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import structlog
+from django.utils import timezone
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import executor_for, installed_in
+from qtasks_pluggy.engines.django import task_started
 from qtasks_pluggy.exc import TaskNameError
 from qtasks_pluggy.failures.connection import read_url
 from qtasks_pluggy.failures.queries import Filters, Reader
@@ -192,6 +195,24 @@ async def test_a_task_is_enqueued_from_async_code(plugged):
     assert "two" == ended(await fail_async.aenqueue())
     with pytest.raises(OSError, match="outside"):
         await fail_async.acall("outside")
+
+
+async def test_an_async_worker_does_runs_side_by_side(plugged):
+    """An async worker may await several runs by ``acall``, and plugins are asked about each."""
+    plugin = Keeps("one", "two")
+    plugged(plugin)
+    barrier = asyncio.Barrier(2)
+
+    async def run(name):
+        task, now = django_apps.meets, timezone.now()
+        announced = SimpleNamespace(task=task, id=name, enqueued_at=now, status="")
+        task_started.send(Immediate, task_result=announced)
+        return await task.acall("context", barrier)
+
+    ran = asyncio.gather(run("first"), run("second"))
+    assert ["one", "two"] == sorted(await asyncio.wait_for(ran, LONG))
+    assert {"first", "second"} == {message.uuid for message in plugin.messages}
+    assert [(barrier,)] * 2 == [message.args for message in plugin.messages]
 
 
 async def test_r16_a_cancelled_task_is_not_tried_again(plugged):

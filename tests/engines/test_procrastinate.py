@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import sys
 import time
 import traceback
@@ -290,6 +291,32 @@ async def test_a_context_is_the_task_s_alone(shop, kind):
     assert {"text": "tea"} == dict(plugin.messages[0].kwargs)
 
 
+@KINDS
+async def test_a_context_is_no_parameter_of_the_function(shop, kind):
+    """What plugins know of the function fits the arguments they see, and names its own module."""
+    functions = []
+
+    class Looks:
+        @hookimpl
+        def task_executor_task_close(self, task_func):
+            functions.append(task_func.func)
+            assert task_func.is_async is (kind == "async")
+
+    def look(context, text):
+        """Do nothing."""
+
+    async def look_async(context, text):
+        """Do nothing."""
+
+    task = shop.declare(look if kind == "sync" else look_async, pass_context=True)
+    install(shop.app, [Looks()], discover=False)
+    await shop.run(task, text="tea")
+    (function,) = functions
+    assert ["text"] == list(inspect.signature(function).parameters)
+    # Failures of an installed task are grouped by frames of this module's package.
+    assert __name__ == function.__module__
+
+
 async def test_a_direct_call_is_a_function_s(shop):
     """Before a worker, and within a job of its own, ``task()`` asks no plugin."""
     plugin, caught = Keeps("never"), []
@@ -530,6 +557,58 @@ def test_the_page_s_project_works_as_it_says(stall, project, database):
     project({"shop.py": module_of("use-procrastinate.md", {"dbname=shop": database})})
     stall.work()
     assert "succeeded" == stall.ended(stall.send("shop.parse", text="many"))
+
+
+DJANGO = {
+    "manage.py": """
+        import os, sys
+        from django.core.management import execute_from_command_line
+        os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+        execute_from_command_line(sys.argv)
+    """,
+    "settings.py": """
+        import os
+        from psycopg.conninfo import conninfo_to_dict
+        SECRET_KEY = "of nothing"
+        USE_TZ = True
+        INSTALLED_APPS = ["procrastinate.contrib.django", "shop"]
+        server = conninfo_to_dict(os.environ["SHOP_URL"])
+        DATABASES = {"default": {
+            "ENGINE": "django.db.backends.postgresql",
+            **{key.upper(): server.get(key, "") for key in ("host", "port", "user", "password")},
+            "NAME": server["dbname"],
+        }}
+        PROCRASTINATE_ON_APP_READY = "shop.plugins.install_in"
+    """,
+    "shop/__init__.py": "",
+    "shop/tasks.py": """
+        from procrastinate.contrib.django import app
+
+        @app.task(name="parse")
+        def parse(text):
+            return int(text)
+    """,
+    "shop/plugins.py": """
+        from qtasks_hookspecs import on_error
+        from qtasks_pluggy.engines.procrastinate import install
+
+        @on_error(ValueError)
+        def use_zero():
+            return 0
+
+        def install_in(app):
+            install(app, ["shop.plugins"], discover=False)
+    """,
+}
+
+
+def test_a_django_project_installs_when_its_app_is_ready(stall, project, worker):
+    """How-to: ``manage.py procrastinate worker`` asks the plugins that the setting installs."""
+    pytest.importorskip("django")
+    project(DJANGO)
+    command = (sys.executable, "manage.py", "procrastinate", "worker", "-q", stall.queue)
+    worker(*command, cwd=stall.folder, env=stall.env)
+    assert "succeeded" == stall.ended(stall.send("parse", text="many"))
 
 
 def test_the_worker_command_ends_where_a_plugin_cannot_start(stall):

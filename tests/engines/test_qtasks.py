@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import re
 import sys
+import traceback
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,11 +15,12 @@ import pytest
 import qtasks
 from qtasks.asyncio import QueueTasks as NativeApp
 from qtasks.exc import TaskCancelError as NativeCancelError
+from qtasks.exc import TaskPluginTriggerError as NativeTriggerError
 from qtasks.plugins.base import BasePlugin
 from qtasks.schemas.task_exec import TaskPrioritySchema
 from redis import Redis
 
-from qtasks_hookspecs import Cancel, Retry
+from qtasks_hookspecs import Cancel, Retry, hookimpl
 from qtasks_pluggy import QueueTasks, TaskMessage
 from qtasks_pluggy._plugins.adapter import QTASKS_TRIGGERS
 from qtasks_pluggy.cli.hooks import HOOKS
@@ -328,7 +331,78 @@ def called(app, name):
     return app.worker.task_executor(task_func=app.tasks[name], task_broker=sent).run_task()
 
 
-@pytest.mark.parametrize("kind", [qtasks.QueueTasks, NativeApp], ids=["plain", "async"])
+def executed(app, name, *args):
+    """Execute a task as QTasks' worker does; return the error that it ends with, if any."""
+    sent = TaskPrioritySchema(priority=0, uuid=uuid4(), name=name, args=list(args))
+    executor = app.worker.task_executor(task_func=app.tasks[name], task_broker=sent)
+    try:
+        ended = executor.execute()
+        if inspect.iscoroutine(ended):
+            asyncio.run(ended)
+    except Exception as error:
+        return error
+
+
+BOTH = pytest.mark.parametrize("kind", [qtasks.QueueTasks, NativeApp], ids=["plain", "async"])
+
+
+@BOTH
+def test_the_view_of_an_echo_task_is_no_parameter_of_the_function(kind):
+    """What plugins know of the function fits the arguments they see, for any parameter names."""
+    app, seen = kind(name="shop", broker_url="redis://localhost:1/0"), []
+
+    class Looks:
+        @hookimpl
+        def task_executor_task_close(self, task_executor, task_func):
+            known = inspect.signature(task_func.func)
+            seen.append((dict(known.bind(*task_executor.args).arguments), task_func.is_async))
+
+    def login(this, user, password):
+        assert this.ctx
+
+    async def login_async(this, user, password):
+        assert this.ctx
+
+    is_async = kind is NativeApp
+    app.task(name="login", echo=True)(login_async if is_async else login)
+    install(app, [Looks()], discover=False)
+    assert executed(app, "login", "ann", "secret") is None
+    assert [({"user": "ann", "password": "secret"}, is_async)] == seen
+
+
+@BOTH
+def test_a_trigger_error_has_the_frames_of_its_task(kind):
+    """Failures of one task from two places are two groups, also where QTasks' error is replaced."""
+    app, outcomes = kind(name="shop", broker_url="redis://localhost:1/0"), []
+
+    class Looks:
+        @hookimpl
+        def task_executor_attempt_ended(self, outcome):
+            outcomes.append(outcome)
+
+    def sold_out():
+        raise NativeTriggerError("sold out")
+
+    def unknown():
+        raise NativeTriggerError("unknown")
+
+    def find(name):
+        (sold_out if name == "tea" else unknown)()
+
+    async def find_async(name):
+        find(name)
+
+    app.task(name="find")(find_async if kind is NativeApp else find)
+    install(app, [Looks()], discover=False)
+    errors = [executed(app, "find", name) for name in ("tea", "tea", "milk")]
+    assert [NativeTriggerError] * 3 == [type(error) for error in errors]
+    tea, again, milk = [outcome.fingerprint for outcome in outcomes]
+    assert tea == again != milk
+    frames = [one.name for one in traceback.extract_tb(outcomes[0].error.__traceback__)]
+    assert ["find", "sold_out"] == frames[-2:]
+
+
+@BOTH
 def test_a_run_that_calls_another_is_retried_itself(kind):
     """A task may execute another one in its own context; a retry calls the outer one again."""
     app, calls = kind(name="shop", broker_url="redis://localhost:1/0"), []
