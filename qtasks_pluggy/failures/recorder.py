@@ -46,8 +46,8 @@ RETAIN_EVERY: Final = 60.0
 """Seconds between two looks for what is too old."""
 EARLY_SECONDS: Final = 5.0
 """How long the end of a run waits for what another process has to write of the run before."""
-FORK_SECONDS: Final = 2.0
-"""How long a fork waits for the writer to end its batch."""
+FORK_SECONDS: Final = 5.0
+"""How long a fork waits for the writer to end its batch, which may wait for three locks."""
 
 
 class Recorder:
