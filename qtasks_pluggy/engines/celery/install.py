@@ -142,7 +142,7 @@ class CeleryNative(InCeleryWorkers):
         native.conf.task_annotations = (Plugins(given, **options), *others)
         vars(native).pop("annotations", None)
         # The annotations were applied to these when they were made.
-        for task in list(vars(native)["_tasks"].values()):
+        for task in own_tasks(native):
             self.cover_kind(type(task))
 
     @property
@@ -169,10 +169,9 @@ class CeleryNative(InCeleryWorkers):
         self.native.finalize(auto=True)
         return {task.name: task for task in own_tasks(self.native)}
 
-    def function_of(self, name: str) -> Callable[..., Any]:
+    def function_of(self, name: str) -> Any:
         """Return the function of one of them."""
-        function: Callable[..., Any] = self.tasks[name].run
-        return function
+        return self.tasks[name].run
 
     def options(self, run: Any) -> Mapping[str, Any]:
         """Return the options of a task's declaration that are not Celery's."""

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
-from itertools import count
-from typing import Any, Final
+from typing import Any
+from uuid import uuid4
 
 from celery import Celery, bootsteps, current_app, signals
 from celery.concurrency.prefork import TaskPool
 
 from qtasks_pluggy.engines.native import Native
-
-_numbers: Final = count()
 
 
 class InCeleryWorkers(Native[Celery]):
@@ -24,7 +22,7 @@ class InCeleryWorkers(Native[Celery]):
     def cover(self) -> None:
         """Follow the app's workers."""
         # Celery knows steps by name, and receivers by a place in memory that is used again.
-        uid = f"qtasks_pluggy-{next(_numbers)}"
+        uid = f"qtasks_pluggy-{uuid4()}"
         begins = self._worker_begins
 
         class Step(bootsteps.Step):  # type: ignore[misc]  # it has no types
