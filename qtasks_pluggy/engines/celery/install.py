@@ -90,7 +90,7 @@ class Plugins:
                 msg = (
                     f"engine 'celery': plugin {kind.__module__}.{kind.__qualname__} cannot be"
                     f" pickled for a spawned child ({text_of(error)}); pass its name,"
-                    " 'module:attribute', or have the pool fork"
+                    " 'module:attribute', or use the start method 'fork'"
                 )
                 raise EngineError(msg) from error
         return vars(self)
