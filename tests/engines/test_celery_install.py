@@ -292,7 +292,7 @@ def test_a_plugin_that_cannot_be_pickled_is_named(native):
         pass
 
     install(native, [recover, Local()], discover=False)
-    with pytest.raises(EngineError, match="plugin .*Local cannot be pickled.*'module:attribute'"):
+    with pytest.raises(EngineError, match="plugin .*Local .*cannot be pickled.*'module:attribute'"):
         pickle.dumps(native)
     install(native, [recover], discover=False)
     (ours,) = pickle.loads(pickle.dumps(native)).conf.task_annotations

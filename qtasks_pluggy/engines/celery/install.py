@@ -86,11 +86,9 @@ class Plugins:
             try:
                 pickle.dumps(one)
             except Exception as error:
-                kind = type(one)
                 msg = (
-                    f"engine 'celery': plugin {kind.__module__}.{kind.__qualname__} cannot be"
-                    f" pickled for a spawned child ({text_of(error)}); pass its name,"
-                    " 'module:attribute', or use the start method 'fork'"
+                    f"engine 'celery': plugin {one!r} cannot be pickled for a spawned child"
+                    f" ({text_of(error)}); pass its name, 'module:attribute', instead"
                 )
                 raise EngineError(msg) from error
         return vars(self)
@@ -134,12 +132,11 @@ class CeleryNative(InCeleryWorkers):
 
         ``Plugins`` goes first, because Celery asks no further annotation after an answer.
         """
-        given = tuple(plugins)
-        super().take(given, **options)
+        super().take(plugins, **options)
         native: Any = self.native
         before = map(maybe_evaluate, prepare(native.conf.task_annotations))
         others = (one for one in before if not isinstance(one, Plugins))
-        native.conf.task_annotations = (Plugins(given, **options), *others)
+        native.conf.task_annotations = (Plugins(self.plugins, **options), *others)
         vars(native).pop("annotations", None)
         # The annotations were applied to these when they were made.
         for task in own_tasks(native):

@@ -30,9 +30,8 @@ class InCeleryWorkers(Native[Celery]):
 
             name: Any = uid
 
-            def __init__(self, worker: Any, **options: Any) -> None:
+            def create(self, worker: Any) -> None:
                 begins(worker)
-                super().__init__(worker, **options)
 
         steps: Any = self.native.steps
         steps["worker"].add(Step)
@@ -42,11 +41,9 @@ class InCeleryWorkers(Native[Celery]):
 
     def _worker_begins(self, worker: Any) -> None:
         """Refuse, in the main process, what would fail in all children; begin if it has none."""
+        begin = self.check if issubclass(worker.pool_cls, TaskPool) else self.begin
         try:
-            if issubclass(worker.pool_cls, TaskPool):
-                self.check()
-            else:
-                self.begin()
+            begin()
         except Exception as error:
             raise self.refusal(error) from error
 
