@@ -30,8 +30,8 @@ class InCeleryWorkers(Native[Celery]):
 
             name: Any = uid
 
-            def create(self, worker: Any) -> None:
-                begins(worker)
+            def create(self, parent: Any) -> None:
+                begins(parent)
 
         steps: Any = self.native.steps
         steps["worker"].add(Step)
