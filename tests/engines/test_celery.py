@@ -118,6 +118,18 @@ def test_results_that_celery_keeps_from_others_are_refused():
             handle.result()
 
 
+def test_a_wait_does_not_look_at_the_broker(monkeypatch):
+    """What concerns the broker would take longer than a result, for each of many handles."""
+    native = celery_app()
+    task = app_on(native).task(name="one")(lambda: 1)
+    with task.app:
+        handle = task.submit()
+        native.backend.store_result(handle.ticket.id, 1, "SUCCESS")
+        monkeypatch.setattr(native, "connection_for_write", None)
+        assert handle.status is TaskStatus.succeeded
+        assert 1 == handle.result(timeout=LONG)
+
+
 @pytest.mark.parametrize("is_made", [True, False])
 def test_a_name_that_celery_has_is_refused(is_made):
     """Celery would give back its own task under the name, and ours would never run."""

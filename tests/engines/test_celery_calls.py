@@ -244,3 +244,50 @@ def test_what_is_around_a_call_already_stays_there(native, which, when):
     install(native, [Keeps("taken")], discover=False)
     assert "taken" == get(task.delay("broken"))
     assert [which] == called
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("whose", ["fail", "*"])
+def test_a_call_that_an_annotation_sets_is_covered(native, whose, when):
+    """An annotation may replace the ``__call__`` of a task; plugins are asked all the same."""
+    called = []
+
+    def call(self, *args):
+        called.append(args)
+        return self.run(*args)
+
+    native.conf.task_annotations = {whose: {"__call__": call}}
+    native.conf.task_always_eager = True
+
+    @native.task(name="fail", shared=False)
+    def fail(text):
+        raise OSError(text)
+
+    if when == "after":
+        native.finalize()
+    install(native, [Keeps("taken")], discover=False)
+    assert "taken" == get(fail.delay("broken"))
+    assert [("broken",)] == called
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_class_without_a_name_is_covered(native, when):
+    """Celery names the object of a task class that has no name, and only that object."""
+    bound = []
+
+    class Fail(Task):
+        @classmethod
+        def on_bound(cls, app):
+            bound.append(app)
+
+        def run(self):
+            raise OSError
+
+    native.conf.task_always_eager = True
+    task = native.register_task(Fail()) if when == "after" else None
+    plugin = Keeps("taken")
+    install(native, [plugin], discover=False)
+    task = task or native.register_task(Fail())
+    assert "taken" == get(task.delay())
+    assert [task.name] == [message.name for message in plugin.messages]
+    assert {native} == set(bound)

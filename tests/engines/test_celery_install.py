@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from celery import Celery, exceptions, states
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy.engines import installed_in
 from qtasks_pluggy.engines.celery import Plugins, at_least_once, install
-from qtasks_pluggy.exc import CapabilityError, PluginRegistrationError
+from qtasks_pluggy.exc import CapabilityError, EngineError, PluginRegistrationError
 from tests.engines.celery_apps import celery_app, working
 from tests.engines.huey_apps import LONG, Keeps
 from tests.engines.processes import wait_until
@@ -67,6 +68,16 @@ def test_plugins_answer_for_native_tasks(native):
     assert ["start", "close", "close", "stop"] == plugin.heard
     assert first.id == str(one.uuid)
     assert ("celery", "celery", False) == (one.engine, one.queue, one.redelivered)
+
+
+def test_a_task_that_is_made_early_is_counted_once(native):
+    """A task may be in use before Celery makes all the others."""
+    task, _ = failing(native)
+    task.apply  # noqa: B018  # makes it
+    native.task(name="later", shared=False)(lookup)
+    assert 2 == install(native, discover=False)
+    assert 2 == len(installed_in(native).tasks)
+    assert 2 == install(native, discover=False)
 
 
 @pytest.mark.parametrize("base", [True, False])
@@ -272,6 +283,20 @@ def test_the_name_in_the_setting_is_enough():
     failing(native)
     assert installed_in(native) is not None
     assert installed_in(native).plugins is not None
+
+
+def test_a_plugin_that_cannot_be_pickled_is_named(native):
+    """Spawned children get plugins pickled; one that cannot be is told of, and what to do."""
+
+    class Local(Keeps):
+        pass
+
+    install(native, [recover, Local()], discover=False)
+    with pytest.raises(EngineError, match="plugin .*Local .*cannot be pickled.*'module:attribute'"):
+        pickle.dumps(native)
+    install(native, [recover], discover=False)
+    (ours,) = pickle.loads(pickle.dumps(native)).conf.task_annotations
+    assert isinstance(ours, Plugins)
 
 
 class Recover:

@@ -100,6 +100,10 @@ class CeleryEngine(Forward[Celery], CeleryNative):
 
     # --- its end
 
+    def keeps(self, ticket: Any) -> bool:
+        """Return whether a run's end can be read, without a look at the broker."""
+        return isinstance(ticket, EagerResult) or has_results(self.native)
+
     def ticket_for(self, uuid: str) -> Any:
         """Make the ticket of a run that any process may have sent."""
         return self.native.AsyncResult(uuid)
@@ -107,14 +111,12 @@ class CeleryEngine(Forward[Celery], CeleryNative):
     def read(self, ticket: Any) -> RunResult | None:
         """Read the stored end."""
         state, result = self._state(ticket)
+        if state not in states.READY_STATES:
+            return None
         if state == states.SUCCESS:
             return RunResult(TaskStatus.succeeded, result)
-        if state == states.REVOKED:
-            if not isinstance(result, TaskCancelError):
-                result = TaskCancelError(vars(ticket).get("our_reason") or str(result))
-            return RunResult(TaskStatus.cancelled, error=result)
-        if state != states.FAILURE:
-            return None
+        if state == states.REVOKED and not isinstance(result, TaskCancelError):
+            result = TaskCancelError(vars(ticket).get("our_reason") or str(result))
         return RunResult(status_from(result), error=_error_of(ticket, result))
 
     def status(self, ticket: Any) -> TaskStatus | None:

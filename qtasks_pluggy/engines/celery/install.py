@@ -17,6 +17,7 @@ what (5.3 to 5.7 alike)        why                                     the test 
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from types import MethodType, ModuleType
 from typing import Any, ClassVar, Final
@@ -38,6 +39,7 @@ from qtasks_pluggy.engines._installed import INSTALLED
 from qtasks_pluggy.engines.celery.settings import has_dead_letters, has_results
 from qtasks_pluggy.engines.celery.worker import InCeleryWorkers
 from qtasks_pluggy.engines.native import declared, header_of, text_of
+from qtasks_pluggy.exc import EngineError
 from qtasks_pluggy.exc import TaskDeadLetteredError as DeadLetteredError
 
 # Marks a ``__call__`` that asks plugins.
@@ -74,14 +76,36 @@ class Plugins:
         self._plugins = [one.__name__ if isinstance(one, ModuleType) else one for one in plugins]
         self._options = {"discover": discover, "intercept": intercept}
 
+    def __getstate__(self) -> object:
+        """Return what a spawned child gets.
+
+        Raises:
+            EngineError: A plugin cannot be pickled.
+        """
+        for one in self._plugins:
+            try:
+                pickle.dumps(one)
+            except Exception as error:
+                msg = (
+                    f"engine 'celery': plugin {one!r} cannot be pickled for a spawned child"
+                    f" ({text_of(error)}); pass its name, 'module:attribute', instead"
+                )
+                raise EngineError(msg) from error
+        return vars(self)
+
     def annotate(self, task: Any) -> None:
         """Cover a task's class; Celery asks the other annotations too, as there is no answer."""
-        one = CeleryNative.found_in(task.app)
+        one, own = CeleryNative.found_in(task.app), task.on_bound.__func__
         # For Celery's own tasks too: they are the first, and put ``Plugins`` first in the setting.
         if INSTALLED not in vars(task.app):
             one.take(self._plugins, **self._options)
-        if is_covered(task):
-            task.__call__ = one.around(task.__call__)
+
+        def on_bound(kind: Any, app: Any) -> None:
+            own(kind, app)
+            one.cover_kind(kind)
+
+        # Comes after all annotations, which may replace ``__call__``.
+        task.on_bound = classmethod(on_bound)
 
 
 class CeleryNative(InCeleryWorkers):
@@ -108,17 +132,15 @@ class CeleryNative(InCeleryWorkers):
 
         ``Plugins`` goes first, because Celery asks no further annotation after an answer.
         """
-        given = tuple(plugins)
-        super().take(given, **options)
+        super().take(plugins, **options)
         native: Any = self.native
         before = map(maybe_evaluate, prepare(native.conf.task_annotations))
         others = (one for one in before if not isinstance(one, Plugins))
-        native.conf.task_annotations = (Plugins(given, **options), *others)
+        native.conf.task_annotations = (Plugins(self.plugins, **options), *others)
         vars(native).pop("annotations", None)
         # The annotations were applied to these when they were made.
-        kinds: set[Any] = {type(task) for task in own_tasks(native)}
-        for kind in kinds:
-            kind.__call__ = self.around(kind.__call__)
+        for task in own_tasks(native):
+            self.cover_kind(type(task))
 
     @property
     def app_name(self) -> str:
@@ -133,7 +155,8 @@ class CeleryNative(InCeleryWorkers):
         native: Any = self.native
         if not any(isinstance(one, Plugins) for one in native.conf.task_annotations or ()):
             return 0
-        return len(native._pending) + len(own_tasks(native))  # noqa: SLF001  # no public way
+        pending = (one for one in native._pending if not one.__evaluated__())  # noqa: SLF001  # no public way
+        return len([*pending, *own_tasks(native)])
 
     @property
     def tasks(self) -> Mapping[str, Any]:
@@ -143,10 +166,9 @@ class CeleryNative(InCeleryWorkers):
         self.native.finalize(auto=True)
         return {task.name: task for task in own_tasks(self.native)}
 
-    def function_of(self, name: str) -> Callable[..., Any]:
+    def function_of(self, name: str) -> Any:
         """Return the function of one of them."""
-        function: Callable[..., Any] = self.tasks[name].run
-        return function
+        return self.tasks[name].run
 
     def options(self, run: Any) -> Mapping[str, Any]:
         """Return the options of a task's declaration that are not Celery's."""
@@ -154,10 +176,11 @@ class CeleryNative(InCeleryWorkers):
 
     # --- one attempt; a run is the task, whose ``request`` is the current one
 
-    def around(self, native_call: Callable[..., Any]) -> Callable[..., Any]:
-        """Make the ``__call__`` of a task that asks plugins."""
-        if getattr(native_call, _ASKS, None) is self:
-            return native_call
+    def cover_kind(self, kind: Any) -> None:
+        """Give the class of one of the app's own tasks a ``__call__`` that asks plugins."""
+        native_call = kind.__call__
+        if not is_covered(kind) or getattr(native_call, _ASKS, None) is self:
+            return
         # Compared here: a worker replaces Celery's own one later, and the old one takes a run that
         # comes through it for a direct call.
         is_celery_s_own = native_call is Task.__call__
@@ -174,7 +197,7 @@ class CeleryNative(InCeleryWorkers):
             return self.work(task, call, args, kwargs, key)
 
         vars(__call__)[_ASKS] = self
-        return __call__
+        kind.__call__ = __call__
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
         """Make a message of a request; its headers are the metadata."""
@@ -301,7 +324,8 @@ class TaskDeadLetteredError(DeadLetteredError, Reject):  # type: ignore[misc]  #
 
 def is_covered(task: Any) -> bool:
     """Return whether a task is neither Celery's own nor one of a ``QueueTasks`` app."""
-    return not (task.name.startswith("celery.") or getattr(task, FORWARD, False))
+    # The class of a task may have no name; its one object then has.
+    return not (str(task.name).startswith("celery.") or getattr(task, FORWARD, False))
 
 
 def own_tasks(native: Celery) -> list[Any]:

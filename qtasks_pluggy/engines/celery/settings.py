@@ -57,7 +57,7 @@ def at_least_once(native: Celery) -> None:
 def broker_of(native: Celery) -> str:
     """Return the kind of broker: ``redis``, ``amqp``, ``memory``, ..."""
     # The connection is not opened.
-    return str(native.connection_for_write().transport.driver_type)
+    return str(native.connection_for_write().get_transport_cls().driver_type)
 
 
 def has_results(native: Celery) -> bool:

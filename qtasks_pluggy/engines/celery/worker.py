@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
-from itertools import count
-from typing import Any, Final
+from typing import Any
+from uuid import uuid4
 
 from celery import Celery, bootsteps, current_app, signals
 from celery.concurrency.prefork import TaskPool
 
 from qtasks_pluggy.engines.native import Native
-
-_numbers: Final = count()
 
 
 class InCeleryWorkers(Native[Celery]):
@@ -24,7 +22,7 @@ class InCeleryWorkers(Native[Celery]):
     def cover(self) -> None:
         """Follow the app's workers."""
         # Celery knows steps by name, and receivers by a place in memory that is used again.
-        uid = f"qtasks_pluggy-{next(_numbers)}"
+        uid = f"qtasks_pluggy-{uuid4()}"
         begins = self._worker_begins
 
         class Step(bootsteps.Step):  # type: ignore[misc]  # it has no types
@@ -32,9 +30,8 @@ class InCeleryWorkers(Native[Celery]):
 
             name: Any = uid
 
-            def __init__(self, worker: Any, **options: Any) -> None:
-                begins(worker)
-                super().__init__(worker, **options)
+            def create(self, parent: Any) -> None:
+                begins(parent)
 
         steps: Any = self.native.steps
         steps["worker"].add(Step)
@@ -44,11 +41,9 @@ class InCeleryWorkers(Native[Celery]):
 
     def _worker_begins(self, worker: Any) -> None:
         """Refuse, in the main process, what would fail in all children; begin if it has none."""
+        begin = self.check if issubclass(worker.pool_cls, TaskPool) else self.begin
         try:
-            if issubclass(worker.pool_cls, TaskPool):
-                self.check()
-            else:
-                self.begin()
+            begin()
         except Exception as error:
             raise self.refusal(error) from error
 
