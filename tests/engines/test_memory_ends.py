@@ -168,6 +168,25 @@ def test_a_stop_does_not_wait_for_what_is_due_after_its_deadline():
         handle.result(timeout=LONG)
 
 
+async def test_a_stop_without_grace_cancels_at_once():
+    """``?grace=0`` waits for no run, and its plugins hear of its end all the same."""
+    closing = Closing()
+    app = app_of("?grace=0", plugins=[closing])
+    entered = asyncio.Event()
+
+    @app.task
+    async def wait():
+        entered.set()
+        await asyncio.Event().wait()
+
+    async with app:
+        handle = await wait.submit()
+        await entered.wait()
+    with pytest.raises(TaskCancelError, match="the app stopped"):
+        await handle
+    assert ["wait"] == closing.closed
+
+
 @pytest.mark.parametrize("answer", [Retry(), "instead"])
 def test_a_run_that_turns_its_cancellation_into_an_error_ends_in_it(answer):
     """R16: no plugin is asked about a cancelled run: it ends in the error of its clean-up."""
@@ -362,8 +381,9 @@ def test_a_fork_is_told_that_it_has_no_workers():
         ("memory://?sise=1", "did you mean 'size'"),
         ("memory://?workers=0", "a whole number from 1"),
         ("memory://?workers=2.5", "a whole number from 1"),
-        ("memory://?grace=soon", "a number above 0"),
-        ("memory://?grace=inf", "a number above 0"),
+        ("memory://?grace=soon", "a number from 0"),
+        ("memory://?grace=-1", "a number from 0"),
+        ("memory://?grace=inf", "a number from 0"),
         ("memory://workers=3", "nothing can stand between"),
         ("memory://localhost/?workers=3", "no host"),
         ("memroy://", "did you mean 'memory'"),
