@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from qtasks_hookspecs import Retry, hookimpl
 from qtasks_pluggy import QueueTasks, TaskStatus
+from qtasks_pluggy.engines import memory
 from qtasks_pluggy.exc import EngineError, NotRunningError, TaskCancelError, TaskPluginTriggerError
 from tests.engines.processes import wait_until
 from tests.engines.shops import LONG, Closing, Gate, app_of
@@ -128,9 +129,10 @@ def test_a_stop_finishes_what_was_submitted():
         handle.result()
 
 
-def test_a_stop_lists_what_it_gives_up(log_output):
+def test_a_stop_lists_what_it_gives_up(log_output, monkeypatch):
     """Past its deadline a stop names each run that it gives up, and each of them ends."""
-    app = app_of("?workers=2&grace=0.1")
+    monkeypatch.setattr(memory, "_CLEANUP_SECONDS", 0.1)
+    app = app_of("?workers=2&grace=0.01")
     gate = Gate(app)
     entered = threading.Event()
 
@@ -212,9 +214,10 @@ def test_a_run_that_turns_its_cancellation_into_an_error_ends_in_it(answer):
     assert ["wait"] == closing.closed
 
 
-async def test_a_stop_leaves_behind_what_swallows_its_cancellation():
+async def test_a_stop_leaves_behind_what_swallows_its_cancellation(monkeypatch):
     """A run that cannot be cancelled does not hold up the stop."""
-    app = app_of("?grace=0.1")
+    monkeypatch.setattr(memory, "_CLEANUP_SECONDS", 0.1)
+    app = app_of("?grace=0")
     release = asyncio.Event()
 
     @app.task
@@ -434,7 +437,7 @@ def test_an_app_without_an_engine_cannot_submit():
 
 def test_pending_runs_stay_within_their_memory():
     """A queued run costs less than 1 kB, handle and message included."""
-    app, pending = app_of("?workers=1&size=100000"), 20_000
+    app, pending = app_of("?workers=1&size=2000"), 2000
     gate = Gate(app)
     with app:
         gate.occupy()

@@ -214,8 +214,10 @@ def test_a_task_that_hangs_does_not_keep_the_process_from_ending():
     code = """if True:
         import threading
         from qtasks_pluggy import QueueTasks
+        from qtasks_pluggy.engines import memory
 
-        app = QueueTasks("shop", engine="memory://?grace=0.05", discover=False)
+        memory._CLEANUP_SECONDS = 0.1
+        app = QueueTasks("shop", engine="memory://?grace=0", discover=False)
         entered = threading.Event()
 
         @app.task
