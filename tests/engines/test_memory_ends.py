@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 import threading
 import tracemalloc
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -17,7 +14,6 @@ from qtasks_hookspecs import Retry, hookimpl
 from qtasks_pluggy import QueueTasks, TaskStatus
 from qtasks_pluggy.engines import memory
 from qtasks_pluggy.exc import EngineError, NotRunningError, TaskCancelError, TaskPluginTriggerError
-from tests.engines.processes import wait_until
 from tests.engines.shops import LONG, Closing, Gate, app_of
 
 
@@ -292,30 +288,6 @@ def test_each_start_says_once_that_work_dies_with_the_process(log_output):
     assert [("info", "shop")] * 2 == [(one["log_level"], one["app"]) for one in told]
 
 
-def test_an_error_that_nobody_looks_at_is_logged(log_output):
-    """A failed run whose handle is dropped tells of its error, once."""
-    app = app_of()
-
-    @app.task
-    def fail():
-        raise ZeroDivisionError
-
-    with app:
-        fail.submit()
-        looked_at = fail.submit()
-    with pytest.raises(ZeroDivisionError):
-        looked_at.result()
-
-    def seen() -> list[Any]:
-        gc.collect()
-        return [one["exc_info"] for one in log_output if one["event"] == "task_error_never_seen"]
-
-    # A thread may be about to let go of the run.
-    assert wait_until(seen, LONG)
-    (error,) = seen()
-    assert isinstance(error, ZeroDivisionError)
-
-
 @pytest.mark.parametrize(
     ("error", "in_thread", "on_event_loop"),
     [
@@ -354,28 +326,6 @@ def test_a_task_that_ends_itself_ends_alone(error, in_thread, on_event_loop):
             assert str(handle.status) == str(heard[-1])
         assert 1 == gate.mark.submit(1).result(timeout=LONG)
     assert 3 == len(heard)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
-def test_a_fork_is_told_that_it_has_no_workers():
-    """A forked process cannot submit: those who do the runs did not come along."""
-    app = app_of()
-    gate = Gate(app)
-    with app:
-        gate.mark.submit(1).result(timeout=LONG)
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                gate.mark.submit(2)
-            except EngineError as error:
-                os.write(writing, str(error).encode())
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
-        os.close(writing)
-        assert b"forked from" in os.read(reading, 1000)
-        os.close(reading)
 
 
 @pytest.mark.parametrize(
