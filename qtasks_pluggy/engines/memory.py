@@ -390,14 +390,14 @@ class MemoryEngine:
             why = run.cancelling or "the task was cancelled"
             attempt = Attempt("cancel", TaskCancelError(why))
         except BaseException as error:
-            is_plain = isinstance(error, Exception)
-            attempt = Attempt("fail", error if is_plain else named(error, self.name))
+            is_usual = isinstance(error, Exception)
+            attempt = Attempt("fail", error if is_usual else named(error, self.name))
             if backend.on_loop and isinstance(error, KeyboardInterrupt):
+                self._settle(run, attempt)
                 raise
-        finally:
-            self._settle(run, attempt)
-            # The error's traceback can reach this frame, and the run holds the error.
-            del run, attempt
+        self._settle(run, attempt)
+        # The error's traceback can reach this frame, and the run holds the error.
+        del run, attempt
 
     def _settle(self, run: MemoryRun, attempt: Attempt) -> None:
         """End a run after an attempt, or arrange for its next one."""
@@ -420,7 +420,7 @@ class MemoryEngine:
         self._running.discard(run)
         run.ended = RunResult(attempt.status, attempt.result, attempt.error)
         if run.executor is not None and not run.executor.trail:
-            run.executor = None  # nobody needs it any more
+            run.executor = None  # only its trail is still read
         if run.future is not None:
             run.future.set_result(run.ended)
 
