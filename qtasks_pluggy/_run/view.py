@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from qtasks_hookspecs import DeadLetter, RunningApp, TaskFunc, TaskMessage
 from qtasks_pluggy import _log
@@ -13,6 +13,9 @@ from qtasks_pluggy._plugins.trail import Trail
 from qtasks_pluggy._run.decisions import check_answer_supported
 from qtasks_pluggy._submit.protocol import Host
 from qtasks_pluggy._task import Context
+
+# The trail of all runs that ask nobody, which are most.
+_NOBODY: Final = Trail()
 
 
 class RunView:
@@ -105,7 +108,7 @@ class RunView:
     @property
     def trail(self) -> Trail:
         """Who was asked so far, what each answered, how long it took, and what won."""
-        return Trail(entry.to_record() for entry in self._entries)
+        return Trail(entry.to_record() for entry in self._entries) if self._entries else _NOBODY
 
     @property
     def engine(self) -> Host | None:

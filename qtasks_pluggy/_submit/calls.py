@@ -119,9 +119,11 @@ async def _wait_for_future(
     future: Future[Any], engine: Engine, backend: Backend, method: str, limit: float | None
 ) -> Any:
     shared = method == "result"  # others may wait for it too
+    if backend.on_loop and not shared:
+        return await asyncio.wrap_future(future)
     if backend.on_loop:
-        thing = asyncio.wrap_future(future)
-        return await (asyncio.shield(thing) if shared else thing)
+        await _until_done(future)
+        return future.result()
     if not future.done() and is_here(engine.loop):
         if not shared:
             future.cancel()
@@ -135,6 +137,24 @@ async def _wait_for_future(
         if not shared:
             future.cancel()
         raise
+
+
+async def _until_done(future: Future[Any]) -> None:
+    """Wait on this event loop for a future that it leaves alone if the wait is cancelled.
+
+    A shielded ``wrap_future`` does the same, and takes as long as a run even if the future's end
+    comes from this very loop.
+    """
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake(_: object) -> None:
+        if is_here(loop):
+            done.set()
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(done.set)
+
+    future.add_done_callback(wake)
+    await done.wait()
 
 
 def _deadlock_error(engine: Engine, method: str) -> Exception:

@@ -95,9 +95,9 @@ def url_options(url: str, options: dict[str, Any]) -> dict[str, Any]:
         try:
             found[name] = kind(value)
         except ValueError:
-            found[name] = 0
-        if not 0 < found[name] < float("inf"):
-            what = "a whole number from 1" if kind is int else "a number above 0"
+            found[name] = -1
+        least, what = (1, "a whole number from 1") if kind is int else (0, "a number from 0")
+        if not least <= found[name] < float("inf"):
             msg = f"engine {engine!r}: option {name!r} is {value!r}; expected {what}"
             raise EngineError(msg)
     return found

@@ -2,7 +2,7 @@
 
 A run is in one place at a time: in ``_outside`` while it waits for room in the queue, in
 ``_queued`` while it waits for its time or its turn, and in ``_running`` during an attempt.
-``_dispatch`` starts the runs whose turn it is; it is called after every change.
+``_dispatch`` moves them on; it is called after every change.
 
 In an app started by ``async with``, an attempt is an asyncio task on that event loop. In an app
 started by ``with``, async tasks use the background event loop, and plain ones use threads of this
@@ -18,9 +18,10 @@ import os
 import queue
 import threading
 import time
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Final
 
@@ -63,7 +64,7 @@ class MemoryRun:
 
     message: TaskMessage
     is_plain: bool
-    due: float  # in seconds of time.monotonic(); 0 once it may begin
+    due: float  # in seconds of time.monotonic()
     executor: TaskExecutor | None = None  # from its first attempt on
     # What the event loop has of it: a timer until it is due, a task during an attempt.
     on_loop: asyncio.TimerHandle | asyncio.Task[None] | None = None
@@ -93,11 +94,14 @@ class MemoryEngine:
 
     name = "memory"
     native = None
-    capabilities: Capabilities = Capabilities(
+    capabilities = Capabilities(
         delay=True, dead_letter=True, cancel_queued=True, results=True, priority=True, metadata=True
     )
     blocking = False
     control: tuple[type[Exception], ...] = ()
+    loop: asyncio.AbstractEventLoop | None = None
+    _app: QueueTasks
+    _is_open = False
 
     def __init__(self, url: str) -> None:
         if url.partition("?")[0] != "memory://":
@@ -108,13 +112,8 @@ class MemoryEngine:
             )
             raise EngineError(msg)
         options = url_options(url, {"workers": 8, "size": 10_000, "grace": 10.0})
-        self.workers: int = options["workers"]
-        self.size: int = options["size"]
-        self.grace: float = options["grace"]
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self._app: QueueTasks
+        self.workers, self.size, self.grace = options.values()
         self._lock = lock_of(self)
-        self._is_open = False
 
     async def start(self, app: QueueTasks, workers: int | None) -> None:
         """Start executing runs; those that need an event loop use the running one.
@@ -138,7 +137,7 @@ class MemoryEngine:
         self._outside: deque[tuple[MemoryRun, Future[MemoryRun]]] = deque()
         self._queued: set[MemoryRun] = set()
         # The queued runs that are due, in order of arrival, by priority.
-        self._due: defaultdict[int, OrderedDict[MemoryRun, None]] = defaultdict(OrderedDict)
+        self._due: dict[int, OrderedDict[MemoryRun, None]] = {}
         self._priorities: list[int] = []  # a heap of its keys, negated
         self._running: set[MemoryRun] = set()
         self._all_ended: Future[None] = Future()
@@ -202,21 +201,21 @@ class MemoryEngine:
                 raise _not_running(message)
             self._refuse_in_a_fork()
             is_plain = not self._app.tasks[message.name].task_func.is_async
-            run = MemoryRun(message, is_plain, _due_after(delay))
-            if self._outside or len(self._queued) >= self.size:
-                if _current_engine.get() is self:
-                    msg = (
-                        f"engine 'memory' is full: {len(self._queued)} runs are queued. A run"
-                        f" submits task {message.name!r}, and runs never wait for room, because all"
-                        " of them could be waiting; raise the limit with memory://?size=..."
-                    )
-                    raise QueueFullError(msg)
-                room: Future[MemoryRun] = Future()
-                self._outside.append((run, room))
-                raise NoRoomError(room)
-            self._put(run)
-            self._dispatch()
-        return run
+            run = MemoryRun(message, is_plain, time.monotonic() + (delay or 0.0))
+            if len(self._queued) < self.size and not self._outside:
+                self._put(run)
+                self._dispatch()
+                return run
+            if _current_engine.get() is self:
+                msg = (
+                    f"engine 'memory' is full, and a run submits task {message.name!r}; runs never"
+                    " wait for room, because all of them could be waiting: raise the limit, as by"
+                    f" memory://?size={2 * self.size}"
+                )
+                raise QueueFullError(msg)
+            room: Future[MemoryRun] = Future()
+            self._outside.append((run, room))
+            raise NoRoomError(room)
 
     def result(self, ticket: MemoryRun, timeout: float | None) -> RunResult | Future[RunResult]:  # noqa: ARG002  # the caller does the waiting
         """Return how a run ended, or a future that will say so."""
@@ -280,53 +279,49 @@ class MemoryEngine:
     def _put(self, run: MemoryRun) -> None:
         """Queue a run, whether there is room or not."""
         self._queued.add(run)
-        if run.due:
+        if run.due > time.monotonic():
             self._on_loop(self._watch, run)
-        else:
-            priority = run.message.priority or 0
-            if priority not in self._due:
-                heappush(self._priorities, -priority)
-            self._due[priority][run] = None
+            return
+        priority = run.message.priority or 0
+        if priority not in self._due:
+            self._due[priority] = OrderedDict()
+            heappush(self._priorities, -priority)
+        self._due[priority][run] = None
 
     def _watch(self, run: MemoryRun) -> None:
         """Set the timer of a queued run, or let it take its turn if it is due."""
         with self._lock:
             if run not in self._queued:
                 return  # it was cancelled just now
-            wait = run.due - time.monotonic()
+            run.on_loop, wait = None, run.due - time.monotonic()
             if wait > 0:
                 # In the engine's context: a timer keeps its context alive, and all that is in it.
                 run.on_loop = asyncio.get_running_loop().call_later(
                     wait, self._watch, run, context=self._context
                 )
             else:
-                run.on_loop, run.due = None, 0.0
                 self._put(run)
                 self._dispatch()
 
     def _dispatch(self) -> None:
-        """Start the runs whose turn it is."""
-        while self._due and len(self._running) < self.workers:
-            run = next(iter(self._due[-self._priorities[0]]), None)
-            if run is None:  # all runs of this priority have begun or were cancelled
-                del self._due[-heappop(self._priorities)]
-            else:
-                self._move_to_running(run)
+        """Begin the runs whose turn it is, and let others into the room that they leave."""
+        while True:
+            while self._outside and len(self._queued) < self.size:
+                run, room = self._outside.popleft()
+                if room.set_running_or_notify_cancel():
+                    self._put(run)
+                    room.set_result(run)
+            if not self._due or len(self._running) >= self.workers:
+                break
+            line = self._due[-self._priorities[0]]
+            if line:
+                run, _ = line.popitem(last=False)
+                self._queued.remove(run)
                 self._begin(run)
+            else:  # all runs of this priority have begun or were cancelled
+                del self._due[-heappop(self._priorities)]
         if not (self._is_open or self._queued or self._running or self._all_ended.done()):
             self._all_ended.set_result(None)
-
-    def _move_to_running(self, run: MemoryRun) -> None:
-        """Take a run out of the queue, and admit runs from outside, which may begin at once."""
-        self._queued.remove(run)
-        self._running.add(run)
-        if not run.due:
-            del self._due[run.message.priority or 0][run]
-        while self._outside and len(self._queued) < self.size:
-            other, room = self._outside.popleft()
-            if room.set_running_or_notify_cancel():
-                self._put(other)
-                room.set_result(other)
 
     def _cancel(self, run: MemoryRun, reason: str) -> bool:
         """Cancel a run; return False if it has ended or is being cancelled."""
@@ -336,19 +331,24 @@ class MemoryEngine:
         if run.on_loop is not None:
             self._on_loop(run.on_loop.cancel)
         if run in self._queued:
-            self._move_to_running(run)
+            self._queued.remove(run)
+            if (line := self._due.get(run.message.priority or 0)) is not None:
+                line.pop(run, None)
             if run.executor is None:
                 self._end(run, Attempt("cancel", TaskCancelError(reason)))
             else:
                 # Plugins saw an earlier attempt, so they see the end as well.
                 self._begin(run)
-        self._dispatch()
+            self._dispatch()
         return True
 
     def _begin(self, run: MemoryRun) -> None:
         """Start an attempt, or the end of a cancelled run."""
+        self._running.add(run)
         if not (run.is_plain and self._uses_threads) or run.cancelling is not None:
-            self._on_loop(self._make_task, run)
+            coroutine = self._attempt(run, ASYNCIO_WORKER)
+            # Not by the loop's factory: an eager one would begin here, with the lock held.
+            self._on_loop(partial(asyncio.Task, coroutine, context=self._context.copy()))
             return
         if self._threads < len(self._running):
             name, args = "qtasks-pluggy-memory", (self._to_threads,)
@@ -367,11 +367,6 @@ class MemoryEngine:
             call(*args)
         elif self.loop is not None:
             self.loop.call_soon_threadsafe(call, *args)
-
-    def _make_task(self, run: MemoryRun) -> None:
-        # Not by the loop's factory: an eager one would begin here, with the lock held. The loop
-        # holds the task until its first step, and from then on the run does.
-        _ = asyncio.Task(self._attempt(run, ASYNCIO_WORKER), context=self._context.copy())
 
     def _work(self, runs: queue.SimpleQueue[MemoryRun | None]) -> None:
         """Make attempts in this thread, until the app stops."""
@@ -394,10 +389,9 @@ class MemoryEngine:
         except (asyncio.CancelledError, GeneratorExit):
             why = run.cancelling or "the task was cancelled"
             attempt = Attempt("cancel", TaskCancelError(why))
-        except Exception as error:  # noqa: BLE001  # ends the run
-            attempt = Attempt("fail", error)
         except BaseException as error:
-            attempt = Attempt("fail", named(error, self.name))
+            is_usual = isinstance(error, Exception)
+            attempt = Attempt("fail", error if is_usual else named(error, self.name))
             if backend.on_loop and isinstance(error, KeyboardInterrupt):
                 self._settle(run, attempt)
                 raise
@@ -417,20 +411,18 @@ class MemoryEngine:
                 self._begin(run)
             else:
                 self._running.remove(run)
-                run.due = _due_after(attempt.delay)
+                run.due = time.monotonic() + (attempt.delay or 0.0)
                 self._put(run)
             self._dispatch()
 
     def _end(self, run: MemoryRun, attempt: Attempt) -> None:
         """End a run, and tell those who wait for it."""
-        self._running.remove(run)
+        self._running.discard(run)
         run.ended = RunResult(attempt.status, attempt.result, attempt.error)
+        if run.executor is not None and not run.executor.trail:
+            run.executor = None  # only its trail is still read
         if run.future is not None:
             run.future.set_result(run.ended)
-
-
-def _due_after(delay: float | None) -> float:
-    return time.monotonic() + delay if delay else 0.0
 
 
 def _not_running(message: TaskMessage) -> NotRunningError:

@@ -78,6 +78,24 @@ async def test_handles_that_are_awaited_hold_no_thread():
     assert {0} == set(limits)
 
 
+def test_a_loop_that_closes_before_the_end_is_left_alone(caplog):
+    """Whoever gave up waiting, and closed its event loop, is not told of the run's end."""
+    app = QueueTasks("shop", engine="memory://", discover=False)
+    gate = threading.Event()
+    task = app.task(name="wait")(lambda: gate.wait(LONG))
+    with app:
+        handle = task.submit()
+
+        async def give_up() -> None:
+            await asyncio.wait_for(handle, 0.001)
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(give_up())
+        gate.set()
+        assert handle.result(timeout=LONG)
+    assert [] == [record for record in caplog.records if record.name == "concurrent.futures"]
+
+
 async def test_async_code_submits_many():
     """``async for`` over ``submit_many`` submits as the handles are asked for."""
     app = QueueTasks("shop", engine="memory://", discover=False)

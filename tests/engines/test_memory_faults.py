@@ -39,16 +39,17 @@ def told_by_a_fork(call):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
-@pytest.mark.parametrize("method", ["result", "cancel"])
+@pytest.mark.parametrize("method", ["submit", "result", "cancel"])
 def test_a_fork_does_not_wait_for_what_it_cannot_hear(method):
-    """A handle's own methods say in a fork that the runs are done elsewhere."""
+    """A task and its handle say in a fork that the runs are executed elsewhere."""
     app = app_of("?workers=1")
     gate = Gate(app)
     with app:
         gate.occupy()
         handle = gate.mark.submit(1)
 
-        assert "EngineError" in (text := told_by_a_fork(getattr(handle, method)))
+        call = getattr(handle, method, gate.hold.submit)
+        assert "EngineError" in (text := told_by_a_fork(call))
         assert "forked from" in text
         gate.open.set()
         assert 1 == handle.result(timeout=LONG)
@@ -214,8 +215,10 @@ def test_a_task_that_hangs_does_not_keep_the_process_from_ending():
     code = """if True:
         import threading
         from qtasks_pluggy import QueueTasks
+        from qtasks_pluggy.engines import memory
 
-        app = QueueTasks("shop", engine="memory://?grace=0.05", discover=False)
+        memory._CLEANUP_SECONDS = 0.1
+        app = QueueTasks("shop", engine="memory://?grace=0", discover=False)
         entered = threading.Event()
 
         @app.task
