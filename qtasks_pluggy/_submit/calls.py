@@ -55,7 +55,8 @@ async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: A
                 if method == "start":
                     # It goes on in its thread, and nothing else would stop the engine.
                     await asyncio.wait({thread})
-                    await asyncio.to_thread(capture, engine.stop)
+                    if thread.result()[1] is None:
+                        await asyncio.to_thread(capture, engine.stop)
                 raise
         # No thread waits: there are few of them, and the caller's other work needs them too.
         poll, waits = partial(call, args[0], 0), pauses(*_POLL_SECONDS)

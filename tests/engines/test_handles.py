@@ -244,14 +244,17 @@ def test_an_error_that_is_asked_for_again_and_again_does_not_grow():
     assert 1 == len(set(depths))
 
 
-async def test_a_start_that_is_cancelled_leaves_nothing_started():
-    """A blocking engine whose start was cancelled half-way is stopped again."""
+@pytest.mark.parametrize("error", [None, EngineError("no server")])
+async def test_a_start_that_is_cancelled_leaves_nothing_started(error):
+    """A blocking engine whose start was cancelled half-way is stopped again if it has started."""
     engine, begun, gate, calls = Blocking().engine(), threading.Event(), threading.Event(), []
 
     def start(app, workers):
         begun.set()
         assert gate.wait(LONG)
         calls.append("start")
+        if error is not None:
+            raise error
 
     engine.start, engine.stop = start, lambda: calls.append("stop")
     app = QueueTasks("shop", engine=engine, discover=False)
@@ -262,7 +265,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_started():
     gate.set()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    assert ["start", "stop"] == calls
+    assert (["start", "stop"] if error is None else ["start"]) == calls
     assert not is_started(app)
 
 
