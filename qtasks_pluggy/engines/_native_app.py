@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask, TaskExecutor, TaskFunc, TaskMessage
-from qtasks_pluggy.engines._native_tasks import described
 
 
 class NativeApp(QueueTasks):
@@ -45,7 +44,13 @@ class NativeApp(QueueTasks):
         """
         task = self._described.get(message.name)
         if task is None or task.func != func:
-            task_func = described(message.name, func, self._adapter.options(run))
+            extra = dict(self._adapter.options(run))
+            given: Any = extra.pop("tags", ())
+            tags = [given] if isinstance(given, str) else given
+            is_list = isinstance(tags, (tuple, list, set, frozenset))
+            if not is_list or not all(isinstance(tag, str) for tag in tags):
+                extra["tags"], tags = given, ()
+            task_func = TaskFunc(message.name, func, tags=tuple(tags), extra=extra)
             task = self._described[message.name] = self._task(task_func)
         return self._executor(task, message)
 
