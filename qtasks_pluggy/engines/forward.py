@@ -183,8 +183,11 @@ class Forward(Native[N]):
         Raises:
             CapabilityError: The engine does not store results.
         """
-        if not self.keeps(ticket):
-            msg = f"engine {self.name!r}, app {self.app.name!r}: {self.no_results()}"
+        if not self.capabilities.results:
+            msg = (
+                f"engine {self.name!r}, app {self.app.name!r}: it stores no results; give it a"
+                " result backend, or create it with results=True"
+            )
             raise CapabilityError(msg)
         waits = pauses(*POLL, timeout)
         while (ended := self._read(ticket)) is None and (pause := next(waits, None)) is not None:
@@ -206,17 +209,9 @@ class Forward(Native[N]):
             # A server may answer again.
             raise failure from error
 
-    def keeps(self, ticket: Any) -> bool:  # noqa: ARG002  # an engine's
-        """Return whether a run's outcome can be read."""
-        return self.capabilities.results
-
-    def no_results(self) -> str:
-        """Return what to do if results are not stored."""
-        return "it stores no results; give it a result backend"
-
     def status(self, ticket: Any) -> TaskStatus | None:
         """Return how a run ended; None before that."""
-        ended = self._read(ticket) if self.keeps(ticket) else None
+        ended = self._read(ticket) if self.capabilities.results else None
         return None if ended is None else ended.status
 
     def trail(self, ticket: Any) -> Trail | None:  # noqa: ARG002  # the seam's

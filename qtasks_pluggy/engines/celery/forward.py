@@ -120,13 +120,13 @@ class CeleryEngine(Forward[Celery], CeleryNative):
     def status(self, ticket: Any) -> TaskStatus | None:
         """Return how far a run is; None while it waits, or if its start is not tracked."""
         ended = super().status(ticket)
-        if ended is None and self.keeps(ticket) and self._state(ticket)[0] == states.STARTED:
+        if ended is None and self.capabilities.results and self._state(ticket)[0] == states.STARTED:
             return TaskStatus.running
         return ended
 
     def revoke(self, ticket: Any, reason: str) -> bool:
         """Have the workers drop a run when they come to it; False if no worker replies."""
-        if self.keeps(ticket) and self.read(ticket):
+        if self.capabilities.results and self.read(ticket):
             return False
         vars(ticket)["our_reason"] = reason
         return bool(self.native.control.revoke(ticket.id, reply=True, timeout=1, limit=1))
