@@ -52,19 +52,14 @@ class NativeApp(QueueTasks):
                 extra["tags"], tags = given, ()
             task_func = TaskFunc(message.name, func, tags=tuple(tags), extra=extra)
             task = self._described[message.name] = self._task(task_func)
-        return self._executor(task, message)
+        return super()._executor_for(message, task)
 
-    def _executor_for(self, message: TaskMessage) -> TaskExecutor:
+    def _executor_for(self, message: TaskMessage, task: Any = None) -> TaskExecutor:
         """Make an executor that asks the plugins about a past run."""
         name = message.name
-        if name not in self.tasks:
-            return super()._executor_for(message)
-        return self._executor(self._task(TaskFunc(name, self._adapter.function_of(name))), message)
+        if name in self.tasks:
+            task = self._task(TaskFunc(name, self._adapter.function_of(name)))
+        return super()._executor_for(message, task)
 
     def _task(self, task_func: TaskFunc) -> Any:
         return (AsyncTask if task_func.is_async else SyncTask)(task_func, self)
-
-    def _executor(self, task: Any, message: TaskMessage) -> TaskExecutor:
-        if not self._loaded:
-            self._ensure_loaded()
-        return TaskExecutor(task, message, plugins=self.plugins)
