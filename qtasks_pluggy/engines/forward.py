@@ -183,7 +183,7 @@ class Forward(Native[N]):
         Raises:
             CapabilityError: The engine does not store results.
         """
-        if not self.stores_results():
+        if not self.keeps(ticket):
             msg = (
                 f"engine {self.name!r}, app {self.app.name!r}: it stores no results; give it a"
                 " result backend, or create it with results=True"
@@ -209,13 +209,13 @@ class Forward(Native[N]):
             # A server may answer again.
             raise failure from error
 
-    def stores_results(self) -> bool:
-        """Return whether outcomes can be read; called for each look, so it has to be fast."""
+    def keeps(self, ticket: Any) -> bool:  # noqa: ARG002  # an engine's
+        """Return whether a run's outcome can be read; called for each look, so it must be fast."""
         return self.capabilities.results
 
     def status(self, ticket: Any) -> TaskStatus | None:
         """Return how a run ended; None before that."""
-        ended = self._read(ticket) if self.stores_results() else None
+        ended = self._read(ticket) if self.keeps(ticket) else None
         return None if ended is None else ended.status
 
     def trail(self, ticket: Any) -> Trail | None:  # noqa: ARG002  # the seam's

@@ -326,16 +326,3 @@ def test_a_wait_that_is_given_up_gives_its_thread_back():
         asyncio.run(main())
         assert not gate.is_set()
         gate.set()
-
-
-@pytest.mark.engines
-def test_a_look_for_a_celery_result_does_not_examine_the_broker(monkeypatch):
-    """Finding out what the broker can do takes longer than the look itself."""
-    from qtasks_pluggy.engines.celery import forward
-    from tests.engines.celery_apps import celery_app
-
-    handle = QueueTasks("shop", engine=celery_app("own"), discover=False).handle("unknown")
-    monkeypatch.delattr(forward, "broker_of")
-    assert handle.status is None
-    with pytest.raises(TimeoutError):
-        handle.result(timeout=0)

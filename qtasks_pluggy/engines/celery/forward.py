@@ -81,14 +81,10 @@ class CeleryEngine(Forward[Celery], CeleryNative):
             delay=not eager,
             dead_letter=True,
             cancel_queued=not eager,
-            results=self.stores_results(),
+            results=eager or has_results(native),
             at_least_once=not eager and broker_of(native) == "amqp",
             metadata=True,
         )
-
-    def stores_results(self) -> bool:
-        """Return whether results are stored; finding out what the broker can do takes longer."""
-        return bool(self.native.conf.task_always_eager) or has_results(self.native)
 
     def send(self, message: TaskMessage, delay: float | None) -> Any:
         """Send a Celery message."""
@@ -124,13 +120,13 @@ class CeleryEngine(Forward[Celery], CeleryNative):
     def status(self, ticket: Any) -> TaskStatus | None:
         """Return how far a run is; None while it waits, or if its start is not tracked."""
         ended = super().status(ticket)
-        if ended is None and self.stores_results() and self._state(ticket)[0] == states.STARTED:
+        if ended is None and self.keeps(ticket) and self._state(ticket)[0] == states.STARTED:
             return TaskStatus.running
         return ended
 
     def revoke(self, ticket: Any, reason: str) -> bool:
         """Have the workers drop a run when they come to it; False if no worker replies."""
-        if self.stores_results() and self.read(ticket):
+        if self.keeps(ticket) and self.read(ticket):
             return False
         vars(ticket)["our_reason"] = reason
         return bool(self.native.control.revoke(ticket.id, reply=True, timeout=1, limit=1))

@@ -206,7 +206,7 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
 
     async def result(self, ticket: Ticket, timeout: float | None) -> RunResult | None:  # type: ignore[override]  # noqa: ASYNC109  # the seam's
         """Wait for the stored outcome."""
-        if not self.stores_results():
+        if not self.keeps(ticket):
             return super().result(ticket, timeout)
         for pause in pauses(*POLL, timeout):
             if (ended := await self._look(ticket)) is not None:
