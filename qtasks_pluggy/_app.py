@@ -393,9 +393,9 @@ class QueueTasks(Lifecycle):
         executor = TaskExecutor(task, None, args=args, kwargs=kwargs, plugins=self.plugins)
         return executor.execute_sync()
 
-    def _executor_for(self, message: TaskMessage) -> TaskExecutor:
+    def _executor_for(self, message: TaskMessage, task: Any = None) -> TaskExecutor:
         """Make the executor for a message that the app's engine handed to a worker."""
-        task: Any = self._tasks.get(message.name)
+        task = self._tasks.get(message.name) if task is None else task
         if task is None:
             raise unknown_task(self, message.name)
         if not self._loaded:

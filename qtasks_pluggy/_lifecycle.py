@@ -29,30 +29,14 @@ class _State(Enum):
     STOPPED = "stopped"
 
 
-class Lifecycle:
-    """An app's start and stop.
+class _Lifespan:
+    """What ``with`` and ``async with`` start and stop."""
 
-    Args:
-        plugins: Its plugins.
-        discover: Whether the installed plugins are loaded too.
-    """
+    async def _start(self, backend: Backend) -> None:
+        raise NotImplementedError
 
-    name: str
-    # Whether it needs no start to send runs, because what it sends them by is an engine's own app.
-    _sends_unstarted: bool = False
-
-    def __init__(self, plugins: PluginManager, *, discover: bool) -> None:
-        self.plugins: PluginManager = plugins
-        self._discover = discover
-        self._engine: Engine | None = None
-        self._workers: int | None = None
-        # The trail of the app's own hooks, as a run has one.
-        self._entries: list[Asked] = []
-        self._attempt = 1
-        self._state = _State.NEW
-        self._loaded = False
-        self._warned: set[str] = set()
-        self._lock = lock_of(self)
+    async def _stop(self, backend: Backend) -> None:
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         """Start: load the installed plugins, call ``qtasks_start``, and start the engine, if any.
@@ -84,6 +68,32 @@ class Lifecycle:
     ) -> None:
         """Stop as ``with`` does, from async code."""
         await self._stop(ASYNCIO)
+
+
+class Lifecycle(_Lifespan):
+    """An app's start and stop.
+
+    Args:
+        plugins: Its plugins.
+        discover: Whether the installed plugins are loaded too.
+    """
+
+    name: str
+    # Whether it needs no start to send runs, because what it sends them by is an engine's own app.
+    _sends_unstarted: bool = False
+
+    def __init__(self, plugins: PluginManager, *, discover: bool) -> None:
+        self.plugins: PluginManager = plugins
+        self._discover = discover
+        self._engine: Engine | None = None
+        self._workers: int | None = None
+        # The trail of the app's own hooks, as a run has one.
+        self._entries: list[Asked] = []
+        self._attempt = 1
+        self._state = _State.NEW
+        self._loaded = False
+        self._warned: set[str] = set()
+        self._lock = lock_of(self)
 
     @property
     def _is_started(self) -> bool:
@@ -209,33 +219,28 @@ def _is_default(plugin: Any) -> bool:
     return getattr(type(original_plugin(plugin)), "start", None) is BasePlugin.start
 
 
-class WorkerLifespan:
-    """An app's life in a worker process of its engine."""
+class WorkerLifespan(_Lifespan):
+    """An app's life in a worker process of its engine.
+
+    Args:
+        start: Starts the app, as its own ``_start`` does.
+        stop: Stops it.
+    """
 
     def __init__(
         self,
         start: Callable[..., Coroutine[Any, Any, None]],
         stop: Callable[..., Coroutine[Any, Any, None]],
     ) -> None:
-        self._start = start
-        self._stop = stop
+        self._start_app = start
+        self._stop_app = stop
 
-    def __enter__(self) -> None:
+    async def start(self, backend: Backend) -> None:
         """Start the plugins."""
-        run_to_completion(self._start(SYNC, in_worker=True))
+        await self._start_app(backend, in_worker=True)
 
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
+    async def stop(self, backend: Backend) -> None:
         """Stop the plugins."""
-        run_to_completion(self._stop(SYNC, in_worker=True))
+        await self._stop_app(backend, in_worker=True)
 
-    async def __aenter__(self) -> None:
-        """Start the plugins, from async code."""
-        await self._start(ASYNCIO, in_worker=True)
-
-    async def __aexit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        """Stop the plugins, from async code."""
-        await self._stop(ASYNCIO, in_worker=True)
+    _start, _stop = start, stop

@@ -18,6 +18,9 @@ from qtasks_pluggy._waiting import Backend, capture, unwrap
 
 # Seconds, the least and the most, between two polls of async code for a run's end.
 _POLL_SECONDS: Final = (0.002, 0.1)
+# About how many polls a second all handles together may cost, and who polls now.
+_POLLS_A_SECOND: Final = 1000
+_polling: Final[list[Engine]] = []
 
 
 async def enqueue(
@@ -55,13 +58,18 @@ async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: A
                 if method == "start":
                     # It goes on in its thread, and nothing else would stop the engine.
                     await asyncio.wait({thread})
-                    await asyncio.to_thread(capture, engine.stop)
+                    if thread.result()[1] is None:
+                        await asyncio.to_thread(capture, engine.stop)
                 raise
         # No thread waits: there are few of them, and the caller's other work needs them too.
         poll, waits = partial(call, args[0], 0), pauses(*_POLL_SECONDS)
-        while (ended := unwrap(await asyncio.to_thread(capture, poll))) is None:
-            await backend.sleep(next(waits))
-        return ended
+        _polling.append(engine)
+        try:
+            while (ended := unwrap(await asyncio.to_thread(capture, poll))) is None:
+                await backend.sleep(max(next(waits), len(_polling) / _POLLS_A_SECOND))
+            return ended
+        finally:
+            _polling.remove(engine)
     thing = call(*args)
     if is_pending(thing):
         limit = args[1] if method == "result" else None

@@ -77,7 +77,6 @@ __all__ = [
     "lock_of",
     "log_event",
     "pauses",
-    "prepare",
     "run_to_completion",
     "safe_str",
     "status_from",
@@ -114,17 +113,6 @@ def worker_lifespan(app: Any) -> WorkerLifespan:
 def is_started(app: Any) -> bool:
     """Return whether an app is started, or starting."""
     return app._is_started  # type: ignore[no-any-return]  # noqa: SLF001  # our own class
-
-
-def prepare(app: Any) -> None:
-    """Load the installed plugins for an app's first run, unless they are loaded.
-
-    Raises:
-        NotRunningError: The app was stopped; it has to be started again instead.
-        PluginRegistrationError: Installed plugins have faults; the error lists all of them.
-        SettingsError: The settings have faults.
-    """
-    app._ensure_loaded()  # noqa: SLF001  # our own class
 
 
 def load_plugins(app: Any, *, skip_faulty: bool = False) -> list[str]:

@@ -8,11 +8,15 @@ from weakref import WeakSet
 
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import (
+    ASYNCIO_WORKER,
+    SYNC,
+    Backend,
     after_fork,
     is_started,
     load_plugins,
     lock_of,
     log_event,
+    run_to_completion,
     worker_lifespan,
 )
 from qtasks_pluggy.exc import EngineError
@@ -72,46 +76,56 @@ class InWorkers:
         """Start the plugins in this process, for one of its workers.
 
         Raises:
-            Exception: ``check`` failed, or a plugin did not start; raise ``refusal`` from it.
+            BaseException: ``check`` failed, or a plugin did not start; see ``refusal``.
         """
         with self._lock:
-            if not self.is_begun:
-                self.check()
-                self._start()
-            self._workers += 1
+            run_to_completion(self._begin(SYNC))
 
     async def begin_async(self) -> None:
         """Start the plugins on this event loop, as ``begin`` does."""
-        if not self.is_begun:
-            self.check()
-            if not is_started(self.app):
-                lifespan = worker_lifespan(self.app)
-                await lifespan.__aenter__()
-                self._lifespan = lifespan
+        await self._begin(ASYNCIO_WORKER)
+
+    async def _begin(self, backend: Backend) -> None:
+        try:
+            if not self.is_begun:
+                self.check()
+                await self._start(backend)
+        except Exception as error:
+            raise self.refusal(error) from error
         self._workers += 1
 
     def begin_for_run(self) -> None:
         """Start the plugins before a run, in a process whose worker did not call ``begin``."""
         if not self.is_begun:
             with self._lock:
-                self._start()
+                run_to_completion(self._start(SYNC))
+
+    async def _start(self, backend: Backend) -> None:
+        # If the app is already started, whoever started it will stop it.
+        if not is_started(self.app):
+            lifespan = worker_lifespan(self.app)
+            await lifespan.start(backend)
+            self._lifespan = lifespan
 
     def end(self) -> None:
         """Stop the plugins after the last of this process's workers."""
         with self._lock:
-            if (lifespan := self._to_end()) is not None:
-                lifespan.__exit__(None, None, None)
+            run_to_completion(self._end(SYNC))
 
     async def end_async(self) -> None:
         """Stop the plugins on this event loop, as ``end`` does."""
-        if (lifespan := self._to_end()) is not None:
-            await lifespan.__aexit__(None, None, None)
+        await self._end(ASYNCIO_WORKER)
 
-    def refusal(self, error: BaseException) -> SystemExit:
-        """Log why a worker cannot start.
+    async def _end(self, backend: Backend) -> None:
+        self._workers = max(self._workers - 1, 0)
+        if self.is_begun and not self._workers:
+            lifespan, self._lifespan = self._lifespan, None
+            await lifespan.stop(backend)
 
-        Returns:
-            What to raise. It is not an ``Exception``, because engines log those and carry on.
+    def refusal(self, error: Exception) -> BaseException:
+        """Log why a worker cannot start, and return the error to raise.
+
+        By default, it is not an ``Exception``, because engines log those and carry on.
         """
         log_event("error", "worker_cannot_start", app=self.app_name, exc_info=error)
         return SystemExit(str(error))
@@ -119,20 +133,6 @@ class InWorkers:
     def forked(self) -> None:
         """Forget, in a forked process, what its parent began."""
         self._lifespan, self._workers = None, 0
-
-    def _start(self) -> None:
-        # If the app is already started, whoever started it will stop it.
-        if not is_started(self.app):
-            lifespan = worker_lifespan(self.app)
-            lifespan.__enter__()
-            self._lifespan = lifespan
-
-    def _to_end(self) -> Any:
-        self._workers = max(self._workers - 1, 0)
-        if self._workers:
-            return None
-        lifespan, self._lifespan = self._lifespan, None
-        return lifespan
 
 
 _everybody: Final[WeakSet[InWorkers]] = WeakSet()

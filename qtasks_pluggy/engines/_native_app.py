@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qtasks_pluggy import AsyncTask, QueueTasks, SyncTask, TaskExecutor, TaskFunc, TaskMessage
-from qtasks_pluggy.engines._native_tasks import described
 
 
 class NativeApp(QueueTasks):
@@ -45,21 +44,22 @@ class NativeApp(QueueTasks):
         """
         task = self._described.get(message.name)
         if task is None or task.func != func:
-            task_func = described(message.name, func, self._adapter.options(run))
+            extra = dict(self._adapter.options(run))
+            given: Any = extra.pop("tags", ())
+            tags = [given] if isinstance(given, str) else given
+            is_list = isinstance(tags, (tuple, list, set, frozenset))
+            if not is_list or not all(isinstance(tag, str) for tag in tags):
+                extra["tags"], tags = given, ()
+            task_func = TaskFunc(message.name, func, tags=tuple(tags), extra=extra)
             task = self._described[message.name] = self._task(task_func)
-        return self._executor(task, message)
+        return super()._executor_for(message, task)
 
-    def _executor_for(self, message: TaskMessage) -> TaskExecutor:
+    def _executor_for(self, message: TaskMessage, task: Any = None) -> TaskExecutor:
         """Make an executor that asks the plugins about a past run."""
         name = message.name
-        if name not in self.tasks:
-            return super()._executor_for(message)
-        return self._executor(self._task(TaskFunc(name, self._adapter.function_of(name))), message)
+        if name in self.tasks:
+            task = self._task(TaskFunc(name, self._adapter.function_of(name)))
+        return super()._executor_for(message, task)
 
     def _task(self, task_func: TaskFunc) -> Any:
         return (AsyncTask if task_func.is_async else SyncTask)(task_func, self)
-
-    def _executor(self, task: Any, message: TaskMessage) -> TaskExecutor:
-        if not self._loaded:
-            self._ensure_loaded()
-        return TaskExecutor(task, message, plugins=self.plugins)

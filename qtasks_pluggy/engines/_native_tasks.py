@@ -6,8 +6,6 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
-from qtasks_pluggy import TaskFunc
-
 
 class Importable(Mapping[str, Any]):
     """The tasks of an engine that does not list them: any importable task, by its dotted name.
@@ -36,24 +34,6 @@ class Importable(Mapping[str, Any]):
     def __len__(self) -> int:
         """Count nothing."""
         return 0
-
-
-def described(name: str, func: Callable[..., Any], options: Mapping[str, Any]) -> TaskFunc:
-    """Describe a task from its declaration.
-
-    Args:
-        name: The task's name.
-        func: The task's function.
-        options: Any declared options; string ``tags`` become its tags, the rest its ``extra``.
-    """
-    extra = dict(options)
-    tags: Any = extra.get("tags", ())
-    tags = [tags] if isinstance(tags, str) else tags
-    if isinstance(tags, (tuple, list, set, frozenset)) and all(isinstance(t, str) for t in tags):
-        extra.pop("tags", None)
-    else:
-        tags = ()
-    return TaskFunc(name, func, tags=tuple(tags), extra=extra)
 
 
 def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:

@@ -184,7 +184,10 @@ class Forward(Native[N]):
             CapabilityError: The engine does not store results.
         """
         if not self.keeps(ticket):
-            msg = f"engine {self.name!r}, app {self.app.name!r}: {self.no_results()}"
+            msg = (
+                f"engine {self.name!r}, app {self.app.name!r}: it stores no results; give it a"
+                " result backend, or create it with results=True"
+            )
             raise CapabilityError(msg)
         waits = pauses(*POLL, timeout)
         while (ended := self._read(ticket)) is None and (pause := next(waits, None)) is not None:
@@ -207,12 +210,8 @@ class Forward(Native[N]):
             raise failure from error
 
     def keeps(self, ticket: Any) -> bool:  # noqa: ARG002  # an engine's
-        """Return whether a run's outcome can be read."""
+        """Return whether a run's outcome can be read; called for each look, so it must be fast."""
         return self.capabilities.results
-
-    def no_results(self) -> str:
-        """Return what to do if results are not stored."""
-        return "it stores no results; give it a result backend"
 
     def status(self, ticket: Any) -> TaskStatus | None:
         """Return how a run ended; None before that."""

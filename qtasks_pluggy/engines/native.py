@@ -28,8 +28,6 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar, copy_context
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
-import attrs
-
 from qtasks_hookspecs import RunningTask
 from qtasks_pluggy import TaskExecutor, TaskMessage
 from qtasks_pluggy.engines import (
@@ -41,6 +39,7 @@ from qtasks_pluggy.engines import (
     Host,
     is_pending,
     run_to_completion,
+    unwrap,
     wait_for,
 )
 from qtasks_pluggy.engines._errors import HANDS_OVER, check_storable, named, text_of, unsent
@@ -67,13 +66,6 @@ N = TypeVar("N")
 
 # The keys of the current runs: when a task calls itself, that is a plain function call.
 _at_work: Final[ContextVar[tuple[Any, ...]]] = ContextVar("qtasks_pluggy_at_work", default=())
-
-
-@attrs.frozen
-class _Raise:
-    """An error on its way out of a coroutine, which cannot raise ``StopIteration``."""
-
-    error: BaseException
 
 
 class Native(InWorkers, Generic[N]):
@@ -283,8 +275,8 @@ class Native(InWorkers, Generic[N]):
             lifespan, self._lifespan = self._lifespan, None
             self._app, self.plugins, self._options = app, plugins, options
             if lifespan is not None:
-                lifespan.__exit__(None, None, None)
-                self._start()
+                run_to_completion(lifespan.stop(SYNC))
+                self.begin_for_run()
         setattr(self.native, INSTALLED, self)
         if is_first:
             self.cover()
@@ -331,10 +323,7 @@ class Native(InWorkers, Generic[N]):
             context.run(_at_work.set, (*_at_work.get(), key))
         with HANDS_OVER:
             attempt = self._attempt(SYNC, run, func, args, kwargs)
-            ended = context.run(run_to_completion, attempt)
-            if type(ended) is _Raise:
-                raise ended.error
-            return ended
+            return unwrap(context.run(run_to_completion, attempt))
 
     async def work_async(
         self,
@@ -350,10 +339,7 @@ class Native(InWorkers, Generic[N]):
         sending = SENDING.set(replays)
         try:
             with HANDS_OVER:
-                ended = await self._attempt(ASYNCIO_WORKER, run, func, args, kwargs)
-                if type(ended) is _Raise:
-                    raise ended.error
-                return ended
+                return unwrap(await self._attempt(ASYNCIO_WORKER, run, func, args, kwargs))
         finally:
             _at_work.reset(at_work)
             SENDING.reset(sending)
@@ -362,31 +348,27 @@ class Native(InWorkers, Generic[N]):
 
     async def _attempt(
         self, backend: Backend, run: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    ) -> list[Any]:
         """Make one attempt and carry out what was decided, in plain or async code.
 
         Returns:
-            The result, or a ``_Raise``.
+            The result and the error for the engine, one of them None; see ``unwrap``.
         """
         executor = self._executor_for(run, func, self.message(run, args, kwargs))
         attempt = await self.execute(executor, _Host(self, run), backend)
         if attempt.action == "retry":
+            number = executor.attempt + 1
             try:
-                again = self.retry(run, attempt, executor.attempt + 1)
-                return _Raise(await self._settled(again, backend, "retry"))
+                return [None, await self._call(backend, "retry", run, attempt, number)]
             except Exception as error:  # noqa: BLE001  # whatever sending raises
                 failure = unsent(self.name, executor.task_func.name, attempt.error, error)
             if self.will_retry(run, failure):
-                return _Raise(failure)
+                return [None, failure]
             attempt = await executor.give_up(failure, backend)
-        if attempt.action == "succeed":
-            return attempt.result
-        end: Any = attempt.error
-        if attempt.action != "pass":
-            # By ``cancel``, ``dead_letter`` or ``fail``.
-            end = getattr(self, attempt.action)(run, attempt)
-            end = await self._settled(end, backend, attempt.action)
-        return _Raise(end)
+        if attempt.action in {"succeed", "pass"}:
+            return [attempt.result, attempt.error]
+        # By ``cancel``, ``dead_letter`` or ``fail``.
+        return [None, await self._call(backend, attempt.action, run, attempt)]
 
     def execute(
         self, executor: TaskExecutor, host: Host, backend: Backend
@@ -394,8 +376,9 @@ class Native(InWorkers, Generic[N]):
         """Make the attempt with the executor."""
         return executor.execute_attempt(host, backend)
 
-    async def _settled(self, answer: Any, backend: Backend, method: str) -> Any:
-        """Wait for the answer of a method that an engine may define as ``async def``."""
+    async def _call(self, backend: Backend, method: str, *args: Any) -> Any:
+        """Call a method that an engine may define as ``async def``, and wait for its answer."""
+        answer = getattr(self, method)(*args)
         if is_pending(answer):
             return await wait_for(answer, self, backend, method)  # type: ignore[arg-type]  # of the engine it reads name and loop
         return answer

@@ -68,10 +68,7 @@ class ProcrastinateNative(Native[App]):
                 if "get_retry_exception" not in vars(task):
                     self._cover(task)
             self.loop = asyncio.get_running_loop()
-            try:
-                await self.begin_async()
-            except Exception as error:
-                raise self.refusal(error) from error
+            await self.begin_async()
             try:
                 await run_worker_async(**options)
             finally:

@@ -86,14 +86,11 @@ class QTasksNative(InPlace):
         for task in self.native.worker._tasks.values():  # noqa: SLF001  # also those of routers
             if task.executor is not None:
                 task.executor = self._around(task.executor)
-        try:
-            if self.is_async:
-                self.loop = asyncio.get_running_loop()
-                await self.begin_async()
-            else:
-                self.begin()
-        except Exception as error:
-            raise self.refusal(error) from error
+        if self.is_async:
+            self.loop = asyncio.get_running_loop()
+            await self.begin_async()
+        else:
+            self.begin()
 
     def _around(self, kind: type[Any]) -> type[Any]:
         if issubclass(kind, _Plugged):

@@ -391,11 +391,13 @@ def test_a_worker_that_cannot_do_its_work_is_refused(tasks):
     assert tasks == OnShop.install(native, [plugin], discover=False)
     one = OnShop.found_in(native)
     kind, text = (PluginError, "no configuration") if tasks else (EngineError, "covers no task")
-    with pytest.raises(kind, match=text) as caught:
-        one.begin()
-    with structlog.testing.capture_logs() as logs:
-        assert isinstance(one.refusal(caught.value), SystemExit)
-    assert ["worker_cannot_start"] == [entry["event"] for entry in logs]
+    for begin in (one.begin, lambda: asyncio.run(one.begin_async())):
+        raising = pytest.raises(SystemExit, match=text)
+        with structlog.testing.capture_logs() as logs, raising as caught:
+            begin()
+        assert isinstance(caught.value.__cause__, kind)
+        assert 1 == [entry["event"] for entry in logs].count("worker_cannot_start")
+        assert not one.is_begun
 
 
 @pytest.mark.parametrize(

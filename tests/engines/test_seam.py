@@ -16,7 +16,6 @@ from qtasks_pluggy.engines import (
     Capabilities,
     Engine,
     executor_for,
-    prepare,
     url_options,
     worker_lifespan,
 )
@@ -384,7 +383,6 @@ def test_a_message_needs_no_started_app():
     app = QueueTasks("shop", plugins=[Ends("late")], discover=False)
     app.task(name="ask")(raising(TaskPluginTriggerError()))
     assert "late" == executor_for(app, TaskMessage("ask")).execute_attempt_sync(engine_of()).result
-    prepare(app)
 
 
 def test_an_option_is_on_or_off():

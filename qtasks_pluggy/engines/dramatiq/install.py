@@ -200,11 +200,7 @@ class WorkerLife(Middleware):
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:  # noqa: ARG002  # Dramatiq's
         """Start the plugins."""
-        try:
-            self.plugged.begin()
-        except Exception as error:
-            # Dramatiq logs an Exception, and takes messages all the same.
-            raise self.plugged.refusal(error) from error
+        self.plugged.begin()
 
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:  # noqa: ARG002  # Dramatiq's
         """Stop the plugins after the last worker."""

@@ -250,10 +250,6 @@ class HueyEngine(Forward[Huey], HueyNative):
         """Make a ticket for any run; reading with it does not delete the stored outcome."""
         return Ticket(uuid)
 
-    def no_results(self) -> str:
-        """Return what to do if results are not stored."""
-        return "this Huey does not store results; create it with results=True"
-
     def read(self, ticket: Ticket) -> RunResult | None:
         """Read the stored outcome; the ticket of the submitted run also deletes it from storage."""
         huey = self.native

@@ -65,24 +65,17 @@ def ledger_of(huey: Huey) -> Ledger:
     ledger: Ledger | None = getattr(huey, "qtasks_pluggy_ledger", None)
     if ledger is None:
         ledger = huey.qtasks_pluggy_ledger = Ledger(huey)
-        begin = partial(_begin, HueyNative(huey), ledger.open)
-        huey.on_startup(name=f"{MODULE}-ledger")(begin)
+        huey.on_startup(name=f"{MODULE}-ledger")(partial(_open, ledger, HueyNative(huey)))
         huey.on_shutdown(name=f"{MODULE}-ledger")(ledger.close)
     return ledger
 
 
-def _begin(native: HueyNative, begin: Callable[[], None]) -> None:
-    """Start a worker; if that fails, end its consumer, which would otherwise replace it forever."""
+def _open(ledger: Ledger, native: HueyNative) -> None:
+    """Open the ledger when a worker starts."""
+    log_as("huey")
     try:
-        log_as("huey")
-        begin()
+        ledger.open()
     except Exception as error:
-        frame = inspect.currentframe()
-        while frame is not None:
-            # Huey does not say which consumer starts a worker.
-            if isinstance(consumer := frame.f_locals.get("self"), Consumer):
-                consumer.stop_flag.set()
-            frame = frame.f_back
         raise native.refusal(error) from error
 
 
@@ -104,8 +97,23 @@ class HueyNative(Native[Huey]):
         # A Huey can be the engine of several apps, and have plugins for its own tasks.
         name = f"{MODULE}-{id(self)}"
         self.native.pre_execute(name=name)(self._wrap)
-        self.native.on_startup(name=name)(partial(_begin, self, self.begin))
+        self.native.on_startup(name=name)(self.begin)
         self.native.on_shutdown(name=name)(self.end)
+
+    def begin(self) -> None:
+        """Start the plugins, with our events in Huey's log."""
+        log_as("huey")
+        super().begin()
+
+    def refusal(self, error: Exception) -> BaseException:
+        """Log why a worker cannot start, and end its consumer, which would replace it forever."""
+        frame = inspect.currentframe()
+        while frame is not None:
+            # Huey does not say which consumer starts a worker.
+            if isinstance(consumer := frame.f_locals.get("self"), Consumer):
+                consumer.stop_flag.set()
+            frame = frame.f_back
+        return super().refusal(error)
 
     @property
     def app_name(self) -> str:

@@ -31,7 +31,7 @@ from taskiq.kicker import AsyncKicker
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.forward import PATIENCE
-from qtasks_pluggy.engines.native import Native
+from qtasks_pluggy.engines.native import Native, text_of
 from qtasks_pluggy.engines.taskiq.brokers import can_delay, has_results, is_safe
 from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
 
@@ -357,14 +357,15 @@ class TaskiqNative(Native[AsyncBroker]):
         # Ours comes last, because others may replace a run's message.
         middlewares.remove(self._runs)
         middlewares.append(self._runs)
-        try:
-            await self.begin_async()
-        except Exception as error:
-            self.refusal(error)
-            if current_process().name.startswith("worker-"):
-                # The command would replace this process forever.
-                os.kill(os.getppid(), signal.SIGTERM)
-            raise
+        await self.begin_async()
+
+    def refusal(self, error: Exception) -> BaseException:
+        """Log why a worker cannot start, and end its command, which would replace it forever."""
+        super().refusal(error)
+        if current_process().name.startswith("worker-"):
+            os.kill(os.getppid(), signal.SIGTERM)
+        # An ``Exception``: with a broker in memory, the worker is the client's own process.
+        return EngineError(text_of(error))
 
 
 async def _kick(kicker: AsyncKicker[Any, Any], args: Any, kwargs: Any) -> None:
