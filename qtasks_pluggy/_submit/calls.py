@@ -18,9 +18,6 @@ from qtasks_pluggy._waiting import Backend, capture, unwrap
 
 # Seconds, the least and the most, between two polls of async code for a run's end.
 _POLL_SECONDS: Final = (0.002, 0.1)
-# About how many polls a second all handles together may cost, and who polls now.
-_POLLS_A_SECOND: Final = 1000
-_polling: Final[list[Engine]] = []
 
 
 async def enqueue(
@@ -63,13 +60,9 @@ async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: A
                 raise
         # No thread waits: there are few of them, and the caller's other work needs them too.
         poll, waits = partial(call, args[0], 0), pauses(*_POLL_SECONDS)
-        _polling.append(engine)
-        try:
-            while (ended := unwrap(await asyncio.to_thread(capture, poll))) is None:
-                await backend.sleep(max(next(waits), len(_polling) / _POLLS_A_SECOND))
-            return ended
-        finally:
-            _polling.remove(engine)
+        while (ended := unwrap(await asyncio.to_thread(capture, poll))) is None:
+            await backend.sleep(next(waits))
+        return ended
     thing = call(*args)
     if is_pending(thing):
         limit = args[1] if method == "result" else None

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskStatus
-from qtasks_pluggy._submit.calls import call_engine
 from qtasks_pluggy.engines import NoRoomError, RunResult, is_started
 from qtasks_pluggy.engines.memory import MemoryEngine
 from qtasks_pluggy.exc import EngineError
@@ -287,23 +285,6 @@ async def test_a_start_that_is_cancelled_leaves_nothing_started(error):
         await starting
     assert (["start", "stop"] if error is None else ["start"]) == calls
     assert not is_started(app)
-
-
-async def test_the_polls_of_many_awaited_handles_are_far_apart():
-    """A thousand handles that are awaited at once cost about a thousand polls a second."""
-    pauses, gate, end = [], asyncio.Event(), RunResult(TaskStatus.succeeded, 7)
-
-    async def sleep(seconds):
-        pauses.append(seconds)
-        if len(pauses) == 500:
-            gate.set()
-        await gate.wait()
-
-    engine: Any = SimpleNamespace(blocking=True, result=lambda *_: end if gate.is_set() else None)
-    backend: Any = SimpleNamespace(on_loop=True, sleep=sleep)
-    waits = (call_engine(engine, backend, "result", number, None) for number in range(500))
-    assert [end] * 500 == await asyncio.gather(*waits)
-    assert {0.5} == {*pauses}
 
 
 def test_a_reason_is_a_text():
