@@ -105,7 +105,7 @@ class Ledger:
         """
         with self._joining:
             self._lock.acquire()
-            lost = self._recover()
+            lost = [] if self._holders else self._recover()
             self._holders.add(holder or threading.get_ident())
         if lost:
             log_event("warning", "huey_runs_recovered", count=len(lost), first=lost[:20])
@@ -127,20 +127,17 @@ class Ledger:
             for row, queue, data in cursor.fetchall():
                 if self._is_at_work(queue):
                     continue
-                uuid = id_of(self._huey, data)
+                uuid, back = id_of(self._huey, data), self._name
                 if uuid is None:
                     hint = "it was not changed; a worker with the code that sent it can read it"
                     log_event("error", "huey_ledger_entry_unreadable", row=row, hint=hint)
                     # Process 0 is always there, so this consumer's other workers skip the message.
                     back = f"{self._again}:{self._token}:0"
                 else:
-                    back = self._name
-                    mark = self._again, str(row), data
-                    cursor.execute(
-                        "insert or replace into kv (queue, key, value) values (?, ?, ?)", mark
-                    )
                     lost.append(uuid)
                 cursor.execute("update task set queue = ? where id = ?", (back, row))
+                mark = "insert or replace into kv (queue, key, value) values (?, ?, ?)"
+                cursor.execute(mark, (self._again, str(row), data))
         return lost
 
     def drop(self, data: bytes) -> None:
@@ -154,12 +151,10 @@ class Ledger:
         return f"{self._again}:{self._token}:{os.getpid()}"
 
     def _is_at_work(self, queue: str) -> bool:
-        """Return whether the process that has this queue is a worker of this consumer."""
-        if queue == self._mine:
-            return bool(self._holders)
+        """Return whether another process of this consumer has this queue."""
         *_, token, pid = queue.split(":")
-        if token == self._token:
-            with suppress(ProcessLookupError):
+        if token == self._token and queue != self._mine:
+            with suppress(OSError):
                 os.kill(int(pid), 0)
                 return True
         return False
