@@ -77,13 +77,15 @@ def _begin(native: HueyNative, begin: Callable[[], None]) -> None:
         log_as("huey")
         begin()
     except Exception as error:
+        # First, because a consumer that stops ends this process, if it is a worker's.
+        refusal = native.refusal(error)
         frame = inspect.currentframe()
         while frame is not None:
             # Huey does not say which consumer starts a worker.
             if isinstance(consumer := frame.f_locals.get("self"), Consumer):
                 consumer.stop_flag.set()
             frame = frame.f_back
-        raise native.refusal(error) from error
+        raise refusal from error
 
 
 class HueyNative(Native[Huey]):
