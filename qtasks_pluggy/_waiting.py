@@ -57,10 +57,6 @@ class Backend(Protocol):
         """
         ...
 
-    async def function(self, function: Callable[[], Any]) -> Captured:
-        """Call the function of a plain task."""
-        ...
-
     async def thread(
         self,
         function: Callable[[], Any],
@@ -208,7 +204,9 @@ def _is_no_loop_running() -> bool:
     return False
 
 
-class _OnLoop:
+class OnLoop:
+    """On an event loop."""
+
     on_loop = True
 
     def __init__(self, *, own_threads: bool) -> None:
@@ -228,6 +226,7 @@ class _OnLoop:
         return await with_timeout(thing, limit, context)
 
     async def function(self, function: Callable[[], Any]) -> Captured:
+        """Call the function of a plain task, which would block the loop."""
         context = contextvars.copy_context()
         try:
             # Plain code that waits for async code that waits for plain code, and so on, could fill
@@ -300,9 +299,6 @@ class _InThread:
     ) -> T:
         return background.run(thing, limit, context)
 
-    async def function(self, function: Callable[[], Any]) -> Captured:
-        return capture(function)
-
     async def thread(
         self,
         function: Callable[[], Any],
@@ -327,9 +323,9 @@ class _InThread:
         return False
 
 
-ASYNCIO: Final[Backend] = _OnLoop(own_threads=False)
+ASYNCIO: Final[Backend] = OnLoop(own_threads=False)
 # For an engine's runs, whose plain functions may wait for each other.
-ASYNCIO_WORKER: Final[Backend] = _OnLoop(own_threads=True)
+ASYNCIO_WORKER: Final[Backend] = OnLoop(own_threads=True)
 SYNC: Final[Backend] = _InThread()
 
 

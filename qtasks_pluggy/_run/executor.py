@@ -336,6 +336,8 @@ class TaskExecutor(RunView, Generic[R]):
             attempt = await self._attempt_once()
         except GeneratorExit as abandoned:
             attempt = self._without_decision(abandoned)
+        if attempt is None and not self._hears_of_success():
+            return Attempt("succeed", result=self._result)
         if attempt is not None and attempt.will_retry:
             self._backend = None
             return attempt
@@ -350,8 +352,6 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _end_for_engine(self, attempt: Attempt | None) -> Attempt:
         """End a run; raise an error that is the worker's, not the run's."""
-        if attempt is None and not self._hears_of_success():
-            return Attempt("succeed", result=self._result)
         attempt = await self._end(attempt)
         error = attempt.error
         try:

@@ -11,7 +11,7 @@ from typing import Any
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskTimeoutError
 from qtasks_pluggy import _log
-from qtasks_pluggy._waiting import Backend, LimitExceededError, Raised, reraise, unwrap
+from qtasks_pluggy._waiting import Backend, LimitExceededError, OnLoop, Raised, reraise, unwrap
 
 
 async def call_function(
@@ -29,30 +29,32 @@ async def call_function(
     if func.is_async:
         running = _items_of(call(), items) if func.is_generator else call()
         if limit is not None:
-            running = _within(running, limit, func.name)
+            running = _within(running, limit, func)
         return await backend.awaitable(running)
     if func.is_generator:
         call = partial(_collect, call, items)
-    if limit is None:
-        captured = await backend.function(call)
-    else:
-        try:
-            captured = await backend.thread(call, limit)
-        except LimitExceededError:
-            _log.event("warning", "task_abandoned", task=func.name, max_time=limit)
-            raise _out_of_time(func.name, limit) from None
-    if isinstance(captured[1], StopIteration):
-        return Raised(captured[1])
-    result = unwrap(captured)
+    try:
+        if limit is not None:
+            result = unwrap(await backend.thread(call, limit))
+        elif isinstance(backend, OnLoop):
+            result = unwrap(await backend.function(call))
+        else:
+            result = call()
+    except StopIteration as error:
+        return Raised(error)
+    except LimitExceededError:
+        _log.event("warning", "task_abandoned", task=func.name, max_time=limit)
+        raise _out_of_time(func) from None
     # A decorator's plain function around an async one.
     return await backend.awaitable(result) if isinstance(result, CoroutineType) else result
 
 
-def _out_of_time(name: str, limit: float) -> TaskTimeoutError:
-    return TaskTimeoutError(f"task {name!r} took longer than its max_time of {limit} seconds")
+def _out_of_time(func: TaskFunc) -> TaskTimeoutError:
+    msg = f"task {func.name!r} took longer than its max_time of {func.max_time} seconds"
+    return TaskTimeoutError(msg)
 
 
-async def _within(running: Awaitable[Any], limit: float, name: str) -> Any:
+async def _within(running: Awaitable[Any], limit: float, func: TaskFunc) -> Any:
     """Wait for a task's function, for at most its ``max_time``."""
     failure: Exception | None = None
     try:
@@ -62,7 +64,7 @@ async def _within(running: Awaitable[Any], limit: float, name: str) -> Any:
             except Exception as error:  # noqa: BLE001  # raised below, outside of the limit
                 failure = error
     except TimeoutError:
-        raise _out_of_time(name, limit) from None
+        raise _out_of_time(func) from None
     try:
         reraise(failure)
     finally:

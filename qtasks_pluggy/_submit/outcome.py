@@ -30,7 +30,7 @@ _STATUS: Final = {
 }
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Attempt:
     """What one attempt of a run came to, for the run's host to carry out.
 

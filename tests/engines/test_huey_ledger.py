@@ -127,6 +127,20 @@ def test_the_app_that_stops_first_leaves_the_lock_to_the_other(tmp_path):
     ledger_of(other).close()
 
 
+def test_an_app_that_stops_in_another_thread_leaves_no_lock(tmp_path):
+    """An async app starts and stops its engine in whatever thread is free."""
+    native = huey.SqliteHuey("shop", filename=tmp_path / "runs.db")
+    app = QueueTasks("shop", discover=False)
+    app.set_engine(native, workers=1)
+    thread = threading.Thread(target=app.__enter__)
+    thread.start()
+    thread.join(LONG)
+    app.__exit__(None, None, None)
+    other = huey.SqliteHuey("shop", filename=native.storage.filename)
+    ledger_of(other).open()
+    ledger_of(other).close()
+
+
 def test_a_consumer_that_is_stopped_in_haste_keeps_the_lock_while_it_works(tmp_path, monkeypatch):
     """Whoever stops an app with Ctrl-C does not wait for its workers' threads."""
     native = huey.SqliteHuey("shop", filename=tmp_path / "runs.db")

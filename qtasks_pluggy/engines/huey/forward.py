@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -21,13 +21,14 @@ import attrs
 from huey import CancelExecution, Huey
 from huey.api import Task
 from huey.constants import EmptyData
-from huey.storage import MemoryStorage, SqliteStorage
+from huey.storage import SqliteStorage
 from huey.utils import Error
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
 from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, log_event, status_from
 from qtasks_pluggy.engines.forward import Forward, pack_error, unpack_error
 from qtasks_pluggy.engines.huey.install import HEADER, MODULE, HueyNative, ledger_of, task_of
+from qtasks_pluggy.engines.huey.ledger import id_of
 from qtasks_pluggy.engines.huey.storage import explained, sqlite_huey
 from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.exc import EngineError, TaskCancelError
@@ -75,7 +76,7 @@ class HueyEngine(Forward[Huey], HueyNative):
 
     def cover(self) -> None:
         """Hook into runs and workers, and keep more of a run's outcome than Huey does."""
-        super().cover()
+        self.cover_workers()
         huey = self.native
         huey.signal("revoked", "expired", "canceled")(self._ended_without_us)
         huey.signal("retrying")(self._forget_error)
@@ -86,29 +87,27 @@ class HueyEngine(Forward[Huey], HueyNative):
         """Make a Huey task whose own body never runs."""
 
         def body() -> None:
-            # ``_wrap`` gives each run another ``execute``; Huey takes only the names from here.
+            # ``cover_task`` replaces ``execute``; Huey takes only the names from here.
             raise NotImplementedError
 
         body.__module__ = MODULE
         kind: type[Task] = self.native.task(name=task_func.name)(body).task_class
-        self._functions[kind] = task_func.func
+        self.cover_task(kind, task_func.func)
         return kind
 
-    def function_for(self, kind: type[Task]) -> Callable[..., Any] | None:
-        """Return the function of one of the app's tasks."""
-        return self._functions.get(kind)
+    def _has(self, task: Task) -> bool:
+        return self._declared.get(task.name) is type(task)
 
     def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # the same for all
         """Return what this Huey can do."""
         huey: Any = self.native
-        ordered = isinstance(huey.storage, SqliteStorage | MemoryStorage)
         return Capabilities(
             delay=not huey.immediate,
             dead_letter=True,
             cancel_queued=True,
             results=bool(huey.results),
             at_least_once=self._ledger is not None,
-            priority=ordered or getattr(huey.storage, "priority", False),
+            priority=huey.storage.priority,
             metadata=True,
         )
 
@@ -119,35 +118,30 @@ class HueyEngine(Forward[Huey], HueyNative):
             EngineError: The storage cannot be used, or another consumer is running.
         """
         super().start(app, None)
-        if workers:
-            try:
-                self._consume(workers)
-            except BaseException:
-                self._release()
-                raise
-
-    def _consume(self, workers: int) -> None:
-        if self._ledger is not None:
-            # A worker that fails to open it could only log that.
-            with self._explained(f"app {self.app.name!r}"):
-                self._ledger.open()
+        if not workers:
+            return
         consumer: Any = self.native.create_consumer(
             workers=workers, periodic=False, initial_delay=0.005, max_delay=0.05
         )
         # The app handles the process's signals.
         consumer._set_signal_handlers = lambda: None  # noqa: SLF001  # no public switch
         try:
+            if self._ledger is not None:
+                # A worker that fails to open it could only log that.
+                with self._explained(f"app {app.name!r}"):
+                    self._ledger.open(self)
             consumer.start()
         except BaseException:
             # Some of its threads may have started.
             consumer.stop()
+            self._release()
             raise
         self._consumer = consumer
 
     def _release(self) -> None:
         """Allow another consumer when this one's workers have ended."""
         if self._ledger is not None:
-            self._ledger.close()
+            self._ledger.close(self)
 
     def reach(self) -> None:
         """Read from the storage once.
@@ -200,7 +194,7 @@ class HueyEngine(Forward[Huey], HueyNative):
     dead_letter = cancel
 
     def _build_error_result(self, native: Callable[..., Any], task: Task, error: Any) -> Any:
-        if task.retries or type(task) not in self._functions:
+        if task.retries or not self._has(task):
             return native(task, error)
         if isinstance(error, CancelExecution):
             error = getattr(task, "our_error", TaskCancelError(str(error)))
@@ -209,12 +203,12 @@ class HueyEngine(Forward[Huey], HueyNative):
 
     def _forget_error(self, _: str, task: Task) -> None:
         """Delete the error of an attempt that will be retried; Huey before 3.5 stores it."""
-        if type(task) in self._functions:
+        if self._has(task):
             self.native.get_raw(task.id)
 
     def _ended_without_us(self, signal: str, task: Task, *_: Any) -> None:
         """Store the outcome of a run that Huey dropped before it began."""
-        if type(task) in self._functions and not hasattr(task, "our_header"):
+        if self._has(task) and not hasattr(task, "our_header"):
             self._put_end(task.id, TaskCancelError(f"Huey: {signal}"))
 
     def _put_end(self, uuid: str, error: Exception) -> bool:
@@ -235,9 +229,7 @@ class HueyEngine(Forward[Huey], HueyNative):
             f"engine 'huey': the message cannot be read: {why}. A worker must import every module"
             " that declares tasks, and run the same code as the clients"
         )
-        uuid = None
-        with suppress(Exception):
-            uuid = self.native.serializer.deserialize(data).id
+        uuid = id_of(self.native, data)
         log_event("error", "task_unreadable", uuid=uuid, why=msg)
         if uuid is not None:
             self._put_end(uuid, EngineError(msg))
@@ -289,11 +281,7 @@ class HueyEngine(Forward[Huey], HueyNative):
         messages = [*storage.enqueued_items(), *storage.scheduled_items()]
         # Reading one is slow; unless they are compressed, the first is the one that we look for.
         messages.sort(key=lambda data: uuid.encode() not in data)
-        for data in messages:
-            with suppress(Exception):
-                if self.native.serializer.deserialize(data).id == uuid:
-                    return True
-        return False
+        return any(id_of(self.native, data) == uuid for data in messages)
 
 
 def _metadata(uuid: str, error: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 This module uses these private names of Huey, because there is no public way:
 
 =========================================  =====================================================
-``huey._registry``                         lists its tasks
+``huey._registry``                         lists its tasks, and registers later ones
 ``self`` in the frame of a worker          is the consumer that calls the ``on_startup`` hooks
 =========================================  =====================================================
 """
@@ -88,15 +88,24 @@ class HueyNative(Native[Huey]):
     # Such an error ends the worker's thread, and Huey stores no result.
     ends_worker: ClassVar[tuple[type[BaseException], ...]] = (BaseException,)
 
-    def __init__(self, native: Huey) -> None:
-        super().__init__(native)
-        self._functions: dict[type[Task], Callable[..., Any]] = {}
-
     def cover(self) -> None:
-        """Hook into every run and every worker; workers are threads or processes."""
+        """Hook into every task and every worker."""
+        self.cover_workers()
+        registry = self._registry
+        for kind in self._kinds():
+            self.cover_task(kind, _function_of(kind))
+        registry.register = partial(self._register, registry.register)
+
+    def _register(self, native: Callable[[type[Task]], bool], kind: type[Task]) -> bool:
+        is_new = native(kind)
+        if kind.__module__ != MODULE:
+            self.cover_task(kind, _function_of(kind))
+        return is_new
+
+    def cover_workers(self) -> None:
+        """Hook into every worker; workers are threads or processes."""
         # A Huey can be the engine of several apps, and have plugins for its own tasks.
         name = f"{MODULE}-{id(self)}"
-        self.native.pre_execute(name=name)(self._wrap)
         self.native.on_startup(name=name)(self.begin)
         self.native.on_shutdown(name=name)(self.end)
 
@@ -107,13 +116,15 @@ class HueyNative(Native[Huey]):
 
     def refusal(self, error: Exception) -> BaseException:
         """Log why a worker cannot start, and end its consumer, which would replace it forever."""
+        # First, because a consumer that stops ends this process, if it is a worker's.
+        refusal = super().refusal(error)
         frame = inspect.currentframe()
         while frame is not None:
             # Huey does not say which consumer starts a worker.
             if isinstance(consumer := frame.f_locals.get("self"), Consumer):
                 consumer.stop_flag.set()
             frame = frame.f_back
-        return super().refusal(error)
+        return refusal
 
     @property
     def app_name(self) -> str:
@@ -129,45 +140,42 @@ class HueyNative(Native[Huey]):
         """Count the Huey's own tasks; several can have the same name."""
         return len(self._kinds())
 
+    @property
+    def _registry(self) -> Any:
+        return vars(self.native)["_registry"]
+
     def _kinds(self) -> list[type[Task]]:
-        registry: Any = vars(self.native)["_registry"]
-        kinds = list(vars(registry)["_registry"].values())
+        kinds = list(vars(self._registry)["_registry"].values())
         return [kind for kind in kinds if kind.__module__ != MODULE]
 
-    def function_for(self, kind: type[Task]) -> Callable[..., Any] | None:
-        """Return the function of a task that is the Huey's own."""
-        if kind not in self._functions and kind.__module__ != MODULE:
-            self._functions[kind] = _function_of(kind)
-        return self._functions.get(kind)
-
-    def _wrap(self, task: Task) -> None:
-        """Make the executor run a task that Huey is about to execute."""
-        function = self.function_for(type(task))
-        if function is not None:
-            task.execute = partial(self._execute, task, function)
-
-    def _execute(self, task: Task, function: Callable[..., Any]) -> Any:
-        huey, args, kwargs = self.native, task.args, dict(task.kwargs)
-        header = task.our_header = header_of(kwargs.pop(HEADER, None))
+    def cover_task(self, kind: type[Task], function: Callable[..., Any]) -> None:
+        """Make the executor run the tasks of a class, by this function."""
         # Nobody waits for the result of a periodic task.
-        task.keeps_none = not isinstance(task, PeriodicTask)
-        token = _current.set(task)
-        try:
-            value = self.work(task, function, args, kwargs)
-        except Exception as error:
-            if self.will_retry(task, error):
-                header = {**header, "attempt": attempt_of(header) + 1}
-            raise
-        finally:
-            _current.reset(token)
-            # It refers to the task, which would stay until the garbage collector runs.
-            del task.execute
-            # Restore the task's own arguments, for Huey and for the next attempt.
-            task.args, task.kwargs = args, {**kwargs, HEADER: header} if header else kwargs
-        if value is None and task.keeps_none and huey.results and not huey.store_none:
-            # Otherwise the caller would wait forever for what a plugin has answered.
-            huey.put_result(task.id, None)
-        return value
+        keeps_none = not issubclass(kind, PeriodicTask)
+
+        def execute(task: Task) -> Any:
+            huey, args, kwargs, header = self.native, task.args, task.kwargs, {}
+            if HEADER in kwargs:
+                kwargs = dict(kwargs)
+                header = header_of(kwargs.pop(HEADER))
+            task.our_header, task.keeps_none = header, keeps_none
+            token = _current.set(task)
+            try:
+                value = self.work(task, function, args, kwargs)
+            except Exception as error:
+                if self.will_retry(task, error):
+                    header = {**header, "attempt": attempt_of(header) + 1}
+                raise
+            finally:
+                _current.reset(token)
+                # Restore the task's own arguments, for Huey and for the next attempt.
+                task.args, task.kwargs = args, {**kwargs, HEADER: header} if header else kwargs
+            if value is None and task.keeps_none and huey.results and not huey.store_none:
+                # Otherwise the caller would wait forever for what a plugin has answered.
+                huey.put_result(task.id, None)
+            return value
+
+        kind.execute = execute
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
         """Make a message from a task."""

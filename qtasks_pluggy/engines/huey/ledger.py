@@ -41,11 +41,6 @@ from huey import Huey
 from qtasks_pluggy.engines import log_event
 from qtasks_pluggy.engines.huey.lock import ConsumerLock
 
-# Huey has this index from 3.5 on. Without it, SQLite looks through all queues for one's messages.
-_INDEX: Final = (
-    "create index if not exists task_queue_priority_id on task (queue, priority desc, id)"
-)
-
 
 @attrs.define
 class Taken:
@@ -65,6 +60,13 @@ class Taken:
 _taken: Final[ContextVar[Taken | None]] = ContextVar("qtasks_pluggy_huey_taken", default=None)
 
 
+def id_of(huey: Huey, data: bytes) -> str | None:
+    """Return the id of a message's run; None if the message cannot be read."""
+    with suppress(Exception):
+        return str(huey.serializer.deserialize(data).id)
+    return None
+
+
 class Ledger:
     """The runs of one Huey that have not ended.
 
@@ -78,8 +80,8 @@ class Ledger:
         self._again = f"{storage.name}:qtasks_pluggy"
         self._token = uuid4().hex
         self._lock = ConsumerLock(f"{storage.filename}-{quote(storage.name, safe='')}.lock")
-        # The threads of this process that are the consumer, and what lets one at a time join them.
-        self._holders: set[int] = set()
+        # Whoever is the consumer in this process, and what lets one at a time join them.
+        self._holders: set[Any] = set()
         self._joining = threading.Lock()
         # The due messages that Huey is about to enqueue, and their rows, by their runs' ids.
         self._due: dict[Any, tuple[int, bytes]] = {}
@@ -92,57 +94,50 @@ class Ledger:
         # Huey returns from an interrupted run as from one that is over.
         huey.signal("interrupted")(lambda *_: _taken.set(None))
 
-    def open(self) -> None:
+    def open(self, holder: Any = None) -> None:
         """Become the consumer, and put back what dead workers had taken; each worker calls this.
+
+        Args:
+            holder: Who is the consumer until it calls ``close``; None for this thread.
 
         Raises:
             EngineError: Another consumer is running, or the lock's file cannot be used.
         """
         with self._joining:
-            try:
-                self._lock.acquire()
-                lost = self._recover()
-                self._holders.add(threading.get_ident())
-            finally:
-                self._release_if_idle()
+            self._lock.acquire()
+            lost = [] if self._holders else self._recover()
+            self._holders.add(holder or threading.get_ident())
         if lost:
             log_event("warning", "huey_runs_recovered", count=len(lost), first=lost[:20])
 
-    def close(self) -> None:
-        """Stop being the consumer; each worker calls this when it ends, and the last one counts."""
+    def close(self, holder: Any = None) -> None:
+        """Stop being the consumer; the last one allows another consumer."""
         with self._joining:
-            self._holders.discard(threading.get_ident())
-            self._release_if_idle()
-
-    def _release_if_idle(self) -> None:
-        if not self._holders:
-            self._lock.release()
+            self._holders.discard(holder or threading.get_ident())
+            if not self._holders:
+                self._lock.release()
 
     def _recover(self) -> list[str]:
         """Put back what dead workers had taken, and return the runs' ids."""
         lost: list[str] = []
         with self._storage.db(commit=True) as cursor:
-            cursor.execute(_INDEX)
             # These begin with a colon after the name, and the next character is the semicolon.
             queues = f"{self._again}:", f"{self._again};"
             cursor.execute("select id, queue, data from task where queue between ? and ?", queues)
             for row, queue, data in cursor.fetchall():
                 if self._is_at_work(queue):
                     continue
-                uuid = self._id_of(data)
+                uuid, back = id_of(self._huey, data), self._name
                 if uuid is None:
                     hint = "it was not changed; a worker with the code that sent it can read it"
                     log_event("error", "huey_ledger_entry_unreadable", row=row, hint=hint)
                     # Process 0 is always there, so this consumer's other workers skip the message.
                     back = f"{self._again}:{self._token}:0"
                 else:
-                    back = self._name
-                    mark = self._again, str(row), data
-                    cursor.execute(
-                        "insert or replace into kv (queue, key, value) values (?, ?, ?)", mark
-                    )
                     lost.append(uuid)
                 cursor.execute("update task set queue = ? where id = ?", (back, row))
+                mark = "insert or replace into kv (queue, key, value) values (?, ?, ?)"
+                cursor.execute(mark, (self._again, str(row), data))
         return lost
 
     def drop(self, data: bytes) -> None:
@@ -156,21 +151,13 @@ class Ledger:
         return f"{self._again}:{self._token}:{os.getpid()}"
 
     def _is_at_work(self, queue: str) -> bool:
-        """Return whether the process that has this queue is a worker of this consumer."""
-        if queue == self._mine:
-            return bool(self._holders)
+        """Return whether another process of this consumer has this queue."""
         *_, token, pid = queue.split(":")
-        if token == self._token:
-            with suppress(ProcessLookupError):
+        if token == self._token and queue != self._mine:
+            with suppress(OSError):
                 os.kill(int(pid), 0)
                 return True
         return False
-
-    def _id_of(self, data: bytes) -> str | None:
-        """Return the id of a message's run; None if the message cannot be read."""
-        with suppress(Exception):
-            return str(self._huey.serializer.deserialize(data).id)
-        return None
 
     def _dequeue(self) -> bytes | None:
         """Take the next message."""
@@ -217,11 +204,6 @@ class Ledger:
         cursor.execute("delete from task where id = ? and queue = ?", (taken.row, self._mine))
         _taken.set(None)
 
-    def _before(self, data: bytes) -> Taken | None:
-        """Return what this worker has taken if this message takes its place: a later attempt."""
-        taken = _taken.get()
-        return taken if taken is not None and self._id_of(data) == taken.uuid else None
-
     def _read_schedule(self, now: datetime) -> list[bytes]:
         """Read what is due, each message once; one that Huey cannot read stays in the schedule."""
         rows = self._storage.sql(
@@ -232,7 +214,7 @@ class Ledger:
         )
         due: list[bytes] = []
         for row, data in rows:
-            uuid = self._id_of(data) or data
+            uuid = id_of(self._huey, data) or data
             if uuid not in self._due:
                 self._due[uuid] = row, data
                 due.append(data)
@@ -240,26 +222,28 @@ class Ledger:
 
     def _add_to_schedule(self, data: bytes, eta: datetime) -> None:
         """Schedule a message."""
-        before = self._before(data)
-        with self._storage.db(commit=True) as cursor:
-            message = self._name, data, eta.timestamp()
-            cursor.execute(
-                "insert into schedule (queue, data, timestamp) values (?, ?, ?)", message
-            )
-            if before is not None:
-                self._forget(cursor, before)
+        insert = "insert into schedule (queue, data, timestamp) values (?, ?, ?)"
+        self._put(data, insert, eta.timestamp())
 
     def _enqueue(self, data: bytes, priority: float | None = None) -> None:
-        """Enqueue a message; one that was due leaves the schedule."""
-        before = self._before(data)
-        due = self._due.pop(self._id_of(data), None) if self._due else None
+        """Enqueue a message."""
+        insert = "insert into task (queue, data, priority) values (?, ?, ?)"
+        self._put(data, insert, priority or 0)
+
+    def _put(self, data: bytes, insert: str, order: float) -> None:
+        """Insert a message, and delete the one whose place it takes.
+
+        That is the same run's message, which was due, or which this worker has taken.
+        """
+        taken = _taken.get()
+        uuid = id_of(self._huey, data) if taken is not None or self._due else None
+        due = self._due.pop(uuid, None)
         with self._storage.db(commit=True) as cursor:
             if due is not None:
                 cursor.execute("delete from schedule where id = ? and data = ?", due)
                 if not cursor.rowcount:
                     # Another consumer has enqueued it, before it was refused.
                     return
-            message = self._name, data, priority or 0
-            cursor.execute("insert into task (queue, data, priority) values (?, ?, ?)", message)
-            if before is not None:
-                self._forget(cursor, before)
+            cursor.execute(insert, (self._name, data, order))
+            if taken is not None and uuid == taken.uuid:
+                self._forget(cursor, taken)
