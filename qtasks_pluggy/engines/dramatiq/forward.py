@@ -12,7 +12,6 @@ from qtasks_pluggy import QueueTasks, TaskFunc, TaskStatus
 from qtasks_pluggy.engines import Attempt, RunResult
 from qtasks_pluggy.engines.dramatiq.install import OURS, DramatiqNative, WorkerLife
 from qtasks_pluggy.engines.forward import Forward, pack_error, unpack_error
-from qtasks_pluggy.engines.native import text_of
 from qtasks_pluggy.exc import EngineError
 
 # The key of an end among results.
@@ -119,9 +118,6 @@ class DramatiqEngine(Forward[Broker], DramatiqNative):
             return None
         except ResultFailure as error:
             return RunResult(TaskStatus.failed, error=EngineError(f"{who}: {error}"))
-        except Exception as error:
-            # The clients have error classes of their own, which are not an OSError.
-            raise ConnectionError(text_of(error)) from error
         if not isinstance(result, dict) or _END not in result:
             return RunResult(TaskStatus.succeeded, result)
         end = result[_END]

@@ -181,9 +181,14 @@ class DramatiqNative(Native[Broker]):
         options[OURS] = {"metadata": hidden}
         if message.priority:
             options["broker_priority"] = message.priority
-        actor = self.tasks[message.name]
-        native = actor.message_with_options(args=message.args, kwargs=dict(message.kwargs))
-        native = native.copy(message_id=str(message.uuid), options=options)
+        native = dramatiq.Message[Any](
+            queue_name=self.tasks[message.name].queue_name,
+            actor_name=message.name,
+            args=message.args,
+            kwargs=message.kwargs,
+            options=options,
+            message_id=str(message.uuid),
+        )
         self.native.enqueue(native, delay=_milliseconds(delay))
         return native
 

@@ -26,6 +26,10 @@ from typing import Any, Final
 from taskiq import AsyncBroker
 from taskiq.result_backends.dummy import DummyResultBackend
 
+from qtasks_pluggy.engines import Capabilities
+from qtasks_pluggy.engines.taskiq.runs import runs_of
+from qtasks_pluggy.exc import CapabilityError
+
 _DELAYS: Final = ("_delay_queue", "_delay_queue_name", "_delayed_message_exchange_plugin")
 
 
@@ -34,14 +38,14 @@ def is_a(broker: AsyncBroker, kind: str) -> bool:
     return any(one.__name__ == kind for one in type(broker).__mro__)
 
 
-def can_delay(broker: AsyncBroker) -> bool:
-    """Return whether the broker can hold back a message for a delay."""
-    return is_a(broker, "AioPikaBroker") and any(map(vars(broker).get, _DELAYS))
-
-
-def has_results(broker: AsyncBroker) -> bool:
-    """Return whether the broker stores results."""
-    return not isinstance(broker.result_backend, DummyResultBackend)
+def abilities_of(broker: AsyncBroker) -> Capabilities:
+    """Return what a broker can do."""
+    return Capabilities(
+        delay=is_a(broker, "AioPikaBroker") and any(map(vars(broker).get, _DELAYS)),
+        results=not isinstance(broker.result_backend, DummyResultBackend),
+        at_least_once=is_safe(broker),
+        metadata=True,
+    )
 
 
 def is_safe(broker: AsyncBroker) -> bool:
@@ -70,3 +74,28 @@ def _queues(broker: AsyncBroker) -> list[Any]:
     """Return the RabbitMQ queues that a broker was configured with."""
     queues: list[Any] = vars(broker).get("_task_queues", [])
     return queues
+
+
+def at_least_once(broker: AsyncBroker) -> None:
+    """Let runs survive the death of their worker, for all tasks of a broker.
+
+    On a Redis stream, Taskiq looks for such runs only when a further message arrives.
+
+    Args:
+        broker: The Taskiq broker. Call this where you create it, in clients and workers alike.
+
+    Raises:
+        CapabilityError: The broker always loses the runs of a killed worker.
+    """
+    if not is_safe(broker):
+        msg = (
+            f"engine 'taskiq': {type(broker).__name__} loses the runs of a killed worker; use"
+            " AioPikaBroker with durable queues, or RedisStreamBroker of taskiq-redis 1.2.2 or"
+            " later"
+        )
+        raise CapabilityError(msg)
+    runs_of(broker).keeps_all = True
+    stream: Any = broker
+    if getattr(stream, "consumer_id", None) == "$":
+        # Otherwise what was sent before the first worker or client started would be lost.
+        stream.consumer_id = "0"
