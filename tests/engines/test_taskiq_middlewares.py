@@ -256,7 +256,7 @@ def test_a_replay_that_cannot_open_the_broker_leaves_nothing_open():
         raise ConnectionError
 
     native = Halfway(fail)
-    native.register_task(len, task_name="work")
+    native.register_task(lambda: 1, task_name="work")
     install(native, discover=False)
     with pytest.raises(EngineError, match="ConnectionError"):
         installed_in(native).replay(TaskMessage("work"))
