@@ -3,8 +3,7 @@
 ===============  =================================================================================
 ``install.py``   ``install(broker)``: plugins for the tasks of a broker
 ``forward.py``   ``QueueTasks("shop", engine=broker)``: Taskiq as its engine
-``runs.py``      the middleware of both: it follows runs, and opens and closes the broker
-``brokers.py``   what each kind of broker can do
+``brokers.py``   what a broker can do, whether it is open, and the runs that it hands over
 ===============  =================================================================================
 
 The worker is Taskiq's own command, ``taskiq worker module:broker``. Runs survive a killed worker

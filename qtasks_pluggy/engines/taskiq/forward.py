@@ -14,9 +14,8 @@ from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here, pau
 from qtasks_pluggy.engines._replays import refused
 from qtasks_pluggy.engines.forward import PATIENCE, POLL, Forward, pack_error, unpack_error
 from qtasks_pluggy.engines.native import named, text_of
-from qtasks_pluggy.engines.taskiq.brokers import is_a, routing
+from qtasks_pluggy.engines.taskiq.brokers import Run, is_a, routing
 from qtasks_pluggy.engines.taskiq.install import OURS, TaskiqNative
-from qtasks_pluggy.engines.taskiq.runs import Run
 from qtasks_pluggy.exc import EngineError
 
 # The label of a stored result that holds the run's error, as JSON.
@@ -124,9 +123,10 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
                 raise
             is_late = isinstance(error, TimeoutError)
             why = f"no answer within {PATIENCE:g} seconds" if is_late else text_of(error)
-            told = f"the {what} of {type(native).__name__} cannot be used: {why}"
-            who = f"engine 'taskiq', app {self.app_name!r}"
-            msg = f"{who}: {told}; start it, or correct its URL"
+            msg = (
+                f"engine 'taskiq', app {self.app_name!r}: the {what} of {type(native).__name__}"
+                f" cannot be used: {why}; start it, or correct its URL"
+            )
             raise EngineError(msg) from error
 
     async def stop(self) -> None:  # type: ignore[override]  # as above
@@ -135,9 +135,9 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
             await self.native.wait_all()
         await self._runs.close(self)
 
-    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
-        """Return what Taskiq can do with this broker and result backend."""
-        return attrs.evolve(super().can(None), dead_letter=True)
+    def can(self, run: Any) -> Capabilities:
+        """Return what the broker can do; a dead letter is an end like others."""
+        return attrs.evolve(super().can(run), dead_letter=True)
 
     async def submit(self, message: TaskMessage, delay: float | None) -> Any:
         """Send a native message with packed arguments.

@@ -18,7 +18,6 @@ from copy import copy
 from multiprocessing import current_process
 from typing import Any, ClassVar, Final
 
-import attrs
 import taskiq
 from pydantic import TypeAdapter
 from taskiq import AsyncBroker, InMemoryBroker, NoResultError, TaskiqEvents
@@ -30,8 +29,7 @@ from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.forward import PATIENCE
 from qtasks_pluggy.engines.native import Native
-from qtasks_pluggy.engines.taskiq.brokers import abilities_of
-from qtasks_pluggy.engines.taskiq.runs import REQUEUED, Run, runs_of, take
+from qtasks_pluggy.engines.taskiq.brokers import REQUEUED, Run, abilities_of, runs_of, take
 from qtasks_pluggy.exc import EngineError
 
 # Marks covered functions, and names the label for metadata that a label of its own cannot hold.
@@ -162,10 +160,9 @@ class TaskiqNative(Native[AsyncBroker]):
         task = self.native.find_task(run.message.task_name)
         return {} if task is None else task.labels
 
-    def can(self, run: Any) -> Capabilities:
-        """Return what the broker can do; an answer always counts as storable for a running task."""
-        abilities = abilities_of(self.native)
-        return abilities if run is None else attrs.evolve(abilities, results=True)
+    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
+        """Return what the broker can do."""
+        return abilities_of(self.native)
 
     def will_retry(self, run: Any, error: BaseException) -> bool:
         """Return whether Taskiq will run the task again."""
