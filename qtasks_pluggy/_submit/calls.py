@@ -12,7 +12,7 @@ from inspect import iscoroutine, iscoroutinefunction
 from typing import Any, Final
 
 from qtasks_hookspecs import TaskMessage
-from qtasks_hookspecs.exc import QueueFullError
+from qtasks_hookspecs.exc import EngineError, QueueFullError
 from qtasks_pluggy._submit.protocol import Engine, NoRoomError
 from qtasks_pluggy._waiting import Backend, capture, unwrap
 
@@ -99,6 +99,7 @@ async def wait_for(
     """Wait for what an engine's method returned.
 
     Raises:
+        EngineError: The engine's event loop is not running, so waiting would never end.
         QueueFullError: It is room that is waited for, and waiting here would never end.
         RuntimeError: The caller blocks the very event loop that the engine needs.
     """
@@ -112,6 +113,13 @@ async def wait_for(
             return await thing
         thing.close()
         raise _deadlock_error(engine, method)
+    if not loop.is_running():
+        thing.close()
+        msg = (
+            f"engine {engine.name!r} is open on an event loop that is not running, so waiting for"
+            f" its {method} would never end; run that loop, or close the engine on it first"
+        )
+        raise EngineError(msg)
     future = asyncio.run_coroutine_threadsafe(thing, loop)
     return await _wait_for_future(future, engine, backend, "call", None)
 

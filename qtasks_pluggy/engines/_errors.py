@@ -17,8 +17,9 @@ from typing import Any, Final
 from qtasks_pluggy.engines import safe_str
 from qtasks_pluggy.exc import EngineError, TaskPluginTriggerError
 
-# Every serializer accepts values of these types; an int can have too many digits for JSON.
+# Every serializer accepts values of these types, and ints of 64 bits.
 PLAIN: Final = frozenset({type(None), bool, float, str})
+_BITS: Final = 63
 # The packages whose frames lead from an engine to a task: ours, and those that we use to wait.
 _OURS: Final = frozenset({"asyncio", "concurrent", "contextlib", "qtasks_pluggy", "threading"})
 
@@ -79,7 +80,7 @@ def check_storable(adapter: Any, run: Any, what: str, value: Any) -> None:
     Raises:
         EngineError: The value cannot be encoded.
     """
-    if type(value) in PLAIN:
+    if type(value) in PLAIN or (type(value) is int and value.bit_length() <= _BITS):
         return
     try:
         adapter.encode(run, value)

@@ -133,7 +133,12 @@ def place(request, project, worker, monkeypatch):
     one = _Place(project, worker, where, monkeypatch)
     yield one
     if one.module is not None:
-        one.module.broker.close()
+        broker = one.module.broker
+        broker.close()
+        for kept in (broker, broker.get_results_backend()):
+            # Dramatiq leaves the connections of these to the garbage collector.
+            if (redis := getattr(kept, "client", None)) is not None:
+                redis.connection_pool.disconnect()
 
 
 class _Place:

@@ -21,7 +21,7 @@ from qtasks_pluggy.engines import dramatiq as dramatiq_engine
 from qtasks_pluggy.engines import huey as huey_engine
 from qtasks_pluggy.engines import taskiq as taskiq_engine
 from qtasks_pluggy.engines.celery import install
-from qtasks_pluggy.engines.taskiq.brokers import can_delay, is_safe
+from qtasks_pluggy.engines.taskiq.brokers import abilities_of, is_safe
 from tests.engines import celery_apps, dramatiq_apps, taskiq_apps
 from tests.engines.huey_apps import LONG, Keeps
 from tests.engines.natives import NATIVES, Hears
@@ -270,9 +270,9 @@ class AioPikaBroker(InMemoryBroker):
 def test_a_broker_of_another_version_does_what_it_can():
     """What an older broker package has not is asked for in vain, and no plugin fails of it."""
     broker = AioPikaBroker()
-    assert not can_delay(broker)
+    assert not abilities_of(broker).delay
     vars(broker)["_delay_queue_name"] = "delays"
-    assert can_delay(broker)
+    assert abilities_of(broker).delay
     assert is_safe(broker)
     vars(broker)["_declare_queues_kwargs"] = {}
     assert not is_safe(broker)

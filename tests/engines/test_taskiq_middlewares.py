@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 
 import pydantic
 import pytest
 from taskiq import (
+    AsyncBroker,
     InMemoryBroker,
     NoResultError,
     TaskiqEvents,
@@ -18,11 +20,12 @@ from taskiq import (
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from qtasks_hookspecs import Cancel, Raise, Replace, Retry
-from qtasks_pluggy import QueueTasks, TaskStatus
+from qtasks_pluggy import QueueTasks, TaskMessage, TaskStatus
+from qtasks_pluggy.engines import installed_in
 from qtasks_pluggy.engines.taskiq import install
 from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskPluginTriggerError
 from tests.engines.huey_apps import Keeps
-from tests.engines.taskiq_apps import app_on, broker_of, ended, working
+from tests.engines.taskiq_apps import LONG, app_on, broker_of, ended, working
 from tests.engines.versions import since
 
 pytestmark = pytest.mark.engines
@@ -187,6 +190,77 @@ async def test_an_app_leaves_a_broker_as_it_found_it(native):
     assert begun == len(events)
     assert ["start", "close", "stop"] == plugin.heard
     await native.shutdown()
+
+
+@since("taskiq", "0.12", "a broker in memory does not start middlewares")
+def test_a_broker_on_an_event_loop_that_is_not_running_is_told_of():
+    """Plain code that would wait forever for that loop gets an ``EngineError`` instead."""
+    app = app_on(native := broker_of())
+    work = app.task(name="work")(lambda: 1)
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(native.startup())
+        with pytest.raises(EngineError, match="an event loop that is not running.*its start"), app:
+            pass
+        loop.run_until_complete(app.__aenter__())
+        handle = loop.run_until_complete(work.submit_async())
+        for wait in (work.submit_sync, handle.result):
+            with pytest.raises(EngineError, match="an event loop that is not running"):
+                wait()
+        assert handle.status is None
+        assert 1 == loop.run_until_complete(asyncio.wait_for(handle, LONG))
+        loop.run_until_complete(app.__aexit__(None, None, None))
+        loop.run_until_complete(native.shutdown())
+
+
+class Halfway(AsyncBroker):
+    """Connects, and then does something else that never succeeds."""
+
+    connected = False
+
+    def __init__(self, then):
+        super().__init__()
+        self.then = then
+
+    async def startup(self):
+        await super().startup()
+        self.connected = True
+        await self.then()
+
+    async def shutdown(self):
+        await super().shutdown()
+        self.connected = False
+
+    async def kick(self, message):
+        raise NotImplementedError
+
+    def listen(self):
+        raise NotImplementedError
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_open():
+    """The broker that an app was about to open is closed again."""
+    app = app_on(native := Halfway(asyncio.Event().wait))
+    starting = asyncio.create_task(app.__aenter__())
+    while not native.connected:
+        await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not native.connected
+
+
+def test_a_replay_that_cannot_open_the_broker_leaves_nothing_open():
+    """A client whose broker opens only in part closes that part again."""
+
+    async def fail():
+        raise ConnectionError
+
+    native = Halfway(fail)
+    native.register_task(lambda: 1, task_name="work")
+    install(native, discover=False)
+    with pytest.raises(EngineError, match="ConnectionError"):
+        installed_in(native).replay(TaskMessage("work"))
+    assert not native.connected
 
 
 class Order(pydantic.BaseModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
 from typing import Any, Final
 
 import attrs
@@ -15,8 +14,8 @@ from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here, pau
 from qtasks_pluggy.engines._replays import refused
 from qtasks_pluggy.engines.forward import PATIENCE, POLL, Forward, pack_error, unpack_error
 from qtasks_pluggy.engines.native import named, text_of
-from qtasks_pluggy.engines.taskiq.brokers import is_a, routing
-from qtasks_pluggy.engines.taskiq.install import OURS, Run, TaskiqNative
+from qtasks_pluggy.engines.taskiq.brokers import Run, is_a, routing
+from qtasks_pluggy.engines.taskiq.install import OURS, TaskiqNative
 from qtasks_pluggy.exc import EngineError
 
 # The label of a stored result that holds the run's error, as JSON.
@@ -67,12 +66,11 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
     def __init__(self, given: Any) -> None:
         super().__init__(given)
         self._looks = asyncio.Semaphore(_LOOKS)
-        self._is_in_memory = isinstance(self.native, InMemoryBroker)
 
     def cover(self) -> None:
         """Watch for workers; ``declare`` covers the tasks."""
         # A broker in memory is client and worker at once, and the client starts the plugins.
-        if not self._is_in_memory:
+        if not isinstance(self.native, InMemoryBroker):
             self.hear_of_workers()
 
     def declare(self, task_func: TaskFunc) -> Any:
@@ -106,54 +104,40 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
                 raise EngineError(msg)
 
     async def start(self, app: QueueTasks, workers: int | None) -> None:  # type: ignore[override]  # the app awaits it
-        """Connect to the broker and the result backend, unless the broker is open."""
+        """Connect to the broker and the result backend; open the broker unless it is open."""
         super().start(app, workers)
         self.check()
         self._looks = asyncio.Semaphore(_LOOKS)
-        users = self._runs.users
-        if self.loop is None:
-            await self._open()
-            # Before Taskiq 0.12, a broker in memory does not start middlewares.
-            self._runs.startup()
-            users.clear()
-            users.add(self)
-        elif users:
-            users.add(self)
-
-    async def _open(self) -> None:
         native, what = self.native, "broker"
         try:
             async with asyncio.timeout(PATIENCE):
+                await self._runs.open(self)
                 if (pool := getattr(native, "connection_pool", None)) is not None:
                     # Brokers on Redis connect only when they send something.
                     await pool.release(await pool.get_connection())
-                await native.startup()
                 what = "result backend"
                 await native.result_backend.is_result_ready("qtasks_pluggy")
-        except Exception as error:
-            with suppress(Exception):
-                await asyncio.wait_for(native.shutdown(), 1)
-            told = f"the {what} of {type(native).__name__} cannot be used: {_why(error)}"
-            who = f"engine 'taskiq', app {self.app_name!r}"
-            msg = f"{who}: {told}; start it, or correct its URL"
+        except BaseException as error:
+            await self._runs.close(self, 1)
+            if not isinstance(error, Exception):
+                raise
+            is_late = isinstance(error, TimeoutError)
+            why = f"no answer within {PATIENCE:g} seconds" if is_late else text_of(error)
+            msg = (
+                f"engine 'taskiq', app {self.app_name!r}: the {what} of {type(native).__name__}"
+                f" cannot be used: {why}; start it, or correct its URL"
+            )
             raise EngineError(msg) from error
 
     async def stop(self) -> None:  # type: ignore[override]  # as above
         """Finish this process's runs; the last app closes the broker if an app opened it."""
-        native, users = self.native, self._runs.users
-        with suppress(Exception):
-            if isinstance(native, InMemoryBroker):
-                await native.wait_all()
-            is_last = users == {self}
-            users.discard(self)
-            if is_last:
-                # The shutdown of a broker in memory would end its thread pool for good.
-                closing = AsyncBroker.shutdown(native) if self._is_in_memory else native.shutdown()
-                await asyncio.wait_for(closing, PATIENCE)
+        if isinstance(self.native, InMemoryBroker):
+            await self.native.wait_all()
+        await self._runs.close(self)
 
-    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
-        """Return what Taskiq can do with this broker and result backend."""
-        return attrs.evolve(super().can(None), dead_letter=True)
+    def can(self, run: Any) -> Capabilities:
+        """Return what the broker can do; a dead letter is an end like others."""
+        return attrs.evolve(super().can(run), dead_letter=True)
 
     async def submit(self, message: TaskMessage, delay: float | None) -> Any:
         """Send a native message with packed arguments.
@@ -164,13 +148,11 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
             EngineError: An argument cannot be serialized, or the broker failed.
         """
         ticket = Ticket(str(message.uuid), message.name)
-        if self._is_in_memory:
+        if isinstance(self.native, InMemoryBroker):
             self._runs.waiting[ticket.task_id] = ticket
         packed: Any = (list(message.args), dict(message.kwargs))
         try:
-            # A broker in memory may execute the run before it returns.
-            async with asyncio.timeout(None if self._is_in_memory else PATIENCE):
-                await self.send(attrs.evolve(message, args=packed, kwargs={}), delay)
+            await self.send(attrs.evolve(message, args=packed, kwargs={}), delay)
         except Exception as error:
             raise refused(self, message, error) from error
         return ticket
@@ -217,7 +199,7 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
     def read(self, ticket: Ticket) -> RunResult | None:
         """Read a run's outcome from plain code; on the broker's loop, only one already awaited."""
         loop = self.loop
-        if ticket.ended is None and loop is not None and not is_here(loop):
+        if ticket.ended is None and loop is not None and loop.is_running() and not is_here(loop):
             asyncio.run_coroutine_threadsafe(self._look(ticket), loop).result(PATIENCE)
         return ticket.ended
 
@@ -232,16 +214,9 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
                     await asyncio.shield(self._read_end(ticket))
         except Exception as error:
             who = f"engine 'taskiq', task {ticket.task!r}"
-            msg = f"{who}: the result backend failed: {_why(error)}; check that it is running"
+            msg = f"{who}: the result backend failed: {text_of(error)}; check that it is running"
             raise EngineError(msg) from error
         return ticket.ended
 
     async def _read_end(self, ticket: Ticket) -> None:
         ticket.hear(await self.native.result_backend.get_result(ticket.task_id))
-
-
-def _why(error: BaseException) -> str:
-    """Return what is wrong with a server."""
-    if isinstance(error, TimeoutError):
-        return f"no answer within {PATIENCE:g} seconds"
-    return text_of(error)

@@ -2,7 +2,7 @@
 
 This module uses only public parts of Taskiq: ``decorator_class`` wraps the functions of tasks, a
 middleware remembers the message for which a function is called, and ``AsyncKicker`` sends a retry,
-as in Taskiq's own middlewares. ``brokers.py`` lists what is private in the brokers' packages.
+as in Taskiq's own middlewares.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from copy import copy
 from multiprocessing import current_process
 from typing import Any, ClassVar, Final
-from weakref import WeakValueDictionary
 
-import attrs
 import taskiq
 from pydantic import TypeAdapter
 from taskiq import AsyncBroker, InMemoryBroker, NoResultError, TaskiqEvents
@@ -32,131 +29,19 @@ from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.forward import PATIENCE
 from qtasks_pluggy.engines.native import Native, text_of
-from qtasks_pluggy.engines.taskiq.brokers import can_delay, has_results, is_safe
-from qtasks_pluggy.exc import CapabilityError, EngineError, TaskCancelError
+from qtasks_pluggy.engines.taskiq.brokers import REQUEUED, Run, abilities_of, runs_of, take
+from qtasks_pluggy.exc import EngineError
 
 # Marks covered functions, and names the label for metadata that a label of its own cannot hold.
 OURS: Final = "qtasks_pluggy"
 # The labels that count retries by plugins and by Taskiq's own middlewares.
 _RETRIES: Final = "qtasks_pluggy_retries"
 _NATIVE_RETRIES: Final = "_retries"
-# The label with which a task requeues itself.
-_REQUEUED: Final = "X-Taskiq-requeue"
 # Labels of one attempt or one message, which are not metadata.
-_PASSING: Final = {OURS, _RETRIES, _NATIVE_RETRIES, _REQUEUED, "delay"}
+_PASSING: Final = {OURS, _RETRIES, _NATIVE_RETRIES, REQUEUED, "delay"}
 # The types that Taskiq keeps unchanged in a label.
 _LABELS: Final = (str, int, float, bool, bytes)
 _ANY: Final[TypeAdapter[Any]] = TypeAdapter(Any)
-# The run whose function Taskiq calls next.
-_current: Final[ContextVar[Run | None]] = ContextVar("qtasks_pluggy_taskiq_run", default=None)
-
-
-@attrs.define(eq=False)
-class Run:
-    """One attempt.
-
-    Attributes:
-        message: Taskiq's own message.
-        args: Its arguments as they were sent; Taskiq converts those of the message in place.
-        kwargs: Its keyword arguments as they were sent.
-        requeued: How often the task had requeued itself when the attempt started.
-        taken: Whether its function has been called; any further call is a direct one.
-    """
-
-    message: taskiq.TaskiqMessage
-    args: list[Any]
-    kwargs: dict[str, Any]
-    requeued: Any
-    taken: bool = False
-
-
-class Runs(taskiq.TaskiqMiddleware):
-    """Knows the current run, how runs end in this process, and the broker's event loop."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loop: asyncio.AbstractEventLoop | None = None
-        # Held while a client's broker is open for a single message.
-        self.sending = asyncio.Lock()
-        # The apps' engines that use the broker, if one of them opened it.
-        self.users: set[Any] = set()
-        # Whether runs are acknowledged only after they end, whatever the worker's own setting.
-        self.keeps_all = False
-        # The tickets of this process, by id: a broker in memory forgets older results.
-        self.waiting: WeakValueDictionary[str, Any] = WeakValueDictionary()
-
-    def startup(self) -> None:
-        """Remember the event loop that has the broker's connections."""
-        if not self.sending.locked():
-            self.loop = asyncio.get_running_loop()
-
-    def shutdown(self) -> None:
-        """Forget the event loop."""
-        self.loop = None
-
-    def pre_execute(self, message: taskiq.TaskiqMessage) -> taskiq.TaskiqMessage:
-        """Remember the run; Taskiq calls its function in the same context."""
-        self.loop = asyncio.get_running_loop()
-        if self.keeps_all:
-            message.labels.setdefault("ack_type", "when_saved")
-        requeued = message.labels.get(_REQUEUED)
-        _current.set(Run(message, list(message.args), dict(message.kwargs), requeued))
-        return message
-
-    def on_error(self, message: Any, result: Any, exception: BaseException) -> None:  # noqa: ARG002  # Taskiq's
-        """Store the error of a cancelled run, which ``cancel`` hid from Taskiq's log."""
-        cause = exception.__cause__
-        if isinstance(exception, NoResultError) and isinstance(cause, TaskCancelError):
-            result.error = cause
-
-    def post_save(self, message: taskiq.TaskiqMessage, result: taskiq.TaskiqResult[Any]) -> None:
-        """Pass the result to a caller that waits for the run in this process."""
-        if (waits := self.waiting.get(message.task_id)) is not None:
-            waits.hear(result)
-
-
-def runs_of(broker: AsyncBroker) -> Runs:
-    """Return our only middleware of a broker; the first call adds it."""
-    for middleware in broker.middlewares:
-        if isinstance(middleware, Runs):
-            return middleware
-    runs = Runs()
-    broker.add_middlewares(runs)
-    return runs
-
-
-def take(name: str) -> Run | None:
-    """Return the run for which Taskiq now calls a task's function; None for any other call."""
-    run = _current.get()
-    if run is None or run.taken or run.message.task_name != name:
-        return None
-    run.taken = True
-    return run
-
-
-def at_least_once(broker: AsyncBroker) -> None:
-    """Let runs survive the death of their worker, for all tasks of a broker.
-
-    On a Redis stream, Taskiq looks for such runs only when a further message arrives.
-
-    Args:
-        broker: The Taskiq broker. Call this where you create it, in clients and workers alike.
-
-    Raises:
-        CapabilityError: The broker always loses the runs of a killed worker.
-    """
-    if not is_safe(broker):
-        msg = (
-            f"engine 'taskiq': {type(broker).__name__} loses the runs of a killed worker; use"
-            " AioPikaBroker with durable queues, or RedisStreamBroker of taskiq-redis 1.2.2 or"
-            " later"
-        )
-        raise CapabilityError(msg)
-    runs_of(broker).keeps_all = True
-    stream: Any = broker
-    if getattr(stream, "consumer_id", None) == "$":
-        # Otherwise what was sent before the first worker or client started would be lost.
-        stream.consumer_id = "0"
 
 
 class TaskiqNative(Native[AsyncBroker]):
@@ -177,9 +62,8 @@ class TaskiqNative(Native[AsyncBroker]):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:  # type: ignore[override]  # it comes and goes
-        """The event loop that has the broker's connections: the client's, or the worker's."""
-        loop = self._runs.loop
-        return None if loop is None or loop.is_closed() else loop
+        """The event loop that has the broker's connections."""
+        return self._runs.loop
 
     # --- install
 
@@ -276,20 +160,16 @@ class TaskiqNative(Native[AsyncBroker]):
         task = self.native.find_task(run.message.task_name)
         return {} if task is None else task.labels
 
-    def can(self, run: Any) -> Capabilities:
-        """Return what the broker can do; an answer always counts as storable for a running task."""
-        native = self.native
-        results = run is not None or has_results(native)
-        return Capabilities(
-            delay=can_delay(native), results=results, at_least_once=is_safe(native), metadata=True
-        )
+    def can(self, run: Any) -> Capabilities:  # noqa: ARG002  # of all the same
+        """Return what the broker can do."""
+        return abilities_of(self.native)
 
     def will_retry(self, run: Any, error: BaseException) -> bool:
         """Return whether Taskiq will run the task again."""
         labels = run.message.labels
         if isinstance(error, NoResultError):
             # A task that requeues itself; the retry middlewares ignore this error.
-            return bool(labels.get(_REQUEUED) != run.requeued)
+            return bool(labels.get(REQUEUED) != run.requeued)
         declared = self.options(run).get("types_of_exceptions")
         number = _count(labels, _NATIVE_RETRIES) + 1
         for one in self.native.middlewares:
@@ -310,11 +190,8 @@ class TaskiqNative(Native[AsyncBroker]):
         """Send the message again, as Taskiq's own middlewares do, without counting as theirs."""
         message = run.message
         labels = {**message.labels, _RETRIES: _count(message.labels, _RETRIES) + 1}
-        labels.pop("delay", None)
-        if attempt.delay:
-            labels["delay"] = attempt.delay
-        kicker = AsyncKicker[Any, Any](message.task_name, self.native, labels)
-        await _kick(kicker.with_task_id(message.task_id), run.args, run.kwargs)
+        kicker = self._kicker(message.task_name, message.task_id, labels, attempt.delay)
+        await _kick(kicker, run.args, run.kwargs)
         return NoResultError()
 
     def cancel(self, run: Any, attempt: Attempt) -> Any:  # noqa: ARG002  # the same for all
@@ -337,18 +214,22 @@ class TaskiqNative(Native[AsyncBroker]):
             (labels if is_label else hidden)[name] = value
         if hidden:
             labels[OURS] = json.dumps(hidden)
-        if delay:
-            labels["delay"] = delay
-        kicker = AsyncKicker[Any, Any](message.name, self.native, labels)
-        kicker.with_task_id(str(message.uuid))
-        if self.loop is not None or isinstance(self.native, InMemoryBroker):
+        kicker = self._kicker(message.name, str(message.uuid), labels, delay)
+        if isinstance(self.native, InMemoryBroker):
+            # It may execute the run before it returns.
             return await _kick(kicker, message.args, message.kwargs)
-        async with self._runs.sending, asyncio.timeout(PATIENCE):
-            await self.native.startup()
+        async with asyncio.timeout(PATIENCE):
             try:
+                await self._runs.open(kicker)
                 return await _kick(kicker, message.args, message.kwargs)
             finally:
-                await self.native.shutdown()
+                await self._runs.close(kicker)
+
+    def _kicker(self, name: str, uuid: str, labels: dict[str, Any], delay: float | None) -> Any:
+        labels.pop("delay", None)
+        if delay:
+            labels["delay"] = delay
+        return AsyncKicker[Any, Any](name, self.native, labels).with_task_id(uuid)
 
     # --- the plugins' life in a worker
 
