@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import faulthandler
 import os
 import sys
@@ -29,7 +30,7 @@ settings.register_profile(
     "ci",
     deadline=None,
     derandomize=False,
-    max_examples=100,
+    max_examples=50,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
@@ -38,6 +39,13 @@ settings.register_profile(
 )
 _default = "ci" if "CI" in os.environ else "dev"
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _default))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile our packages once for hundreds of processes, also where those write no bytecode."""
+    if not hasattr(config, "workerinput"):
+        for folder in ("qtasks_pluggy", "hookspecs", "tests/engines"):
+            compileall.compile_dir(ROOT / folder, quiet=2)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.engines
     ("engine", "mode", "figures"),
     [
         ("dramatiq", [], ("install", "app", "bare runs a second")),
-        ("dramatiq", ["--cpu"], ("bare", "install", "ratio")),
+        pytest.param("dramatiq", ["--cpu"], ("bare", "install", "ratio"), marks=pytest.mark.full),
         pytest.param(
             *("taskiq", [], ("install", "app", "bare runs a second")), marks=pytest.mark.full
         ),

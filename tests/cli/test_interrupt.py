@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import COMMAND
+from tests.engines.processes import wait_until
 
 # A run says that it has begun, and goes on until it can read a line from the pipe of its number.
 APP = """
@@ -113,12 +114,14 @@ class Holding:
 
 
 both_signals = pytest.mark.parametrize(
-    ("key", "word", "code"),
-    [(signal.SIGINT, "Interrupted", 130), (signal.SIGTERM, "Terminated", 143)],
+    ("task", "key", "word", "code"),
+    [
+        ("hold", signal.SIGINT, "Interrupted", 130),
+        ("hold_async", signal.SIGTERM, "Terminated", 143),
+    ],
 )
 
 
-@both_kinds
 @both_signals
 def test_a_signal_lets_the_runs_in_flight_end(workplace, task, key, word, code):
     """No further record is begun, what was begun is written whole, and the exit code tells."""
@@ -235,7 +238,6 @@ def test_ctrl_c_that_wakes_nobody_is_heard(workplace):
     assert 130 == process.wait(60)
 
 
-@both_kinds
 @both_signals
 def test_a_signal_in_a_single_run_ends_it(workplace, task, key, word, code):
     """The exit code tells, one word, no traceback; the app is stopped."""
@@ -292,13 +294,15 @@ def test_what_blocks_the_event_loop_cannot_keep_the_process(
     process = workplace.spawn("run", "holds", "block", *each, program=program)
     assert process.stdout.readline() == b"begun 1\n"
 
-    for _ in range(presses):
-        process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    if presses == 2:
+        # Of two that come at the same moment the system may hand over one.
+        assert wait_until(lambda: process.send_signal(signal.SIGINT) or process.poll(), 10)
     code = process.wait(60)
     out, err = process.stdout.read().decode(), process.stderr.read().decode()
 
     assert code == 130
-    assert ("nterrupted" in out + err) or presses == 2
+    assert ("Interrupted twice" if presses == 2 else "nterrupted") in out + err
     if many:
         assert (where == "stop") == (len(workplace.lines()) == 1)
 

@@ -352,7 +352,6 @@ def test_standard_output_that_is_closed_does_no_harm(workplace, more):
     "args",
     [
         ("run", "shop", "odd", "2"),
-        ("run", "shop", "odd", "2", "--json"),
         ("run", "shop", "odd", "-i", "in.jsonl"),
         ("run", "shop", "odd", "-i", "in.jsonl", "--json"),
         ("doctor", "shop"),

@@ -20,21 +20,19 @@ def service(worker, tmp_path):  # noqa: F811  # fixtures
     """Start the service and who does its runs; give its URL and the two processes."""
     queue = {"SHOP_QUEUE": f"huey+sqlite:///{tmp_path / 'shop.db'}"}
     port = free_port()
-    log = tmp_path / "server.txt"
+    server = worker(
+        *(sys.executable, "-m", "uvicorn", "fastapi_app:api"),
+        *("--workers", "2", "--port", str(port)),
+        cwd=EXAMPLES,
+        env=queue,
+    )
     consumer = worker(
         *(sys.executable, "-m", "huey.bin.huey_consumer", "fastapi_app.huey", "--delay", "0.05"),
         cwd=EXAMPLES,
         env=queue,
         ready="Huey consumer started",
     )
-    server = worker(
-        *(sys.executable, "-m", "uvicorn", "fastapi_app:api"),
-        *("--workers", "2", "--port", str(port)),
-        cwd=EXAMPLES,
-        env=queue,
-        ready=lambda: log.exists() and log.read_text().count("Application startup complete") == 2,
-        log=log,
-    )
+    server.wait_ready(lambda: server.log().count("Application startup complete") == 2, 60)
     return f"http://127.0.0.1:{port}", server, consumer
 
 
@@ -50,36 +48,27 @@ def ask_until_done(url):
     return answers[-1]
 
 
-def test_a_task_runs_in_place_and_its_error_is_decided(service):
-    """An endpoint answers with the task's result, or with the handler's answer."""
-    url, server, _ = service
+def test_the_service_answers_and_ends_in_order(service):
+    """In place, by the id of a run from either process, and nothing is left after a signal."""
+    url, server, consumer = service
+    headers = {"X-Request-Id": "r-7"}
 
+    # A task runs in place, and its error is decided.
     assert {"price": 3.5} == httpx.get(f"{url}/prices/tea").json()
     assert {"price": 0.0} == httpx.get(f"{url}/prices/milk").json()
     assert "no price for milk, request none" in server.log()
 
-
-def test_a_submitted_run_is_polled_by_its_id_from_either_process(service):
-    """The id finds the result in both processes, as often as it is asked for."""
-    url, _, consumer = service
-    headers = {"X-Request-Id": "r-7"}
-
+    # The id finds the result in both processes, as often as it is asked for.
     good = httpx.post(f"{url}/orders/coffee").json()["id"]
     free = httpx.post(f"{url}/orders/milk", headers=headers).json()["id"]
-
     assert {"status": "done", "price": 4.25} == ask_until_done(f"{url}/orders/{good}")
     assert {"status": "done", "price": 0.0} == ask_until_done(f"{url}/orders/{free}")
     again = [httpx.get(f"{url}/orders/{good}").json() for _ in range(10)]
     assert [{"status": "done", "price": 4.25}] * 10 == again
     assert "no price for milk, request r-7" in consumer.log()
 
-
-def test_both_processes_and_the_worker_end_in_order(service):
-    """A signal ends the service; plugins are stopped, and nothing is left."""
-    _, server, consumer = service
-
+    # Plugins are stopped, too.
     assert 0 == server.terminate()
     assert 0 == consumer.terminate()
-
     assert 2 == server.log().count("Application shutdown complete")
     assert [] == [*server.members(), *consumer.members()]

@@ -133,7 +133,7 @@ class Shop:
         assert wait_until(lambda: expected == self.counts(), self._deadline), self.counts()
 
 
-@pytest.fixture(params=[300, pytest.param(10_000, marks=pytest.mark.full, id="many")])
+@pytest.fixture(params=[90, pytest.param(10_000, marks=pytest.mark.full, id="many")])
 def number(request):
     """So many failures, a third of each cause."""
     return request.param

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -51,21 +50,15 @@ APP = """
 """
 
 
-def write_wheel(folder: Path, name: str, source: str) -> Path:
-    """Write a wheel with one module and its entry point."""
-    path = folder / f"qtasks_{name}-2.1-py3-none-any.whl"
-    info = f"qtasks_{name}-2.1.dist-info"
-    files = {
-        f"qtasks_{name}.py": dedent(source),
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: qtasks-{name}\nVersion: 2.1\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": f"[qtasks_pluggy]\n{name} = qtasks_{name}\n",
-    }
-    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
-    with zipfile.ZipFile(path, "w") as wheel:
-        for file, text in files.items():
-            wheel.writestr(file, text)
-    return path
+def install(site: Path, name: str, source: str) -> None:
+    """Leave what pip does: a module and its entry point."""
+    info = site / f"qtasks_{name}-2.1.dist-info"
+    info.mkdir(parents=True)
+    (site / f"qtasks_{name}.py").write_text(dedent(source), "utf-8")
+    metadata = f"Metadata-Version: 2.1\nName: qtasks-{name}\nVersion: 2.1\n"
+    (info / "METADATA").write_text(metadata, "utf-8")
+    points = f"[qtasks_pluggy]\n{name} = qtasks_{name}\n"
+    (info / "entry_points.txt").write_text(points, "utf-8")
 
 
 class Machine:
@@ -73,10 +66,9 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        wheels = [write_wheel(folder, name, source) for name, source in PLUGINS.items()]
         site = folder / "site"
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-        subprocess.run([*install, "--target", str(site), *map(str, wheels)], check=True)
+        for name, source in PLUGINS.items():
+            install(site, name, source)
         (folder / "shop.py").write_text(dedent(APP), "utf-8")
         kept = {k: v for k, v in os.environ.items() if not k.startswith("QTASKS_PLUGGY_")}
         # Whatever else is installed where the tests run is none of this operator's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import itertools
 import os
 from typing import Any, Final
@@ -245,5 +246,7 @@ def test_r4_r5_r7_r8_a_manager_through_its_life_is_a_plain_list(tmp_path, monkey
     for variable in [one for one in os.environ if one.startswith("QTASKS_PLUGGY_")]:
         monkeypatch.delenv(variable)
     monkeypatch.chdir(tmp_path)
+    # Whatever is installed here is looked through for each name that is set.
+    monkeypatch.setattr(importlib.metadata, "distributions", list)
 
     run_state_machine_as_test(ChainMachine)

@@ -159,4 +159,6 @@ def test_groups_are_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(acts, "time", SimpleNamespace(time=lambda: clock.now))
     GroupsMachine.clock = clock
 
-    run_state_machine_as_test(GroupsMachine, settings=settings(stateful_step_count=20))
+    # Each step is a dozen transactions.
+    few = settings(max_examples=settings().max_examples // 2, stateful_step_count=20)
+    run_state_machine_as_test(GroupsMachine, settings=few)
