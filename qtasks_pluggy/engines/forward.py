@@ -66,9 +66,11 @@ class Forward(Native[N]):
 
     Attributes:
         worker: The command that starts a worker, as people type it.
+        no_results: What to do if the engine stores no results.
     """
 
     worker: ClassVar[str]
+    no_results: ClassVar = "give it a result backend"
 
     # --- what an engine answers
 
@@ -185,8 +187,8 @@ class Forward(Native[N]):
         """
         if not self.keeps(ticket):
             msg = (
-                f"engine {self.name!r}, app {self.app.name!r}: it stores no results; give it a"
-                " result backend, or create it with results=True"
+                f"engine {self.name!r}, app {self.app.name!r}: it stores no results;"
+                f" {self.no_results}"
             )
             raise CapabilityError(msg)
         waits = pauses(*POLL, timeout)

@@ -99,6 +99,26 @@ def test_a_replay_carries_what_dramatiq_would_take_for_its_own(native):
     assert [{**metadata, "replay_of": "the-first"}] == [dict(m.metadata) for m in plugin.messages]
 
 
+class Tenants(dramatiq.Actor):
+    """Somebody's actors, which add an option to each message."""
+
+    def message_with_options(self, **options):
+        return super().message_with_options(**options, tenant="acme")
+
+
+def test_a_replay_has_what_a_class_of_actors_adds_to_messages(native):
+    """A replay is made as the actor's own class makes a message, besides its own metadata."""
+    task = actor_of(native, halve, actor_class=Tenants)
+    plugin = Keeps(0)
+    install(native, [plugin], discover=False)
+    message = TaskMessage(task.actor_name, (1,), uuid="the-first", metadata={"request": "r-7"})
+    with working(native):
+        installed_in(native).replay(message)
+        assert wait_until(lambda: "close" in plugin.heard, LONG)
+    wanted = {"tenant": "acme", "request": "r-7", "replay_of": "the-first"}
+    assert [wanted] == [dict(message.metadata) for message in plugin.messages]
+
+
 @pytest.mark.parametrize(
     "header",
     [[], "x", 5, {"attempt": "x"}, {"attempt": -9}, {"metadata": 5}, {"attempt": {"a": 1}}],

@@ -65,6 +65,13 @@ async def test_a_middleware_added_later_may_replace_the_message(native):
     assert ["two"] == [str(cause) for cause in plugin.causes]
 
 
+class Breaks(TaskiqMiddleware):
+    """Fails whenever a run begins."""
+
+    def pre_execute(self, message):
+        raise OSError(message.task_id)
+
+
 class Packs(Unpacks):
     """Packs what is sent, in place, and unpacks what is received."""
 
@@ -170,6 +177,19 @@ async def test_the_last_app_on_a_broker_closes_it(native):
             assert 1 == await (await work.submit_async())
             assert [] == closed
         assert 1 == len(closed)
+
+
+async def test_a_middleware_that_fails_does_not_keep_an_app_from_stopping():
+    """The error that Taskiq passes on is not the app's, and the broker is closed."""
+    closed = []
+    native = broker_of()
+    native.on_event(TaskiqEvents.CLIENT_SHUTDOWN)(closed.append)
+    native.add_middlewares(Breaks())
+    app = app_on(native)
+    work = app.task(name="work")(lambda: 1)
+    async with app:
+        await work.submit_async()
+    assert 1 == len(closed)
 
 
 @since("taskiq", "0.12", "a broker in memory does not start middlewares")

@@ -81,20 +81,19 @@ class DramatiqNative(Native[Broker]):
 
     def message(self, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskMessage:
         """Make a message of Dramatiq's; the options that are not its own are metadata."""
-        # The message itself, because each look at one through its proxy takes time.
-        sent = run.asdict.__self__
-        options = sent.options
+        # Read once, because each look at a message goes through a proxy.
+        options = run.options
         header = header_of(options.get(OURS))
         return TaskMessage(
-            sent.actor_name,
+            run.actor_name,
             args,
             kwargs,
-            uuid=sent.message_id,
+            uuid=run.message_id,
             priority=options.get("broker_priority"),
-            created_at=sent.message_timestamp / 1000,
+            created_at=run.message_timestamp / 1000,
             # Ours, and Dramatiq's own retries, of which anybody may have written the number.
             attempt=attempt_of(header) + max(options.get("retries", 0), 0),
-            queue=sent.queue_name,
+            queue=run.queue_name,
             engine=self.name,
             # Messages of RabbitMQ have it; the proxy would look for it in every other one.
             redelivered=vars(run).get("redelivered"),
@@ -182,14 +181,10 @@ class DramatiqNative(Native[Broker]):
         options[OURS] = {"metadata": hidden}
         if message.priority:
             options["broker_priority"] = message.priority
-        native: dramatiq.Message[Any] = dramatiq.Message(
-            queue_name=self.tasks[message.name].queue_name,
-            actor_name=message.name,
-            args=message.args,
-            kwargs=message.kwargs,
-            options=options,
-            message_id=str(message.uuid),
-        )
+        # The actor makes it, because its class may add options.
+        actor = self.tasks[message.name]
+        native = actor.message_with_options(args=message.args, kwargs=dict(message.kwargs))
+        native = native.copy(message_id=str(message.uuid), options=options)
         self.native.enqueue(native, delay=_milliseconds(delay))
         return native
 

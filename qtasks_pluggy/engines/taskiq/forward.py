@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any, Final
 
 import attrs
@@ -131,9 +132,13 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
 
     async def stop(self) -> None:  # type: ignore[override]  # as above
         """Finish this process's runs; the last app closes the broker if an app opened it."""
-        if isinstance(self.native, InMemoryBroker):
-            await self.native.wait_all()
-        await self._runs.close(self)
+        try:
+            if isinstance(self.native, InMemoryBroker):
+                # It raises the errors of other middlewares, which are not the app's.
+                with suppress(Exception):
+                    await self.native.wait_all()
+        finally:
+            await self._runs.close(self)
 
     def can(self, run: Any) -> Capabilities:
         """Return what the broker can do; a dead letter is an end like others."""
