@@ -57,6 +57,10 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def function(self) -> Callable[[Callable[[], Any]], Awaitable[Captured]] | None:
+        """What calls the function of a plain task; None if nothing is needed."""
+
     async def thread(
         self,
         function: Callable[[], Any],
@@ -204,9 +208,7 @@ def _is_no_loop_running() -> bool:
     return False
 
 
-class OnLoop:
-    """On an event loop."""
-
+class _OnLoop:
     on_loop = True
 
     def __init__(self, *, own_threads: bool) -> None:
@@ -287,6 +289,7 @@ _seen: Final = _Seen()
 
 class _InThread:
     on_loop = False
+    function = None
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(min(seconds, threading.TIMEOUT_MAX))  # noqa: ASYNC251  # this very class never suspends
@@ -323,9 +326,9 @@ class _InThread:
         return False
 
 
-ASYNCIO: Final[Backend] = OnLoop(own_threads=False)
+ASYNCIO: Final[Backend] = _OnLoop(own_threads=False)
 # For an engine's runs, whose plain functions may wait for each other.
-ASYNCIO_WORKER: Final[Backend] = OnLoop(own_threads=True)
+ASYNCIO_WORKER: Final[Backend] = _OnLoop(own_threads=True)
 SYNC: Final[Backend] = _InThread()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from qtasks_hookspecs import TaskFunc
 from qtasks_hookspecs.exc import TaskTimeoutError
 from qtasks_pluggy import _log
-from qtasks_pluggy._waiting import Backend, LimitExceededError, OnLoop, Raised, reraise, unwrap
+from qtasks_pluggy._waiting import Backend, LimitExceededError, Raised, reraise, unwrap
 
 
 async def call_function(
@@ -35,16 +35,18 @@ async def call_function(
         call = partial(_collect, call, items)
     try:
         if limit is not None:
-            result = unwrap(await backend.thread(call, limit))
-        elif isinstance(backend, OnLoop):
+            try:
+                captured = await backend.thread(call, limit)
+            except LimitExceededError:
+                _log.event("warning", "task_abandoned", task=func.name, max_time=limit)
+                raise _out_of_time(func) from None
+            result = unwrap(captured)
+        elif backend.function is not None:
             result = unwrap(await backend.function(call))
         else:
             result = call()
     except StopIteration as error:
         return Raised(error)
-    except LimitExceededError:
-        _log.event("warning", "task_abandoned", task=func.name, max_time=limit)
-        raise _out_of_time(func) from None
     # A decorator's plain function around an async one.
     return await backend.awaitable(result) if isinstance(result, CoroutineType) else result
 

@@ -111,6 +111,11 @@ class RunView:
         return Trail(entry.to_record() for entry in self._entries) if self._entries else _NOBODY
 
     @property
+    def has_trail(self) -> bool:
+        """Whether anybody was asked so far."""
+        return bool(self._entries)
+
+    @property
     def engine(self) -> Host | None:
         """What carries this run; None in place."""
         return self._engine

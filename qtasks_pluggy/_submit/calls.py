@@ -18,6 +18,8 @@ from qtasks_pluggy._waiting import Backend, capture, unwrap
 
 # Seconds, the least and the most, between two polls of async code for a run's end.
 _POLL_SECONDS: Final = (0.002, 0.1)
+# Seconds after which an event loop that is not running counts as stopped.
+_REST_SECONDS: Final = 1.0
 
 
 async def enqueue(
@@ -113,13 +115,11 @@ async def wait_for(
             return await thing
         thing.close()
         raise _deadlock_error(engine, method)
-    if not loop.is_running():
+    try:
+        await _check_running(loop, engine, backend, method)
+    except BaseException:
         thing.close()
-        msg = (
-            f"engine {engine.name!r} is open on an event loop that is not running, so waiting for"
-            f" its {method} would never end; run that loop, or close the engine on it first"
-        )
-        raise EngineError(msg)
+        raise
     future = asyncio.run_coroutine_threadsafe(thing, loop)
     return await _wait_for_future(future, engine, backend, "call", None)
 
@@ -132,6 +132,9 @@ async def _wait_for_future(
         return await asyncio.wrap_future(future)
     if backend.on_loop:
         await _until_done(future)
+        if future.cancelled():
+            # Its own error would be an ``Exception``.
+            raise asyncio.CancelledError
         return future.result()
     if not future.done() and is_here(engine.loop):
         if not shared:
@@ -164,6 +167,23 @@ async def _until_done(future: Future[Any]) -> None:
 
     future.add_done_callback(wake)
     await done.wait()
+
+
+async def _check_running(
+    loop: asyncio.AbstractEventLoop, engine: Engine, backend: Backend, method: str
+) -> None:
+    """Wait until a loop that rests between two calls of ``run_until_complete`` runs again."""
+    for pause in pauses(*_POLL_SECONDS, _REST_SECONDS):
+        if loop.is_running():
+            return
+        if loop.is_closed():
+            break
+        await backend.sleep(pause)
+    msg = (
+        f"engine {engine.name!r} is open on an event loop that is not running, so waiting for its"
+        f" {method} would never end; keep that loop running, or close the engine on it first"
+    )
+    raise EngineError(msg)
 
 
 def _deadlock_error(engine: Engine, method: str) -> Exception:

@@ -21,7 +21,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Final
 
@@ -235,7 +234,8 @@ class MemoryEngine:
 
     def trail(self, ticket: MemoryRun) -> Trail:
         """Return who was asked about a run's errors so far."""
-        return Trail() if ticket.executor is None else ticket.executor.trail
+        executor = ticket.executor  # a worker may clear it meanwhile
+        return Trail() if executor is None else executor.trail
 
     def revoke(self, ticket: MemoryRun, reason: str) -> bool:
         """Cancel a run that is queued, or whose function runs on the event loop."""
@@ -346,9 +346,7 @@ class MemoryEngine:
         """Start an attempt, or the end of a cancelled run."""
         self._running.add(run)
         if not (run.is_plain and self._uses_threads) or run.cancelling is not None:
-            coroutine = self._attempt(run, ASYNCIO_WORKER)
-            # Not by the loop's factory: an eager one would begin here, with the lock held.
-            self._on_loop(partial(asyncio.Task, coroutine, context=self._context.copy()))
+            self._on_loop(self._task_of, run)
             return
         if self._threads < len(self._running):
             name, args = "qtasks-pluggy-memory", (self._to_threads,)
@@ -360,6 +358,11 @@ class MemoryEngine:
                 return
             self._threads += 1
         self._to_threads.put(run)
+
+    def _task_of(self, run: MemoryRun) -> asyncio.Task[None]:
+        """Make an attempt's task, where it is known that something runs it."""
+        # Not by the loop's factory: an eager one would begin here, with the lock held.
+        return asyncio.Task(self._attempt(run, ASYNCIO_WORKER), context=self._context.copy())
 
     def _on_loop(self, call: Callable[..., Any], *args: Any) -> None:
         """Call a function on the engine's event loop: now, if this is the loop's thread."""
@@ -419,7 +422,7 @@ class MemoryEngine:
         """End a run, and tell those who wait for it."""
         self._running.discard(run)
         run.ended = RunResult(attempt.status, attempt.result, attempt.error)
-        if run.executor is not None and not run.executor.trail:
+        if run.executor is not None and not run.executor.has_trail:
             run.executor = None  # only its trail is still read
         if run.future is not None:
             run.future.set_result(run.ended)

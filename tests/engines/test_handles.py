@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -54,6 +55,49 @@ async def test_an_async_engine_is_reached_from_any_loop_and_thread():
         assert 7 == await (await task.submit_async())
         with pytest.raises(RuntimeError, match="never end"):
             task.submit_sync()
+
+
+def test_a_wait_outlasts_a_pause_of_the_engine_s_loop():
+    """Another thread may submit while the engine's loop rests between two of its runs."""
+    resting = threading.Event()
+
+    class Homesick(MemoryEngine):
+        async def submit(self, message, delay):
+            return MemoryEngine.submit(self, message, delay)
+
+    app = QueueTasks("shop", engine=Homesick("memory://"), discover=False)
+    task = app.task(name="price")(lambda: 7)
+    with contextlib.closing(asyncio.new_event_loop()) as loop, ThreadPoolExecutor(1) as pool:
+        loop.run_until_complete(app.__aenter__())
+        looked = loop.is_running
+
+        def is_running():
+            resting.set()
+            return looked()
+
+        loop.is_running = is_running
+        submitting = pool.submit(task.submit_sync)
+        assert resting.wait(LONG)
+        handle = loop.run_until_complete(asyncio.wrap_future(submitting, loop=loop))
+        assert 7 == loop.run_until_complete(asyncio.wait_for(handle, LONG))
+        loop.run_until_complete(app.__aexit__(None, None, None))
+
+
+async def test_a_result_that_an_engine_cancels_cancels_those_who_await_it():
+    """Async code gets asyncio's ``CancelledError``, which is no ``Exception``."""
+    cancelled: Future[RunResult] = Future()
+    assert cancelled.cancel()
+
+    class Cancels(MemoryEngine):
+        def result(self, ticket, timeout):
+            return cancelled
+
+    app = QueueTasks("shop", engine=Cancels("memory://"), discover=False)
+    task = app.task(name="price")(lambda: 7)
+    async with app:
+        handle = await task.submit_async()
+        with pytest.raises(asyncio.CancelledError):
+            await handle
 
 
 async def test_handles_that_are_awaited_hold_no_thread():

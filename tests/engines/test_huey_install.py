@@ -93,6 +93,48 @@ def test_a_direct_call_stays_native(native):
     assert [] == plugin.messages
 
 
+def again(native):
+    """A task that is registered, unregistered and registered again."""
+    task, seen = failing(native)
+    assert task.unregister()
+    native._registry.register(task.task_class)
+    return task.task_class, seen
+
+
+def inherits(native):
+    """A task of a class that inherits ``execute`` from another task's class."""
+    task, seen = failing(native)
+    kind = type("B", (task.task_class,), {})
+    native._registry.register(kind)
+    return kind, seen
+
+
+def extends(native):
+    """A task of a class whose ``execute`` calls the one of another task's class."""
+    task, seen = failing(native)
+
+    class B(task.task_class):
+        def execute(self):
+            return super().execute()
+
+    native._registry.register(B)
+    return B, seen
+
+
+@pytest.mark.parametrize("declare", [again, inherits, extends])
+@since("huey", "3.5", "Huey stores a retry as an error until the next attempt")
+def test_plugins_are_asked_once_in_an_attempt(native, declare):
+    """A class that is covered twice, also by its base, asks plugins once."""
+    plugin = Keeps(*[Retry(limit=2)] * 9)
+    install(native, [plugin], discover=False)
+    kind, seen = declare(native)
+    with consuming(native), pytest.raises(TaskException, match="broken"):
+        native.enqueue(kind(("broken",))).get(blocking=True, timeout=LONG)
+    assert ["broken"] * 3 == seen
+    assert [1, 2, 3] == [message.attempt for message in plugin.messages]
+    assert ["start", "failed", "close", "stop"] == plugin.heard
+
+
 @since("huey", "3.5", "Huey stores a retry as an error until the next attempt")
 def test_plugins_retry_native_tasks(native):
     """A retry is another attempt of the same task, with its own arguments, counted on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import subprocess
@@ -106,6 +107,22 @@ def test_a_system_without_threads_fails_the_runs_and_keeps_their_place(monkeypat
                     handle.result(timeout=LONG)
         assert 4 == gate.mark.submit(4).result(timeout=LONG)
     assert [4] == gate.done
+
+
+def test_a_loop_that_closed_under_the_app_leaves_no_coroutine_behind(recwarn):
+    """A run that no event loop can begin is refused, without a warning of Python's."""
+    app = app_of()
+
+    @app.task
+    async def on_loop():
+        pass
+
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(app.__aenter__())
+    with pytest.raises(RuntimeError, match="closed"):
+        on_loop.submit_sync()
+    gc.collect()
+    assert [] == list(recwarn)
 
 
 def test_an_app_of_async_tasks_starts_no_thread():
