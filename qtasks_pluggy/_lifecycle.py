@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from enum import Enum
 from types import TracebackType
@@ -112,7 +111,7 @@ class Lifecycle(_Lifespan):
 
         Like ``with app:``, except that the engine, which began the process, is not started.
         """
-        return WorkerLifespan(self._start, self._stop)
+        return WorkerLifespan(self)
 
     def _refuse_if_started(self) -> None:
         if self._is_started:
@@ -223,24 +222,18 @@ class WorkerLifespan(_Lifespan):
     """An app's life in a worker process of its engine.
 
     Args:
-        start: Starts the app, as its own ``_start`` does.
-        stop: Stops it.
+        app: The app.
     """
 
-    def __init__(
-        self,
-        start: Callable[..., Coroutine[Any, Any, None]],
-        stop: Callable[..., Coroutine[Any, Any, None]],
-    ) -> None:
-        self._start_app = start
-        self._stop_app = stop
+    def __init__(self, app: Any) -> None:
+        self._app = app
 
     async def start(self, backend: Backend) -> None:
         """Start the plugins."""
-        await self._start_app(backend, in_worker=True)
+        await self._app._start(backend, in_worker=True)  # noqa: SLF001  # our own class
 
     async def stop(self, backend: Backend) -> None:
         """Stop the plugins."""
-        await self._stop_app(backend, in_worker=True)
+        await self._app._stop(backend, in_worker=True)  # noqa: SLF001  # our own class
 
     _start, _stop = start, stop

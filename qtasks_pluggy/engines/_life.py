@@ -91,7 +91,11 @@ class InWorkers:
                 self.check()
                 await self._start(backend)
         except Exception as error:
-            raise self.refusal(error) from error
+            refusal = self.refusal(error)
+            if refusal is error:
+                # Bare, so that it keeps its cause.
+                raise
+            raise refusal from error
         self._workers += 1
 
     def begin_for_run(self) -> None:

@@ -276,7 +276,7 @@ class Native(InWorkers, Generic[N]):
             self._app, self.plugins, self._options = app, plugins, options
             if lifespan is not None:
                 run_to_completion(lifespan.stop(SYNC))
-                self.begin_for_run()
+                run_to_completion(self._start(SYNC))
         setattr(self.native, INSTALLED, self)
         if is_first:
             self.cover()

@@ -291,3 +291,33 @@ def test_a_class_without_a_name_is_covered(native, when):
     assert "taken" == get(task.delay())
     assert [task.name] == [message.name for message in plugin.messages]
     assert {native} == set(bound)
+
+
+@pytest.mark.parametrize("whose", ["the first", "its own"])
+@pytest.mark.parametrize("base", [Task, Own])
+def test_a_base_class_may_have_tasks_in_several_apps(native, base, whose):
+    """A task is answered by the plugins of its own app alone, whichever app used its base."""
+
+    class Base(base):
+        pass
+
+    other = celery_app("other", task_always_eager=True)
+    first, second = Keeps("first"), Keeps("second")
+    install(native, [first], discover=False)
+    native.conf.task_always_eager = True
+    native.set_current()
+    assert Base.app == native
+    if whose == "its own":
+        install(other, [second], discover=False)
+
+    def fail(self):
+        raise OSError(self.request.called_directly)
+
+    tasks = [app.task(bind=True, shared=False, base=Base)(fail) for app in (native, other)]
+    assert "first" == tasks[0].delay().get()
+    if whose == "its own":
+        assert "second" == tasks[1].delay().get()
+    else:
+        with pytest.raises(OSError, match="False"):
+            tasks[1].delay().get()
+    assert 1 == len(first.messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import sys
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import structlog
 from celery import Celery, exceptions, states
+from celery.worker.components import Pool
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy.engines import installed_in
@@ -299,6 +301,18 @@ def test_a_plugin_that_cannot_be_pickled_is_named(native):
     assert isinstance(ours, Plugins)
 
 
+@pytest.mark.parametrize("copy", [copy.copy, copy.deepcopy])
+def test_a_setting_with_a_plugin_that_cannot_be_pickled_can_be_copied(native, copy):
+    """Only a spawned child needs plugins that can be pickled."""
+
+    class Local(Keeps):
+        pass
+
+    install(native, [Local()], discover=False)
+    (ours,) = native.conf.task_annotations
+    assert ours is copy(ours)
+
+
 class Recover:
     """A plugin that can be imported by name."""
 
@@ -334,6 +348,19 @@ def test_a_worker_without_tasks_is_refused(native):
     ):
         pass
     assert "worker_cannot_start" in {one["event"] for one in logs}
+
+
+def test_a_worker_is_refused_before_it_makes_its_pool(native, monkeypatch):
+    """The order in which Celery includes a worker's steps does not matter."""
+    made = []
+    monkeypatch.setattr(Pool, "include", made.append)
+    install(native, discover=False)
+    (step,) = native.steps["worker"]
+    # Celery includes ours last.
+    step.requires = (Pool,)
+    with pytest.raises(SystemExit, match="no task"):
+        native.WorkController(app=native, pool="solo")
+    assert [] == made
 
 
 @since("celery", "5.7", "Celery's testing worker keeps to itself why a worker is refused")

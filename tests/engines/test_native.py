@@ -364,6 +364,17 @@ def test_other_plugins_take_over_in_a_worker():
     assert 1 == one.native.covered
 
 
+def test_other_plugins_that_take_over_begin_no_second_life(monkeypatch):
+    """What an adapter adds to the start before a first run is not done again."""
+    plugin = Keeps()
+    one = installed(OnShop, Keeps())
+    one.begin()
+    monkeypatch.setattr(one, "begin_for_run", plugin.heard.clear)
+    OnShop.install(one.native, [plugin], discover=False)
+    assert ["start"] == plugin.heard
+    one.end()
+
+
 def test_a_forked_process_begins_anew():
     """It has an app of its own, and nothing that its parent has loaded, started or stopped."""
     plugin = Keeps()

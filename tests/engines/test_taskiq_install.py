@@ -9,6 +9,7 @@ import datetime as dt
 import pickle
 import sqlite3
 import threading
+from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -27,7 +28,7 @@ from taskiq.exceptions import SendTaskError, TaskRejectedError
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy import QueueTasks, exc
 from qtasks_pluggy.engines.taskiq import install
-from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskTimeoutError
+from qtasks_pluggy.exc import EngineError, PluginError, TaskCancelError, TaskTimeoutError
 from tests.engines.huey_apps import Keeps
 from tests.engines.taskiq_apps import broker_of, ended, working
 from tests.engines.versions import since
@@ -394,6 +395,20 @@ async def test_a_worker_without_tasks_is_refused(native):
     with structlog.testing.capture_logs() as logs, pytest.raises(EngineError, match="no task"):
         await native.startup()
     assert ["worker_cannot_start"] == [one["event"] for one in logs]
+
+
+async def test_a_plugin_that_does_not_start_fails_the_startup(native):
+    """The caller gets the plugin's error as it is, because the worker is its own process."""
+
+    def start():
+        raise LookupError("no configuration")
+
+    failing(native)
+    plugin = SimpleNamespace(name="starts", qtasks_start=hookimpl(start))
+    install(native, [plugin], discover=False)
+    with pytest.raises(PluginError, match="no configuration") as caught:
+        await native.startup()
+    assert isinstance(caught.value.__cause__, LookupError)
 
 
 async def test_an_answer_that_cannot_travel_leaves_nobody_waiting(native):

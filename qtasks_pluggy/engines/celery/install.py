@@ -20,7 +20,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from types import MethodType, ModuleType
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 from billiard.einfo import ExceptionInfo
 from celery import VERSION, Celery, Task, signals, states
@@ -76,6 +76,12 @@ class Plugins:
         self._plugins = [one.__name__ if isinstance(one, ModuleType) else one for one in plugins]
         self._options = {"discover": discover, "intercept": intercept}
 
+    def __copy__(self, _: object = None) -> Self:
+        """Return the object itself, which does not change."""
+        return self
+
+    __deepcopy__ = __copy__
+
     def __getstate__(self) -> object:
         """Return what a spawned child gets.
 
@@ -95,14 +101,16 @@ class Plugins:
 
     def annotate(self, task: Any) -> None:
         """Cover a task's class; Celery asks the other annotations too, as there is no answer."""
-        one, own = CeleryNative.found_in(task.app), task.on_bound.__func__
+        own = task.on_bound.__func__
         # For Celery's own tasks too: they are the first, and put ``Plugins`` first in the setting.
         if INSTALLED not in vars(task.app):
-            one.take(self._plugins, **self._options)
+            CeleryNative.found_in(task.app).take(self._plugins, **self._options)
 
         def on_bound(kind: Any, app: Any) -> None:
             own(kind, app)
-            one.cover_kind(kind)
+            # A base class may have tasks of several apps.
+            if (its := vars(app).get(INSTALLED)) is not None:
+                its.cover_kind(kind)
 
         # Comes after all annotations, which may replace ``__call__``.
         task.on_bound = classmethod(on_bound)
@@ -188,12 +196,15 @@ class CeleryNative(InCeleryWorkers):
         def __call__(task: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  # Celery's
             request = task.request
             key = task.name, request.id, request.retries
+            # Two methods of one function are equal, so the next run is of the same definition.
+            call = task.run if is_celery_s_own else MethodType(native_call, task)
+            # A base class may have tasks of several apps.
+            if task.app != self.native and not request.called_directly:
+                return call(*args, **kwargs)
             # A task that calls itself finds the request of its own run there.
             if request.called_directly or self.is_at_work(key):
                 return native_call(task, *args, **kwargs)
             self.begin_for_run()
-            # Two methods of one function are equal, so the next run is of the same definition.
-            call = task.run if is_celery_s_own else MethodType(native_call, task)
             return self.work(task, call, args, kwargs, key)
 
         vars(__call__)[_ASKS] = self

@@ -26,12 +26,14 @@ class InCeleryWorkers(Native[Celery]):
         begins = self._worker_begins
 
         class Step(bootsteps.Step):  # type: ignore[misc]  # it has no types
-            """Runs when a worker has its log and its pool's class, and no children yet."""
+            """Runs when a worker has its log and its pool's class."""
 
             name: Any = uid
 
-            def create(self, parent: Any) -> None:
+            def __init__(self, parent: Any, **options: Any) -> None:
+                # Before any step makes its pool.
                 begins(parent)
+                super().__init__(parent, **options)
 
         steps: Any = self.native.steps
         steps["worker"].add(Step)

@@ -28,7 +28,7 @@ from taskiq.kicker import AsyncKicker
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
 from qtasks_pluggy.engines.forward import PATIENCE
-from qtasks_pluggy.engines.native import Native, text_of
+from qtasks_pluggy.engines.native import Native
 from qtasks_pluggy.engines.taskiq.brokers import REQUEUED, Run, abilities_of, runs_of, take
 from qtasks_pluggy.exc import EngineError
 
@@ -245,8 +245,8 @@ class TaskiqNative(Native[AsyncBroker]):
         super().refusal(error)
         if current_process().name.startswith("worker-"):
             os.kill(os.getppid(), signal.SIGTERM)
-        # An ``Exception``: with a broker in memory, the worker is the client's own process.
-        return EngineError(text_of(error))
+        # With a broker in memory, the worker is the client's own process.
+        return error
 
 
 async def _kick(kicker: AsyncKicker[Any, Any], args: Any, kwargs: Any) -> None:
