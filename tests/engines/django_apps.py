@@ -84,6 +84,13 @@ def fail_with_context(context, text):
 
 
 @task
+def waits(event):
+    """Wait for an event."""
+    seen.append("waiting")
+    event.wait()
+
+
+@task
 def binds():
     """Bind a context variable; return what was bound."""
     was = bound.get()
