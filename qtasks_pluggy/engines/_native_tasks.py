@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, update_wrapper
 from pkgutil import resolve_name
 from types import MethodType
 from typing import Any, Final
@@ -64,13 +64,15 @@ def passes_first(
         call: What to call with ``passing``'s argument before the others; by default ``own``.
         hides: Whether ``own`` has a first parameter that plugins must not see.
     """
-    call = call or own
+    return update_wrapper(_PassesFirst(call or own), MethodType(own, own) if hides else own)
 
-    @wraps(MethodType(own, own) if hides else own)
-    def call_with_first(*args: Any, **kwargs: Any) -> Any:
-        return call(_first.get(), *args, **kwargs)
 
-    return call_with_first
+class _PassesFirst(partial[Any]):
+    """A function with an argument of the run; async or a generator if the function is."""
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self.func(_first.get(), *args, **kwargs)
 
 
 def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:

@@ -154,6 +154,12 @@ def test_a_context_is_the_task_s_alone(plugged):
     assert f"broken {result.id}" == str(plugin.causes[0])
 
 
+def test_a_generator_takes_a_context(plugged):
+    """Its result is the list of its items, as without a context."""
+    plugged()
+    assert [1, 2] == ended(django_apps.yields_with_context.enqueue(1, 2))
+
+
 def test_a_context_is_no_parameter_of_the_function(plugged):
     """What plugins know of the function fits the arguments that they see."""
     functions = []

@@ -299,8 +299,7 @@ async def test_a_context_is_no_parameter_of_the_function(shop, kind):
     class Looks:
         @hookimpl
         def task_executor_task_close(self, task_func):
-            functions.append(task_func.func)
-            assert task_func.is_async is (kind == "async")
+            functions.append((task_func.func, task_func.is_async))
 
     def look(context, text):
         """Do nothing."""
@@ -311,7 +310,8 @@ async def test_a_context_is_no_parameter_of_the_function(shop, kind):
     task = shop.declare(look if kind == "sync" else look_async, pass_context=True)
     install(shop.app, [Looks()], discover=False)
     await shop.run(task, text="tea")
-    (function,) = functions
+    ((function, is_async),) = functions
+    assert is_async is (kind == "async")
     assert ["text"] == list(inspect.signature(function).parameters)
     # Failures of an installed task are grouped by frames of this module's package.
     assert __name__ == function.__module__
