@@ -393,11 +393,15 @@ class QueueTasks(Lifecycle):
         executor = TaskExecutor(task, None, args=args, kwargs=kwargs, plugins=self.plugins)
         return executor.execute_sync()
 
-    def _executor_for(self, message: TaskMessage, task: Any = None) -> TaskExecutor:
+    def _executor_for(self, message: TaskMessage) -> TaskExecutor:
         """Make the executor for a message that the app's engine handed to a worker."""
-        task = self._tasks.get(message.name) if task is None else task
+        task = self._tasks.get(message.name)
         if task is None:
             raise unknown_task(self, message.name)
+        return self._executor(task, message)
+
+    def _executor(self, task: Any, message: TaskMessage) -> TaskExecutor:
+        """Make the executor of a task's run."""
         if not self._loaded:
             self._ensure_loaded()
         return TaskExecutor(task, message, plugins=self.plugins)

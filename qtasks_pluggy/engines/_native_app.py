@@ -39,27 +39,33 @@ class NativeApp(QueueTasks):
 
         Args:
             run: The engine's object for the attempt.
-            func: The task's function; an engine may make a new one for each run.
+            func: The task's function, the same for all of its runs.
             message: The run's message.
         """
         task = self._described.get(message.name)
         if task is None or task.func != func:
-            extra = dict(self._adapter.options(run))
-            given: Any = extra.pop("tags", ())
-            tags = [given] if isinstance(given, str) else given
-            is_list = isinstance(tags, (tuple, list, set, frozenset))
-            if not is_list or not all(isinstance(tag, str) for tag in tags):
-                extra["tags"], tags = given, ()
-            task_func = TaskFunc(message.name, func, tags=tuple(tags), extra=extra)
+            tags, extra = _tags_and_extra(self._adapter.options(run))
+            task_func = TaskFunc(message.name, func, tags=tags, extra=extra)
             task = self._described[message.name] = self._task(task_func)
-        return super()._executor_for(message, task)
+        return self._executor(task, message)
 
-    def _executor_for(self, message: TaskMessage, task: Any = None) -> TaskExecutor:
+    def _executor_for(self, message: TaskMessage) -> TaskExecutor:
         """Make an executor that asks the plugins about a past run."""
         name = message.name
-        if name in self.tasks:
-            task = self._task(TaskFunc(name, self._adapter.function_of(name)))
-        return super()._executor_for(message, task)
+        if name not in self.tasks:
+            return super()._executor_for(message)
+        return self._executor(self._task(TaskFunc(name, self._adapter.function_of(name))), message)
 
     def _task(self, task_func: TaskFunc) -> Any:
         return (AsyncTask if task_func.is_async else SyncTask)(task_func, self)
+
+
+def _tags_and_extra(options: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Split a task's declared options; ``tags`` that are not strings are an option like others."""
+    extra = dict(options)
+    given: Any = extra.pop("tags", ())
+    tags = [given] if isinstance(given, str) else given
+    is_list = isinstance(tags, (tuple, list, set, frozenset))
+    if is_list and all(isinstance(tag, str) for tag in tags):
+        return tuple(tags), extra
+    return (), {**extra, "tags": given}

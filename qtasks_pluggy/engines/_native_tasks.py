@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial, update_wrapper
 from pkgutil import resolve_name
-from typing import Any
+from types import MethodType
+from typing import Any, Final
 
 
 class Importable(Mapping[str, Any]):
@@ -34,6 +38,41 @@ class Importable(Mapping[str, Any]):
     def __len__(self) -> int:
         """Count nothing."""
         return 0
+
+
+# The argument that the engine itself passes first in the current run.
+_first: Final[ContextVar[Any]] = ContextVar("qtasks_pluggy_first")
+
+
+@contextmanager
+def passing(first: Any) -> Generator[None]:
+    """Run a block in which functions of ``passes_first`` pass this argument."""
+    outer = _first.set(first)
+    try:
+        yield
+    finally:
+        _first.reset(outer)
+
+
+def passes_first(
+    own: Callable[..., Any], call: Callable[..., Any] | None = None, *, hides: bool = True
+) -> Callable[..., Any]:
+    """Return one function for all runs of a task, with an argument that plugins do not see.
+
+    Args:
+        own: The task's function, which the returned one looks like.
+        call: What to call with ``passing``'s argument before the others; by default ``own``.
+        hides: Whether ``own`` has a first parameter that plugins must not see.
+    """
+    return update_wrapper(_PassesFirst(call or own), MethodType(own, own) if hides else own)
+
+
+class _PassesFirst(partial[Any]):
+    """A function with an argument of the run; async or a generator if the function is."""
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self.func(_first.get(), *args, **kwargs)
 
 
 def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:

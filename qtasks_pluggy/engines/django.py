@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import cache
 from importlib.util import find_spec
 from inspect import iscoroutinefunction
-from types import MethodType
 from typing import Any, Final
 
 from qtasks_pluggy.engines._versions import require
@@ -32,6 +33,7 @@ from django.utils.module_loading import import_string
 
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Capabilities, load_plugins
+from qtasks_pluggy.engines._native_tasks import passes_first, passing
 from qtasks_pluggy.engines.in_place import InPlace
 from qtasks_pluggy.engines.native import Importable
 from qtasks_pluggy.exc import QTasksError
@@ -103,6 +105,7 @@ class DjangoNative(InPlace):
         """Replace the class of the backend's tasks with one that asks plugins."""
         kind = self.native.task_class
         namespace = {"__slots__": (), "__module__": __name__, "plugged": self}
+        self.passes_context = cache(passes_first)
         self.native.task_class = type(kind.__name__, (_PluggedTask, kind), namespace)
 
     @property
@@ -180,32 +183,40 @@ class _PluggedTask:
         if iscoroutinefunction(self.func):
             # Django's own way: a cancelled client cancels the task.
             return async_to_sync(self.acall)(*args, **kwargs)
-        if (run := _taken(self, args)) is None:
-            return super().call(*args, **kwargs)  # type: ignore[misc]  # a task's
-        self.plugged.begin_for_run()
-        return self.plugged.work(*run, kwargs)
+        with _taken(self, args) as run:
+            if run is None:
+                return super().call(*args, **kwargs)  # type: ignore[misc]  # a task's
+            self.plugged.begin_for_run()
+            return self.plugged.work(*run, kwargs)
 
     async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the function from async code, as ``call`` does."""
         if not iscoroutinefunction(self.func):
             return await sync_to_async(self.call)(*args, **kwargs)
-        if (run := _taken(self, args)) is None:
-            return await super().acall(*args, **kwargs)  # type: ignore[misc]  # a task's
-        await sync_to_async(self.plugged.begin_for_run)()
-        # An asyncio task has a copy of the context.
-        return await asyncio.create_task(self.plugged.work_async(*run, kwargs))
+        with _taken(self, args) as run:
+            if run is None:
+                return await super().acall(*args, **kwargs)  # type: ignore[misc]  # a task's
+            if not self.plugged.is_begun:
+                # This waits for the plain task that is running, if any.
+                await sync_to_async(self.plugged.begin_for_run)()
+            # An asyncio task has a copy of the context.
+            return await asyncio.create_task(self.plugged.work_async(*run, kwargs))
 
 
-def _taken(task: Any, args: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]] | None:
+@contextmanager
+def _taken(task: Any, args: tuple[Any, ...]) -> Generator[tuple[Any, Any, tuple[Any, ...]] | None]:
     """Take the run that Django has announced for a task, if it has.
 
-    Returns:
+    Yields:
         The run, the function, and its arguments; plugins do not see Django's context.
     """
     run = _announced.get()
     if run is None or run.task.func is not task.func:
-        return None
+        yield None
+        return
     _announced.set(None)
-    if task.takes_context:
-        return run, MethodType(task.func, args[0]), args[1:]
-    return run, task.func, args
+    if not task.takes_context:
+        yield run, task.func, args
+        return
+    with passing(args[0]):
+        yield run, task.plugged.passes_context(task.func), args[1:]

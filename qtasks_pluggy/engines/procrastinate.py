@@ -21,7 +21,6 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from inspect import iscoroutinefunction
-from types import MethodType
 from typing import Any, Final
 
 from qtasks_pluggy.engines._versions import require
@@ -36,6 +35,7 @@ from procrastinate.tasks import Task
 
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities
+from qtasks_pluggy.engines._native_tasks import passes_first, passing
 from qtasks_pluggy.engines.native import Native
 from qtasks_pluggy.exc import EngineError
 
@@ -79,24 +79,26 @@ class ProcrastinateNative(Native[App]):
 
     def _cover(self, task: Task[Any, Any, Any]) -> None:
         """Put plugins around a task's function, for calls by a worker."""
-        own, takes_context = task.func, task.pass_context
+        own = task.func
+        # Plugins see neither the context nor its parameter.
+        func = passes_first(own) if task.pass_context else own
 
         def attempt(work: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
             context = args[0] if args else None
             if not isinstance(context, JobContext) or self.is_at_work(context.job.id):
                 # The caller is not a worker.
                 return own(*args, **kwargs)
-            # Plugins see neither the context nor its parameter.
-            func = MethodType(own, context) if takes_context else own
             return work(context, func, args[1:], kwargs, key=context.job.id)
 
         @wraps(own)
         def call(*args: Any, **kwargs: Any) -> Any:
-            return attempt(self.work, args, kwargs)
+            with passing(args[0] if args else None):
+                return attempt(self.work, args, kwargs)
 
         @wraps(own)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            return await attempt(self.work_async, args, kwargs)
+            with passing(args[0] if args else None):
+                return await attempt(self.work_async, args, kwargs)
 
         task.func = call_async if iscoroutinefunction(own) else call
         task.pass_context = True

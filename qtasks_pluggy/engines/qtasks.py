@@ -22,10 +22,9 @@ import asyncio
 import logging
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial, update_wrapper
+from functools import cache
 from json import dumps
 from pkgutil import resolve_name
-from types import MethodType
 from typing import Any, Final
 
 from qtasks_pluggy.engines._versions import require
@@ -41,6 +40,7 @@ from qtasks.plugins.base import BasePlugin
 from qtasks_pluggy import BasePlugin as PluginOfItsShape
 from qtasks_pluggy import TaskMessage
 from qtasks_pluggy.engines import Attempt, Capabilities, run_to_completion
+from qtasks_pluggy.engines._native_tasks import passes_first, passing
 from qtasks_pluggy.engines.in_place import InPlace
 from qtasks_pluggy.engines.native import log_as
 from qtasks_pluggy.exc import TaskPluginTriggerError
@@ -62,21 +62,15 @@ class QTasksNative(InPlace):
         super().take([_adapted(one) for one in plugins], **options)
 
     def cover(self) -> None:
-        """Replace the worker's executor, and hear when the worker starts."""
+        """Replace the worker's executor, and add a plugin that hears when the worker starts."""
+        self.through_qtasks = cache(passes_first)
         worker = self.native.worker
         self.is_async = isinstance(self.native, AsyncApp)
         worker.task_executor = self._around(worker.task_executor)
-        self.native.add_plugin(self, ["worker_start", "worker_stop"], component="worker")
+        self.native.add_plugin(_Life(self), ["worker_start", "worker_stop"], component="worker")
 
-    def trigger(self, name: str = "", **_: Any) -> Any:
-        """Follow the worker, as a plugin of QTasks; an async one is awaited."""
-        followed = self._follow(name)
-        return followed if self.is_async else run_to_completion(followed)
-
-    # QTasks calls these for some plugins, when the worker has not started or has stopped.
-    start = stop = trigger
-
-    async def _follow(self, trigger: str) -> None:
+    async def follow(self, trigger: str) -> None:
+        """Start the plugins when the worker starts, and stop them when it stops."""
         if trigger == "worker_stop":
             await self.end_async() if self.is_async else self.end()
         if trigger != "worker_start":
@@ -171,14 +165,20 @@ class _Plugged:
 
     def run_task(self: Any) -> Any:
         """Call the task; in an async app, return an awaitable."""
-        plugged, own, sent = self.plugged, self.task_func.func, self.task_broker
+        plugged, task, sent = self.plugged, self.task_func, self.task_broker
         self._prepared = self._args or [], self._kwargs or {}
-        work, call = plugged.work, self._call
-        if plugged.is_async:
-            work, call = plugged.work_async, self._call_async
+        call = _Plugged._call_async if plugged.is_async else _Plugged._call
         # Plugins see neither the ``self`` of an ``echo`` task nor its parameter.
-        shown = MethodType(own, self.echo) if self.task_func.echo else own
-        return work(self, update_wrapper(partial(call), shown), tuple(sent.args), sent.kwargs)
+        func = plugged.through_qtasks(task.func, call, hides=task.echo)
+        given = self, func, tuple(sent.args), sent.kwargs
+        if plugged.is_async:
+            return self._run_async(*given)
+        with passing(self):
+            return plugged.work(*given)
+
+    async def _run_async(self: Any, *given: Any) -> Any:
+        with passing(self):
+            return await self.plugged.work_async(*given)
 
     def _call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._pass_on(args, kwargs)
@@ -221,6 +221,23 @@ def _adapted(plugin: Any) -> Any:
     vars(ours).update(start=plugin.start, stop=plugin.stop, trigger=plugin.trigger)
     vars(ours).update(handlers=getattr(plugin, "handlers", None))
     return ours
+
+
+class _Life:
+    """A plugin of QTasks that tells ours of the worker's start and stop."""
+
+    name = "qtasks_pluggy"
+
+    def __init__(self, plugged: QTasksNative) -> None:
+        self._plugged = plugged
+
+    def trigger(self, name: str = "", **_: Any) -> Any:
+        """Follow the worker; an async one awaits that."""
+        followed = self._plugged.follow(name)
+        return followed if self._plugged.is_async else run_to_completion(followed)
+
+    # QTasks calls these for some plugins, when the worker has not started or has stopped.
+    start = stop = trigger
 
 
 def _as_component(record: logging.LogRecord) -> bool:

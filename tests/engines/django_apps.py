@@ -83,6 +83,19 @@ def fail_with_context(context, text):
     raise OSError(f"{text} {context.task_result.id}")
 
 
+@task(takes_context=True)
+def yields_with_context(context, *items):
+    """Yield what is given."""
+    yield from items
+
+
+@task
+def waits(event):
+    """Wait for an event."""
+    seen.append("waiting")
+    event.wait()
+
+
 @task
 def binds():
     """Bind a context variable; return what was bound."""

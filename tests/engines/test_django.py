@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import sys
 from importlib.util import find_spec
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -153,6 +154,12 @@ def test_a_context_is_the_task_s_alone(plugged):
     assert f"broken {result.id}" == str(plugin.causes[0])
 
 
+def test_a_generator_takes_a_context(plugged):
+    """Its result is the list of its items, as without a context."""
+    plugged()
+    assert [1, 2] == ended(django_apps.yields_with_context.enqueue(1, 2))
+
+
 def test_a_context_is_no_parameter_of_the_function(plugged):
     """What plugins know of the function fits the arguments that they see."""
     functions = []
@@ -168,6 +175,22 @@ def test_a_context_is_no_parameter_of_the_function(plugged):
     parameters = [list(inspect.signature(function).parameters) for function in functions]
     assert [["text"], ["text", "more"]] == parameters
     assert {django_apps.__name__} == {function.__module__ for function in functions}
+
+
+@pytest.mark.parametrize("task", [fail, fail_async, django_apps.fail_with_context])
+def test_runs_share_what_plugins_know_of_their_task(plugged, task):
+    """All runs of a task have one ``task_func``."""
+    known = []
+
+    class Looks:
+        @hookimpl
+        def task_executor_task_close(self, task_func):
+            known.append(task_func)
+
+    plugged(Looks())
+    for _ in range(2):
+        task.enqueue("broken")
+    assert known[0] is known[1]
 
 
 def test_calls_are_a_function_s(plugged):
@@ -197,19 +220,37 @@ async def test_a_task_is_enqueued_from_async_code(plugged):
         await fail_async.acall("outside")
 
 
+async def called(task, *args, name="run"):
+    """Call a task as an async worker does."""
+    announced = SimpleNamespace(task=task, id=name, enqueued_at=timezone.now(), status="")
+    task_started.send(Immediate, task_result=announced)
+    return await task.acall(*args)
+
+
+async def test_an_async_task_does_not_wait_for_plain_ones(plugged):
+    """It ends while a plain task of the process is still at work."""
+    plugged()
+    event = Event()
+    plain = asyncio.create_task(called(django_apps.waits, event))
+    try:
+        while not seen:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(called(django_apps.gives_its_loop), LONG)
+        assert not plain.done()
+    finally:
+        event.set()
+        await plain
+
+
 async def test_an_async_worker_does_runs_side_by_side(plugged):
     """An async worker may await several runs by ``acall``, and plugins are asked about each."""
     plugin = Keeps("one", "two")
     plugged(plugin)
     barrier = asyncio.Barrier(2)
-
-    async def run(name):
-        task, now = django_apps.meets, timezone.now()
-        announced = SimpleNamespace(task=task, id=name, enqueued_at=now, status="")
-        task_started.send(Immediate, task_result=announced)
-        return await task.acall("context", barrier)
-
-    ran = asyncio.gather(run("first"), run("second"))
+    runs = [
+        called(django_apps.meets, "context", barrier, name=name) for name in ("first", "second")
+    ]
+    ran = asyncio.gather(*runs)
     assert ["one", "two"] == sorted(await asyncio.wait_for(ran, LONG))
     assert {"first", "second"} == {message.uuid for message in plugin.messages}
     assert [(barrier,)] * 2 == [message.args for message in plugin.messages]

@@ -299,8 +299,7 @@ async def test_a_context_is_no_parameter_of_the_function(shop, kind):
     class Looks:
         @hookimpl
         def task_executor_task_close(self, task_func):
-            functions.append(task_func.func)
-            assert task_func.is_async is (kind == "async")
+            functions.append((task_func.func, task_func.is_async))
 
     def look(context, text):
         """Do nothing."""
@@ -311,10 +310,38 @@ async def test_a_context_is_no_parameter_of_the_function(shop, kind):
     task = shop.declare(look if kind == "sync" else look_async, pass_context=True)
     install(shop.app, [Looks()], discover=False)
     await shop.run(task, text="tea")
-    (function,) = functions
+    ((function, is_async),) = functions
+    assert is_async is (kind == "async")
     assert ["text"] == list(inspect.signature(function).parameters)
     # Failures of an installed task are grouped by frames of this module's package.
     assert __name__ == function.__module__
+
+
+@KINDS
+@pytest.mark.parametrize("takes_context", [True, False])
+async def test_jobs_share_what_plugins_know_of_their_task(shop, kind, takes_context):
+    """All jobs of a task have one ``task_func``, and nothing holds a job's run that is over."""
+    known, over = [], []
+
+    class Looks:
+        @hookimpl
+        def task_executor_task_close(self, task_func, task_broker):
+            known.append(task_func)
+            over.append(weakref.ref(task_broker))
+
+    def look(*contexts, text):
+        over.extend(weakref.ref(context) for context in contexts)
+
+    async def look_async(*contexts, text):
+        look(*contexts, text=text)
+
+    task = shop.declare(look if kind == "sync" else look_async, pass_context=takes_context)
+    install(shop.app, [Looks()], discover=False)
+    for _ in range(2):
+        await shop.run(task, text="tea")
+    gc.collect()
+    assert known[0] is known[1]
+    assert {None} == {one() for one in over}
 
 
 async def test_a_direct_call_is_a_function_s(shop):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import json
 import re
 import sys
 import traceback
+import weakref
 from pathlib import Path
 from uuid import uuid4
 
@@ -368,6 +370,47 @@ def test_the_view_of_an_echo_task_is_no_parameter_of_the_function(kind):
     install(app, [Looks()], discover=False)
     assert executed(app, "login", "ann", "secret") is None
     assert [({"user": "ann", "password": "secret"}, is_async)] == seen
+
+
+@BOTH
+@pytest.mark.parametrize("echo", [True, False])
+def test_runs_share_what_plugins_know_of_their_task(kind, echo):
+    """All runs of a task have one ``task_func``, and nothing holds a run that is over."""
+    app, known, over = kind(name="shop", broker_url="redis://localhost:1/0"), [], []
+
+    class Looks:
+        @hookimpl
+        def task_executor_task_close(self, task_func, task_broker):
+            known.append(task_func)
+            over.extend([weakref.ref(task_broker), weakref.ref(task_broker.args[0])])
+
+    def look(*args):
+        """Do nothing."""
+
+    async def look_async(*args):
+        """Do nothing."""
+
+    app.task(name="look", echo=echo)(look_async if kind is NativeApp else look)
+    install(app, [Looks()], discover=False)
+    for _ in range(2):
+        assert executed(app, "look", Argument()) is None
+    gc.collect()
+    assert known[0] is known[1]
+    assert [None] * 4 == [one() for one in over]
+
+
+class Argument:
+    """An argument of a run, which is gone after it."""
+
+
+@BOTH
+def test_qtasks_knows_the_plugin_that_follows_its_worker_by_our_name(kind):
+    """What QTasks logs about it names this project."""
+    app = kind(name="shop", broker_url="redis://localhost:1/0")
+    install(app, [], discover=False)
+    plugins = {plugin.name for of in app.worker.plugins.values() for plugin in of}
+    assert "qtasks_pluggy" in plugins
+    assert "qtasks" not in plugins
 
 
 @BOTH
