@@ -75,8 +75,8 @@ RUNTIME = PROJECT["project"]["dependencies"] + [
     if not requirement.startswith(("pytest", PROJECT["project"]["name"]))
 ]
 
-# One more than there are processors, because tests of engines wait more than they compute.
-PARALLEL = ("-n", str(min((os.cpu_count() or 1) + 1, 4)))
+# More than there are processors, because many tests wait more than they compute.
+PARALLEL = ("-n", str(min((os.cpu_count() or 1) + 2, 4)), "--dist", "worksteal")
 CORE_SUITE = (
     "-m",
     "not engines and not full and not installed and not page",

@@ -213,8 +213,9 @@ async def test_an_app_leaves_a_broker_as_it_found_it(native):
 
 
 @since("taskiq", "0.12", "a broker in memory does not start middlewares")
-def test_a_broker_on_an_event_loop_that_is_not_running_is_told_of():
+def test_a_broker_on_an_event_loop_that_is_not_running_is_told_of(monkeypatch):
     """Plain code that would wait forever for that loop gets an ``EngineError`` instead."""
+    monkeypatch.setattr("qtasks_pluggy._submit.calls._REST_SECONDS", 0.0)
     app = app_on(native := broker_of())
     work = app.task(name="work")(lambda: 1)
     with contextlib.closing(asyncio.new_event_loop()) as loop:
