@@ -116,7 +116,7 @@ async def wait_for(
         thing.close()
         raise _deadlock_error(engine, method)
     try:
-        await _check_running(loop, engine, backend, method)
+        await _check_running(loop, engine, backend, method, limit)
     except BaseException:
         thing.close()
         raise
@@ -170,20 +170,24 @@ async def _until_done(future: Future[Any]) -> None:
 
 
 async def _check_running(
-    loop: asyncio.AbstractEventLoop, engine: Engine, backend: Backend, method: str
+    loop: asyncio.AbstractEventLoop,
+    engine: Engine,
+    backend: Backend,
+    method: str,
+    limit: float | None,
 ) -> None:
     """Wait until a loop that rests between two calls of ``run_until_complete`` runs again."""
-    for pause in pauses(*_POLL_SECONDS, _REST_SECONDS):
-        if loop.is_running():
-            return
-        if loop.is_closed():
-            break
+    rest = _REST_SECONDS if limit is None else min(limit, _REST_SECONDS)
+    waits = pauses(*_POLL_SECONDS, rest)
+    while not loop.is_running():
+        if loop.is_closed() or (pause := next(waits, None)) is None:
+            msg = (
+                f"engine {engine.name!r} is open on an event loop that is not running, so waiting"
+                f" for its {method} would never end; keep that loop running, or close the engine on"
+                " it first"
+            )
+            raise EngineError(msg)
         await backend.sleep(pause)
-    msg = (
-        f"engine {engine.name!r} is open on an event loop that is not running, so waiting for its"
-        f" {method} would never end; keep that loop running, or close the engine on it first"
-    )
-    raise EngineError(msg)
 
 
 def _deadlock_error(engine: Engine, method: str) -> Exception:

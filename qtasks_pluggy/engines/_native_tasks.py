@@ -72,7 +72,8 @@ class _PassesFirst(partial[Any]):
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
-        return self.func(_first.get(), *args, **kwargs)
+        # Those of the task's own ``partial``, whose function this one calls.
+        return self.func(*self.args, _first.get(), *args, **{**self.keywords, **kwargs})
 
 
 def declared(kind: type[Any], known: Container[str]) -> dict[str, Any]:

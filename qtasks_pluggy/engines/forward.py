@@ -70,7 +70,7 @@ class Forward(Native[N]):
     """
 
     worker: ClassVar[str]
-    no_results: ClassVar = "give it a result backend"
+    no_results: ClassVar[str] = "give it a result backend"
 
     # --- what an engine answers
 

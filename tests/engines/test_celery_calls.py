@@ -15,6 +15,7 @@ from qtasks_pluggy.engines.celery import Plugins, install
 from qtasks_pluggy.engines.celery.settings import has_dead_letters
 from tests.engines.celery_apps import celery_app, working
 from tests.engines.huey_apps import LONG, Keeps
+from tests.engines.processes import wait_until
 
 pytestmark = pytest.mark.engines
 
@@ -291,6 +292,24 @@ def test_a_class_without_a_name_is_covered(native, when):
     assert "taken" == get(task.delay())
     assert [task.name] == [message.name for message in plugin.messages]
     assert {native} == set(bound)
+
+
+def test_a_task_of_a_class_that_another_app_registers_too_keeps_its_plugins(native):
+    """Celery binds such a class to its latest app; the task is still that of the first."""
+
+    class Fail(Task):
+        name = "fail"
+
+        def run(self):
+            raise OSError
+
+    plugin = Keeps("taken")
+    install(native, [plugin], discover=False)
+    native.register_task(Fail())
+    celery_app("other").register_task(Fail())
+    with working(native):
+        native.send_task("fail")
+        assert wait_until(lambda: plugin.messages, LONG)
 
 
 @pytest.mark.parametrize("whose", ["the first", "its own"])

@@ -135,6 +135,23 @@ def test_plugins_are_asked_once_in_an_attempt(native, declare):
     assert ["start", "failed", "close", "stop"] == plugin.heard
 
 
+def test_a_task_that_enqueues_itself_in_immediate_mode_asks_for_both_runs():
+    """The inner run is of the same object, and still a run of its own."""
+    native = huey.MemoryHuey(immediate=True)
+
+    @native.task(context=True)
+    def work(again, task=None):
+        if again:
+            task.args = (False,)
+            native.enqueue(task)
+        raise OSError
+
+    plugin = Keeps("inner", "outer")
+    install(native, [plugin], discover=False)
+    assert "outer" == work(True).get()
+    assert [(False,), (True,)] == [message.args for message in plugin.messages]
+
+
 @since("huey", "3.5", "Huey stores a retry as an error until the next attempt")
 def test_plugins_retry_native_tasks(native):
     """A retry is another attempt of the same task, with its own arguments, counted on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import inspect
 import sys
@@ -289,6 +290,19 @@ async def test_a_context_is_the_task_s_alone(shop, kind):
     job = await shop.run(task, text="tea")
     assert [(job.id, "TEA")] == seen
     assert {"text": "tea"} == dict(plugin.messages[0].kwargs)
+
+
+async def test_a_partial_with_a_context_keeps_its_own_arguments(shop):
+    """A task's function may be a ``partial``; the context is its next argument."""
+
+    def look(first, context, text, last):
+        shop.seen += [first, context.job.id, text, last]
+
+    declare = shop.app.task(name="look", queue=shop.queue, pass_context=True)
+    task = declare(functools.partial(look, 1, last=3))
+    install(shop.app, discover=False)
+    job = await shop.run(task, text="tea")
+    assert [1, job.id, "tea", 3] == shop.seen
 
 
 @KINDS

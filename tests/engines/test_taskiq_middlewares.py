@@ -66,10 +66,12 @@ async def test_a_middleware_added_later_may_replace_the_message(native):
 
 
 class Breaks(TaskiqMiddleware):
-    """Fails whenever a run begins."""
+    """Fails whenever a run of one task begins."""
 
     def pre_execute(self, message):
-        raise OSError(message.task_id)
+        if message.task_name == "broken":
+            raise OSError(message.task_id)
+        return message
 
 
 class Packs(Unpacks):
@@ -180,16 +182,25 @@ async def test_the_last_app_on_a_broker_closes_it(native):
 
 
 async def test_a_middleware_that_fails_does_not_keep_an_app_from_stopping():
-    """The error that Taskiq passes on is not the app's, and the broker is closed."""
-    closed = []
+    """The error that Taskiq passes on is not the app's: other runs end, then the broker closes."""
+    closed, ended, go = [], [], asyncio.Event()
     native = broker_of()
-    native.on_event(TaskiqEvents.CLIENT_SHUTDOWN)(closed.append)
+    native.on_event(TaskiqEvents.CLIENT_SHUTDOWN)(lambda _: closed.append(list(ended)))
     native.add_middlewares(Breaks())
     app = app_on(native)
-    work = app.task(name="work")(lambda: 1)
+    broken = app.task(name="broken")(lambda: 1)
+
+    @app.task
+    async def work():
+        await go.wait()
+        ended.append("ended")
+
     async with app:
         await work.submit_async()
-    assert 1 == len(closed)
+        for _ in range(12):
+            await broken.submit_async()
+        asyncio.get_running_loop().call_later(0.05, go.set)
+    assert [["ended"]] == closed
 
 
 @since("taskiq", "0.12", "a broker in memory does not start middlewares")

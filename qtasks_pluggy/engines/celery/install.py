@@ -198,8 +198,9 @@ class CeleryNative(InCeleryWorkers):
             key = task.name, request.id, request.retries
             # Two methods of one function are equal, so the next run is of the same definition.
             call = task.run if is_celery_s_own else MethodType(native_call, task)
-            # A base class may have tasks of several apps.
-            if task.app != self.native and not request.called_directly:
+            # A base class may have tasks of several apps, and ``task.app`` is its latest.
+            is_strange = task.app != self.native and task not in own_tasks(self.native)
+            if is_strange and not request.called_directly:
                 return call(*args, **kwargs)
             # A task that calls itself finds the request of its own run there.
             if request.called_directly or self.is_at_work(key):

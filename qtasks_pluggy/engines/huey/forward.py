@@ -61,7 +61,7 @@ class HueyEngine(Forward[Huey], HueyNative):
     """
 
     worker = "huey_consumer MODULE.HUEY"
-    no_results = "create it with results=True"
+    no_results: ClassVar[str] = "create it with results=True"
     # A task that calls sys.exit() ends its own run only.
     ends_worker: ClassVar = ()
 

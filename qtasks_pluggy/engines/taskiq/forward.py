@@ -133,10 +133,13 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
     async def stop(self) -> None:  # type: ignore[override]  # as above
         """Finish this process's runs; the last app closes the broker if an app opened it."""
         try:
-            if isinstance(self.native, InMemoryBroker):
-                # It raises the errors of other middlewares, which are not the app's.
+            while isinstance(self.native, InMemoryBroker):
+                # It stops at the first error of another middleware, which is not the app's.
                 with suppress(Exception):
                     await self.native.wait_all()
+                    break
+                # Let the broker forget the run.
+                await asyncio.sleep(0)
         finally:
             await self._runs.close(self)
 
