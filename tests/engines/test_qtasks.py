@@ -49,6 +49,7 @@ PAGE = """
     from qtasks.exc import TaskPluginTriggerError
 
     app = QueueTasks(name=os.environ["SHOP"], broker_url=os.environ["SHOP_URL"])
+    {turns}
 
     @app.task(echo=True)
     {async_}def test_task(self: {kind}):
@@ -169,9 +170,36 @@ SHOP = """
 
     install(app, [sys.modules[__name__]], discover=False)
 """
+# The threads of QTasks' plain worker sleep with the lock that a new run needs, and take it again at
+# once: on a busy machine a run waits for a minute. Here each waits for its turn, and sleeps less.
+TURNS = """
+    import time
+    from threading import Lock
+    from qtasks.workers import sync_worker
+
+    class Turns:
+        def __init__(self):
+            self.next, self.held = Lock(), Lock()
+
+        def __enter__(self):
+            with self.next:
+                self.held.acquire()
+
+        def __exit__(self, *_):
+            self.held.release()
+
+    def take(app):
+        app.worker.lock = Turns()
+        sync_worker.sleep = lambda seconds: time.sleep(seconds / 10)
+"""
 KINDS = {
-    "async": {"asyncio": ".asyncio", "async_": "async ", "kind": "AsyncTask"},
-    "sync": {"asyncio": "", "async_": "", "kind": "SyncTask"},
+    "async": {"asyncio": ".asyncio", "async_": "async ", "kind": "AsyncTask", "turns": ""},
+    "sync": {
+        "asyncio": "",
+        "async_": "",
+        "kind": "SyncTask",
+        "turns": "import turns; turns.take(app)",
+    },
 }
 
 
@@ -186,7 +214,8 @@ class Project:
 
     def work(self, module="shop", **env):
         command = (sys.executable, "-m", "qtasks", "-A", f"{module}:app", "run")
-        return self._worker(*command, cwd=self.folder, env=self.env | env)
+        self.worker = self._worker(*command, cwd=self.folder, env=self.env | env)
+        return self.worker
 
     def send(self, name, *args, **kwargs):
         """Add a task, as QTasks does from anywhere; return its id."""
@@ -211,7 +240,7 @@ class Project:
             if wait_until(is_over, LONG / 2):
                 break
         else:
-            pytest.fail(str(self.redis.hgetall(key)))
+            pytest.fail(f"{self.redis.hgetall(key)}\n{self.worker.log()}")
         found = self.redis.hgetall(key)
         if found["status"] == "success":
             return "success", json.loads(found["returning"])
@@ -222,7 +251,7 @@ class Project:
 @pytest.fixture(params=KINDS)
 def shop(request, project, redis_url, worker):
     """A project on QTasks, async and its plain twin."""
-    files = {"shop.py": SHOP.format(**KINDS[request.param])}
+    files = {"shop.py": SHOP.format(**KINDS[request.param]), "turns.py": TURNS}
     files["page.py"] = PAGE.format(**KINDS[request.param])
     made = Project(project(files), redis_url, worker)
     made.kind = KINDS[request.param]["kind"]
