@@ -31,8 +31,6 @@ from qtasks_pluggy.failures.values import Arguments, Encoder, cut, storable
 if TYPE_CHECKING:
     from qtasks_pluggy.failures.recorder import Recorder
 
-MOST_MET: Final = 10_000
-"""Groups that are remembered as logged."""
 _DROPPED: Final = Arguments(None, "its arguments are not kept: arguments = 'drop'")
 
 
@@ -96,7 +94,6 @@ class Failures:
         self._settings = FailuresSettings()
         self._encoder: Encoder | None = None
         self._recorder: Recorder | None = None
-        self._met: set[str] = set()
         self._names: WeakKeyDictionary[TaskFunc, tuple[str, ...]] = WeakKeyDictionary()
 
     @hookimpl
@@ -115,7 +112,6 @@ class Failures:
             hide = settings.arguments == "hide"
             self._encoder = Encoder(settings.redact, settings.most_bytes, hide=hide)
         self._recorder = _recorder(settings)
-        self._met.clear()
 
     @hookimpl
     def qtasks_stop(self) -> None:
@@ -226,7 +222,6 @@ class Failures:
             error_arguments=self._error_arguments(error),
             replay_of=storable(original) if isinstance(original, str) else None,
             delay=outcome.delay,
-            log=self._log(run, group),
         )
 
     def _reason(self, error: BaseException | None) -> str:
@@ -235,15 +230,6 @@ class Failures:
             return ""
         told = tell(error, self._settings.most_bytes)
         return f"{told.error}: {told.message}" if told.message else told.error
-
-    def _log(self, run: RunningTask, group: str) -> Any:
-        """Return where to tell of a group that this process has not met; making one takes time."""
-        if group in self._met:
-            return None
-        if len(self._met) > MOST_MET:
-            self._met.clear()
-        self._met.add(group)
-        return run.log
 
     def _arguments(self, func: TaskFunc, message: TaskMessage) -> Arguments:
         if self._encoder is None:
