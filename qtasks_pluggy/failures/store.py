@@ -316,7 +316,7 @@ class _Transaction:
         there = self._connection.scalar(select(META.c.value).where(META.c.name == "runs")) or 0
         if there > self._keep.runs:
             deleted += self._delete(keys.limit(min(there - self._keep.runs, MOST_DELETED)))
-        if not deleted:
+        if deleted < MOST_DELETED:
             self._connection.execute(
                 delete(COUNTS).where(COUNTS.c.hour > ALTOGETHER, COUNTS.c.hour < hour_of(first))
             )
