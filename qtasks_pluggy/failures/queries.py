@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import attrs
 from sqlalchemy import URL, Connection, Row, Select, and_, bindparam, func, or_, select
 
 from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
@@ -257,7 +258,8 @@ def _newest_of_groups(
     by_group = wanted.where(RUNS.c.group_id == bindparam("the_group"))
     newest: list[Row[Any]] = []
     since = filters.since
-    for group in _found_groups(connection, filters):
+    # A group has its last error's text only, and a run is found by its own.
+    for group in _found_groups(connection, attrs.evolve(filters, text=None)):
         if group.last_seen < since:
             break  # they come newest first: no later one has a newer run
         rows = connection.execute(by_group, {"the_group": group.id, "the_time": since})
