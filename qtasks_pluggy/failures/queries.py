@@ -148,21 +148,22 @@ class Reader:
                 replay_of = connection.scalar(before)
         return found
 
-    def to_replay(self, filters: Filters, *, is_claimed: bool) -> list[str]:
+    def to_replay(self, filters: Filters, *, is_claimed: bool | None) -> list[str]:
         """Find the ids of runs to replay, the newest first: of failed ones, or as filters say.
 
         Args:
             filters: Which runs.
-            is_claimed: Whether a replay has claimed them.
+            is_claimed: Whether a replay has claimed them; None for either.
         """
-        claimed = RUNS.c.claimed_at
         wanted: Any = (
             _runs(filters)
-            .where(claimed.is_not(None) if is_claimed else claimed.is_(None))
             .with_only_columns(RUNS.c.uuid, RUNS.c.at)
             .order_by(RUNS.c.at.desc())
             .limit(filters.limit)
         )
+        if is_claimed is not None:
+            claimed = RUNS.c.claimed_at
+            wanted = wanted.where(claimed.is_not(None) if is_claimed else claimed.is_(None))
         if filters.status is None:
             wanted = wanted.where(RUNS.c.status.in_(FINAL))
         with self._engine.connect() as connection:

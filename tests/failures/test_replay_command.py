@@ -248,6 +248,16 @@ def test_limit_takes_the_newest_and_goes_on_with_the_others(shop):
         assert left == shop.marks(uuids)["free"]
 
 
+def test_again_keeps_to_the_limit(shop):
+    """Runs that were replayed before count like the others: the newest, and no more."""
+    uuids = shop.fail(*["tea"] * 4)
+    shop.replay(uuids[1], uuids[3], "--yes")
+
+    ended = shop.replay("--again", "--limit", "3", "--yes", "--json")
+
+    assert uuids[1:] == [one["replay_of"] for one in json.loads(ended.stdout)]
+
+
 def test_other_arguments(shop):
     """What is not given stays as recorded; tags are understood as show shows them."""
     (uuid,) = shop.fail("gold")

@@ -185,11 +185,9 @@ class _Found:
         """
         if selection.uuids:
             return self._named(selection.uuids)
-        uuids = reader.to_replay(selection.filters, is_claimed=False)
+        uuids = reader.to_replay(selection.filters, is_claimed=None if self._again else False)
         claimed = attrs.evolve(selection.filters, limit=None)
-        claimed_uuids = reader.to_replay(claimed, is_claimed=True)
-        if self._again:
-            uuids, claimed_uuids = [*uuids, *claimed_uuids], []
+        claimed_uuids = [] if self._again else reader.to_replay(claimed, is_claimed=True)
         chosen: list[str] = []
         others: Counter[str] = Counter()
         for run in self._claims.find([*reversed(uuids), *claimed_uuids]):
