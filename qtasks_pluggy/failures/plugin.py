@@ -137,7 +137,8 @@ class Failures:
         Raises:
             StoreError: It is not kept.
         """
-        if self._recorder is None or not self._settings.dead_letters:
+        recorder = self._recorder  # read once: the app may stop at any moment
+        if recorder is None or not self._settings.dead_letters:
             return None
         decided = (one.plugin for one in task_executor.trail if one.won and one.hook == TRIGGER)
         outcome = Outcome(
@@ -149,7 +150,7 @@ class Failures:
         )
         group = task_executor.fingerprint or ""
         record = self._record(task_executor, task_func, task_broker, outcome, group)
-        self._recorder.keep(record)
+        recorder.keep(record)
         return True
 
     @hookimpl
@@ -170,10 +171,11 @@ class Failures:
         is_wanted = outcome.status != "cancelled" or (
             outcome.decided_by is not None and outcome.error is not None
         )
-        if self._recorder is not None and is_wanted:
+        recorder = self._recorder
+        if recorder is not None and is_wanted:
             group = outcome.fingerprint or ""
             record = self._record(task_executor, task_func, task_broker, outcome, group)
-            self._recorder.add(record)
+            recorder.add(record)
 
     @hookimpl
     @when(outcome=("cancelled", "failed"))
@@ -191,10 +193,11 @@ class Failures:
         """
         is_cut = not isinstance(outcome.error, Exception) or not outcome.seconds
         is_wanted = outcome.decided_by is None and (outcome.status == "cancelled" or is_cut)
-        if self._recorder is not None and is_wanted:
+        recorder = self._recorder
+        if recorder is not None and is_wanted:
             reason = outcome.reason or self._reason(outcome.error)
             end = Outcome(status=outcome.status, attempt=outcome.attempt, reason=reason)
-            self._recorder.add(self._record(task_executor, task_func, task_broker, end, ""))
+            recorder.add(self._record(task_executor, task_func, task_broker, end, ""))
 
     def _record(
         self, run: RunningTask, func: TaskFunc, message: TaskMessage, outcome: Outcome, group: str
