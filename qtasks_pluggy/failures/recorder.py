@@ -62,7 +62,8 @@ class Recorder:
     def __init__(self, open_store: Callable[[], Store], name: str) -> None:
         self._open_store = open_store
         self._name = name
-        self._is_forked = self._is_held = False
+        self._is_forked = False
+        self._held: Writer | None = None
         self._begin()
         _recorders.add(self)
 
@@ -118,19 +119,21 @@ class Recorder:
         SQLite takes a child's connection for a sibling of what it inherited, and locks nothing.
         """
         writer = self._writer
-        self._is_held = writer is not None and writer.at_work.acquire(timeout=FORK_SECONDS)
-        if writer is not None and self._is_held:
+        if writer is not None and writer.at_work.acquire(timeout=FORK_SECONDS):
+            self._held = writer
             writer.store.close()
 
     def after_fork(self, *, in_child: bool) -> None:
         """Continue after a fork; a child starts with an empty buffer."""
+        # Not the writer of now: another thread may close the recorder meanwhile.
+        held, self._held = self._held, None
         if in_child:
             # Where the connection was not to be had it is at least not closed by this process.
             _of_parents.append(self._writer)
             self._is_forked = True
             self._begin()
-        elif self._writer is not None and self._is_held:
-            self._writer.at_work.release()
+        elif held is not None:
+            held.at_work.release()
 
 
 class Writer(threading.Thread):

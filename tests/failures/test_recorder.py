@@ -289,6 +289,22 @@ def test_records_after_a_stop_are_written_too(place, recording):
     assert {"failed": 2} == place.counts()
 
 
+def test_a_stop_during_a_fork_writes_what_waits(place, recording, told):
+    """The writer that the fork holds up goes on after it, though the recorder has let go of it."""
+    taking = recording()
+    taking.add(place.record())
+    taking.before_fork()
+    stop = threading.Thread(target=taking.close)
+    stop.start()
+    while taking._writer is not None:
+        time.sleep(0.001)
+    taking.after_fork(in_child=False)
+    stop.join()
+
+    assert {"failed": 1} == place.counts()
+    assert ["failure_group_new"] == [one["event"] for one in told]
+
+
 def test_a_stop_waits_for_a_lock_to_go_away(place, recording, monkeypatch):
     """A store that another process holds at the stop is written once it lets go."""
     monkeypatch.setattr("qtasks_pluggy.failures.store.LOCK_SECONDS", 0.05)
