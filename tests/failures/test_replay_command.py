@@ -135,6 +135,19 @@ def test_json_has_the_promised_fields_and_nothing_else(shop):
     assert "the task prints" in ended.stderr
 
 
+def test_json_is_alone_on_standard_output_whatever_an_app_prints(shop):
+    """An import, a start and a handler may print; that goes to standard error, as in a dry run."""
+    shop.fail("gold")
+    loud = "@app.on_error(KeyError)\ndef last():\n    print('a handler prints')\n"
+    shop.app.write_text(f"{SHOP}\nprint('an import prints')\n{loud}", "utf-8")
+
+    for words in (["--dry-run"], ["--yes"]):
+        ended = shop.replay(*words, "--json")
+        assert 1 == len(json.loads(ended.stdout))
+        assert "an import prints\n" in ended.stderr
+        assert "a handler prints\n" in ended.stderr
+
+
 def test_all_that_failed_are_replayed_and_their_group_is_resolved(shop):
     """Without ids and filters these are meant; each once, the oldest first; the act is a row."""
     uuids = shop.fail("tea", "tea", group="tea-group")
