@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
@@ -109,8 +109,14 @@ class Store:
 
     def retain(self, now: float) -> bool:
         """Delete some of what need not be kept; return whether there may be more."""
+        first = now - self._keep.days * 86_400
         with self._transaction() as transaction:
-            return transaction.retain(now)
+            has_more = transaction.delete_runs(first)
+        if not has_more:
+            # Another transaction, because writers lock groups before they lock all else.
+            with self._transaction() as transaction:
+                transaction.delete_groups(first)
+        return has_more
 
     @contextmanager
     def _transaction(self, *, is_durable: bool = False) -> Generator[_Transaction]:
@@ -195,9 +201,7 @@ class _Transaction:
         replays = [one for one in records if _is_good_replay(one)]
         if not replays:
             return records
-        ids = {one.uuid for one in replays} | {one.replay_of for one in replays}
-        found = self._connection.execute(_GROUPS_OF, {"uuids": list(ids)})
-        groups: dict[str | None, str] = {row.uuid: row.group_id for row in found}
+        groups = self._groups_of({one.replay_of for one in replays})
         groups |= {one.uuid: one.group for one in records if one.told is not None}
         placed = [
             attrs.evolve(one, group=groups.get(one.replay_of, "")) if _is_good_replay(one) else one
@@ -205,18 +209,26 @@ class _Transaction:
         ]
         return [one for one in placed if one.group or one.is_end]
 
+    def _groups_of(self, uuids: Collection[str | None]) -> dict[str | None, str]:
+        """Find the groups of stored runs, by the runs' ids."""
+        if not uuids:
+            return {}
+        found = self._connection.execute(_GROUPS_OF, {"uuids": list(uuids)})
+        return {row.uuid: row.group_id for row in found}
+
     def _write_groups(self, batch: Batch) -> News:
         groups: dict[str, list[Record]] = {}
         for record in (*batch.seen, *batch.records):
             if record.told is None:
                 continue
             groups.setdefault(record.group, []).append(record)
+        ended = self._groups_of({one.uuid for one in batch.records if one.is_end})
+        found = self._connection.execute(_THERE, {"ids": [*groups, *ended.values()]})
+        there = {row.id: row.state for row in found}
         if not groups:
             return News((), ())
         last = {group: max(some, key=_time) for group, some in groups.items()}
         rows = [_group_row(min(map(_time, groups[group])), last[group]) for group in sorted(groups)]
-        found = self._connection.execute(_THERE, {"ids": list(groups)})
-        there = {row.id: row.state for row in found}
         new = self._insert_groups([row for row in rows if row["id"] not in there])
         old = [row for row in rows if row["id"] not in new]
         if old:
@@ -308,23 +320,25 @@ class _Transaction:
         )
         self._delete(old)
 
-    def retain(self, now: float) -> bool:
-        """Delete some of what is too old or too much; return whether there may be more."""
-        first = now - self._keep.days * 86_400
+    def delete_runs(self, first: float) -> bool:
+        """Delete some runs that are too old or too many; return whether there may be more."""
         keys = select(RUNS.c.uuid, RUNS.c.app, RUNS.c.engine).order_by(RUNS.c.at)
         deleted = self._delete(keys.where(RUNS.c.at < first).limit(MOST_DELETED))
         there = self._connection.scalar(select(META.c.value).where(META.c.name == "runs")) or 0
         if there > self._keep.runs:
             deleted += self._delete(keys.limit(min(there - self._keep.runs, MOST_DELETED)))
-        if deleted < MOST_DELETED:
-            self._connection.execute(
-                delete(COUNTS).where(COUNTS.c.hour > ALTOGETHER, COUNTS.c.hour < hour_of(first))
-            )
-            self._connection.execute(delete(ACTS).where(ACTS.c.at < first))
-            unseen = select(GROUPS.c.id).where(GROUPS.c.last_seen < first)
-            self._connection.execute(delete(COUNTS).where(COUNTS.c.group_id.in_(unseen)))
-            self._connection.execute(delete(GROUPS).where(GROUPS.c.last_seen < first))
         return deleted >= MOST_DELETED
+
+    def delete_groups(self, first: float) -> None:
+        """Delete groups that were last seen before a time, and counts and acts from before it."""
+        unseen = select(GROUPS.c.id).where(GROUPS.c.last_seen < first)
+        self._connection.execute(unseen.with_for_update())
+        self._connection.execute(
+            delete(COUNTS).where(COUNTS.c.hour > ALTOGETHER, COUNTS.c.hour < hour_of(first))
+        )
+        self._connection.execute(delete(COUNTS).where(COUNTS.c.group_id.in_(unseen)))
+        self._connection.execute(delete(GROUPS).where(GROUPS.c.last_seen < first))
+        self._connection.execute(delete(ACTS).where(ACTS.c.at < first))
 
     def _delete(self, keys: Select[Any, Any, Any]) -> int:
         found = [
@@ -332,7 +346,7 @@ class _Transaction:
             for row in self._connection.execute(keys)
         ]
         if found:
-            for table in (ATTEMPTS, RUNS):
+            for table in (RUNS, ATTEMPTS):
                 self._many(_BY_RUN[table.name], found)
             self._add_to("runs", -len(found))
         return len(found)
@@ -414,8 +428,12 @@ _TRAIL: Final = (
 _OF_RECORD: Final = tuple(
     name for name in _names(RUNS) if name in attrs.fields_dict(Record) and name != "arguments"
 )
-_THERE: Final = select(GROUPS.c.id, GROUPS.c.state).where(
-    GROUPS.c.id.in_(bindparam("ids", expanding=True))
+# Locked first, all of a batch in one order, so that no two processes wait for each other.
+_THERE: Final = (
+    select(GROUPS.c.id, GROUPS.c.state)
+    .where(GROUPS.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(GROUPS.c.id)
+    .with_for_update()
 )
 _SEEN_AGAIN: Final = (
     update(GROUPS)
