@@ -23,7 +23,17 @@ from qtasks_pluggy.failures.records import (
     RunKey,
     hour_of,
 )
-from qtasks_pluggy.failures.schema import ACTS, ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
+from qtasks_pluggy.failures.schema import (
+    ACTS,
+    ALTOGETHER,
+    ATTEMPTS,
+    COUNTS,
+    GROUPS,
+    GROUPS_OF,
+    KEY,
+    META,
+    RUNS,
+)
 
 LOCK_SECONDS: Final = 1.0
 """Seconds that a batch waits for another process that writes; after that, it is retried later."""
@@ -192,8 +202,7 @@ class _Transaction:
                 seen = update(GROUPS).where(GROUPS.c.id == places[run][0])
                 seen = seen.where(GROUPS.c.last_seen < end.at).values(last_seen=end.at)
                 self._connection.execute(seen)
-            key = zip(("uuid", "app", "engine"), run, strict=True)
-            its = [RUNS.c[name] == value for name, value in key]
+            its = [RUNS.c[name] == value for name, value in zip(KEY, run, strict=True)]
             self._connection.execute(update(RUNS).where(*its).values(values))
 
     def _placed(self, records: Sequence[Record]) -> Sequence[Record]:
@@ -213,7 +222,7 @@ class _Transaction:
         """Find the groups of stored runs, by the runs' ids."""
         if not uuids:
             return {}
-        found = self._connection.execute(_GROUPS_OF, {"uuids": list(uuids)})
+        found = self._connection.execute(GROUPS_OF, {"uuids": list(uuids)})
         return {row.uuid: row.group_id for row in found}
 
     def _write_groups(self, batch: Batch) -> News:
@@ -311,7 +320,7 @@ class _Transaction:
         """Delete all but the newest few of a group's recovered or retried runs of an hour."""
         begin = hour * 3600.0
         old = (
-            select(RUNS.c.uuid, RUNS.c.app, RUNS.c.engine)
+            select(*_RUN)
             .where(RUNS.c.group_id == group, RUNS.c.status == status)
             .where(RUNS.c.at >= begin, RUNS.c.at < begin + 3600)
             .order_by(RUNS.c.at.desc())
@@ -322,7 +331,7 @@ class _Transaction:
 
     def delete_runs(self, first: float) -> bool:
         """Delete some runs that are too old or too many; return whether there may be more."""
-        keys = select(RUNS.c.uuid, RUNS.c.app, RUNS.c.engine).order_by(RUNS.c.at)
+        keys = select(*_RUN).order_by(RUNS.c.at)
         deleted = self._delete(keys.where(RUNS.c.at < first).limit(MOST_DELETED))
         there = self._connection.scalar(select(META.c.value).where(META.c.name == "runs")) or 0
         if there > self._keep.runs:
@@ -341,10 +350,7 @@ class _Transaction:
         self._connection.execute(delete(ACTS).where(ACTS.c.at < first))
 
     def _delete(self, keys: Select[Any, Any, Any]) -> int:
-        found = [
-            {"the_uuid": row.uuid, "the_app": row.app, "the_engine": row.engine}
-            for row in self._connection.execute(keys)
-        ]
+        found = [dict(row) for row in self._connection.execute(keys).mappings()]
         if found:
             for table in (RUNS, ATTEMPTS):
                 self._many(_BY_RUN[table.name], found)
@@ -400,7 +406,7 @@ def _run_row(record: Record) -> Row:
 
 def _attempt_row(record: Record) -> Row:
     return {
-        **dict(zip(("uuid", "app", "engine"), record.run, strict=True)),
+        **dict(zip(KEY, record.run, strict=True)),
         "attempt": record.attempt,
         **_error_of(record),
         "traceback": "" if record.told is None else record.told.traceback,
@@ -447,18 +453,12 @@ _REGRESSED: Final = (
     .where(GROUPS.c.state_since < bindparam("the_time"))
     .values(state="regressed", state_since=bindparam("the_time"))
 )
-_GROUPS_OF: Final = select(RUNS.c.uuid, RUNS.c.group_id).where(
-    RUNS.c.uuid.in_(bindparam("uuids", expanding=True))
-)
+_RUN: Final = [RUNS.c[name] for name in KEY]
 _KNOWN: Final = select(
-    *(RUNS.c[name] for name in ("uuid", "app", "engine")),
+    *_RUN,
     *(RUNS.c[name] for name in ("group_id", "status", "attempts", "decided_by", "at")),
 ).where(RUNS.c.uuid.in_(bindparam("uuids", expanding=True)))
 _BY_RUN: Final = {
-    table.name: delete(table).where(
-        table.c.uuid == bindparam("the_uuid"),
-        table.c.app == bindparam("the_app"),
-        table.c.engine == bindparam("the_engine"),
-    )
+    table.name: delete(table).where(*(table.c[name] == bindparam(name) for name in KEY))
     for table in (ATTEMPTS, RUNS)
 }
