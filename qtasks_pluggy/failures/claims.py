@@ -13,6 +13,7 @@ from typing import Any, Final
 import attrs
 from sqlalchemy import URL, Row, select, update
 
+from qtasks_pluggy.failures.acts import note
 from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
 from qtasks_pluggy.failures.queries import parts
 from qtasks_pluggy.failures.records import FINAL, WAITING, RunKey
@@ -150,11 +151,8 @@ class Claims:
             who: The person who replays.
             scope: What was asked for, for people.
         """
-        row = {"at": time.time(), "who": who, "act": "replay", "scope": scope, "number": number}
         with self._writing.begin() as connection:
-            key = connection.execute(ACTS.insert(), row).inserted_primary_key
-        assert key is not None  # noqa: S101  # an insert of one row has one
-        return int(key[0])
+            return note(connection, "replay", number, who=who, scope=scope)
 
     def end_act(self, act: int, number: int) -> None:
         """Record how many runs a replay has sent."""
