@@ -304,12 +304,16 @@ class _Transaction:
         upsert = insert.on_conflict_do_update(index_elements=key, set_=values, where=newer)
         self._many(upsert, rows)
 
-    def _many(self, statement: Any, rows: list[Row]) -> None:
-        """Execute a statement for each row without SQLAlchemy's work per row, in half the time."""
-        if rows:
-            names = list(rows[0])
-            compiled = statement.compile(dialect=self._connection.dialect, column_keys=names)
-            self._connection.exec_driver_sql(str(compiled), rows)
+    def _many(self, statement: Any, rows: list[Row]) -> int:
+        """Execute a statement for each row without SQLAlchemy's work per row, in half the time.
+
+        Returns how many rows of the table it has changed.
+        """
+        if not rows:
+            return 0
+        names = list(rows[0])
+        compiled = statement.compile(dialect=self._connection.dialect, column_keys=names)
+        return self._connection.exec_driver_sql(str(compiled), rows).rowcount
 
     def _add_to(self, name: str, number: int) -> None:
         if number:
@@ -352,9 +356,9 @@ class _Transaction:
     def _delete(self, keys: Select[Any, Any, Any]) -> int:
         found = [dict(row) for row in self._connection.execute(keys).mappings()]
         if found:
-            for table in (RUNS, ATTEMPTS):
-                self._many(_BY_RUN[table.name], found)
-            self._add_to("runs", -len(found))
+            # Not all that were found: another process may delete the same ones.
+            self._add_to("runs", -self._many(_BY_RUN[RUNS.name], found))
+            self._many(_BY_RUN[ATTEMPTS.name], found)
         return len(found)
 
 
