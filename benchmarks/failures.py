@@ -74,7 +74,6 @@ def records(number: int) -> Iterator[Record]:
             arguments=encoder.encode((one,), {"to": "EUR"}),
             error_arguments=encoder.encode((one,), {}).text,
             replay_of=None,
-            log=None,
         )
 
 

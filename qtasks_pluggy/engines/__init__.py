@@ -29,6 +29,7 @@ from qtasks_hookspecs import TaskMessage
 from qtasks_pluggy._fork import after_fork, lock_of
 from qtasks_pluggy._lifecycle import WorkerLifespan
 from qtasks_pluggy._log import event as log_event
+from qtasks_pluggy._plugins.filters import loaded_class
 from qtasks_pluggy._run.executor import TaskExecutor
 from qtasks_pluggy._submit.calls import is_here, is_pending, pauses, wait_for
 from qtasks_pluggy._submit.lookup import url_options
@@ -74,6 +75,7 @@ __all__ = [
     "is_pending",
     "is_started",
     "load_plugins",
+    "loaded_class",
     "lock_of",
     "log_event",
     "pauses",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import attrs
@@ -56,7 +55,10 @@ def change_groups(url: URL, act: str, groups: Iterable[str], *, who: str, scope:
         sqlalchemy.exc.SQLAlchemyError: It cannot be written.
     """
     change, now = CHANGES[act], time.time()
-    with acting(url) as connection:
+    must_be_there(url)
+    engine = engine_for(url, seconds=ACT_SECONDS, writes=True)
+    with connect(engine) as connection, connection.begin():
+        check(connection)
         # In one order in every process, so that none waits for another that waits for it.
         changed = [
             group
@@ -72,26 +74,8 @@ def change_groups(url: URL, act: str, groups: Iterable[str], *, who: str, scope:
     return changed
 
 
-@contextmanager
-def acting(url: URL) -> Generator[Connection]:
-    """Open a store for an act, in one transaction.
-
-    Args:
-        url: Where it is.
-
-    Raises:
-        StoreError: There is no store, or it is not of this version.
-        sqlalchemy.exc.SQLAlchemyError: It cannot be written.
-    """
-    must_be_there(url)
-    engine = engine_for(url, seconds=ACT_SECONDS, writes=True)
-    with connect(engine) as connection, connection.begin():
-        check(connection)
-        yield connection
-
-
-def note(connection: Connection, act: str, number: int, *, who: str, scope: str) -> None:
-    """Write down an act.
+def note(connection: Connection, act: str, number: int, *, who: str, scope: str) -> int:
+    """Write down an act; return its id.
 
     Args:
         connection: The store, in a transaction.
@@ -101,4 +85,6 @@ def note(connection: Connection, act: str, number: int, *, who: str, scope: str)
         scope: What was asked for, for people.
     """
     row = {"at": time.time(), "who": who, "act": act, "scope": scope, "number": number}
-    connection.execute(ACTS.insert(), row)
+    key = connection.execute(ACTS.insert(), row).inserted_primary_key
+    assert key is not None  # noqa: S101  # an insert of one row has one
+    return int(key[0])

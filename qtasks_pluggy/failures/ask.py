@@ -7,17 +7,15 @@ of a class with the same name. Nothing is imported because a record says so.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any
 
 import attrs
 
 from qtasks_hookspecs import TaskMessage
 from qtasks_hookspecs.exc import PluginError, TaskNameError
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines import executor_for
+from qtasks_pluggy.engines import executor_for, loaded_class
 from qtasks_pluggy.failures.claims import Recorded
 from qtasks_pluggy.failures.records import TRIGGER
 from qtasks_pluggy.failures.replay import OtherArguments
@@ -97,8 +95,8 @@ def rebuilt(run: Recorded) -> tuple[Exception, bool] | None:
         The error, and whether it is a stand-in; None if it is not an ``Exception``, because plugins
         are not asked about those.
     """
-    kind = _loaded(run.error)
-    if kind is None:
+    kind = loaded_class(run.error if "." in run.error else f"builtins.{run.error}")
+    if kind is None or not issubclass(kind, BaseException):
         return _named_alike(run), True
     if not issubclass(kind, Exception):
         return None
@@ -123,20 +121,3 @@ def _named_alike(run: Recorded) -> Exception:
     kind = type(name or "Exception", (Exception,), {"__module__": module or "builtins"})
     error: Exception = kind(run.message)
     return error
-
-
-def _loaded(name: str) -> type[BaseException] | None:
-    """Find a class of errors among the modules that are loaded."""
-    path, parts = f"builtins.{name}" if "." not in name else name, list[str]()
-    while "." in path:
-        path, _, part = path.rpartition(".")
-        parts.insert(0, part)
-        found: Any = sys.modules.get(path)
-        if found is None:
-            continue
-        for one in parts:
-            # Not getattr: a module's own may import.
-            found = getattr(found, "__dict__", {}).get(one)
-        is_error = isinstance(found, type) and issubclass(found, BaseException)
-        return found if is_error else None
-    return None

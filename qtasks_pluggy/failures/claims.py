@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any, Final
 
 import attrs
-from sqlalchemy import URL, Row, and_, select, update
+from sqlalchemy import URL, Row, select, update
 
+from qtasks_pluggy.failures.acts import note
 from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
+from qtasks_pluggy.failures.queries import parts
 from qtasks_pluggy.failures.records import FINAL, WAITING, RunKey
-from qtasks_pluggy.failures.schema import ACTS, ATTEMPTS, RUNS
+from qtasks_pluggy.failures.schema import ACTS, ATTEMPTS, KEY, NEWEST, RUNS
 
 LOCK_SECONDS: Final = 10.0
 """How long a claim or a mark waits for other writers."""
-MOST_ASKED: Final = 500
-"""Runs that one query asks for."""
 
 
 @attrs.frozen(kw_only=True)
@@ -96,8 +95,7 @@ class Claims:
         Args:
             uuids: The ids; those of no run are left out.
         """
-        waiting = iter(uuids)
-        while some := list(islice(waiting, MOST_ASKED)):
+        for some in parts(uuids):
             with self._reading.connect() as connection:
                 rows = connection.execute(_RECORDED.where(RUNS.c.uuid.in_(some))).all()
             found = {row.uuid: _recorded(row) for row in sorted(rows, key=lambda row: row.at)}
@@ -153,11 +151,8 @@ class Claims:
             who: The person who replays.
             scope: What was asked for, for people.
         """
-        row = {"at": time.time(), "who": who, "act": "replay", "scope": scope, "number": number}
         with self._writing.begin() as connection:
-            key = connection.execute(ACTS.insert(), row).inserted_primary_key
-        assert key is not None  # noqa: S101  # an insert of one row has one
-        return int(key[0])
+            return note(connection, "replay", number, who=who, scope=scope)
 
     def end_act(self, act: int, number: int) -> None:
         """Record how many runs a replay has sent."""
@@ -176,16 +171,14 @@ class Claims:
         over = select(RUNS.c.uuid, RUNS.c.status, RUNS.c.group_id).where(RUNS.c.status != WAITING)
         found: dict[str, tuple[str, str]] = {}
         with self._reading.connect() as connection:
-            for begin in range(0, len(uuids), MOST_ASKED):
-                some = uuids[begin : begin + MOST_ASKED]
+            for some in parts(uuids):
                 for row in connection.execute(over.where(RUNS.c.uuid.in_(some))):
                     found[row.uuid] = row.status, row.group_id
         return found
 
 
 def _of(key: RunKey) -> Any:
-    names = ("uuid", "app", "engine")
-    return update(RUNS).where(*(RUNS.c[name] == one for name, one in zip(names, key, strict=True)))
+    return update(RUNS).where(*(RUNS.c[name] == one for name, one in zip(KEY, key, strict=True)))
 
 
 def _recorded(row: Row[Any]) -> Recorded:
@@ -198,12 +191,4 @@ def _recorded(row: Row[Any]) -> Recorded:
 
 _RECORDED: Final = select(
     RUNS, ATTEMPTS.c.error, ATTEMPTS.c.message, ATTEMPTS.c.error_arguments
-).select_from(
-    RUNS.outerjoin(
-        ATTEMPTS,
-        and_(
-            *(ATTEMPTS.c[name] == RUNS.c[name] for name in ("uuid", "app", "engine")),
-            ATTEMPTS.c.attempt == RUNS.c.attempts,
-        ),
-    )
-)
+).select_from(NEWEST)

@@ -80,8 +80,8 @@ def read_url(given: str) -> URL:
 
 
 def shown(url: URL) -> str:
-    """Return a URL as it can be shown, without its password."""
-    return url.render_as_string(hide_password=True)
+    """Return a URL as it can be shown, without its password, which its query may hold too."""
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def why(error: Exception) -> str:

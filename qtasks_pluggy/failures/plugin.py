@@ -31,8 +31,6 @@ from qtasks_pluggy.failures.values import Arguments, Encoder, cut, storable
 if TYPE_CHECKING:
     from qtasks_pluggy.failures.recorder import Recorder
 
-MOST_MET: Final = 10_000
-"""Groups that are remembered as logged."""
 _DROPPED: Final = Arguments(None, "its arguments are not kept: arguments = 'drop'")
 
 
@@ -96,7 +94,6 @@ class Failures:
         self._settings = FailuresSettings()
         self._encoder: Encoder | None = None
         self._recorder: Recorder | None = None
-        self._met: set[str] = set()
         self._names: WeakKeyDictionary[TaskFunc, tuple[str, ...]] = WeakKeyDictionary()
 
     @hookimpl
@@ -115,7 +112,6 @@ class Failures:
             hide = settings.arguments == "hide"
             self._encoder = Encoder(settings.redact, settings.most_bytes, hide=hide)
         self._recorder = _recorder(settings)
-        self._met.clear()
 
     @hookimpl
     def qtasks_stop(self) -> None:
@@ -141,7 +137,8 @@ class Failures:
         Raises:
             StoreError: It is not kept.
         """
-        if self._recorder is None or not self._settings.dead_letters:
+        recorder = self._recorder  # read once: the app may stop at any moment
+        if recorder is None or not self._settings.dead_letters:
             return None
         decided = (one.plugin for one in task_executor.trail if one.won and one.hook == TRIGGER)
         outcome = Outcome(
@@ -153,7 +150,7 @@ class Failures:
         )
         group = task_executor.fingerprint or ""
         record = self._record(task_executor, task_func, task_broker, outcome, group)
-        self._recorder.keep(record)
+        recorder.keep(record)
         return True
 
     @hookimpl
@@ -174,10 +171,11 @@ class Failures:
         is_wanted = outcome.status != "cancelled" or (
             outcome.decided_by is not None and outcome.error is not None
         )
-        if self._recorder is not None and is_wanted:
+        recorder = self._recorder
+        if recorder is not None and is_wanted:
             group = outcome.fingerprint or ""
             record = self._record(task_executor, task_func, task_broker, outcome, group)
-            self._recorder.add(record)
+            recorder.add(record)
 
     @hookimpl
     @when(outcome=("cancelled", "failed"))
@@ -195,10 +193,11 @@ class Failures:
         """
         is_cut = not isinstance(outcome.error, Exception) or not outcome.seconds
         is_wanted = outcome.decided_by is None and (outcome.status == "cancelled" or is_cut)
-        if self._recorder is not None and is_wanted:
+        recorder = self._recorder
+        if recorder is not None and is_wanted:
             reason = outcome.reason or self._reason(outcome.error)
             end = Outcome(status=outcome.status, attempt=outcome.attempt, reason=reason)
-            self._recorder.add(self._record(task_executor, task_func, task_broker, end, ""))
+            recorder.add(self._record(task_executor, task_func, task_broker, end, ""))
 
     def _record(
         self, run: RunningTask, func: TaskFunc, message: TaskMessage, outcome: Outcome, group: str
@@ -226,7 +225,6 @@ class Failures:
             error_arguments=self._error_arguments(error),
             replay_of=storable(original) if isinstance(original, str) else None,
             delay=outcome.delay,
-            log=self._log(run, group),
         )
 
     def _reason(self, error: BaseException | None) -> str:
@@ -235,15 +233,6 @@ class Failures:
             return ""
         told = tell(error, self._settings.most_bytes)
         return f"{told.error}: {told.message}" if told.message else told.error
-
-    def _log(self, run: RunningTask, group: str) -> Any:
-        """Return where to tell of a group that this process has not met; making one takes time."""
-        if group in self._met:
-            return None
-        if len(self._met) > MOST_MET:
-            self._met.clear()
-        self._met.add(group)
-        return run.log
 
     def _arguments(self, func: TaskFunc, message: TaskMessage) -> Arguments:
         if self._encoder is None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Row, Select, and_, bindparam, func, or_, select
+import attrs
+from sqlalchemy import URL, Connection, Row, Select, bindparam, func, or_, select
 
 from qtasks_pluggy.failures.connection import check, connect, engine_for, must_be_there
 from qtasks_pluggy.failures.records import (
@@ -35,13 +36,18 @@ from qtasks_pluggy.failures.schema import (
     ATTEMPTS,
     COUNTS,
     GROUPS,
+    GROUPS_OF,
     IS_IGNORED,
+    KEY,
     META,
+    NEWEST,
     RUNS,
 )
 
 MOST_ORIGINALS: Final = 100
 """How far back the lineage of a run is followed."""
+MOST_ASKED: Final = 500
+"""Values that one statement asks for."""
 READ_SECONDS: Final = 5.0
 """How long to wait while the store is locked."""
 
@@ -93,12 +99,7 @@ class Reader:
         wanted = _runs(filters).order_by(RUNS.c.at.desc()).limit(filters.limit)
         if filters.status is None:
             wanted = wanted.where(RUNS.c.status != GOOD_REPLAY)
-        with self._engine.connect() as connection:
-            if _narrows_groups(connection, filters):
-                rows = _newest_of_groups(connection, filters, wanted)
-            else:
-                rows = connection.execute(wanted, {"the_time": filters.since}).all()
-        return [_run(row) for row in rows]
+        return [_run(row) for row in self._newest(filters, wanted)]
 
     def run(self, uuid: str) -> WholeRun | None:
         """Find one run with all that is kept of it; if two have the id, the newer one."""
@@ -108,7 +109,7 @@ class Reader:
             row = connection.execute(last, {"the_time": 0.0}).first()
             if row is None:
                 return None
-            key = [ATTEMPTS.c[name] == getattr(row, name) for name in ("uuid", "app", "engine")]
+            key = [ATTEMPTS.c[name] == getattr(row, name) for name in KEY]
             attempts = connection.execute(
                 select(ATTEMPTS).where(*key).order_by(ATTEMPTS.c.attempt)
             ).all()
@@ -147,29 +148,32 @@ class Reader:
                 replay_of = connection.scalar(before)
         return found
 
-    def to_replay(self, filters: Filters, *, is_claimed: bool) -> list[str]:
+    def to_replay(self, filters: Filters, *, is_claimed: bool | None) -> list[str]:
         """Find the ids of runs to replay, the newest first: of failed ones, or as filters say.
 
         Args:
             filters: Which runs.
-            is_claimed: Whether a replay has claimed them.
+            is_claimed: Whether a replay has claimed them; None for either.
         """
-        claimed = RUNS.c.claimed_at
         wanted: Any = (
             _runs(filters)
-            .where(claimed.is_not(None) if is_claimed else claimed.is_(None))
             .with_only_columns(RUNS.c.uuid, RUNS.c.at)
             .order_by(RUNS.c.at.desc())
             .limit(filters.limit)
         )
+        if is_claimed is not None:
+            claimed = RUNS.c.claimed_at
+            wanted = wanted.where(claimed.is_not(None) if is_claimed else claimed.is_(None))
         if filters.status is None:
             wanted = wanted.where(RUNS.c.status.in_(FINAL))
+        return [row.uuid for row in self._newest(filters, wanted)]
+
+    def _newest(self, filters: Filters, wanted: Select[Any]) -> Sequence[Row[Any]]:
+        """Find the newest of the wanted runs."""
         with self._engine.connect() as connection:
             if _narrows_groups(connection, filters):
-                rows = _newest_of_groups(connection, filters, wanted)
-            else:
-                rows = connection.execute(wanted, {"the_time": filters.since}).all()
-        return [row.uuid for row in rows]
+                return _newest_of_groups(connection, filters, wanted)
+            return connection.execute(wanted, {"the_time": filters.since}).all()
 
     def ids_from(self, beginning: str, limit: int) -> list[str]:
         """Find the ids of runs that begin with some characters, in order.
@@ -188,8 +192,8 @@ class Reader:
         with self._engine.connect() as connection:
             return {
                 uuid: group
-                for some in _parts(uuids)
-                for uuid, group in connection.execute(_GROUPS_OF, {"uuids": some})
+                for some in parts(uuids)
+                for uuid, group in connection.execute(GROUPS_OF, {"uuids": some})
             }
 
     def acts(self, limit: int, before: int | None = None) -> list[Act]:
@@ -257,7 +261,8 @@ def _newest_of_groups(
     by_group = wanted.where(RUNS.c.group_id == bindparam("the_group"))
     newest: list[Row[Any]] = []
     since = filters.since
-    for group in _found_groups(connection, filters):
+    # A group has its last error's text only, and a run is found by its own.
+    for group in _found_groups(connection, attrs.evolve(filters, text=None)):
         if group.last_seen < since:
             break  # they come newest first: no later one has a newer run
         rows = connection.execute(by_group, {"the_group": group.id, "the_time": since})
@@ -296,9 +301,7 @@ def _replays(connection: Connection, run: Row[Any]) -> list[Repetition]:
 
 def _runs(filters: Filters) -> Select[Any]:
     """Select runs with the errors of their newest attempts."""
-    same = [ATTEMPTS.c[name] == RUNS.c[name] for name in ("uuid", "app", "engine")]
-    newest = RUNS.outerjoin(ATTEMPTS, and_(*same, ATTEMPTS.c.attempt == RUNS.c.attempts))
-    wanted = select(RUNS, ATTEMPTS.c.error, ATTEMPTS.c.message).select_from(newest)
+    wanted = select(RUNS, ATTEMPTS.c.error, ATTEMPTS.c.message).select_from(NEWEST)
     wanted = wanted.where(RUNS.c.at >= bindparam("the_time"))
     if filters.status is not None:
         wanted = wanted.where(RUNS.c.status == filters.status)
@@ -346,10 +349,10 @@ def _counts(connection: Connection, groups: Iterable[str]) -> dict[str, dict[str
     return {group: dict(sorted(counts.items())) for group, counts in found.items()}
 
 
-def _parts(values: Iterable[str]) -> Iterator[list[str]]:
-    """Cut values in parts that fit into one statement."""
+def parts(values: Iterable[str]) -> Iterator[list[str]]:
+    """Cut values into parts that fit into one statement."""
     left = iter(values)
-    while some := list(islice(left, 500)):
+    while some := list(islice(left, MOST_ASKED)):
         yield some
 
 
@@ -357,9 +360,4 @@ def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-_GROUPS_OF: Final = (
-    select(RUNS.c.uuid, RUNS.c.group_id)
-    .where(RUNS.c.uuid.in_(bindparam("uuids", expanding=True)))
-    .order_by(RUNS.c.at)
-)
 _AN_IGNORED: Final = select(GROUPS.c.id).where(IS_IGNORED).limit(1)

@@ -20,11 +20,12 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import attrs
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
+from qtasks_pluggy.engines import log_event
 from qtasks_pluggy.failures.buffer import LETTER_SECONDS, Buffer, Letter, Letters
 from qtasks_pluggy.failures.connection import StoreError, why
 from qtasks_pluggy.failures.records import Record
@@ -61,8 +62,8 @@ class Recorder:
     def __init__(self, open_store: Callable[[], Store], name: str) -> None:
         self._open_store = open_store
         self._name = name
-        self._is_forked = self._is_held = False
-        self._log: Any = None
+        self._is_forked = False
+        self._held: Writer | None = None
         self._begin()
         _recorders.add(self)
 
@@ -73,7 +74,7 @@ class Recorder:
 
     def add(self, record: Record) -> None:
         """Take a record from a run."""
-        while not self._open_buffer(record.log).add(record):
+        while not self._open_buffer().add(record):
             pass  # it was closed meanwhile: the next one is open
 
     def keep(self, record: Record) -> None:
@@ -83,7 +84,7 @@ class Recorder:
             StoreError: It was not written.
         """
         letter = Letter(record)
-        while not self._open_buffer(record.log).add_letter(letter):
+        while not self._open_buffer().add_letter(letter):
             pass  # as above
         try:
             letter.written.result(letter.until - time.monotonic())
@@ -92,14 +93,11 @@ class Recorder:
             msg = f"{self._name} did not accept the dead letter within {LETTER_SECONDS:g} seconds"
             raise StoreError(msg) from None
 
-    def _open_buffer(self, log: Any) -> Buffer:
+    def _open_buffer(self) -> Buffer:
         with self._lock:
             if self._writer is None or not self._writer.is_alive():
                 self._writer = Writer(self._buffer, self._open_store(), self._name)
                 self._writer.start()
-            if log is not None:
-                self._log = log
-            self._writer.log = self._log
             return self._buffer
 
     def close(self) -> None:
@@ -111,9 +109,9 @@ class Recorder:
             self._begin()
         buffer.close()
         writer.join(DRAIN_SECONDS)
-        lost = buffer.give_up() if writer.is_alive() else 0
-        if lost:
-            writer.tell_unavailable("it takes too long", lost)
+        reason = "it takes too long" if writer.is_alive() else "the thread that writes has ended"
+        if lost := buffer.give_up():
+            writer.tell_unavailable(reason, lost)
 
     def before_fork(self) -> None:
         """Close the connection, and keep the store at rest until the fork is done.
@@ -121,19 +119,21 @@ class Recorder:
         SQLite takes a child's connection for a sibling of what it inherited, and locks nothing.
         """
         writer = self._writer
-        self._is_held = writer is not None and writer.at_work.acquire(timeout=FORK_SECONDS)
-        if writer is not None and self._is_held:
+        if writer is not None and writer.at_work.acquire(timeout=FORK_SECONDS):
+            self._held = writer
             writer.store.close()
 
     def after_fork(self, *, in_child: bool) -> None:
         """Continue after a fork; a child starts with an empty buffer."""
+        # Not the writer of now: another thread may close the recorder meanwhile.
+        held, self._held = self._held, None
         if in_child:
             # Where the connection was not to be had it is at least not closed by this process.
             _of_parents.append(self._writer)
             self._is_forked = True
             self._begin()
-        elif self._writer is not None and self._is_held:
-            self._writer.at_work.release()
+        elif held is not None:
+            held.at_work.release()
 
 
 class Writer(threading.Thread):
@@ -153,7 +153,6 @@ class Writer(threading.Thread):
         self._pause = FIRST_PAUSE
         self._told_at = self._retained_at = -TELL_EVERY
         self.at_work: Final = threading.Lock()
-        self.log: Any = None
 
     def run(self) -> None:
         """Write batches, and delete what is too old."""
@@ -214,11 +213,10 @@ class Writer(threading.Thread):
         self._tell(news)
 
     def _tell(self, news: News) -> None:
-        log = self.log.new()
         for one in news.new:
-            log.error("failure_group_new", **_told(one))
+            log_event("error", "failure_group_new", **_told(one))
         for one in news.regressed:
-            log.error("failure_group_regressed", **_told(one))
+            log_event("error", "failure_group_regressed", **_told(one))
 
     def _go_on(self, batch: Batch, error: Exception) -> None:
         """Keep a batch for later, unless the writer is closing or the batch itself is at fault."""
@@ -249,13 +247,12 @@ class Writer(threading.Thread):
 
     def tell_unavailable(self, reason: str, lost: int) -> None:
         """Log that the store cannot be used now."""
-        waiting = len(self._buffer)
-        log = self.log.new()
-        log.error(
+        log_event(
+            "error",
             "failures_store_unavailable",
             store=self._store_name,
             why=reason,
-            waiting=waiting,
+            waiting=len(self._buffer),
             lost=lost,
         )
 

@@ -58,7 +58,6 @@ class Record:
         error_arguments: The error's own arguments, as text; None if they cannot be read back.
         replay_of: The id of the run that this one repeats; None if it repeats none.
         delay: Seconds until the next attempt; None if nobody gave any.
-        log: The logger for news about the group; None for the one used last.
     """
 
     uuid: str
@@ -80,7 +79,6 @@ class Record:
     error_arguments: str | None
     replay_of: str | None
     delay: float | None = None
-    log: Any = attrs.field(repr=False, eq=False)
 
     @property
     def run(self) -> RunKey:

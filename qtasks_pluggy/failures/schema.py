@@ -26,7 +26,10 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
+    bindparam,
     literal_column,
+    select,
 )
 
 VERSION: Final = 2
@@ -138,3 +141,19 @@ ACTS: Final = Table(
     Column("number", Integer, nullable=False),
     Index("failures_acts_by_time", "at"),
 )
+
+KEY: Final = ("uuid", "app", "engine")
+"""What tells one run from another."""
+NEWEST: Final = RUNS.outerjoin(
+    ATTEMPTS,
+    and_(
+        *(ATTEMPTS.c[name] == RUNS.c[name] for name in KEY), ATTEMPTS.c.attempt == RUNS.c.attempts
+    ),
+)
+"""Runs with their newest attempts."""
+GROUPS_OF: Final = (
+    select(RUNS.c.uuid, RUNS.c.group_id)
+    .where(RUNS.c.uuid.in_(bindparam("uuids", expanding=True)))
+    .order_by(RUNS.c.at)
+)
+"""Finds the groups of the runs with some ids."""

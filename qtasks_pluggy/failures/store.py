@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
@@ -23,7 +23,17 @@ from qtasks_pluggy.failures.records import (
     RunKey,
     hour_of,
 )
-from qtasks_pluggy.failures.schema import ACTS, ALTOGETHER, ATTEMPTS, COUNTS, GROUPS, META, RUNS
+from qtasks_pluggy.failures.schema import (
+    ACTS,
+    ALTOGETHER,
+    ATTEMPTS,
+    COUNTS,
+    GROUPS,
+    GROUPS_OF,
+    KEY,
+    META,
+    RUNS,
+)
 
 LOCK_SECONDS: Final = 1.0
 """Seconds that a batch waits for another process that writes; after that, it is retried later."""
@@ -109,8 +119,14 @@ class Store:
 
     def retain(self, now: float) -> bool:
         """Delete some of what need not be kept; return whether there may be more."""
+        first = now - self._keep.days * 86_400
         with self._transaction() as transaction:
-            return transaction.retain(now)
+            has_more = transaction.delete_runs(first)
+        if not has_more:
+            # Another transaction, because writers lock groups before they lock all else.
+            with self._transaction() as transaction:
+                transaction.delete_groups(first)
+        return has_more
 
     @contextmanager
     def _transaction(self, *, is_durable: bool = False) -> Generator[_Transaction]:
@@ -186,8 +202,7 @@ class _Transaction:
                 seen = update(GROUPS).where(GROUPS.c.id == places[run][0])
                 seen = seen.where(GROUPS.c.last_seen < end.at).values(last_seen=end.at)
                 self._connection.execute(seen)
-            key = zip(("uuid", "app", "engine"), run, strict=True)
-            its = [RUNS.c[name] == value for name, value in key]
+            its = [RUNS.c[name] == value for name, value in zip(KEY, run, strict=True)]
             self._connection.execute(update(RUNS).where(*its).values(values))
 
     def _placed(self, records: Sequence[Record]) -> Sequence[Record]:
@@ -195,9 +210,7 @@ class _Transaction:
         replays = [one for one in records if _is_good_replay(one)]
         if not replays:
             return records
-        ids = {one.uuid for one in replays} | {one.replay_of for one in replays}
-        found = self._connection.execute(_GROUPS_OF, {"uuids": list(ids)})
-        groups: dict[str | None, str] = {row.uuid: row.group_id for row in found}
+        groups = self._groups_of({one.replay_of for one in replays})
         groups |= {one.uuid: one.group for one in records if one.told is not None}
         placed = [
             attrs.evolve(one, group=groups.get(one.replay_of, "")) if _is_good_replay(one) else one
@@ -205,18 +218,26 @@ class _Transaction:
         ]
         return [one for one in placed if one.group or one.is_end]
 
+    def _groups_of(self, uuids: Collection[str | None]) -> dict[str | None, str]:
+        """Find the groups of stored runs, by the runs' ids."""
+        if not uuids:
+            return {}
+        found = self._connection.execute(GROUPS_OF, {"uuids": list(uuids)})
+        return {row.uuid: row.group_id for row in found}
+
     def _write_groups(self, batch: Batch) -> News:
         groups: dict[str, list[Record]] = {}
         for record in (*batch.seen, *batch.records):
             if record.told is None:
                 continue
             groups.setdefault(record.group, []).append(record)
+        ended = self._groups_of({one.uuid for one in batch.records if one.is_end})
+        found = self._connection.execute(_THERE, {"ids": [*groups, *ended.values()]})
+        there = {row.id: row.state for row in found}
         if not groups:
             return News((), ())
         last = {group: max(some, key=_time) for group, some in groups.items()}
         rows = [_group_row(min(map(_time, groups[group])), last[group]) for group in sorted(groups)]
-        found = self._connection.execute(_THERE, {"ids": list(groups)})
-        there = {row.id: row.state for row in found}
         new = self._insert_groups([row for row in rows if row["id"] not in there])
         old = [row for row in rows if row["id"] not in new]
         if old:
@@ -283,12 +304,16 @@ class _Transaction:
         upsert = insert.on_conflict_do_update(index_elements=key, set_=values, where=newer)
         self._many(upsert, rows)
 
-    def _many(self, statement: Any, rows: list[Row]) -> None:
-        """Execute a statement for each row without SQLAlchemy's work per row, in half the time."""
-        if rows:
-            names = list(rows[0])
-            compiled = statement.compile(dialect=self._connection.dialect, column_keys=names)
-            self._connection.exec_driver_sql(str(compiled), rows)
+    def _many(self, statement: Any, rows: list[Row]) -> int:
+        """Execute a statement for each row without SQLAlchemy's work per row, in half the time.
+
+        Returns how many rows of the table it has changed.
+        """
+        if not rows:
+            return 0
+        names = list(rows[0])
+        compiled = statement.compile(dialect=self._connection.dialect, column_keys=names)
+        return self._connection.exec_driver_sql(str(compiled), rows).rowcount
 
     def _add_to(self, name: str, number: int) -> None:
         if number:
@@ -299,7 +324,7 @@ class _Transaction:
         """Delete all but the newest few of a group's recovered or retried runs of an hour."""
         begin = hour * 3600.0
         old = (
-            select(RUNS.c.uuid, RUNS.c.app, RUNS.c.engine)
+            select(*_RUN)
             .where(RUNS.c.group_id == group, RUNS.c.status == status)
             .where(RUNS.c.at >= begin, RUNS.c.at < begin + 3600)
             .order_by(RUNS.c.at.desc())
@@ -308,33 +333,32 @@ class _Transaction:
         )
         self._delete(old)
 
-    def retain(self, now: float) -> bool:
-        """Delete some of what is too old or too much; return whether there may be more."""
-        first = now - self._keep.days * 86_400
-        keys = select(RUNS.c.uuid, RUNS.c.app, RUNS.c.engine).order_by(RUNS.c.at)
+    def delete_runs(self, first: float) -> bool:
+        """Delete some runs that are too old or too many; return whether there may be more."""
+        keys = select(*_RUN).order_by(RUNS.c.at)
         deleted = self._delete(keys.where(RUNS.c.at < first).limit(MOST_DELETED))
         there = self._connection.scalar(select(META.c.value).where(META.c.name == "runs")) or 0
         if there > self._keep.runs:
             deleted += self._delete(keys.limit(min(there - self._keep.runs, MOST_DELETED)))
-        if not deleted:
-            self._connection.execute(
-                delete(COUNTS).where(COUNTS.c.hour > ALTOGETHER, COUNTS.c.hour < hour_of(first))
-            )
-            self._connection.execute(delete(ACTS).where(ACTS.c.at < first))
-            unseen = select(GROUPS.c.id).where(GROUPS.c.last_seen < first)
-            self._connection.execute(delete(COUNTS).where(COUNTS.c.group_id.in_(unseen)))
-            self._connection.execute(delete(GROUPS).where(GROUPS.c.last_seen < first))
         return deleted >= MOST_DELETED
 
+    def delete_groups(self, first: float) -> None:
+        """Delete groups that were last seen before a time, and counts and acts from before it."""
+        unseen = select(GROUPS.c.id).where(GROUPS.c.last_seen < first)
+        self._connection.execute(unseen.with_for_update())
+        self._connection.execute(
+            delete(COUNTS).where(COUNTS.c.hour > ALTOGETHER, COUNTS.c.hour < hour_of(first))
+        )
+        self._connection.execute(delete(COUNTS).where(COUNTS.c.group_id.in_(unseen)))
+        self._connection.execute(delete(GROUPS).where(GROUPS.c.last_seen < first))
+        self._connection.execute(delete(ACTS).where(ACTS.c.at < first))
+
     def _delete(self, keys: Select[Any, Any, Any]) -> int:
-        found = [
-            {"the_uuid": row.uuid, "the_app": row.app, "the_engine": row.engine}
-            for row in self._connection.execute(keys)
-        ]
+        found = [dict(row) for row in self._connection.execute(keys).mappings()]
         if found:
-            for table in (ATTEMPTS, RUNS):
-                self._many(_BY_RUN[table.name], found)
-            self._add_to("runs", -len(found))
+            # Not all that were found: another process may delete the same ones.
+            self._add_to("runs", -self._many(_BY_RUN[RUNS.name], found))
+            self._many(_BY_RUN[ATTEMPTS.name], found)
         return len(found)
 
 
@@ -386,7 +410,7 @@ def _run_row(record: Record) -> Row:
 
 def _attempt_row(record: Record) -> Row:
     return {
-        **dict(zip(("uuid", "app", "engine"), record.run, strict=True)),
+        **dict(zip(KEY, record.run, strict=True)),
         "attempt": record.attempt,
         **_error_of(record),
         "traceback": "" if record.told is None else record.told.traceback,
@@ -414,8 +438,12 @@ _TRAIL: Final = (
 _OF_RECORD: Final = tuple(
     name for name in _names(RUNS) if name in attrs.fields_dict(Record) and name != "arguments"
 )
-_THERE: Final = select(GROUPS.c.id, GROUPS.c.state).where(
-    GROUPS.c.id.in_(bindparam("ids", expanding=True))
+# Locked first, all of a batch in one order, so that no two processes wait for each other.
+_THERE: Final = (
+    select(GROUPS.c.id, GROUPS.c.state)
+    .where(GROUPS.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(GROUPS.c.id)
+    .with_for_update()
 )
 _SEEN_AGAIN: Final = (
     update(GROUPS)
@@ -429,18 +457,12 @@ _REGRESSED: Final = (
     .where(GROUPS.c.state_since < bindparam("the_time"))
     .values(state="regressed", state_since=bindparam("the_time"))
 )
-_GROUPS_OF: Final = select(RUNS.c.uuid, RUNS.c.group_id).where(
-    RUNS.c.uuid.in_(bindparam("uuids", expanding=True))
-)
+_RUN: Final = [RUNS.c[name] for name in KEY]
 _KNOWN: Final = select(
-    *(RUNS.c[name] for name in ("uuid", "app", "engine")),
+    *_RUN,
     *(RUNS.c[name] for name in ("group_id", "status", "attempts", "decided_by", "at")),
 ).where(RUNS.c.uuid.in_(bindparam("uuids", expanding=True)))
 _BY_RUN: Final = {
-    table.name: delete(table).where(
-        table.c.uuid == bindparam("the_uuid"),
-        table.c.app == bindparam("the_app"),
-        table.c.engine == bindparam("the_engine"),
-    )
+    table.name: delete(table).where(*(table.c[name] == bindparam(name) for name in KEY))
     for table in (ATTEMPTS, RUNS)
 }

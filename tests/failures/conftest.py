@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from structlog.testing import capture_logs
 
 from qtasks_pluggy.cli._command import command
 from qtasks_pluggy.failures.connection import read_url
@@ -39,6 +41,13 @@ def any_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         place.url = read_url(request.getfixturevalue("postgresql_url"))
         TABLES.drop_all(place.store()._engine)
     return place
+
+
+@pytest.fixture
+def told() -> Iterator[list[Any]]:
+    """Collect the log events, of all threads."""
+    with capture_logs() as events:
+        yield events
 
 
 @pytest.fixture

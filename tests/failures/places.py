@@ -1,4 +1,4 @@
-"""A store in a folder of the test, records made by hand, and a log that is read afterwards."""
+"""A store in a folder of the test, and records made by hand."""
 
 from __future__ import annotations
 
@@ -17,21 +17,6 @@ from qtasks_pluggy.failures.values import Encoder
 ENCODER = Encoder(["password", "*token*"], 65_536)
 
 
-class Log:
-    """A run's logger; what it was told is kept in a list that all of one test share."""
-
-    def __init__(self, told: list[dict[str, Any]]) -> None:
-        self.told = told
-
-    def new(self) -> Log:
-        """Bind nothing, as structlog does."""
-        return self
-
-    def error(self, event: str, **values: Any) -> None:
-        """Take an event."""
-        self.told.append({"event": event, **values})
-
-
 class Place:
     """A store in a folder.
 
@@ -43,7 +28,6 @@ class Place:
         self.path = folder / "state" / "failures.db"
         self.text = f"sqlite:///{self.path}"
         self.url = read_url(self.text)
-        self.told: list[dict[str, Any]] = []
         self._numbers = count(1)
 
     def record(self, error: BaseException | None = None, **values: Any) -> Record:
@@ -68,7 +52,6 @@ class Place:
             "arguments": ENCODER.encode(args, kwargs),
             "error_arguments": None,
             "replay_of": None,
-            "log": Log(self.told),
         }
         return Record(**usual | values)
 

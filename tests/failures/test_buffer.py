@@ -31,7 +31,7 @@ class Buffering(RuleBasedStateMachine):
             one.start()
         self.buffer = Buffer()
         self.place = Place.__new__(Place)
-        self.place.told, self.place._numbers = [], count(1)
+        self.place._numbers = count(1)
         # The model: what waits in order, what is only counted, and where everything else went.
         self.waiting: list[str] = []
         self.letters: list[Letter] = []

@@ -271,7 +271,9 @@ def test_a_store_that_hangs_holds_up_a_letter_for_its_bound_only(place, monkeypa
     assert {"failed": 1} == place.counts()
 
 
-def test_a_letter_waits_neither_for_records_nor_for_the_pause_after_a_fault(place, monkeypatch):
+def test_a_letter_waits_neither_for_records_nor_for_the_pause_after_a_fault(
+    place, told, monkeypatch
+):
     """However much waits, and however lately the store was away, a letter is tried at once."""
     monkeypatch.setattr(recorder, "FIRST_PAUSE", 60.0)
     monkeypatch.setattr(recorder, "LONGEST_PAUSE", 60.0)
@@ -279,7 +281,7 @@ def test_a_letter_waits_neither_for_records_nor_for_the_pause_after_a_fault(plac
     taking = Recorder(place.store, "the store")
     for _ in range(2_000):
         taking.add(place.record())
-    while not place.told:
+    while not told:
         time.sleep(0.01)
     with pytest.raises(StoreError, match="OperationalError"):
         taking.keep(place.record(status="dead_lettered"))

@@ -14,6 +14,7 @@ import pytest
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_hookspecs.exc import PluginError, PluginRegistrationError
 from qtasks_pluggy import QueueTasks, TaskExecutor, TaskMessage
+from qtasks_pluggy.failures import Failures
 from qtasks_pluggy.failures.acts import change_groups
 from qtasks_pluggy.failures.records import Filters
 
@@ -150,6 +151,25 @@ async def test_a_cancelled_run_is_no_failure(place, shop):
             await app.tasks["later"]("x")
 
     assert ["later"] == [run.task for run in place.reader().runs(Filters())]
+
+
+@pytest.mark.parametrize(("kind", "status"), [("x", "failed"), ("dead", "dead_lettered")])
+def test_a_run_that_ends_while_the_app_stops_is_recorded(place, shop, monkeypatch, kind, status):
+    """A stop in the middle of a hook costs neither a record nor a letter."""
+    make, recorders = Failures._record, []
+
+    def stop_first(self, *given):
+        recorders.append(self._recorder)
+        self.qtasks_stop()
+        return make(self, *given)
+
+    monkeypatch.setattr(Failures, "_record", stop_first)
+    with shop() as app:
+        _try(app.tasks["price"], kind)
+    (recorder,) = recorders
+    recorder.close()
+
+    assert [status] == [run.status for run in place.reader().runs(Filters())]
 
 
 def test_failures_of_one_cause_are_one_group_and_others_another(place, shop):

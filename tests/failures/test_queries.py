@@ -63,6 +63,18 @@ def test_filters_find_what_they_say(shop, filters, groups, runs):
         assert list(runs) == [run.uuid for run in reader.runs(wanted)]
 
 
+def test_a_runs_text_is_its_own_whatever_else_is_filtered(shop):
+    """An error's class, or an ignored group elsewhere, leaves out no run with an older text."""
+    reader = shop.reader()
+    found = [reader.runs(Filters(text="EUR", error=error)) for error in (None, "KeyError")]
+    change_groups(shop.url, "ignore", ["mail-value"], who="ann", scope="")
+    found.append(reader.runs(Filters(text="EUR", states=("open", "regressed", "resolved"))))
+    asked = Filters(text="EUR", error="KeyError")
+
+    assert [["a"]] * 3 == [[run.uuid for run in runs] for runs in found]
+    assert ["a"] == reader.to_replay(asked, is_claimed=False)
+
+
 def test_a_class_of_error_is_found_without_its_module(any_place):
     """``--error NoPrice`` finds shop.errors.NoPrice, and not shop.errors.SomeNoPrice."""
 

@@ -8,6 +8,7 @@ import time
 
 import attrs
 import pytest
+import structlog
 
 from qtasks_pluggy.failures import buffer, recorder
 from qtasks_pluggy.failures.connection import StoreError
@@ -32,7 +33,7 @@ class Sluggish:
         if self.error is not None:
             raise self.error
         self.batches.append(batch)
-        return News((), ())
+        return News(batch.records, ())
 
     def retain(self, _):
         """Have nothing to delete."""
@@ -86,16 +87,18 @@ def _is_there(place):
         return False
 
 
-def test_a_new_group_is_told_at_error_level_once(place, recording):
+def test_a_new_group_is_told_at_error_level_once(place, recording, told):
     """500 failures of one cause are one event, with the group and the class of the error."""
     taking = recording()
     for _ in range(500):
         taking.add(place.record())
     taking.close()
 
-    (told,) = place.told
-    assert ("failure_group_new", "a-group") == (told["event"], told["group"])
-    assert ("price", "KeyError") == (told["task"], told["error"])
+    (one,) = told
+    assert ("failure_group_new", "a-group", "error") == tuple(
+        one[name] for name in ("event", "group", "log_level")
+    )
+    assert ("price", "KeyError") == (one["task"], one["error"])
 
 
 @pytest.mark.parametrize("storm", [5_000, pytest.param(100_000, marks=pytest.mark.full)])
@@ -178,17 +181,17 @@ def test_a_final_failure_that_waits_gets_the_room_that_comes(place, recording, m
     ]
 
 
-def test_a_store_that_is_locked_is_told_once_and_tried_again(place, recording, monkeypatch):
+def test_a_store_that_is_locked_is_told_once_and_tried_again(place, recording, told, monkeypatch):
     """While another program holds the lock runs go on; afterwards everything is written."""
     monkeypatch.setattr("qtasks_pluggy.failures.store.LOCK_SECONDS", 0.05)
     monkeypatch.setattr(recorder, "FIRST_PAUSE", 0.05)
-    place.store().write(Batch([place.record(log=None)]))
+    place.store().write(Batch([place.record()]))
     with sqlite3.connect(place.path, isolation_level=None) as locker:
         locker.execute("BEGIN IMMEDIATE")
         taking = recording()
         slowest = 0.0
         deadline = time.monotonic() + 30
-        while not place.told:
+        while not told:
             begun = time.monotonic()
             taking.add(place.record())
             slowest = max(slowest, time.monotonic() - begun)
@@ -198,18 +201,18 @@ def test_a_store_that_is_locked_is_told_once_and_tried_again(place, recording, m
     locker.close()
     taking.close()
 
-    (told,) = place.told
-    assert "failures_store_unavailable" == told["event"]
-    assert ("the store", 0) == (told["store"], told["lost"])
-    assert "database is locked" in told["why"]
-    assert "INSERT" not in told["why"]
+    (one,) = told
+    assert "failures_store_unavailable" == one["event"]
+    assert ("the store", 0) == (one["store"], one["lost"])
+    assert "database is locked" in one["why"]
+    assert "INSERT" not in one["why"]
     assert place.counts()["failed"] >= 2
     assert slowest < 1
 
 
 @pytest.mark.parametrize("error", [StoreError("a newer one"), PermissionError("no"), OSError("x")])
 def test_a_store_that_stays_away_holds_up_neither_runs_nor_the_stop(
-    place, recording, monkeypatch, error
+    place, recording, told, monkeypatch, error
 ):
     """Runs beyond the bound do not wait for it, a stop gives up, and says how many are lost."""
     monkeypatch.setattr(buffer, "MOST_WAITING", 5)
@@ -218,7 +221,7 @@ def test_a_store_that_stays_away_holds_up_neither_runs_nor_the_stop(
     taking = recording(store)
     taking.add(place.record())
     deadline = time.monotonic() + 30
-    while not place.told:
+    while not told:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -229,23 +232,50 @@ def test_a_store_that_stays_away_holds_up_neither_runs_nor_the_stop(
     took = time.monotonic() - begun
 
     assert took < 3
-    assert [0, 101] == [one["lost"] for one in place.told]
+    assert [0, 101] == [one["lost"] for one in told]
 
 
-def test_a_record_that_no_store_takes_blocks_nobody(place, recording):
+def test_a_record_that_no_store_takes_blocks_nobody(place, recording, told):
     """A batch that is itself at fault is given up and told; the next one is written."""
     taking = recording()
     taking.add(place.record(reason=None))
     deadline = time.monotonic() + 30
-    while not place.told:
+    while not told:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     taking.add(place.record(uuid="good"))
     taking.close()
 
-    (told,) = [one for one in place.told if one["event"] == "failures_store_unavailable"]
-    assert 1 == told["lost"]
+    (one,) = [one for one in told if one["event"] == "failures_store_unavailable"]
+    assert 1 == one["lost"]
     assert ["good"] == [run.uuid for run in place.reader().runs(Filters())]
+
+
+def test_a_log_that_fails_costs_no_record(place, recording, monkeypatch):
+    """What the app's own logging raises does not end the thread that writes."""
+    structlog.configure(processors=[lambda *_: 1 / 0])
+    monkeypatch.setattr(buffer, "BATCH", 1)
+    store = Sluggish()
+    taking = recording(store)
+    for _ in range(3):
+        taking.add(place.record())
+    store.may_write.set()
+    taking.close()
+
+    assert [1, 1, 1] == [len(batch.records) for batch in store.batches]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_stop_tells_of_records_whose_writer_has_ended(place, recording, told):
+    """Whatever ended the thread, what it left is no silent loss."""
+    store = Sluggish(SystemExit())
+    taking = recording(store)
+    taking.add(place.record())
+    store.may_write.set()
+    taking.close()
+
+    (one,) = told
+    assert ("the thread that writes has ended", 1) == (one["why"], one["lost"])
 
 
 def test_records_after_a_stop_are_written_too(place, recording):
@@ -257,6 +287,22 @@ def test_records_after_a_stop_are_written_too(place, recording):
     taking.close()
 
     assert {"failed": 2} == place.counts()
+
+
+def test_a_stop_during_a_fork_writes_what_waits(place, recording, told):
+    """The writer that the fork holds up goes on after it, though the recorder has let go of it."""
+    taking = recording()
+    taking.add(place.record())
+    taking.before_fork()
+    stop = threading.Thread(target=taking.close)
+    stop.start()
+    while taking._writer is not None:
+        time.sleep(0.001)
+    taking.after_fork(in_child=False)
+    stop.join()
+
+    assert {"failed": 1} == place.counts()
+    assert ["failure_group_new"] == [one["event"] for one in told]
 
 
 def test_a_stop_waits_for_a_lock_to_go_away(place, recording, monkeypatch):

@@ -135,6 +135,19 @@ def test_json_has_the_promised_fields_and_nothing_else(shop):
     assert "the task prints" in ended.stderr
 
 
+def test_json_is_alone_on_standard_output_whatever_an_app_prints(shop):
+    """An import, a start and a handler may print; that goes to standard error, as in a dry run."""
+    shop.fail("gold")
+    loud = "@app.on_error(KeyError)\ndef last():\n    print('a handler prints')\n"
+    shop.app.write_text(f"{SHOP}\nprint('an import prints')\n{loud}", "utf-8")
+
+    for words in (["--dry-run"], ["--yes"]):
+        ended = shop.replay(*words, "--json")
+        assert 1 == len(json.loads(ended.stdout))
+        assert "an import prints\n" in ended.stderr
+        assert "a handler prints\n" in ended.stderr
+
+
 def test_all_that_failed_are_replayed_and_their_group_is_resolved(shop):
     """Without ids and filters these are meant; each once, the oldest first; the act is a row."""
     uuids = shop.fail("tea", "tea", group="tea-group")
@@ -246,6 +259,16 @@ def test_limit_takes_the_newest_and_goes_on_with_the_others(shop):
     for left in (3, 1, 0):
         shop.replay("--limit", "2", "--yes")
         assert left == shop.marks(uuids)["free"]
+
+
+def test_again_keeps_to_the_limit(shop):
+    """Runs that were replayed before count like the others: the newest, and no more."""
+    uuids = shop.fail(*["tea"] * 4)
+    shop.replay(uuids[1], uuids[3], "--yes")
+
+    ended = shop.replay("--again", "--limit", "3", "--yes", "--json")
+
+    assert uuids[1:] == [one["replay_of"] for one in json.loads(ended.stdout)]
 
 
 def test_other_arguments(shop):

@@ -178,6 +178,19 @@ def test_old_runs_go_in_small_steps_and_their_groups_with_them(any_place, monkey
     assert (2, "new", 1) == (*rows, attempts)
 
 
+def test_a_look_that_deletes_runs_cleans_groups_and_counts_as_well(any_place):
+    """On a busy store every look finds a run that is too old, and none finds nothing."""
+    store = any_place.store(days=1)
+    times = {"old": [NOW], "busy": [NOW, NOW + 30 * HOUR]}
+    store.write(Batch([any_place.record(group=one, at=at) for one in times for at in times[one]]))
+
+    assert not store.retain(NOW + 30 * HOUR)
+
+    assert ["busy"] == [group.id for group in any_place.reader().groups(Filters())]
+    with store._engine.connect() as link:
+        assert 2 == link.exec_driver_sql("SELECT count(*) FROM failures_counts").scalar()
+
+
 def test_the_oldest_of_too_many_runs_go(any_place):
     """Retention by count keeps the newest, and what the groups counted."""
     store = any_place.store(runs=10)

@@ -45,9 +45,12 @@ def test_a_url_that_is_wrong_says_what_to_write_and_shows_no_password(given, nea
     assert "write sqlite:///path/of/failures.db" in str(caught.value)
 
 
-def test_a_password_is_never_shown():
-    """What events and errors call the store has stars for it."""
-    assert "hunter2" not in shown(make_url("postgresql+psycopg://u:hunter2@h/d"))
+@pytest.mark.parametrize(
+    "given", ["u:hunter2@h/d", "u@h/d?password=hunter2", "/d?password=hunter2"]
+)
+def test_a_password_is_never_shown(given):
+    """What events, errors and the page call the store has stars for it, and no query."""
+    assert "hunter2" not in shown(make_url(f"postgresql+psycopg://{given}"))
 
 
 def test_another_programs_database_is_left_alone(tmp_path):

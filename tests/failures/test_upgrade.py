@@ -143,7 +143,7 @@ def test_an_old_store_is_neither_read_nor_written(old_place):
     assert 1 == _version(old_place)
 
 
-def test_a_worker_on_an_old_store_says_so_once_and_writes_what_waited(old_place, monkeypatch):
+def test_a_worker_on_an_old_store_says_so_once_and_writes_what_waited(old_place, told, monkeypatch):
     """It records nothing until somebody upgrades, names the command once, and loses nothing."""
     monkeypatch.setattr(recorder, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(recorder, "LONGEST_PAUSE", 0.01)
@@ -158,9 +158,9 @@ def test_a_worker_on_an_old_store_says_so_once_and_writes_what_waited(old_place,
     upgrade(old_place.url)
     taking.close()
 
-    (told,) = old_place.told
-    assert "failures_store_unavailable" == told["event"]
-    assert "qtasks-pluggy failures upgrade" in told["why"]
+    (one,) = told
+    assert "failures_store_unavailable" == one["event"]
+    assert "qtasks-pluggy failures upgrade" in one["why"]
     assert {"failed": 22, "recovered": 1} == old_place.counts("price-key")
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
@@ -16,7 +16,7 @@ import click
 
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy._console.load import Faults, Trouble, cannot_start, load_app
-from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy._console.say import json_option, say, say_json
 from qtasks_pluggy.engines import worker_lifespan
 from qtasks_pluggy.failures.command.asking import (
     SELECTION,
@@ -87,7 +87,7 @@ _HOW: Final = [
         help="The app that runs them: a QueueTasks, or one that install() was called on.",
     ),
     click.option("--url", metavar="URL", help="The store; by default that of the app's settings."),
-    click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text."),
+    json_option,
 ]
 
 
@@ -146,7 +146,7 @@ def replay(
         runs = counted(len(chosen), "run")
         ask(f"replay {runs} of app {app.name!r} ({selection.scope}{copies})", yes=yes)
     act = Replay(app, claims, arguments=arguments, again=again, rate=rate, stop_after=stop_after)
-    code = 0 if not chosen else _send(app, act, claims, chosen, selection.scope, as_json=as_json)
+    code = _send(app, act, claims, chosen, selection.scope) if chosen else 0
     results = act.results()
     resolved = _resolve(act, where, selection.scope) if results else []
     if as_json:
@@ -185,11 +185,9 @@ class _Found:
         """
         if selection.uuids:
             return self._named(selection.uuids)
-        uuids = reader.to_replay(selection.filters, is_claimed=False)
+        uuids = reader.to_replay(selection.filters, is_claimed=None if self._again else False)
         claimed = attrs.evolve(selection.filters, limit=None)
-        claimed_uuids = reader.to_replay(claimed, is_claimed=True)
-        if self._again:
-            uuids, claimed_uuids = [*uuids, *claimed_uuids], []
+        claimed_uuids = [] if self._again else reader.to_replay(claimed, is_claimed=True)
         chosen: list[str] = []
         others: Counter[str] = Counter()
         for run in self._claims.find([*reversed(uuids), *claimed_uuids]):
@@ -243,19 +241,12 @@ def _hint_at_others(reader: Reader, selection: Selection) -> None:
         say(f"Runs with another status match: {told}; add {options}.", err=True)
 
 
-def _send(
-    app: QueueTasks, act: Replay, claims: Claims, chosen: list[str], scope: str, *, as_json: bool
-) -> int:
+def _send(app: QueueTasks, act: Replay, claims: Claims, chosen: list[str], scope: str) -> int:
     """Replay runs in an app that is started for it; return 130 if that is interrupted."""
     interrupted = False
     begun: int | None = None
     try:
-        # What tasks print in place is not what --json promises.
-        with (
-            redirect_stdout(sys.stderr) if as_json else nullcontext(),
-            _without_events_of_each(),
-            started(app),
-        ):
+        with _without_events_of_each(), started(app):
             with using_store("written"):
                 begun = claims.begin_act(len(chosen), who=who(), scope=scope)
             for _ in _watched(act.run(claims.find(chosen)), len(chosen)):
