@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
@@ -123,7 +124,7 @@ def _replay_group(request: Request, form: Form) -> Response:
 
 def _number(form: Form, name: str, kind: Callable[[str], Any], most: float) -> Any:
     """Read a number above 0; None where none is given."""
-    text = form.get(name, "").strip()
+    text = form.get(name, "")
     if not text:
         return None
     try:
@@ -194,7 +195,7 @@ def _read_arguments(form: Form) -> tuple[OtherArguments, dict[str, str]]:
     given: dict[str, Any] = {}
     wrong: dict[str, str] = {}
     for name, read, kind in (("args", read_args, list), ("kwargs", read_kwargs, dict)):
-        text = form.get(name, "").strip()
+        text = form.get(name, "")
         if not text:
             continue
         try:
@@ -293,7 +294,7 @@ def _app(request: Request) -> QueueTasks:
 
 
 async def _form(request: Request) -> Form:
-    """Read a form, if its sender may act.
+    """Read a form, if its sender may act; browsers end each line of it with CRLF.
 
     Raises:
         HTTPException: They may not, or it is none, or too large.
@@ -312,4 +313,4 @@ async def _form(request: Request) -> Form:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
     except ValueError:
         raise HTTPException(400, "This form cannot be read.") from None
-    return dict(pairs)
+    return {name: re.sub("\r\n?", "\n", value).strip() for name, value in pairs}

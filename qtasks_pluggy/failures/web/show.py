@@ -42,9 +42,9 @@ _DID: Final = {
     "quarantined": "not asked: in quarantine",
     "reentered": "not asked: already running",
 }
-# Control characters, and those that turn the direction of what follows them.
+# Control characters, those that turn the direction of what follows them, and lone surrogates.
 _UNSEEN: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _FRAME: Final = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+), in (?P<name>.*)')
 _THEN: Final = re.compile(
@@ -66,7 +66,16 @@ def visible(value: Any) -> Any:
     """Spell out what cannot be seen, or would turn what follows it; for all that is written."""
     if type(value) is not str or value.isprintable():
         return value
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), value)
+    return _UNSEEN.sub(_spell_out, value)
+
+
+def _spell_out(found: re.Match[str]) -> str:
+    r"""Write a character as ``\x1b``, or as JSON does, if JSON could hold it as it is.
+
+    So JSON that is edited, or kept in a form, reads back as the same value.
+    """
+    one = found[0]
+    return json.dumps(one).strip('"') if one > " " else one.encode("unicode_escape").decode()
 
 
 def words(status: str) -> str:
