@@ -357,6 +357,7 @@ def test_after_a_replay_the_page_says_one_thing(shop):
     assert "its end is not known yet" not in sent
     (as_sent,) = re.findall("(?s)<h2 id=.replays.*?</ul>", sent)
     assert "succeeded" in as_sent
+    shop.app.plugins.get_plugin("failures")._recorder.close()
     with closing(sqlite3.connect(shop.place.path)) as store, store:
         store.execute("delete from failures_runs where replay_of = ?", [uuid])
     assert "its end is not known yet" in shop.get(f"/runs/{uuid}")
