@@ -52,7 +52,8 @@ def failures_page(
     """Make the page, an ASGI app that runs alone or is mounted in another one.
 
     Without ``authorize`` it answers on this machine's own names alone, such as ``localhost``, and
-    asks for the token of ``QTASKS_PLUGGY_PLUGIN_FAILURES_TOKEN`` if there is one.
+    asks for the token of ``QTASKS_PLUGGY_PLUGIN_FAILURES_TOKEN``; if there is none, it answers to
+    loopback addresses alone.
 
     Args:
         url: The store, as in the plugin's settings; without it the default one.

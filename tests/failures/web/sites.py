@@ -18,10 +18,19 @@ SAME_SITE = {"Sec-Fetch-Site": "same-origin"}
 TOKEN = "QTASKS_PLUGGY_PLUGIN_FAILURES_TOKEN"  # noqa: S105  # the variable's name
 
 
-def client(place: Place, host: str = "localhost", **options: Any) -> TestClient:
+def client(
+    place: Place,
+    host: str = "localhost",
+    peer: tuple[str, int] | None = ("127.0.0.1", 50_000),
+    **options: Any,
+) -> TestClient:
     """Ask a page over a place's store; what it raises reaches the test."""
     page = failures_page(place.url.render_as_string(hide_password=False), **options)
-    return TestClient(page, base_url=f"http://{host}", follow_redirects=False)
+
+    async def served(scope: Any, receive: Any, send: Any) -> None:
+        await page({**scope, "client": peer}, receive, send)
+
+    return TestClient(served, base_url=f"http://{host}", follow_redirects=False)
 
 
 class Shop:
