@@ -127,7 +127,7 @@ _ROUTES: Final = [
     Route("/groups/{group}", views.group),
     Route("/groups/{group}/replay", forms.choose),
     Route("/groups/{group}/{act}", forms.change_group, methods=["POST"]),
-    Route("/runs/{uuid:path}/attempts/{attempt:int}", views.attempt),
+    Route("/runs/{uuid:path}/attempts/{attempt}", views.attempt),
     Route("/runs/{uuid:path}/replay/send", forms.Send),
     Route("/runs/{uuid:path}/replay", forms.edit),
     Route("/runs/{uuid:path}/replay", forms.review, methods=["POST"]),
