@@ -21,7 +21,6 @@ from qtasks_pluggy.failures.records import (
     IGNORED,
     STATES,
     WAITING,
-    Act,
     Attempt,
     Filters,
     Group,
@@ -192,7 +191,7 @@ class Reader:
                 for uuid, group in connection.execute(_GROUPS_OF, {"uuids": some})
             }
 
-    def acts(self, limit: int, before: int | None = None) -> list[Act]:
+    def acts(self, limit: int, before: int | None = None) -> Sequence[Row[Any]]:
         """Find what people did, most recent first.
 
         Args:
@@ -203,18 +202,7 @@ class Reader:
         older = ACTS.c.id > 0 if before is None else ACTS.c.id < before
         wanted = select(ACTS).where(older).order_by(ACTS.c.id.desc()).limit(limit)
         with self._engine.connect() as connection:
-            rows = connection.execute(wanted).all()
-        return [
-            Act(
-                id=row.id,
-                at=_time(row.at),
-                who=row.who,
-                act=row.act,
-                scope=row.scope,
-                number=row.number,
-            )
-            for row in rows
-        ]
+            return connection.execute(wanted).all()
 
     def dropped(self) -> int:
         """Return how many final failures were only counted, for lack of room."""

@@ -7,14 +7,12 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import attrs
 
 from qtasks_pluggy.failures.records import STATUSES, about_retry, hour_of
 
-When: TypeAlias = float | str
-"""Seconds since the epoch, or the same in ISO 8601."""
 HOURS: Final = 24
 """How far back the charts go."""
 BAR: Final = 10
@@ -83,9 +81,9 @@ def words(status: str) -> str:
     return WORDS.get(status, status)
 
 
-def ago(when: When, now: float | None = None) -> str:
+def ago(when: float, now: float | None = None) -> str:
     """Return how long ago a time was, in words."""
-    passed = (time.time() if now is None else now) - _utc(when).timestamp()
+    passed = (time.time() if now is None else now) - when
     if passed < 1:
         return "just now"
     for below, unit, word in _STEPS:
@@ -95,19 +93,17 @@ def ago(when: When, now: float | None = None) -> str:
     return f"{days} day{'s' if days > 1 else ''} ago"
 
 
-def iso(when: When) -> str:
+def iso(when: float) -> str:
     """Write a time for machines."""
     return _utc(when).isoformat(timespec="milliseconds")
 
 
-def exact(when: When) -> str:
+def exact(when: float) -> str:
     """Write a time for people, to the second."""
     return f"{_utc(when):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _utc(when: When) -> datetime:
-    if isinstance(when, str):
-        return datetime.fromisoformat(when)
+def _utc(when: float) -> datetime:
     return datetime.fromtimestamp(when, UTC)
 
 
