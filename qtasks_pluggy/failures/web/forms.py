@@ -25,7 +25,7 @@ from qtasks_pluggy.failures.acts import CHANGES, change_groups
 from qtasks_pluggy.failures.claims import Claims, Recorded
 from qtasks_pluggy.failures.records import FAILED_ONCE
 from qtasks_pluggy.failures.replay import OtherArguments, left_out
-from qtasks_pluggy.failures.values import UnreadableError, read_args, read_kwargs
+from qtasks_pluggy.failures.values import UnreadableError, from_text
 from qtasks_pluggy.failures.web import show
 from qtasks_pluggy.failures.web.browse import Found
 from qtasks_pluggy.failures.web.guard import VISITOR
@@ -194,24 +194,12 @@ def _read_arguments(form: Form) -> tuple[OtherArguments, dict[str, str]]:
     """Read what somebody wrote; what is empty is as it was."""
     given: dict[str, Any] = {}
     wrong: dict[str, str] = {}
-    for name, read, kind in (("args", read_args, list), ("kwargs", read_kwargs, dict)):
-        text = form.get(name, "")
-        if not text:
-            continue
-        try:
-            value = json.loads(text)
-            if not isinstance(value, kind):
-                wrong[name] = f"This has to be a JSON {'array' if kind is list else 'object'}."
-                continue
-            given[name] = read(json.dumps({name: value}))
-        except json.JSONDecodeError as error:
-            wrong[name] = (
-                f"This is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
-            )
-        except UnreadableError as error:
-            wrong[name] = f"{error}."
-        except (ValueError, RecursionError):
-            wrong[name] = "This cannot be read: a number is too long, or it is nested too deep."
+    for name in ("args", "kwargs"):
+        if text := form.get(name, ""):
+            try:
+                given[name] = from_text(name, text)
+            except UnreadableError as error:
+                wrong[name] = f"This cannot be read: {error}."
     return OtherArguments(**given), wrong
 
 

@@ -169,9 +169,9 @@ def test_a_replay_that_fails_is_shown_with_its_run(shop):
 @pytest.mark.parametrize(
     ("form", "told"),
     [
-        ({"args": "[1,"}, "This is not JSON"),
-        ({"args": "{}"}, "a JSON array"),
-        ({"kwargs": "[]"}, "a JSON object"),
+        ({"args": "[1,"}, "this is not JSON"),
+        ({"args": "{}"}, "expected an array"),
+        ({"kwargs": "[]"}, "expected an object"),
         ({"args": '[{"$date": "yesterday"}]'}, "cannot be read here"),
         ({"args": '[{"$hidden": true}]'}, "is redacted"),
         ({"args": "[" * 100_000}, "cannot be read"),
