@@ -72,7 +72,7 @@ class Reader:
         """Find groups, most recent first."""
         with self._engine.connect() as connection:
             rows = list(islice(_found_groups(connection, filters), filters.limit))
-            counts = _counts(connection, [row.id for row in rows]) if rows else {}
+        counts = self.counts(row.id for row in rows) if rows else {}
         return [
             Group(
                 id=row.id,
@@ -82,10 +82,26 @@ class Reader:
                 state=row.state,
                 first_seen=_time(row.first_seen),
                 last_seen=_time(row.last_seen),
-                counts=counts.get(row.id, {}),
+                counts=dict(sorted(counts.get(row.id, {}).items())),
             )
             for row in rows
         ]
+
+    def counts(self, groups: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Count the runs of groups by how they ended, the most frequent first."""
+        runs = func.sum(COUNTS.c.runs)
+        wanted = (
+            select(COUNTS.c.group_id, COUNTS.c.status, runs)
+            .where(COUNTS.c.group_id.in_(list(groups)), COUNTS.c.hour == ALTOGETHER)
+            .group_by(COUNTS.c.group_id, COUNTS.c.status)
+            .having(runs > 0)
+            .order_by(runs.desc(), COUNTS.c.status)
+        )
+        found: dict[str, dict[str, int]] = {}
+        with self._engine.connect() as connection:
+            for group, status, number in connection.execute(wanted):
+                found.setdefault(group, {})[status] = int(number)
+        return found
 
     def runs(self, filters: Filters) -> list[Run]:
         """Find runs that failed at least once, the newest first; good replays if asked for."""
@@ -317,21 +333,6 @@ def _run(row: Row[Any]) -> Run:
         not_replayable=row.not_replayable,
         replay_of=row.replay_of,
     )
-
-
-def _counts(connection: Connection, groups: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Count the runs of groups by how they ended."""
-    runs = func.sum(COUNTS.c.runs)
-    wanted = (
-        select(COUNTS.c.group_id, COUNTS.c.status, runs.label("runs"))
-        .where(COUNTS.c.group_id.in_(list(groups)), COUNTS.c.hour == ALTOGETHER)
-        .group_by(COUNTS.c.group_id, COUNTS.c.status)
-        .having(runs > 0)
-    )
-    found: dict[str, dict[str, int]] = {}
-    for group, status, number in connection.execute(wanted):
-        found.setdefault(group, {})[status] = int(number)
-    return {group: dict(sorted(counts.items())) for group, counts in found.items()}
 
 
 def _parts(values: Iterable[str]) -> Iterator[list[str]]:
