@@ -22,15 +22,7 @@ HIGH: Final = 100
 LEAST: Final = 4
 """The least height of what happened at all."""
 
-WORDS: Final = {
-    "failed": "failed",
-    "dead_lettered": "dead-lettered",
-    "cancelled": "cancelled",
-    "recovered": "recovered",
-    "retried": "retried",
-    "waiting": "waiting",
-    "succeeded": "succeeded",
-}
+WORDS: Final = {one: one.replace("_", "-") for one in STATUSES}
 _DID: Final = {
     "answered": "answered",
     "no_opinion": "no opinion",
