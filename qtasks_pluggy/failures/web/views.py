@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
-from qtasks_pluggy.failures.connection import StoreError, must_be_there
+from qtasks_pluggy.failures.connection import StoreError
 from qtasks_pluggy.failures.records import STATES, STATUSES, hour_of
 from qtasks_pluggy.failures.replay import OtherArguments, left_out
 from qtasks_pluggy.failures.web import browse, show
@@ -46,7 +46,6 @@ _DONE: Final = {
 def groups(request: Request) -> Response:
     """Show failures by cause."""
     try:
-        must_be_there(site_of(request).url)
         browser = site_of(request).browser()
     except StoreError as error:
         return render(request, "empty.html", why=str(error))
