@@ -22,7 +22,6 @@ from qtasks_pluggy.failures.records import (
     IGNORED,
     STATES,
     WAITING,
-    Act,
     Attempt,
     Filters,
     Group,
@@ -79,7 +78,7 @@ class Reader:
         """Find groups, most recent first."""
         with self._engine.connect() as connection:
             rows = list(islice(_found_groups(connection, filters), filters.limit))
-            counts = _counts(connection, [row.id for row in rows]) if rows else {}
+        counts = self.counts(row.id for row in rows) if rows else {}
         return [
             Group(
                 id=row.id,
@@ -89,10 +88,26 @@ class Reader:
                 state=row.state,
                 first_seen=_time(row.first_seen),
                 last_seen=_time(row.last_seen),
-                counts=counts.get(row.id, {}),
+                counts=dict(sorted(counts.get(row.id, {}).items())),
             )
             for row in rows
         ]
+
+    def counts(self, groups: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Count the runs of groups by how they ended, the most frequent first."""
+        runs = func.sum(COUNTS.c.runs)
+        wanted = (
+            select(COUNTS.c.group_id, COUNTS.c.status, runs)
+            .where(COUNTS.c.group_id.in_(list(groups)), COUNTS.c.hour == ALTOGETHER)
+            .group_by(COUNTS.c.group_id, COUNTS.c.status)
+            .having(runs > 0)
+            .order_by(runs.desc(), COUNTS.c.status)
+        )
+        found: dict[str, dict[str, int]] = {}
+        with self._engine.connect() as connection:
+            for group, status, number in connection.execute(wanted):
+                found.setdefault(group, {})[status] = int(number)
+        return found
 
     def runs(self, filters: Filters) -> list[Run]:
         """Find runs that failed at least once, the newest first; good replays if asked for."""
@@ -196,7 +211,7 @@ class Reader:
                 for uuid, group in connection.execute(GROUPS_OF, {"uuids": some})
             }
 
-    def acts(self, limit: int, before: int | None = None) -> list[Act]:
+    def acts(self, limit: int, before: int | None = None) -> Sequence[Row[Any]]:
         """Find what people did, most recent first.
 
         Args:
@@ -207,18 +222,7 @@ class Reader:
         older = ACTS.c.id > 0 if before is None else ACTS.c.id < before
         wanted = select(ACTS).where(older).order_by(ACTS.c.id.desc()).limit(limit)
         with self._engine.connect() as connection:
-            rows = connection.execute(wanted).all()
-        return [
-            Act(
-                id=row.id,
-                at=_time(row.at),
-                who=row.who,
-                act=row.act,
-                scope=row.scope,
-                number=row.number,
-            )
-            for row in rows
-        ]
+            return connection.execute(wanted).all()
 
     def dropped(self) -> int:
         """Return how many final failures were only counted, for lack of room."""
@@ -332,21 +336,6 @@ def _run(row: Row[Any]) -> Run:
         not_replayable=row.not_replayable,
         replay_of=row.replay_of,
     )
-
-
-def _counts(connection: Connection, groups: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Count the runs of groups by how they ended."""
-    runs = func.sum(COUNTS.c.runs)
-    wanted = (
-        select(COUNTS.c.group_id, COUNTS.c.status, runs.label("runs"))
-        .where(COUNTS.c.group_id.in_(list(groups)), COUNTS.c.hour == ALTOGETHER)
-        .group_by(COUNTS.c.group_id, COUNTS.c.status)
-        .having(runs > 0)
-    )
-    found: dict[str, dict[str, int]] = {}
-    for group, status, number in connection.execute(wanted):
-        found.setdefault(group, {})[status] = int(number)
-    return {group: dict(sorted(counts.items())) for group, counts in found.items()}
 
 
 def parts(values: Iterable[str]) -> Iterator[list[str]]:

@@ -244,15 +244,3 @@ class WholeRun:
     kwargs: dict[str, Any] | None
     replays: list[Repetition]
     attempts: list[Attempt]
-
-
-@attrs.frozen(kw_only=True)
-class Act:
-    """What somebody did to how many groups or runs, and when."""
-
-    id: int
-    at: str
-    who: str
-    act: str
-    scope: str
-    number: int

@@ -4,7 +4,7 @@
 checked when it is written. A value that would not is kept as its ``repr``, for people, with the
 reason why its run cannot be replayed. Nothing is ever unpickled or imported.
 
-``Encoder`` writes, ``read_args`` and ``read_kwargs`` read.
+``Encoder`` writes, ``read_args`` and ``read_kwargs`` read, and ``from_text`` what people write.
 """
 
 from __future__ import annotations
@@ -217,14 +217,48 @@ def read_args(text: str) -> tuple[Any, ...]:
     Raises:
         UnreadableError: One of them is not kept as a value, or is written in another way.
     """
-    args = _part(text, "args", list)
-    return tuple(_read(one, ("args", place)) for place, one in enumerate(args))
+    return _args(_part(text, "args", list))
 
 
 def read_kwargs(text: str) -> dict[str, Any]:
     """Read keyword arguments back, as ``read_args`` does."""
-    kwargs = _part(text, "kwargs", dict)
-    return {name: _read(one, ("kwargs", name)) for name, one in kwargs.items()}
+    return _kwargs(_part(text, "kwargs", dict))
+
+
+def from_text(name: str, text: str) -> Any:
+    """Read what somebody has written: JSON, with the same tags.
+
+    Args:
+        name: ``args`` or ``kwargs``.
+        text: Only these, an array or an object.
+
+    Returns:
+        What ``read_args`` or ``read_kwargs`` returns.
+
+    Raises:
+        UnreadableError: It is something else, or one of them cannot be read.
+    """
+    kind, form, read = _WRITTEN[name]
+    try:
+        value = json.loads(text)
+        if isinstance(value, kind):
+            return read(value)
+        msg = f"expected {form}"
+    except UnreadableError:
+        raise
+    except json.JSONDecodeError as error:
+        msg = f"this is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+    except (ValueError, RecursionError):
+        msg = "a number is too long, or it is nested too deep"
+    raise UnreadableError(msg)
+
+
+def _args(written: list[Any]) -> tuple[Any, ...]:
+    return tuple(_read(one, ("args", place)) for place, one in enumerate(written))
+
+
+def _kwargs(written: dict[str, Any]) -> dict[str, Any]:
+    return {name: _read(one, ("kwargs", name)) for name, one in written.items()}
 
 
 def _part(text: str, name: str, kind: type) -> Any:
@@ -318,6 +352,10 @@ _TAGGED: Final[Mapping[type, tuple[str, Callable[[Any], Any], Callable[[Any], An
     bytes: ("$bytes", _bytes, lambda written: base64.b64decode(written, validate=True)),
 }
 
+_WRITTEN: Final[Mapping[str, tuple[type, str, Callable[[Any], Any]]]] = {
+    "args": (list, "an array, as [1, 2]", _args),
+    "kwargs": (dict, 'an object, as {"to": "EUR"}', _kwargs),
+}
 _AND_SO_ON: Final = {"$repr": "..."}
 _NOT_KEPT: Final = {"$hidden": "redacted", "$repr": "kept only as text"}
 _INNER: Final[Mapping[str, Callable[[Iterable[Any]], Any]]] = {

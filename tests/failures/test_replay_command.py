@@ -213,6 +213,7 @@ def test_a_run_that_was_replayed_needs_again(shop):
         (["--args", "{}"], 2, "--args: expected an array"),
         (["--kwargs", "[]"], 2, "--kwargs: expected an object"),
         (["--args", "[1"], 2, "--args: this is not JSON"),
+        (["--args", "[" * 100_000], 2, "--args: a number is too long, or it is nested too deep"),
         (["--args", '[{"$date": "x"}]'], 2, "--args: args[0] is written as '$date'"),
         (["--status", "fail"], 2, "did you mean 'failed'?"),
         (["run-1", "--task", "x"], 2, "ids of runs or filters, not both"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -125,7 +124,7 @@ def replay(
     from qtasks_pluggy.failures.replay import OtherArguments, Replay  # noqa: PLC0415  # an extra
 
     selection = read_selection(uuids, given, _EVERYTHING)
-    arguments = OtherArguments(_read_args(args_json), _read_kwargs(kwargs_json))
+    arguments = OtherArguments(_other("args", args_json), _other("kwargs", kwargs_json))
     app = load_app(app_spec, or_native=True)
     where = store_url(url, app)
     with using_store("read"):
@@ -380,39 +379,16 @@ def _watched(steps: Iterable[Step], number: int) -> Iterator[Step]:
     yield from track(steps, "", total=number, console=console, transient=True)
 
 
-def _read_args(text: str | None) -> tuple[Any, ...] | None:
-    from qtasks_pluggy.failures.values import read_args  # noqa: PLC0415  # an extra
-
-    args: tuple[Any, ...] | None = _read("--args", text, list, "an array, as [1, 2]", read_args)
-    return args
-
-
-def _read_kwargs(text: str | None) -> dict[str, Any] | None:
-    from qtasks_pluggy.failures.values import read_kwargs  # noqa: PLC0415  # an extra
-
-    form = 'an object, as {"to": "EUR"}'
-    kwargs: dict[str, Any] | None = _read("--kwargs", text, dict, form, read_kwargs)
-    return kwargs
-
-
-def _read(option: str, text: str | None, kind: type, form: str, read: Callable[[str], Any]) -> Any:
-    """Read an option's JSON, with the same tags as in the output of ``show``.
+def _other(name: str, text: str | None) -> Any:
+    """Read the option of other arguments, ``args`` or ``kwargs``; None if it is not given.
 
     Raises:
-        Trouble: It is not of this form.
+        Trouble: It cannot be read.
     """
-    if text is None:
-        return None
+    from qtasks_pluggy.failures.values import UnreadableError, from_text  # noqa: PLC0415  # an extra
+
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        msg = f"{option}: this is not JSON ({error}); give {form}"
-        raise Trouble(msg) from None
-    if not isinstance(value, kind):
-        msg = f"{option}: expected {form}"
-        raise Trouble(msg)
-    try:
-        return read(json.dumps({option.strip("-"): value}))
-    except ValueError as error:
-        msg = f"{option}: {error}"
+        return None if text is None else from_text(name, text)
+    except UnreadableError as error:
+        msg = f"--{name}: {error}"
         raise Trouble(msg) from None

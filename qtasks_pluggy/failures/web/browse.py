@@ -163,22 +163,6 @@ class Browser(Reader):
         with self._engine.connect() as connection:
             return connection.execute(wanted).first()
 
-    def counts(self, groups: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Count the runs of groups by how they ended."""
-        runs = func.sum(COUNTS.c.runs)
-        wanted = (
-            select(COUNTS.c.group_id, COUNTS.c.status, runs)
-            .where(COUNTS.c.group_id.in_(list(groups)), COUNTS.c.hour == ALTOGETHER)
-            .group_by(COUNTS.c.group_id, COUNTS.c.status)
-            .having(runs > 0)
-            .order_by(runs.desc())
-        )
-        found: dict[str, dict[str, int]] = {}
-        with self._engine.connect() as connection:
-            for group, status, number in connection.execute(wanted):
-                found.setdefault(group, {})[status] = int(number)
-        return found
-
     def hours(self, groups: Iterable[str], now: float) -> dict[str, dict[tuple[int, str], int]]:
         """Count the runs of groups by hour and by how they ended, in the last day."""
         runs = func.sum(COUNTS.c.runs)

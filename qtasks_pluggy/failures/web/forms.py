@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
@@ -24,7 +25,7 @@ from qtasks_pluggy.failures.acts import CHANGES, change_groups
 from qtasks_pluggy.failures.claims import Claims, Recorded
 from qtasks_pluggy.failures.records import FAILED_ONCE
 from qtasks_pluggy.failures.replay import OtherArguments, left_out
-from qtasks_pluggy.failures.values import UnreadableError, read_args, read_kwargs
+from qtasks_pluggy.failures.values import UnreadableError, from_text
 from qtasks_pluggy.failures.web import show
 from qtasks_pluggy.failures.web.browse import Found
 from qtasks_pluggy.failures.web.guard import VISITOR
@@ -123,7 +124,7 @@ def _replay_group(request: Request, form: Form) -> Response:
 
 def _number(form: Form, name: str, kind: Callable[[str], Any], most: float) -> Any:
     """Read a number above 0; None where none is given."""
-    text = form.get(name, "").strip()
+    text = form.get(name, "")
     if not text:
         return None
     try:
@@ -193,24 +194,12 @@ def _read_arguments(form: Form) -> tuple[OtherArguments, dict[str, str]]:
     """Read what somebody wrote; what is empty is as it was."""
     given: dict[str, Any] = {}
     wrong: dict[str, str] = {}
-    for name, read, kind in (("args", read_args, list), ("kwargs", read_kwargs, dict)):
-        text = form.get(name, "").strip()
-        if not text:
-            continue
-        try:
-            value = json.loads(text)
-            if not isinstance(value, kind):
-                wrong[name] = f"This has to be a JSON {'array' if kind is list else 'object'}."
-                continue
-            given[name] = read(json.dumps({name: value}))
-        except json.JSONDecodeError as error:
-            wrong[name] = (
-                f"This is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
-            )
-        except UnreadableError as error:
-            wrong[name] = f"{error}."
-        except (ValueError, RecursionError):
-            wrong[name] = "This cannot be read: a number is too long, or it is nested too deep."
+    for name in ("args", "kwargs"):
+        if text := form.get(name, ""):
+            try:
+                given[name] = from_text(name, text)
+            except UnreadableError as error:
+                wrong[name] = f"This cannot be read: {error}."
     return OtherArguments(**given), wrong
 
 
@@ -293,7 +282,7 @@ def _app(request: Request) -> QueueTasks:
 
 
 async def _form(request: Request) -> Form:
-    """Read a form, if its sender may act.
+    """Read a form, if its sender may act; browsers end each line of it with CRLF.
 
     Raises:
         HTTPException: They may not, or it is none, or too large.
@@ -312,4 +301,4 @@ async def _form(request: Request) -> Form:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
     except ValueError:
         raise HTTPException(400, "This form cannot be read.") from None
-    return dict(pairs)
+    return {name: re.sub("\r\n?", "\n", value).strip() for name, value in pairs}

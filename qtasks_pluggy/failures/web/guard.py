@@ -1,7 +1,7 @@
 """Access to the page, and the headers of every answer.
 
-A page of failures shows what an app does and can run it again. So it answers on names of this
-machine alone, or asks for a token; a form of another site does nothing; nobody frames it.
+A page of failures shows what an app does and can run it again. So it answers to this machine
+alone, by its own names, or asks for a token; a form of another site does nothing; nobody frames it.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ HEADERS: Final[Mapping[str, str]] = {
 }
 _HOST: Final = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<name>[^\s/@:\[\]?#]+))(?::\d*)?")
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_BY_PROXIES: Final = frozenset({"forwarded", "via", "x-forwarded-for", "x-real-ip"})
+# What test clients of ASGI apps give as theirs. A server gives the address of a socket's peer, so
+# no request from a network has it.
+_IN_PROCESS: Final = "testclient"
 
 
 @attrs.frozen
@@ -62,8 +66,12 @@ class Visitor:
 
 Authorize: TypeAlias = Callable[[Request], "Awaitable[Visitor | None] | Visitor | None"]
 
+_FOR_OTHERS: Final = (
+    "Without a token, this page answers to its own machine alone, and to no proxy:"
+    f" set {TOKEN} to a password.\n"
+)
 HERE: Final = Visitor("local", may_act=True)
-"""Anyone who reaches the page on this machine, if there is no token."""
+"""Anyone who reaches the page from this machine, if there is no token."""
 
 
 def is_loopback(host: str) -> bool:
@@ -71,9 +79,11 @@ def is_loopback(host: str) -> bool:
     if host.lower() == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
         return False
+    # A socket of both families gives a peer of IPv4 in the form of IPv6.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 @attrs.frozen
@@ -134,12 +144,16 @@ class Guard:
             return None
         if self.authorize is not None:
             return PlainTextResponse("You may not see this page.\n", 403)
+        if not self.token:
+            return PlainTextResponse(_FOR_OTHERS, 403)
         asks = {"WWW-Authenticate": 'Basic realm="failures", charset="UTF-8"'}
         return PlainTextResponse("The password is the token; any user name.\n", 401, asks)
 
     async def _visitor(self, request: Request) -> Visitor | None:
+        if self.authorize is None and self.token:
+            return by_token(request.headers, self.token)
         if self.authorize is None:
-            return by_token(request.headers, self.token) if self.token else HERE
+            return HERE if is_from_here(request) else None
         if inspect.iscoroutinefunction(self.authorize):
             found: Any = await self.authorize(request)
         else:
@@ -152,6 +166,18 @@ class Guard:
             )
             raise TypeError(msg)
         return found
+
+
+def is_from_here(request: Request) -> bool:
+    """Return whether this machine has sent a request; its Host says nothing, as its sender sets it.
+
+    A proxy on this machine sends what anybody has sent to it. Some say that they are one, and what
+    has no address came through a Unix socket, where proxies are.
+    """
+    client = request.client
+    if client is None or not _BY_PROXIES.isdisjoint(request.headers):
+        return False
+    return is_loopback(client.host) or client.host == _IN_PROCESS
 
 
 def is_same_site(headers: Headers, host: str) -> bool:

@@ -52,7 +52,8 @@ def failures_page(
     """Make the page, an ASGI app that runs alone or is mounted in another one.
 
     Without ``authorize`` it answers on this machine's own names alone, such as ``localhost``, and
-    asks for the token of ``QTASKS_PLUGGY_PLUGIN_FAILURES_TOKEN`` if there is one.
+    asks for the token of ``QTASKS_PLUGGY_PLUGIN_FAILURES_TOKEN``; if there is none, it answers to
+    loopback addresses alone.
 
     Args:
         url: The store, as in the plugin's settings; without it the default one.
@@ -126,7 +127,7 @@ _ROUTES: Final = [
     Route("/groups/{group}", views.group),
     Route("/groups/{group}/replay", forms.choose),
     Route("/groups/{group}/{act}", forms.change_group, methods=["POST"]),
-    Route("/runs/{uuid:path}/attempts/{attempt:int}", views.attempt),
+    Route("/runs/{uuid:path}/attempts/{attempt}", views.attempt),
     Route("/runs/{uuid:path}/replay/send", forms.Send),
     Route("/runs/{uuid:path}/replay", forms.edit),
     Route("/runs/{uuid:path}/replay", forms.review, methods=["POST"]),

@@ -7,14 +7,12 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import attrs
 
 from qtasks_pluggy.failures.records import STATUSES, about_retry, hour_of
 
-When: TypeAlias = float | str
-"""Seconds since the epoch, or the same in ISO 8601."""
 HOURS: Final = 24
 """How far back the charts go."""
 BAR: Final = 10
@@ -24,15 +22,7 @@ HIGH: Final = 100
 LEAST: Final = 4
 """The least height of what happened at all."""
 
-WORDS: Final = {
-    "failed": "failed",
-    "dead_lettered": "dead-lettered",
-    "cancelled": "cancelled",
-    "recovered": "recovered",
-    "retried": "retried",
-    "waiting": "waiting",
-    "succeeded": "succeeded",
-}
+WORDS: Final = {one: one.replace("_", "-") for one in STATUSES}
 _DID: Final = {
     "answered": "answered",
     "no_opinion": "no opinion",
@@ -42,9 +32,9 @@ _DID: Final = {
     "quarantined": "not asked: in quarantine",
     "reentered": "not asked: already running",
 }
-# Control characters, and those that turn the direction of what follows them.
+# Control characters, those that turn the direction of what follows them, and lone surrogates.
 _UNSEEN: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _FRAME: Final = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+), in (?P<name>.*)')
 _THEN: Final = re.compile(
@@ -66,7 +56,16 @@ def visible(value: Any) -> Any:
     """Spell out what cannot be seen, or would turn what follows it; for all that is written."""
     if type(value) is not str or value.isprintable():
         return value
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), value)
+    return _UNSEEN.sub(_spell_out, value)
+
+
+def _spell_out(found: re.Match[str]) -> str:
+    r"""Write a character as ``\x1b``, or as JSON does, if JSON could hold it as it is.
+
+    So JSON that is edited, or kept in a form, reads back as the same value.
+    """
+    one = found[0]
+    return json.dumps(one).strip('"') if one > " " else one.encode("unicode_escape").decode()
 
 
 def words(status: str) -> str:
@@ -74,9 +73,9 @@ def words(status: str) -> str:
     return WORDS.get(status, status)
 
 
-def ago(when: When, now: float | None = None) -> str:
+def ago(when: float, now: float | None = None) -> str:
     """Return how long ago a time was, in words."""
-    passed = (time.time() if now is None else now) - _utc(when).timestamp()
+    passed = (time.time() if now is None else now) - when
     if passed < 1:
         return "just now"
     for below, unit, word in _STEPS:
@@ -86,19 +85,17 @@ def ago(when: When, now: float | None = None) -> str:
     return f"{days} day{'s' if days > 1 else ''} ago"
 
 
-def iso(when: When) -> str:
+def iso(when: float) -> str:
     """Write a time for machines."""
     return _utc(when).isoformat(timespec="milliseconds")
 
 
-def exact(when: When) -> str:
+def exact(when: float) -> str:
     """Write a time for people, to the second."""
     return f"{_utc(when):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _utc(when: When) -> datetime:
-    if isinstance(when, str):
-        return datetime.fromisoformat(when)
+def _utc(when: float) -> datetime:
     return datetime.fromtimestamp(when, UTC)
 
 

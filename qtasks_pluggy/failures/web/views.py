@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
-from qtasks_pluggy.failures.connection import StoreError, must_be_there
+from qtasks_pluggy.failures.connection import StoreError
 from qtasks_pluggy.failures.records import STATES, STATUSES, hour_of
 from qtasks_pluggy.failures.replay import OtherArguments, left_out
 from qtasks_pluggy.failures.web import browse, show
@@ -21,6 +21,8 @@ from qtasks_pluggy.failures.web.site import address, render, site_of
 
 _MOST_TEXT: Final = 1_000
 """Characters of what is searched for; no text that is longer is looked for as a whole."""
+_MOST_DIGITS: Final = 18
+"""Digits of a number that fits into 64 bits, whatever they are."""
 SHOWN_STATES: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
     "": ("All but ignored", ("open", "regressed", "resolved")),
     "unresolved": ("Open and regressed", ("open", "regressed")),
@@ -44,7 +46,6 @@ _DONE: Final = {
 def groups(request: Request) -> Response:
     """Show failures by cause."""
     try:
-        must_be_there(site_of(request).url)
         browser = site_of(request).browser()
     except StoreError as error:
         return render(request, "empty.html", why=str(error))
@@ -148,8 +149,8 @@ def run(request: Request) -> Response:
     """Show one run, attempt by attempt; its arguments only if the visitor asks for them."""
     browser = site_of(request).browser()
     found = run_of(browser, request)
-    before = _asked(request, "before")
-    listed = browser.attempts(found, int(before) if before.isdecimal() else None)
+    before = _asked_number(request, "before")
+    listed = browser.attempts(found, before)
     return render(
         request,
         "run.html",
@@ -157,7 +158,7 @@ def run(request: Request) -> Response:
         arguments=_shown_arguments(request, found),
         listed=listed,
         attempts=[(one, show.links(one.traceback), json.loads(one.trail)) for one in listed.rows],
-        is_newest=not before,
+        is_newest=before is None,
         replays=browser.replays(found.uuid),
         # Until the store has it: how the replay ended that led to this page.
         sent_status=_choice(request, "done", show.WORDS),
@@ -203,7 +204,8 @@ def arguments_of(found: Found) -> tuple[list[Any], dict[str, Any]] | None:
 def attempt(request: Request) -> Response:
     """Show all of one attempt's traceback, as text."""
     browser = site_of(request).browser()
-    found = browser.attempt(run_of(browser, request), request.path_params["attempt"])
+    run, number = run_of(browser, request), _number(request.path_params["attempt"])
+    found = None if number is None else browser.attempt(run, number)
     if found is None:
         raise HTTPException(404, "There is no such attempt.")
     return PlainTextResponse(found.traceback)
@@ -239,8 +241,7 @@ def plugins(request: Request) -> Response:
 
 def acts(request: Request) -> Response:
     """Show what people did."""
-    after = _asked(request, "after")
-    before = int(after) if after.isdecimal() else None
+    before = _asked_number(request, "after")
     rows = site_of(request).browser().acts(browse.PAGE + 1, before)
     more = str(rows[browse.PAGE - 1].id) if len(rows) > browse.PAGE else None
     listed = browse.Listed(rows[: browse.PAGE], more)
@@ -257,8 +258,26 @@ def _choice(request: Request, name: str, choices: Any, usual: str = "") -> str:
     return word if word in choices else usual
 
 
+def _asked_number(request: Request, name: str) -> int | None:
+    """Read the number of a row from which a page goes on; None if there is none."""
+    text = _asked(request, name)
+    number = _number(text)
+    if text and number is None:
+        raise _not_whole()
+    return number
+
+
+def _number(text: str) -> int | None:
+    """Read the number of a row; None for what is none, and for one that no store could hold."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
+
+
 def _key(request: Request) -> browse.Key | None:
     try:
         return browse.read_key(_asked(request, "after"))
     except browse.KeyFaultError:
-        raise HTTPException(400, "This link is not complete; begin at the first page.") from None
+        raise _not_whole() from None
+
+
+def _not_whole() -> HTTPException:
+    return HTTPException(400, "This link is not complete; begin at the first page.")

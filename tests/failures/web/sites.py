@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from html.parser import HTMLParser
 from typing import Any
@@ -17,10 +18,19 @@ SAME_SITE = {"Sec-Fetch-Site": "same-origin"}
 TOKEN = "QTASKS_PLUGGY_PLUGIN_FAILURES_TOKEN"  # noqa: S105  # the variable's name
 
 
-def client(place: Place, host: str = "localhost", **options: Any) -> TestClient:
+def client(
+    place: Place,
+    host: str = "localhost",
+    peer: tuple[str, int] | None = ("127.0.0.1", 50_000),
+    **options: Any,
+) -> TestClient:
     """Ask a page over a place's store; what it raises reaches the test."""
     page = failures_page(place.url.render_as_string(hide_password=False), **options)
-    return TestClient(page, base_url=f"http://{host}", follow_redirects=False)
+
+    async def served(scope: Any, receive: Any, send: Any) -> None:
+        await page({**scope, "client": peer}, receive, send)
+
+    return TestClient(served, base_url=f"http://{host}", follow_redirects=False)
 
 
 class Shop:
@@ -72,17 +82,19 @@ class Shop:
         return answer.text
 
     def post(self, path: str, **form: Any) -> Any:
-        """Send a form, as a browser does from this page."""
-        return self.client.post(path, data=form, headers=SAME_SITE)
+        """Send a form, as a browser does from this page: each line ends with CRLF."""
+        sent = {name: re.sub("\r\n?|\n", "\r\n", value) for name, value in form.items()}
+        return self.client.post(path, data=sent, headers=SAME_SITE)
 
 
 class Forms(HTMLParser):
-    """The forms of a page: where each goes, and what its hidden fields hold."""
+    """The forms of a page: where each goes, and what its hidden fields and text areas hold."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.found: dict[str, dict[str, str]] = {}
         self._fields: dict[str, str] = {}
+        self._area: str | None = None
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -92,3 +104,17 @@ class Forms(HTMLParser):
             self._fields = self.found[given["action"]] = {}
         elif tag == "input" and given.get("type") == "hidden":
             self._fields[given["name"]] = given["value"]
+        elif tag == "textarea":
+            self._area = given["name"]
+            self._fields[self._area] = ""
+
+    def handle_data(self, data: str) -> None:
+        """Take down what stands in a text area."""
+        if self._area is not None:
+            self._fields[self._area] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        """End a text area; a line end at its begin is not of its text."""
+        if tag == "textarea" and self._area is not None:
+            self._fields[self._area] = self._fields[self._area].removeprefix("\n")
+            self._area = None

@@ -148,7 +148,7 @@ def test_a_failure_is_found_understood_mended_and_resolved(chromium, served, pic
     picture("run")
     page.get_by_role("link", name="Edit and replay").click()
     picture("edit")
-    page.get_by_label("Positional arguments").fill('["USD", 5]')
+    page.get_by_label("Positional arguments").fill('[\n  "USD",\n  5\n]')
     page.get_by_role("button", name="Compare").click()
     row = page.get_by_role("row", name=re.compile(r"args\[0\]"))
     assert ['"EUR"', '"USD"'] == [one.strip() for one in row.locator("td").all_inner_texts()]

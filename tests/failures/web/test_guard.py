@@ -111,6 +111,40 @@ def test_other_names_are_answered_where_they_are_given(filled):
 
 
 @pytest.mark.parametrize(
+    ("status", "peer", "headers"),
+    [
+        *((200, (host, 50_000), {}) for host in ("127.0.0.1", "127.9.9.9", "::1")),
+        (200, ("::ffff:127.0.0.1", 50_000), {}),
+        (200, ("testclient", 50_000), {}),
+        *((403, (host, 50_000), {}) for host in ("192.168.1.9", "::ffff:10.0.0.1", "fe80::1%lo")),
+        *((403, (host, 50_000), {}) for host in ("0.0.0.0", "", "example.com")),  # noqa: S104  # a peer
+        (403, None, {}),
+        *(
+            (403, ("127.0.0.1", 50_000), {name: "127.0.0.1"})
+            for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
+        ),
+    ],
+)
+def test_without_a_token_only_this_machine_comes_in(filled, status, peer, headers):
+    """Whatever it calls the page: its address counts, and a proxy's is not that of who asks."""
+    page = client(filled, peer=peer)
+    for method, path in (("GET", "/"), ("GET", "/runs/u?arguments=shown"), ("POST", ACTS[0])):
+        answer = page.request(method, path, headers=headers)
+        assert (status == 403) == (answer.status_code == 403)
+        assert (status == 403) == (TOKEN in answer.text)
+    assert ("open" if status == 403 else "resolved") == _state(filled)
+
+
+@pytest.mark.parametrize("peer", [("192.168.1.9", 50_000), None])
+def test_who_knows_the_token_comes_in_from_anywhere(filled, peer):
+    """So does whom ``authorize`` knows: only where there is neither, the address counts."""
+    headers = {"X-Forwarded-For": "192.168.1.9", **_basic("ada", "s3cret")}
+    for options in ({"token": "s3cret"}, {"authorize": _reader}):
+        page = client(filled, peer=peer, **options)
+        assert 200 == page.get("/", headers=headers).status_code
+
+
+@pytest.mark.parametrize(
     ("status", "headers"),
     [
         (303, {"Sec-Fetch-Site": "same-origin"}),

@@ -374,6 +374,19 @@ def test_what_is_gone_is_told(place):
         assert (404, True) == (answer.status_code, "retention may have deleted it" in answer.text)
 
 
+@pytest.mark.parametrize("number", [f"{2**63}", "9" * 5_000, "x"])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/runs/u?before=", 400), ("/acts?after=", 400), ("/runs/u/attempts/", 404)],
+)
+def test_a_number_that_no_row_has_is_told(place, path, number, status):
+    """Also one that no store could hold, and that Python does not read."""
+    place.store().write(Batch([place.record(uuid="u")]))
+    answer = client(place).get(f"{path}{number}")
+
+    assert (status, True) == (answer.status_code, "<h1>" in answer.text)
+
+
 def test_a_hundred_clients_at_once_are_answered(place):
     """Each gets its page while records are written."""
     place.store().write(Batch([place.record(uuid=f"u{i}") for i in range(200)]))
