@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 from celery.exceptions import WorkerLostError
+from celery.platforms import EX_FAILURE
 from celery.result import AsyncResult
 from redis import Redis
 
@@ -145,7 +146,7 @@ def place(request, project, worker, monkeypatch):
 
 class _Place:
     def __init__(self, project, worker, where):
-        self._project, self._worker, self.where = project, worker, where
+        self._project, self.worker, self.where = project, worker, where
 
     def ours(self, monkeypatch):
         """Write an app of ours, and import it."""
@@ -164,7 +165,7 @@ class _Place:
         environment = {**self.where, "ROLE": "worker", **env}
         # Of the same name there can be one, also for a while after it was killed.
         name = ("-n", f"{uuid4().hex}@%h")
-        return self._worker(*WORKER, *name, *options, cwd=self.folder, env=environment, ready=READY)
+        return self.worker(*WORKER, *name, *options, cwd=self.folder, env=environment, ready=READY)
 
     def told(self, what):
         """Read what runs took down."""
@@ -260,6 +261,18 @@ def test_an_app_that_is_there_gets_plugins_by_one_line(place, project, method):
     started, stopped = (sorted(pid for (pid,) in place.told(what)) for what in ("start", "stop"))
     assert started == stopped
     assert 2 == len(started) == len(set(started))
+
+
+@pytest.mark.parametrize("place", ["redis"], indirect=True)
+def test_a_worker_whose_plugin_does_not_start_in_its_children_exits_with_an_error(place, project):
+    """A supervisor sees that it failed, as after a fault that the main process finds."""
+    starts = '            raise LookupError("no licence")'
+    life = LIFE.replace('            tell("start")', starts)
+    place.folder = project({"shop.py": THEIRS, "fallback.py": PLUGIN + life, "more.py": MORE})
+    command = (*WORKER, "-n", f"{uuid4().hex}@%h", "-c", "2")
+    worker = place.worker(*command, cwd=place.folder, env=place.where)
+    assert EX_FAILURE == worker.wait(LONG)
+    assert "worker_cannot_start" in worker.log()
 
 
 def test_a_run_that_kills_its_process_has_an_end(ours):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
+from mmap import mmap
 from typing import Any
 from uuid import uuid4
 
 from celery import Celery, bootsteps, current_app, signals
 from celery.concurrency.prefork import TaskPool
+from celery.platforms import EX_FAILURE
 
 from qtasks_pluggy.engines.native import Native
 
@@ -21,6 +23,8 @@ class InCeleryWorkers(Native[Celery]):
 
     def cover(self) -> None:
         """Follow the app's workers."""
+        # Forked processes share this byte; a spawned one has its own, and the worker exits with 0.
+        self._is_refused = mmap(-1, 1)
         # Celery knows steps by name, and receivers by a place in memory that is used again.
         uid = f"qtasks_pluggy-{uuid4()}"
         begins = self._worker_begins
@@ -39,7 +43,7 @@ class InCeleryWorkers(Native[Celery]):
         steps["worker"].add(Step)
         signals.worker_process_init.connect(self._child_begins, dispatch_uid=uid)
         signals.worker_process_shutdown.connect(self._process_ends, dispatch_uid=uid)
-        signals.worker_shutdown.connect(self._process_ends, dispatch_uid=uid)
+        signals.worker_shutdown.connect(self._worker_ends, dispatch_uid=uid)
 
     def _worker_begins(self, worker: Any) -> None:
         """Refuse, in the main process, what would fail in all children; begin if it has none."""
@@ -58,8 +62,15 @@ class InCeleryWorkers(Native[Celery]):
             self.begin_for_run()
         except Exception as error:
             # Or the pool would replace this child forever.
+            self._is_refused[0] = True
             os.kill(os.getppid(), signal.SIGTERM)
             raise self.refusal(error) from error
 
     def _process_ends(self, **_: Any) -> None:
         self.end()
+
+    def _worker_ends(self, sender: Any, **_: Any) -> None:
+        self.end()
+        if self._is_refused[0]:
+            # After a signal, Celery's own is 0, and a supervisor would see a success.
+            sender.exitcode = EX_FAILURE
