@@ -12,6 +12,7 @@ import concurrent.futures
 import contextvars
 import threading
 import time
+from asyncio import current_task
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
@@ -259,23 +260,30 @@ class _OnLoop:
         return future.result()
 
     def cancellations(self) -> int:
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:  # no loop runs: the run is being disposed of
-            return 0
+        task = _current_task()
         requested = 0 if task is None else task.cancelling()
         # One requested since the last suspension is not counted: the next suspension raises it.
         return requested and requested - getattr(task, "_must_cancel", False)
 
     def cancelled(self, count: int) -> bool:
-        # Passing a loop saves asyncio from looking up the running one; up to Python 3.11, that
-        # calls getpid() each time. A loop that no longer runs has no current task.
-        loop = _seen.loop
-        task = None if loop is None else asyncio.current_task(loop)
-        if task is None:
-            _seen.loop = asyncio.get_running_loop()
-            task = asyncio.current_task(_seen.loop)
+        task = _current_task()
         return task is not None and task.cancelling() > count
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    """Return the asyncio task that calls this, fast, because every run counts by it.
+
+    None in a callback of the loop, and where no loop runs because a run is being disposed of.
+    """
+    # Passing a loop saves asyncio from looking up the running one; up to Python 3.11, that calls
+    # getpid() each time. A loop that no longer runs has no current task.
+    loop = _seen.loop
+    task = None if loop is None else current_task(loop)
+    if task is None:
+        with suppress(RuntimeError):
+            _seen.loop = asyncio.get_running_loop()
+            task = current_task(_seen.loop)
+    return task
 
 
 class _Seen(threading.local):

@@ -10,7 +10,6 @@ for each attempt. Every run ends in ``_end``.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
@@ -91,8 +90,8 @@ class TaskExecutor(RunView, Generic[R]):
         "_started",
     )
     _backend: Backend | None
-    # How many cancellations the caller had when the run began, if they were counted.
-    _cancellations: int | None
+    # How many cancellations the caller had when the run began.
+    _cancellations: int
     # Whether to ask only handlers that name the error's class.
     _consented_only: bool
     # When the attempt began, if a plugin has a hook for its end.
@@ -180,7 +179,7 @@ class TaskExecutor(RunView, Generic[R]):
         self._plugins = manager
         self._entries = []
         self._result = self._yielded = self._engine = self._backend = None
-        self._cancellations = self._started = None
+        self._started = None
         self._consented_only = False
 
     def execute(self) -> Coroutine[Any, Any, R]:
@@ -285,7 +284,6 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _ask_about(self, error: Exception, backend: Backend) -> Outcome:
         self._prepare(backend)
-        self._backend = backend
         hook = self._plugins.hook.task_executor_run_task_trigger_error
         asked = None if hook.chain is None else self._shown_error(error, hook)
         answer = None
@@ -300,9 +298,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _run(self, backend: Backend) -> Any:
         """Attempt until the run is over, in place, and end it."""
-        if self._backend is not None or sys.exception() is not None:
-            self._prepare(backend)
-        self._backend = backend
+        self._prepare(backend)
         try:
             attempt = await self._attempt_once()
             while attempt is not None and attempt.will_retry:
@@ -328,7 +324,6 @@ class TaskExecutor(RunView, Generic[R]):
     async def _attempt_for(self, engine: Host, backend: Backend) -> Attempt:
         """Attempt once for an engine, and end the run unless it goes on."""
         self._prepare(backend)
-        self._backend = backend
         if self._engine is not None:
             self._next_attempt()
         self._engine = engine
@@ -367,8 +362,7 @@ class TaskExecutor(RunView, Generic[R]):
     def _prepare(self, backend: Backend) -> None:
         """Check that the executor is new, and count the cancellations of its caller so far.
 
-        Counting costs as much as a run, and a caller that was cancelled is usually handling that
-        exception, so it is done only while an exception is handled.
+        Later ones are the run's own (R16).
 
         Raises:
             RuntimeError: This executor has run already.
@@ -376,7 +370,7 @@ class TaskExecutor(RunView, Generic[R]):
         if self._backend is not None:
             msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
             raise RuntimeError(msg)
-        self._cancellations = backend.cancellations()
+        self._backend, self._cancellations = backend, backend.cancellations()
 
     async def _attempt_once(self) -> Attempt | None:
         """Make one attempt, up to the hook for its end.
@@ -387,10 +381,7 @@ class TaskExecutor(RunView, Generic[R]):
         plugins = self._plugins
         hooks = plugins.hook
         # One check instead of one for each hook: most plugins are only interested in errors.
-        asks_on_success = plugins._asked_on_success or (  # noqa: SLF001  # ours
-            plugins._asked_on_repeats  # noqa: SLF001  # ours
-            and (self._attempt > 1 or is_replay(self._message))
-        )
+        asks_on_success = plugins._asked_on_repeats and self._asks_on_success()  # noqa: SLF001  # ours
         self._started = perf_counter() if plugins._times_attempts else None  # noqa: SLF001  # ours
         attempt: Attempt | None = None
         error: BaseException | None = None
@@ -440,10 +431,8 @@ class TaskExecutor(RunView, Generic[R]):
             return self._without_decision(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), reason_for(error))
-        # Nothing is decided after the run was cancelled (R16). Counting costs as much as a run, so
-        # for an error without a context, count only before an answer is used.
-        may_be_cancelled = self._cancellations is not None or error.__context__ is not None
-        if may_be_cancelled and self._is_cancelled():
+        # Nothing is decided after the run was cancelled (R16).
+        if self._is_cancelled():
             return self._conclude(Attempt("fail", error), error)
         begin, answer = len(self._entries), None
         hook = self._plugins.hook.task_executor_run_task_trigger_error
@@ -488,7 +477,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     def _is_cancelled(self) -> bool:
         """Return whether the run was cancelled since it began (R16)."""
-        return (self._backend or ASYNCIO).cancelled(self._cancellations or 0)
+        return (self._backend or ASYNCIO).cancelled(self._cancellations)
 
     async def _keep_dead_letter(
         self, attempt: Attempt, error: Exception, decider: str | None
@@ -588,11 +577,16 @@ class TaskExecutor(RunView, Generic[R]):
     def _hears_of_success(self) -> bool:
         """Return whether a plugin wants to hear of the end of a successful run."""
         plugins = self._plugins
-        asked = plugins._asked_on_success or (  # noqa: SLF001  # ours
+        return (
             plugins._asked_on_repeats  # noqa: SLF001  # ours
-            and (self._attempt > 1 or is_replay(self._message))
+            and self._asks_on_success()
+            and plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)
         )
-        return asked and plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)
+
+    def _asks_on_success(self) -> bool:
+        """Return whether a plugin takes part in this attempt even if it meets no error."""
+        on_success: bool = self._plugins._asked_on_success  # noqa: SLF001  # ours
+        return on_success or self._attempt > 1 or is_replay(self._message)
 
     async def _end(self, attempt: Attempt | None) -> Attempt:
         """Call the hooks for a failure and for the end of the run.
