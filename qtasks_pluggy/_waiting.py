@@ -107,23 +107,33 @@ POLL_SECONDS: Final = 0.5
 async def with_timeout(
     thing: Awaitable[T], limit: float, context: contextvars.Context | None = None
 ) -> T:
-    """Wait for an awaitable in a new task, for at most ``limit`` seconds."""
+    """Wait for an awaitable in a new task, for at most ``limit`` seconds.
+
+    If the waiter is cancelled, and so is the awaitable, an error of the awaitable's clean-up is the
+    ``__cause__`` of the cancellation.
+    """
     task = asyncio.create_task(_await(thing), context=context)
     try:
         # The first step needs no timer, and most hookimpls need no other step.
         await asyncio.sleep(0)
         if task.done() or (await asyncio.wait({task}, timeout=limit))[0]:
             return task.result()
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as cut:
         if not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=CANCEL_GRACE)
+            await _cancel(task)
+            if task.done() and not task.cancelled():
+                cut.__cause__ = task.exception()
         raise
+    await _cancel(task)
+    raise LimitExceededError("" if task.done() else _SWALLOWED)
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and give it a moment to clean up."""
     task.cancel()
-    await asyncio.wait({task}, timeout=CANCEL_GRACE)
     # Retrieves a late exception, so that asyncio does not log it.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    raise LimitExceededError("" if task.done() else _SWALLOWED)
+    await asyncio.wait({task}, timeout=CANCEL_GRACE)
 
 
 async def _await(thing: Awaitable[T]) -> T:

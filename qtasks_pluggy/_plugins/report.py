@@ -63,6 +63,12 @@ def report_teardown_failure(link: Link, values: Mapping[str, Any], failure: Base
     _log.event("error", "plugin_failed", **fields, error=type(failure).__name__, exc_info=failure)
 
 
+def report_clean_up(link: Link, values: Mapping[str, Any], cut: BaseException) -> None:
+    """Log the failure of a hookimpl's clean-up, if it had one when the run was cancelled."""
+    if isinstance(cut.__cause__, Exception):
+        report_teardown_failure(link, values, cut.__cause__)
+
+
 def report_return(link: Link, values: Mapping[str, Any], seconds: float) -> None:
     """Check a returned call against its time limit, and count it for the quarantine."""
     breaker = link.breaker
