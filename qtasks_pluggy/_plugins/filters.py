@@ -55,8 +55,6 @@ def filter_key(values: Mapping[str, Any]) -> FilterKey:
         cause = error.__cause__
         errors = (type(error),) if cause is None else (type(error), type(cause))
     task_func, run = values.get("task_func"), values.get("task_executor")
-    if task_func is None:
-        task_func = getattr(run, "task_func", None)
     return FilterKey(
         errors,
         None if outcome is None else outcome.status,

@@ -96,10 +96,7 @@ def _event_fields(link: Link, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def task_name(values: Mapping[str, Any]) -> str | None:
     """Return the name of the task that a hook is called for, or None."""
-    task_func = values.get("task_func")
-    if task_func is None:
-        task_func = getattr(values.get("task_executor"), "task_func", None)
-    return getattr(task_func, "name", None)
+    return getattr(values.get("task_func"), "name", None)
 
 
 def add_note_once(error: BaseException, text: str) -> None:
