@@ -106,13 +106,6 @@ class Lifecycle(_Lifespan):
         # What has no object of its own is nowhere else.
         return engine is not None and (self._workers is not None or engine.native is None)
 
-    def _worker_lifespan(self) -> WorkerLifespan:
-        """The app's life in a worker process of its engine, for ``with`` and ``async with``.
-
-        Like ``with app:``, except that the engine, which began the process, is not started.
-        """
-        return WorkerLifespan(self)
-
     def _refuse_if_started(self) -> None:
         if self._is_started:
             msg = f"app {self.name!r} is started already; stop it first"

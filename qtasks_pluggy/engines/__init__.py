@@ -107,7 +107,7 @@ def worker_lifespan(app: Any) -> WorkerLifespan:
     It does what ``with app:`` does, except that it does not start the engine, which started the
     process.
     """
-    return app._worker_lifespan()  # type: ignore[no-any-return]  # noqa: SLF001  # our own class
+    return WorkerLifespan(app)
 
 
 def is_started(app: Any) -> bool:
