@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -57,32 +58,23 @@ def within(seconds: float, call: Callable[[], T], when: str) -> T:
     Raises:
         HangError: It does not end in time; its thread keeps running.
     """
-    ended: list[Callable[[], T]] = []
+    ended: Future[T] = Future()
 
     def work() -> None:
         try:
-            value = call()
+            ended.set_result(call())
         except BaseException as error:  # noqa: BLE001  # raised again in the waiting thread
-            caught = error
+            ended.set_exception(error)
 
-            def again() -> T:
-                raise caught
-
-            ended.append(again)
-        else:
-            ended.append(lambda: value)
-
-    thread = threading.Thread(target=work, name=CHECK_THREAD, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not ended:
+    threading.Thread(target=work, name=CHECK_THREAD, daemon=True).start()
+    if not wait({ended}, seconds).done:
         text = f"the plugin hangs {when}: it did not end within {seconds:g} seconds"
         remedy = (
             "give what it waits for a timeout of its own, mark what blocks with @blocking, and let"
             " asyncio.CancelledError pass"
         )
         raise HangError([Finding(text, remedy)])
-    return ended[0]()
+    return ended.result()
 
 
 def try_run(executor: TaskExecutor, style: Style = "def") -> tuple[Any, BaseException | None]:
