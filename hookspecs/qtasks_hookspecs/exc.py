@@ -45,7 +45,8 @@ def safe_str(value: object) -> str:
         return f"(no text: its __str__ raised {type(another).__name__})"
 
 
-def _safe_repr(value: object) -> str:
+def safe_repr(value: object) -> str:
+    """Return ``repr()`` of a value, even if its ``__repr__`` raises."""
     try:
         return repr(value)
     except Exception as another:  # noqa: BLE001  # somebody else's __repr__
@@ -105,8 +106,8 @@ class TaskPluginTriggerError(QTasksError):
 
     def __repr__(self) -> str:
         """Show both kinds of arguments."""
-        shown = [_safe_repr(value) for value in self.args]
-        shown += [f"{name}={_safe_repr(value)}" for name, value in self.kwargs.items()]
+        shown = [safe_repr(value) for value in self.args]
+        shown += [f"{name}={safe_repr(value)}" for name, value in self.kwargs.items()]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __reduce__(self) -> tuple[Any, ...]:

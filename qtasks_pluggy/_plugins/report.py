@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from qtasks_hookspecs.exc import PluginError, own_error
+from qtasks_hookspecs.exc import PluginError, own_error, safe_repr
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.call import Call
 from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link, decided_by
@@ -149,7 +149,7 @@ def _report_trail(call: Call, entries: list[Asked]) -> None:
         run = call.values["task_executor"]
         args, kwargs = getattr(run, "args", None), dict(getattr(run, "kwargs", ()))
         shown = {"args": args, "kwargs": kwargs, "answer": call.answer}
-        fields |= {name: _safe_repr(value) for name, value in shown.items()}
+        fields |= {name: safe_repr(value) for name, value in shown.items()}
     _log.event("debug", "task_error_dispatched", **fields)
 
 
@@ -161,10 +161,3 @@ def _error_fields(call: Call) -> dict[str, Any]:
         "attempt": call.attempt,
         "error": type(own_error(values["e"])).__name__,
     }
-
-
-def _safe_repr(value: Any) -> str:
-    try:
-        return repr(value)
-    except Exception as error:  # noqa: BLE001  # somebody else's __repr__
-        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
+from qtasks_hookspecs.exc import safe_str
 from qtasks_pluggy import TaskExecutor
 from qtasks_pluggy.exc import PluginError
 from qtasks_pluggy.testing.run import Style, in_loop
@@ -116,8 +117,5 @@ def failure(error: BaseException, when: str) -> Finding:
 
 def _text(error: BaseException) -> str:
     """Show the beginning of an error's text, with nothing in it that a terminal obeys."""
-    try:
-        text = str(error)
-    except Exception as another:  # noqa: BLE001  # somebody else's __str__
-        return f"(its __str__ raised {type(another).__name__})"
+    text = safe_str(error)
     return ascii(text if len(text) <= _MOST else f"{text[:_MOST]}...")
