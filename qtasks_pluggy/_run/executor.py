@@ -213,9 +213,7 @@ class TaskExecutor(RunView, Generic[R]):
             raise result.error
         return result  # type: ignore[no-any-return]  # the function's, or a plugin's answer
 
-    def execute_attempt(
-        self, engine: Host, backend: Backend | None = None
-    ) -> Coroutine[Any, Any, Attempt]:
+    async def execute_attempt(self, engine: Host, backend: Backend | None = None) -> Attempt:
         """Make one attempt for an engine; again after a retry.
 
         Args:
@@ -223,13 +221,25 @@ class TaskExecutor(RunView, Generic[R]):
             backend: How the attempt waits; None for the event loop of its caller.
 
         Returns:
-            What the engine is to do, to be awaited. The hooks for the end were called, unless the
-            run goes on.
+            What the engine is to do. The hooks for the end were called, unless the run goes on.
 
         Raises:
             RuntimeError: This executor has run already.
         """
-        return self._attempt_for(engine, backend or ASYNCIO_WORKER)
+        self._prepare(backend or ASYNCIO_WORKER)
+        if self._engine is not None:
+            self._next_attempt()
+        self._engine = engine
+        try:
+            attempt = await self._attempt_once()
+        except GeneratorExit as abandoned:
+            attempt = self._without_decision(abandoned)
+        if attempt is None and not self._hears_of_success():
+            return Attempt("succeed", result=self._result)
+        if attempt is not None and attempt.will_retry:
+            self._backend = None
+            return attempt
+        return await self._end_for_engine(attempt)
 
     def execute_attempt_sync(self, engine: Host) -> Attempt:
         """Make one attempt for an engine, from plain code, as ``execute_attempt`` does.
@@ -237,11 +247,9 @@ class TaskExecutor(RunView, Generic[R]):
         It runs in a copy of the thread's context, because the thread's next run must not see the
         context variables that this one sets (R19).
         """
-        return copy_context().run(run_to_completion, self._attempt_for(engine, SYNC))
+        return copy_context().run(run_to_completion, self.execute_attempt(engine, SYNC))
 
-    def give_up(
-        self, error: BaseException, backend: Backend | None = None
-    ) -> Coroutine[Any, Any, Attempt]:
+    async def give_up(self, error: BaseException, backend: Backend | None = None) -> Attempt:
         """End a run that can have no further attempt.
 
         Args:
@@ -250,13 +258,16 @@ class TaskExecutor(RunView, Generic[R]):
             backend: How the hooks wait; None for the event loop of their caller.
 
         Returns:
-            What the engine is to do, to be awaited. The hooks for the end were called.
+            What the engine is to do. The hooks for the end were called.
         """
-        return self._give_up(error, backend or ASYNCIO_WORKER)
+        self._backend = backend or ASYNCIO_WORKER
+        self._started = None
+        attempt = attempt_from(None, error)
+        return await self._end_for_engine(self._conclude(attempt, error, is_final=True))
 
     def give_up_sync(self, error: BaseException) -> Attempt:
         """End a run from plain code, as ``give_up`` does."""
-        return run_to_completion(self._give_up(error, SYNC))
+        return run_to_completion(self.give_up(error, SYNC))
 
     def ask_about(self, error: Exception) -> Coroutine[Any, Any, Outcome]:
         """Ask the plugins about an error as if the task had raised it, and do nothing about it.
@@ -320,30 +331,6 @@ class TaskExecutor(RunView, Generic[R]):
                     # A traceback holds this frame; this frame must not hold the error.
                     del error
         return self._result
-
-    async def _attempt_for(self, engine: Host, backend: Backend) -> Attempt:
-        """Attempt once for an engine, and end the run unless it goes on."""
-        self._prepare(backend)
-        if self._engine is not None:
-            self._next_attempt()
-        self._engine = engine
-        try:
-            attempt = await self._attempt_once()
-        except GeneratorExit as abandoned:
-            attempt = self._without_decision(abandoned)
-        if attempt is None and not self._hears_of_success():
-            return Attempt("succeed", result=self._result)
-        if attempt is not None and attempt.will_retry:
-            self._backend = None
-            return attempt
-        return await self._end_for_engine(attempt)
-
-    async def _give_up(self, error: BaseException, backend: Backend) -> Attempt:
-        """End a run for an engine without another attempt."""
-        self._backend = backend
-        self._started = None
-        attempt = attempt_from(None, error)
-        return await self._end_for_engine(self._conclude(attempt, error, is_final=True))
 
     async def _end_for_engine(self, attempt: Attempt | None) -> Attempt:
         """End a run; raise an error that is the worker's, not the run's."""
