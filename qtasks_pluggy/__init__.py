@@ -42,7 +42,7 @@ Where to look:
 
 =====================================  =========================================================
 which answer wins                      ``dispatch()`` in ``_plugins/dispatch.py``
-which answers count                    ``counts()`` in ``_plugins/answers.py``
+which answers count                    ``does_count()`` in ``_plugins/answers.py``
 where a plugin's time limit applies    ``ask()`` in ``_plugins/ask.py``
 where a task's ``max_time`` applies    ``call_function()`` in ``_run/function.py``
 where an entry point is loaded         ``import_plugin()`` in ``_plugins/discovery.py``

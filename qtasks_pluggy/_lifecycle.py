@@ -11,7 +11,7 @@ from qtasks_hookspecs.exc import NotRunningError, PluginError
 from qtasks_pluggy import _log
 from qtasks_pluggy._fork import lock_of
 from qtasks_pluggy._plugins.adapter import original_plugin
-from qtasks_pluggy._plugins.chain import Asked
+from qtasks_pluggy._plugins.chain import NO_LINKS, Asked
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._submit.calls import call_engine
 from qtasks_pluggy._submit.protocol import Engine
@@ -106,13 +106,6 @@ class Lifecycle(_Lifespan):
         # What has no object of its own is nowhere else.
         return engine is not None and (self._workers is not None or engine.native is None)
 
-    def _worker_lifespan(self) -> WorkerLifespan:
-        """The app's life in a worker process of its engine, for ``with`` and ``async with``.
-
-        Like ``with app:``, except that the engine, which began the process, is not started.
-        """
-        return WorkerLifespan(self)
-
     def _refuse_if_started(self) -> None:
         if self._is_started:
             msg = f"app {self.name!r} is started already; stop it first"
@@ -151,9 +144,11 @@ class Lifecycle(_Lifespan):
     def _warn_not_started(self) -> None:
         """Log, once, each plugin that is asked without its ``qtasks_start`` having run."""
         hint = "call tasks inside 'with app:' or 'async with app:', which calls qtasks_start"
-        for impl in self.plugins.hook.qtasks_start.get_hookimpls():
-            name = impl.plugin_name
-            if name not in self._warned and not _is_default(impl.plugin):
+        hook: Any = self.plugins.hook.qtasks_start
+        chain = hook.chain or NO_LINKS
+        for link in (*chain.links, *chain.wrappers):
+            name = link.plugin
+            if name not in self._warned and not _is_default(link.impl.plugin):
                 self._warned.add(name)
                 _log.event("warning", "plugin_not_started", app=self.name, plugin=name, hint=hint)
 
@@ -195,7 +190,7 @@ class Lifecycle(_Lifespan):
             raise
         self._state = _State.STARTED
         if in_worker or self._does_runs_itself:
-            names = [name for name, plugin in self.plugins.list_name_plugin() if plugin is not None]
+            names = [one.name for one in self.plugins.list_plugin_info() if one.enabled]
             _log.event("info", "worker_asks_plugins", app=self.name, plugins=names)
 
     async def _stop(self, backend: Backend, *, in_worker: bool = False) -> None:

@@ -12,6 +12,7 @@ import concurrent.futures
 import contextvars
 import threading
 import time
+from asyncio import current_task
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
@@ -106,23 +107,33 @@ POLL_SECONDS: Final = 0.5
 async def with_timeout(
     thing: Awaitable[T], limit: float, context: contextvars.Context | None = None
 ) -> T:
-    """Wait for an awaitable in a new task, for at most ``limit`` seconds."""
+    """Wait for an awaitable in a new task, for at most ``limit`` seconds.
+
+    If the waiter is cancelled, and so is the awaitable, an error of the awaitable's clean-up is the
+    ``__cause__`` of the cancellation.
+    """
     task = asyncio.create_task(_await(thing), context=context)
     try:
         # The first step needs no timer, and most hookimpls need no other step.
         await asyncio.sleep(0)
         if task.done() or (await asyncio.wait({task}, timeout=limit))[0]:
             return task.result()
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as cut:
         if not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=CANCEL_GRACE)
+            await _cancel(task)
+            if task.done() and not task.cancelled():
+                cut.__cause__ = task.exception()
         raise
+    await _cancel(task)
+    raise LimitExceededError("" if task.done() else _SWALLOWED)
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and give it a moment to clean up."""
     task.cancel()
-    await asyncio.wait({task}, timeout=CANCEL_GRACE)
     # Retrieves a late exception, so that asyncio does not log it.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    raise LimitExceededError("" if task.done() else _SWALLOWED)
+    await asyncio.wait({task}, timeout=CANCEL_GRACE)
 
 
 async def _await(thing: Awaitable[T]) -> T:
@@ -259,23 +270,30 @@ class _OnLoop:
         return future.result()
 
     def cancellations(self) -> int:
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:  # no loop runs: the run is being disposed of
-            return 0
+        task = _current_task()
         requested = 0 if task is None else task.cancelling()
         # One requested since the last suspension is not counted: the next suspension raises it.
         return requested and requested - getattr(task, "_must_cancel", False)
 
     def cancelled(self, count: int) -> bool:
-        # Passing a loop saves asyncio from looking up the running one; up to Python 3.11, that
-        # calls getpid() each time. A loop that no longer runs has no current task.
-        loop = _seen.loop
-        task = None if loop is None else asyncio.current_task(loop)
-        if task is None:
-            _seen.loop = asyncio.get_running_loop()
-            task = asyncio.current_task(_seen.loop)
+        task = _current_task()
         return task is not None and task.cancelling() > count
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    """Return the asyncio task that calls this, fast, because every run counts by it.
+
+    None in a callback of the loop, and where no loop runs because a run is being disposed of.
+    """
+    # Passing a loop saves asyncio from looking up the running one; up to Python 3.11, that calls
+    # getpid() each time. A loop that no longer runs has no current task.
+    loop = _seen.loop
+    task = None if loop is None else current_task(loop)
+    if task is None:
+        with suppress(RuntimeError):
+            _seen.loop = asyncio.get_running_loop()
+            task = current_task(_seen.loop)
+    return task
 
 
 class _Seen(threading.local):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -145,6 +146,15 @@ class TaskFunc:
 
 
 _first_read = threading.Lock()
+
+
+def _recreate_lock() -> None:  # pragma: no cover  # in processes that are not measured
+    globals()["_first_read"] = threading.Lock()
+
+
+# In a forked process, a thread that was not forked may hold it forever. Windows has no fork.
+if hasattr(os, "register_at_fork"):  # pragma: no branch  # Windows
+    os.register_at_fork(after_in_child=_recreate_lock)
 
 
 @attrs.frozen(eq=False)
@@ -310,6 +320,11 @@ if TYPE_CHECKING:
         @property
         def won(self) -> bool:
             """Whether its answer was the one used."""
+            ...
+
+        @property
+        def handler(self) -> str | None:
+            """The function's own name."""
             ...
 
 

@@ -17,6 +17,7 @@ QTasksError
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Self
 
 __all__ = [
@@ -44,7 +45,8 @@ def safe_str(value: object) -> str:
         return f"(no text: its __str__ raised {type(another).__name__})"
 
 
-def _safe_repr(value: object) -> str:
+def safe_repr(value: object) -> str:
+    """Return ``repr()`` of a value, even if its ``__repr__`` raises."""
     try:
         return repr(value)
     except Exception as another:  # noqa: BLE001  # somebody else's __repr__
@@ -104,8 +106,8 @@ class TaskPluginTriggerError(QTasksError):
 
     def __repr__(self) -> str:
         """Show both kinds of arguments."""
-        shown = [_safe_repr(value) for value in self.args]
-        shown += [f"{name}={_safe_repr(value)}" for name, value in self.kwargs.items()]
+        shown = [safe_repr(value) for value in self.args]
+        shown += [f"{name}={safe_repr(value)}" for name, value in self.kwargs.items()]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -131,6 +133,32 @@ def own_error(error: BaseException) -> BaseException:
     """Return the task's own error: what a trigger error wraps, else the error itself."""
     wrapped = error.__cause__ if getattr(error, "_wraps_cause", False) else None
     return error if wrapped is None else wrapped
+
+
+def is_named(error: type[BaseException], name: str) -> bool:
+    """Return whether a name means an error's class or one of its bases, even by another path."""
+    for cls in error.__mro__:
+        if name == f"{cls.__module__}.{cls.__qualname__}":
+            return True
+        if name == cls.__qualname__ and cls.__module__ == "builtins":
+            return True
+    meant = loaded_class(name)
+    return meant is not None and issubclass(error, meant)
+
+
+def loaded_class(name: str) -> type | None:
+    """Look up a dotted name in the loaded modules; nothing is imported."""
+    path, parts = name, list[str]()
+    while "." in path:
+        path, _, part = path.rpartition(".")
+        parts.insert(0, part)
+        found: Any = sys.modules.get(path)
+        if found is not None:
+            for one in parts:
+                # Not getattr: a module's __getattr__ may import.
+                found = getattr(found, "__dict__", {}).get(one)
+            return found if isinstance(found, type) else None
+    return None
 
 
 class _Cause:

@@ -157,7 +157,7 @@ def _adapter_of(value: object) -> EntryPoint | None:
 
 
 def _load_module(name: str) -> ModuleType:
-    _make_importable(Path.cwd())
+    make_importable(Path.cwd())
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a module raises
@@ -192,7 +192,7 @@ def _load_file(where: str) -> ModuleType:
     while (folder / "__init__.py").is_file():
         parts.insert(0, folder.name)
         folder = folder.parent
-    _make_importable(folder)
+    make_importable(folder)
     name = ".".join(parts)
     try:
         spec = importlib.util.find_spec(name) if all(map(str.isidentifier, parts)) else None
@@ -208,7 +208,7 @@ def _load_file(where: str) -> ModuleType:
     return module
 
 
-def _make_importable(folder: Path) -> None:
+def make_importable(folder: Path) -> None:
     """Make what lies in a folder importable, where Python's own modules do not have its name."""
     if str(folder) in sys.path:
         return

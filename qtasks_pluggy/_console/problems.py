@@ -9,10 +9,10 @@ from typing import Any
 import attrs
 
 from qtasks_hookspecs._markers import When
-from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
+from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError, loaded_class
 from qtasks_pluggy import PluginManager, QueueTasks
 from qtasks_pluggy._plugins.chain import Link
-from qtasks_pluggy._plugins.filters import FilterKey, loaded_class, matches
+from qtasks_pluggy._plugins.filters import FilterKey, matches
 from qtasks_pluggy._settings import ENVIRONMENT_PREFIX, KINDS, NAMES, Loaded
 from qtasks_pluggy._settings_file import find
 from qtasks_pluggy.builtin._errors import read_error_names

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import traceback
+from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from io import TextIOWrapper
@@ -28,6 +29,8 @@ _MACHINERY: Final = (
     "<frozen importlib",
 )
 _kept: Final[list[TextIO]] = []
+# How many events are remembered, so that equal ones are printed once.
+_MOST_SAID: Final = 1000
 
 
 def own_stdout() -> TextIO:
@@ -83,20 +86,25 @@ def say_error(text: str) -> None:
 class SayingHandler(logging.Handler):
     """Prints what is logged while nobody has configured logging, tracebacks included.
 
-    It prints equal events of our own only once; the summary counts them.
+    It prints equal events of our own only once; the summary counts them. Of events that keep
+    differing, by a run's id for example, it remembers the latest.
     """
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
-        self._said: set[str] = set()
+        self._said: OrderedDict[str, None] = OrderedDict()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record on standard error."""
         text = record.getMessage()
         if record.name == "qtasks_pluggy":
-            if text in self._said:
+            is_new = text not in self._said
+            self._said[text] = None
+            self._said.move_to_end(text)
+            if not is_new:
                 return
-            self._said.add(text)
+            if len(self._said) > _MOST_SAID:
+                self._said.popitem(last=False)
         error = record.exc_info[1] if record.exc_info else None
         say(text if error is None else f"{text}\n{own_traceback(error).rstrip()}", err=True)
 

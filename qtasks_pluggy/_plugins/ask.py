@@ -17,7 +17,12 @@ from qtasks_hookspecs import Replace
 from qtasks_pluggy._plugins.answers import does_count
 from qtasks_pluggy._plugins.call import Call, OpenWrapper
 from qtasks_pluggy._plugins.chain import Asked, Link, new_asked
-from qtasks_pluggy._plugins.report import report_failure, report_return, report_teardown_failure
+from qtasks_pluggy._plugins.report import (
+    report_clean_up,
+    report_failure,
+    report_return,
+    report_teardown_failure,
+)
 from qtasks_pluggy._plugins.trail import Status
 from qtasks_pluggy._waiting import unwrap
 
@@ -64,6 +69,7 @@ async def _wait_for_answer(link: Link, call: Call, awaitable: Any, start: float)
         return
     except asyncio.CancelledError as stray:
         if call.is_cancelled():
+            report_clean_up(link, call.values, stray)
             raise
         report_failure(link, call, stray, perf_counter() - start)
         return
@@ -138,6 +144,7 @@ async def close_wrapper(wrapper: OpenWrapper, call: Call) -> None:
         return
     except asyncio.CancelledError as stray:
         if call.is_cancelled():
+            report_clean_up(link, call.values, stray)
             raise
         report_failure(link, call, stray, perf_counter() - start)
         return

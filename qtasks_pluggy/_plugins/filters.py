@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from qtasks_hookspecs import OutcomeStatus, _hooks
 from qtasks_hookspecs._markers import When
+from qtasks_hookspecs.exc import is_named
 from qtasks_pluggy._text import closest_match
 
 REPLAY_OF: Final = "replay_of"
@@ -54,8 +55,6 @@ def filter_key(values: Mapping[str, Any]) -> FilterKey:
         cause = error.__cause__
         errors = (type(error),) if cause is None else (type(error), type(cause))
     task_func, run = values.get("task_func"), values.get("task_executor")
-    if task_func is None:
-        task_func = getattr(run, "task_func", None)
     return FilterKey(
         errors,
         None if outcome is None else outcome.status,
@@ -97,34 +96,8 @@ def possible_statuses(conditions: Iterable[When]) -> frozenset[OutcomeStatus] | 
 
 def _is_subclass(error: type[BaseException], wanted: tuple[type[BaseException] | str, ...]) -> bool:
     return any(
-        _has_name(error, one) if isinstance(one, str) else issubclass(error, one) for one in wanted
+        is_named(error, one) if isinstance(one, str) else issubclass(error, one) for one in wanted
     )
-
-
-def _has_name(error: type[BaseException], name: str) -> bool:
-    """Return whether a name means an error's class or one of its bases, even by another path."""
-    for cls in error.__mro__:
-        if name == f"{cls.__module__}.{cls.__qualname__}":
-            return True
-        if name == cls.__qualname__ and cls.__module__ == "builtins":
-            return True
-    meant = loaded_class(name)
-    return meant is not None and issubclass(error, meant)
-
-
-def loaded_class(name: str) -> type | None:
-    """Look up a dotted name in the loaded modules; nothing is imported."""
-    path, parts = name, list[str]()
-    while "." in path:
-        path, _, part = path.rpartition(".")
-        parts.insert(0, part)
-        found: Any = sys.modules.get(path)
-        if found is not None:
-            for one in parts:
-                # Not getattr: a module's __getattr__ may import.
-                found = getattr(found, "__dict__", {}).get(one)
-            return found if isinstance(found, type) else None
-    return None
 
 
 def why_unmatchable(condition: When, hook: str, parameters: frozenset[str]) -> str | None:

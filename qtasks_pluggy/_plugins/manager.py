@@ -77,6 +77,9 @@ class PluginManager(pluggy.PluginManager):
         TypeError: ``plugins`` is one plugin instead of several.
     """
 
+    # Whether the settings come from the environment and a file too; not in an isolated test.
+    _reads_environment = True
+
     def __init__(
         self,
         plugins: Iterable[Any] = (),
@@ -296,7 +299,7 @@ class PluginManager(pluggy.PluginManager):
 
     def _configure(self) -> None:
         before = self._read
-        self._apply(_settings.load(self._app_settings, read_environment=True))
+        self._apply(self._load_settings())
         try:
             self._load_builtins()
         except BaseException:
@@ -307,6 +310,9 @@ class PluginManager(pluggy.PluginManager):
             self._log_once("info", "settings_file_used", file=self.loaded.file)
         for file, reason in self.loaded.skipped.items():
             self._log_once("warning", "settings_file_skipped", file=file, reason=reason)
+
+    def _load_settings(self) -> _settings.Loaded:
+        return _settings.load(self._app_settings, read_environment=self._reads_environment)
 
     def _section_problems(self) -> list[str]:
         """Return the problems of the sections of enabled plugins."""
@@ -466,7 +472,7 @@ class PluginManager(pluggy.PluginManager):
         """
         if not faulty:
             return []
-        disable = _settings.load(self._app_settings, read_environment=True).settings.disable
+        disable = self._load_settings().settings.disable
         for one in faulty:
             if one.name in disable:
                 self._skipped[one.name] = left_out(one, "disabled, and faulty")

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from qtasks_hookspecs.exc import PluginError, own_error
+from qtasks_hookspecs.exc import PluginError, own_error, safe_repr
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.call import Call
 from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link, decided_by
@@ -63,6 +63,12 @@ def report_teardown_failure(link: Link, values: Mapping[str, Any], failure: Base
     _log.event("error", "plugin_failed", **fields, error=type(failure).__name__, exc_info=failure)
 
 
+def report_clean_up(link: Link, values: Mapping[str, Any], cut: BaseException) -> None:
+    """Log the failure of a hookimpl's clean-up, if it had one when the run was cancelled."""
+    if isinstance(cut.__cause__, Exception):
+        report_teardown_failure(link, values, cut.__cause__)
+
+
 def report_return(link: Link, values: Mapping[str, Any], seconds: float) -> None:
     """Check a returned call against its time limit, and count it for the quarantine."""
     breaker = link.breaker
@@ -90,10 +96,7 @@ def _event_fields(link: Link, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def task_name(values: Mapping[str, Any]) -> str | None:
     """Return the name of the task that a hook is called for, or None."""
-    task_func = values.get("task_func")
-    if task_func is None:
-        task_func = getattr(values.get("task_executor"), "task_func", None)
-    return getattr(task_func, "name", None)
+    return getattr(values.get("task_func"), "name", None)
 
 
 def add_note_once(error: BaseException, text: str) -> None:
@@ -146,7 +149,7 @@ def _report_trail(call: Call, entries: list[Asked]) -> None:
         run = call.values["task_executor"]
         args, kwargs = getattr(run, "args", None), dict(getattr(run, "kwargs", ()))
         shown = {"args": args, "kwargs": kwargs, "answer": call.answer}
-        fields |= {name: _safe_repr(value) for name, value in shown.items()}
+        fields |= {name: safe_repr(value) for name, value in shown.items()}
     _log.event("debug", "task_error_dispatched", **fields)
 
 
@@ -158,10 +161,3 @@ def _error_fields(call: Call) -> dict[str, Any]:
         "attempt": call.attempt,
         "error": type(own_error(values["e"])).__name__,
     }
-
-
-def _safe_repr(value: Any) -> str:
-    try:
-        return repr(value)
-    except Exception as error:  # noqa: BLE001  # somebody else's __repr__
-        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"

@@ -10,7 +10,6 @@ for each attempt. Every run ends in ``_end``.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
@@ -91,8 +90,8 @@ class TaskExecutor(RunView, Generic[R]):
         "_started",
     )
     _backend: Backend | None
-    # How many cancellations the caller had when the run began, if they were counted.
-    _cancellations: int | None
+    # How many cancellations the caller had when the run began.
+    _cancellations: int
     # Whether to ask only handlers that name the error's class.
     _consented_only: bool
     # When the attempt began, if a plugin has a hook for its end.
@@ -180,7 +179,7 @@ class TaskExecutor(RunView, Generic[R]):
         self._plugins = manager
         self._entries = []
         self._result = self._yielded = self._engine = self._backend = None
-        self._cancellations = self._started = None
+        self._started = None
         self._consented_only = False
 
     def execute(self) -> Coroutine[Any, Any, R]:
@@ -214,9 +213,7 @@ class TaskExecutor(RunView, Generic[R]):
             raise result.error
         return result  # type: ignore[no-any-return]  # the function's, or a plugin's answer
 
-    def execute_attempt(
-        self, engine: Host, backend: Backend | None = None
-    ) -> Coroutine[Any, Any, Attempt]:
+    async def execute_attempt(self, engine: Host, backend: Backend | None = None) -> Attempt:
         """Make one attempt for an engine; again after a retry.
 
         Args:
@@ -224,13 +221,25 @@ class TaskExecutor(RunView, Generic[R]):
             backend: How the attempt waits; None for the event loop of its caller.
 
         Returns:
-            What the engine is to do, to be awaited. The hooks for the end were called, unless the
-            run goes on.
+            What the engine is to do. The hooks for the end were called, unless the run goes on.
 
         Raises:
             RuntimeError: This executor has run already.
         """
-        return self._attempt_for(engine, backend or ASYNCIO_WORKER)
+        self._prepare(backend or ASYNCIO_WORKER)
+        if self._engine is not None:
+            self._next_attempt()
+        self._engine = engine
+        try:
+            attempt = await self._attempt_once()
+        except GeneratorExit as abandoned:
+            attempt = self._without_decision(abandoned)
+        if attempt is None and not self._hears_of_success():
+            return Attempt("succeed", result=self._result)
+        if attempt is not None and attempt.will_retry:
+            self._backend = None
+            return attempt
+        return await self._end_for_engine(attempt)
 
     def execute_attempt_sync(self, engine: Host) -> Attempt:
         """Make one attempt for an engine, from plain code, as ``execute_attempt`` does.
@@ -238,11 +247,9 @@ class TaskExecutor(RunView, Generic[R]):
         It runs in a copy of the thread's context, because the thread's next run must not see the
         context variables that this one sets (R19).
         """
-        return copy_context().run(run_to_completion, self._attempt_for(engine, SYNC))
+        return copy_context().run(run_to_completion, self.execute_attempt(engine, SYNC))
 
-    def give_up(
-        self, error: BaseException, backend: Backend | None = None
-    ) -> Coroutine[Any, Any, Attempt]:
+    async def give_up(self, error: BaseException, backend: Backend | None = None) -> Attempt:
         """End a run that can have no further attempt.
 
         Args:
@@ -251,13 +258,16 @@ class TaskExecutor(RunView, Generic[R]):
             backend: How the hooks wait; None for the event loop of their caller.
 
         Returns:
-            What the engine is to do, to be awaited. The hooks for the end were called.
+            What the engine is to do. The hooks for the end were called.
         """
-        return self._give_up(error, backend or ASYNCIO_WORKER)
+        self._backend = backend or ASYNCIO_WORKER
+        self._started = None
+        attempt = attempt_from(None, error)
+        return await self._end_for_engine(self._conclude(attempt, error, is_final=True))
 
     def give_up_sync(self, error: BaseException) -> Attempt:
         """End a run from plain code, as ``give_up`` does."""
-        return run_to_completion(self._give_up(error, SYNC))
+        return run_to_completion(self.give_up(error, SYNC))
 
     def ask_about(self, error: Exception) -> Coroutine[Any, Any, Outcome]:
         """Ask the plugins about an error as if the task had raised it, and do nothing about it.
@@ -285,7 +295,6 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _ask_about(self, error: Exception, backend: Backend) -> Outcome:
         self._prepare(backend)
-        self._backend = backend
         hook = self._plugins.hook.task_executor_run_task_trigger_error
         asked = None if hook.chain is None else self._shown_error(error, hook)
         answer = None
@@ -300,9 +309,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     async def _run(self, backend: Backend) -> Any:
         """Attempt until the run is over, in place, and end it."""
-        if self._backend is not None or sys.exception() is not None:
-            self._prepare(backend)
-        self._backend = backend
+        self._prepare(backend)
         try:
             attempt = await self._attempt_once()
             while attempt is not None and attempt.will_retry:
@@ -325,31 +332,6 @@ class TaskExecutor(RunView, Generic[R]):
                     del error
         return self._result
 
-    async def _attempt_for(self, engine: Host, backend: Backend) -> Attempt:
-        """Attempt once for an engine, and end the run unless it goes on."""
-        self._prepare(backend)
-        self._backend = backend
-        if self._engine is not None:
-            self._next_attempt()
-        self._engine = engine
-        try:
-            attempt = await self._attempt_once()
-        except GeneratorExit as abandoned:
-            attempt = self._without_decision(abandoned)
-        if attempt is None and not self._hears_of_success():
-            return Attempt("succeed", result=self._result)
-        if attempt is not None and attempt.will_retry:
-            self._backend = None
-            return attempt
-        return await self._end_for_engine(attempt)
-
-    async def _give_up(self, error: BaseException, backend: Backend) -> Attempt:
-        """End a run for an engine without another attempt."""
-        self._backend = backend
-        self._started = None
-        attempt = attempt_from(None, error)
-        return await self._end_for_engine(self._conclude(attempt, error, is_final=True))
-
     async def _end_for_engine(self, attempt: Attempt | None) -> Attempt:
         """End a run; raise an error that is the worker's, not the run's."""
         attempt = await self._end(attempt)
@@ -367,8 +349,7 @@ class TaskExecutor(RunView, Generic[R]):
     def _prepare(self, backend: Backend) -> None:
         """Check that the executor is new, and count the cancellations of its caller so far.
 
-        Counting costs as much as a run, and a caller that was cancelled is usually handling that
-        exception, so it is done only while an exception is handled.
+        Later ones are the run's own (R16).
 
         Raises:
             RuntimeError: This executor has run already.
@@ -376,7 +357,7 @@ class TaskExecutor(RunView, Generic[R]):
         if self._backend is not None:
             msg = f"this executor has run task {self._task_func.name!r} already; make a new one"
             raise RuntimeError(msg)
-        self._cancellations = backend.cancellations()
+        self._backend, self._cancellations = backend, backend.cancellations()
 
     async def _attempt_once(self) -> Attempt | None:
         """Make one attempt, up to the hook for its end.
@@ -387,10 +368,7 @@ class TaskExecutor(RunView, Generic[R]):
         plugins = self._plugins
         hooks = plugins.hook
         # One check instead of one for each hook: most plugins are only interested in errors.
-        asks_on_success = plugins._asked_on_success or (  # noqa: SLF001  # ours
-            plugins._asked_on_repeats  # noqa: SLF001  # ours
-            and (self._attempt > 1 or is_replay(self._message))
-        )
+        asks_on_success = plugins._asked_on_repeats and self._asks_on_success()  # noqa: SLF001  # ours
         self._started = perf_counter() if plugins._times_attempts else None  # noqa: SLF001  # ours
         attempt: Attempt | None = None
         error: BaseException | None = None
@@ -440,10 +418,8 @@ class TaskExecutor(RunView, Generic[R]):
             return self._without_decision(error, error)
         if self._engine is not None and isinstance(error, self._engine.control):
             return self._conclude(Attempt("pass", error), reason_for(error))
-        # Nothing is decided after the run was cancelled (R16). Counting costs as much as a run, so
-        # for an error without a context, count only before an answer is used.
-        may_be_cancelled = self._cancellations is not None or error.__context__ is not None
-        if may_be_cancelled and self._is_cancelled():
+        # Nothing is decided after the run was cancelled (R16).
+        if self._is_cancelled():
             return self._conclude(Attempt("fail", error), error)
         begin, answer = len(self._entries), None
         hook = self._plugins.hook.task_executor_run_task_trigger_error
@@ -488,7 +464,7 @@ class TaskExecutor(RunView, Generic[R]):
 
     def _is_cancelled(self) -> bool:
         """Return whether the run was cancelled since it began (R16)."""
-        return (self._backend or ASYNCIO).cancelled(self._cancellations or 0)
+        return (self._backend or ASYNCIO).cancelled(self._cancellations)
 
     async def _keep_dead_letter(
         self, attempt: Attempt, error: Exception, decider: str | None
@@ -588,11 +564,16 @@ class TaskExecutor(RunView, Generic[R]):
     def _hears_of_success(self) -> bool:
         """Return whether a plugin wants to hear of the end of a successful run."""
         plugins = self._plugins
-        asked = plugins._asked_on_success or (  # noqa: SLF001  # ours
+        return (
             plugins._asked_on_repeats  # noqa: SLF001  # ours
-            and (self._attempt > 1 or is_replay(self._message))
+            and self._asks_on_success()
+            and plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)
         )
-        return asked and plugins.hook.task_executor_task_close.listens(OutcomeStatus.succeeded)
+
+    def _asks_on_success(self) -> bool:
+        """Return whether a plugin takes part in this attempt even if it meets no error."""
+        on_success: bool = self._plugins._asked_on_success  # noqa: SLF001  # ours
+        return on_success or self._attempt > 1 or is_replay(self._message)
 
     async def _end(self, attempt: Attempt | None) -> Attempt:
         """Call the hooks for a failure and for the end of the run.

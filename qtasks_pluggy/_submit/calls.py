@@ -54,10 +54,11 @@ async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: A
             try:
                 return unwrap(await asyncio.shield(thread))
             except asyncio.CancelledError:
-                if method == "start":
-                    # It goes on in its thread, and nothing else would stop the engine.
+                if method in {"start", "stop"}:
+                    # It goes on in its thread: what was started must be stopped, and while runs
+                    # end, the plugins that they ask must not be stopped.
                     await asyncio.wait({thread})
-                    if thread.result()[1] is None:
+                    if method == "start" and thread.result()[1] is None:
                         await asyncio.to_thread(capture, engine.stop)
                 raise
         # No thread waits: there are few of them, and the caller's other work needs them too.

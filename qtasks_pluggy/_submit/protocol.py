@@ -33,15 +33,6 @@ class EngineApp(Protocol):
         ...
 
 
-class SubmittingApp(EngineApp, Protocol):
-    """What submitting uses of its app, too."""
-
-    @property
-    def engine(self) -> Engine | None:
-        """The adapter of its engine."""
-        ...
-
-
 @attrs.frozen(kw_only=True)
 class Capabilities:
     """What an engine can do; anything else is refused, never emulated.

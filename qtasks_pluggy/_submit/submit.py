@@ -7,11 +7,11 @@ from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
-from qtasks_hookspecs import TaskFunc, TaskMessage
+from qtasks_hookspecs import RunningApp, TaskFunc, TaskMessage
 from qtasks_hookspecs.exc import CapabilityError, EngineError, TaskNameError
 from qtasks_pluggy._submit.calls import enqueue
 from qtasks_pluggy._submit.handle import TaskHandle
-from qtasks_pluggy._submit.protocol import Engine, SubmittingApp
+from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._text import closest_match
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
 
@@ -35,7 +35,7 @@ _NO_OPTIONS: Final = SubmitOptions()
 
 
 async def submit(
-    app: SubmittingApp,
+    app: RunningApp,
     backend: Backend,
     func: TaskFunc,
     options: SubmitOptions | None,
@@ -49,7 +49,8 @@ async def submit(
         EngineError: The app has no engine, or the engine failed.
         QueueFullError: It is full, and waiting for room would never end.
     """
-    engine, options = app.engine, options or _NO_OPTIONS
+    engine: Engine | None = app.engine
+    options = options or _NO_OPTIONS
     if engine is None:
         msg = (
             f"app {app.name!r} has no engine, so task {func.name!r} cannot be submitted; give it"
@@ -91,7 +92,7 @@ def check_supported(engine: Engine, func: TaskFunc, options: SubmitOptions = _NO
 class Submissions(Generic[R_co]):
     """The handles of many runs, each submitted when iteration reaches it."""
 
-    def __init__(self, app: SubmittingApp, task: Any, calls: Iterable[Any]) -> None:
+    def __init__(self, app: RunningApp, task: Any, calls: Iterable[Any]) -> None:
         self._app: Any = app
         self._task = task
         self._calls = iter(calls)
@@ -114,7 +115,7 @@ def _call_of(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((), dict(call)) if isinstance(call, Mapping) else ((call,), {})
 
 
-def unknown_task(app: SubmittingApp, name: str) -> TaskNameError:
+def unknown_task(app: RunningApp, name: str) -> TaskNameError:
     """Return the error for a message of a task that the app does not have."""
     hint = f"did you mean {closest_match(name, app.tasks)!r}?" if app.tasks else "it has none."
     msg = (

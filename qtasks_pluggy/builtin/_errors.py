@@ -6,7 +6,7 @@ import builtins
 import difflib
 from typing import Any
 
-from qtasks_hookspecs.exc import SettingsError
+from qtasks_hookspecs.exc import SettingsError, is_named
 
 # How much two names have in common, of 1, where one may be a slip for the other.
 _ALIKE = 0.85
@@ -47,13 +47,8 @@ def read_error_names(value: Any, where: str) -> tuple[str, ...]:
 
 def matches(error: BaseException, wanted: tuple[str, ...]) -> bool:
     """Return whether an error or its cause is of a named class, without importing anything."""
-    for one in (error, error.__cause__):
-        for cls in type(one).__mro__ if one is not None else ():
-            if f"{cls.__module__}.{cls.__qualname__}" in wanted:
-                return True
-            if cls.__module__ == "builtins" and cls.__qualname__ in wanted:
-                return True
-    return False
+    classes = [type(one) for one in (error, error.__cause__) if one is not None]
+    return any(is_named(cls, name) for cls in classes for name in wanted)
 
 
 def refuse_unknown_keys(where: str, section: Any, known: tuple[str, ...]) -> None:

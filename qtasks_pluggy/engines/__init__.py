@@ -29,7 +29,6 @@ from qtasks_hookspecs import TaskMessage
 from qtasks_pluggy._fork import after_fork, lock_of
 from qtasks_pluggy._lifecycle import WorkerLifespan
 from qtasks_pluggy._log import event as log_event
-from qtasks_pluggy._plugins.filters import loaded_class
 from qtasks_pluggy._run.executor import TaskExecutor
 from qtasks_pluggy._submit.calls import is_here, is_pending, pauses, wait_for
 from qtasks_pluggy._submit.lookup import url_options
@@ -75,7 +74,6 @@ __all__ = [
     "is_pending",
     "is_started",
     "load_plugins",
-    "loaded_class",
     "lock_of",
     "log_event",
     "pauses",
@@ -109,7 +107,7 @@ def worker_lifespan(app: Any) -> WorkerLifespan:
     It does what ``with app:`` does, except that it does not start the engine, which started the
     process.
     """
-    return app._worker_lifespan()  # type: ignore[no-any-return]  # noqa: SLF001  # our own class
+    return WorkerLifespan(app)
 
 
 def is_started(app: Any) -> bool:

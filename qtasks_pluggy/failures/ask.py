@@ -13,9 +13,9 @@ from contextlib import suppress
 import attrs
 
 from qtasks_hookspecs import TaskMessage
-from qtasks_hookspecs.exc import PluginError, TaskNameError
+from qtasks_hookspecs.exc import PluginError, TaskNameError, loaded_class
 from qtasks_pluggy import QueueTasks
-from qtasks_pluggy.engines import executor_for, loaded_class
+from qtasks_pluggy.engines import executor_for
 from qtasks_pluggy.failures.claims import Recorded
 from qtasks_pluggy.failures.records import TRIGGER
 from qtasks_pluggy.failures.replay import OtherArguments

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 
 import attrs
 
+from qtasks_hookspecs.exc import safe_str
 from qtasks_pluggy.failures.values import cut, storable
 
 MOST_LINKED: Final = 20
@@ -72,7 +73,7 @@ def tell(error: BaseException, most: int) -> Told:
     """Capture an error."""
     links, own = [], None
     for one, then in _causes_first(error):
-        message = storable(cut(_text(one), most))
+        message = storable(cut(safe_str(one), most))
         link = _Link(_frames(one), class_name(type(one)), message, _notes(one, most), then)
         links.append(link)
         own = link if one is error else own
@@ -84,13 +85,6 @@ def class_name(cls: type) -> str:
     """Name a class with its module; a built-in one bare."""
     module = cls.__module__
     return storable(cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}")
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as another:  # noqa: BLE001  # somebody else's __str__
-        return f"(no text: its __str__ raises {type(another).__name__})"
 
 
 def _notes(error: BaseException, most: int) -> tuple[str, ...]:

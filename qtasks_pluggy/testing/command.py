@@ -7,9 +7,8 @@ import importlib.util
 import inspect
 import json
 import logging
-import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -17,8 +16,8 @@ from typing import Any, Final
 import attrs
 import click
 
-from qtasks_pluggy._console.load import Trouble
-from qtasks_pluggy._console.say import say, say_json
+from qtasks_pluggy._console.load import Trouble, make_importable
+from qtasks_pluggy._console.say import json_option, keep_stdout, say, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._plugins.manager import BUILTINS
 from qtasks_pluggy.exc import PluginRegistrationError
@@ -41,7 +40,7 @@ _RESULTS: Final = [Column("check", style="bold"), Column("")]
     show_default=True,
     help="How long one step may take.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Write JSON instead of text.")
+@json_option
 def check(
     plugin: str, settings: str | None, args: str | None, seconds: float, *, as_json: bool
 ) -> None:
@@ -96,7 +95,7 @@ def _quiet() -> Generator[None]:
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        with redirect_stdout(sys.stderr):
+        with keep_stdout():
             yield
     finally:
         logger.setLevel(before)
@@ -177,14 +176,17 @@ def _where(plugin: str) -> tuple[str, str | None]:
     path = Path(where).resolve()
     file = str(path) if where.endswith(".py") else None
     folder = Path.cwd() if file is None else path.parent
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    make_importable(folder)
     if file is not None:
         if not path.is_file():
             msg = f"the file {where} does not exist; give the plugin's name, or its file"
             raise Trouble(msg)
+        other = _origin(path.stem)
+        if other is not None and Path(other).resolve() != path:
+            msg = f"the file {where} has the name of another module, {other}; rename it"
+            raise Trouble(msg)
         where = path.stem
-    elif not _is_module(where):
+    elif _origin(where) is None:
         known = sorted({*BUILTINS, *importlib.metadata.entry_points(group=GROUP).names})
         msg = (
             f"there is no plugin and no module {where!r}; plugins here are {', '.join(known)}; or"
@@ -194,11 +196,13 @@ def _where(plugin: str) -> tuple[str, str | None]:
     return f"{where}{colon}{attribute}", file
 
 
-def _is_module(name: str) -> bool:
+def _origin(module: str) -> str | None:
+    """Return where a module comes from; None if there is none of that name."""
     try:
-        return importlib.util.find_spec(name) is not None
+        spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
-        return False
+        return None
+    return None if spec is None else spec.origin or spec.name
 
 
 def _show(plugin: str, results: Sequence[dict[str, Any]]) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -14,8 +13,6 @@ from qtasks_pluggy.testing.given import find_plugin, names_of
 
 _PREFIX: Final = "QTASKS_PLUGGY_"
 _FILE: Final = f"{_PREFIX}FILE"
-_lock: Final = threading.Lock()
-_kept: Final[list[dict[str, str]]] = []
 
 
 @contextmanager
@@ -25,41 +22,26 @@ def isolated_settings() -> Generator[None]:
     For apps that a test does not make itself: what they start in this ``with`` has the settings
     of their own code alone. The environment of the whole process is changed until the end.
     """
-    with _lock:
-        found = {name: text for name, text in os.environ.items() if name.startswith(_PREFIX)}
-        _kept.append(found if not _kept else {})
-        for name in found:
-            del os.environ[name]
-        os.environ[_FILE] = os.devnull  # an empty file, so that none is looked for
+    before = _settings_in_environment()
+    for name in before:
+        del os.environ[name]
+    os.environ[_FILE] = os.devnull  # an empty file, so that none is looked for
     try:
         yield
     finally:
-        with _lock:
-            # Threads may leave in another order than they came.
-            if len(_kept) == 1:
-                del os.environ[_FILE]
-                os.environ.update(_kept[0])
-                _kept.clear()
-            else:
-                del _kept[-1]
+        for name in _settings_in_environment():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _settings_in_environment() -> dict[str, str]:
+    return {name: text for name, text in os.environ.items() if name.startswith(_PREFIX)}
 
 
 class _IsolatedManager(PluginManager):
     """Plugins whose settings are those of the test alone."""
 
-    def configure(self, *, skip_faulty: bool = False) -> list[str]:
-        with isolated_settings():
-            return super().configure(skip_faulty=skip_faulty)
-
-    def discover(self, *, skip_faulty: bool = False) -> list[str]:
-        with isolated_settings():
-            return super().discover(skip_faulty=skip_faulty)
-
-    def register(
-        self, plugin: Any, name: str | None = None, trigger_names: Iterable[str] | None = None
-    ) -> str | None:
-        with isolated_settings():
-            return super().register(plugin, name, trigger_names)
+    _reads_environment = False
 
 
 def isolated_app(

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import attrs
 
 from qtasks_hookspecs import Outcome, OutcomeStatus, hookimpl
+from qtasks_hookspecs.exc import safe_repr
 from qtasks_pluggy import QueueTasks, TaskExecutor, Trail
 from qtasks_pluggy.exc import PluginError
 from qtasks_pluggy.testing.given import find_plugin
@@ -282,9 +283,4 @@ def assert_trail(run: Run, *expected: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, OutcomeStatus):
-        return str(value)
-    try:
-        return repr(value)
-    except Exception as error:  # noqa: BLE001  # somebody else's __repr__
-        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+    return str(value) if isinstance(value, OutcomeStatus) else safe_repr(value)

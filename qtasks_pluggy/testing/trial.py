@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from typing import Any, Final, TypeVar
 
 import attrs
 
+from qtasks_hookspecs.exc import safe_str
 from qtasks_pluggy import TaskExecutor
 from qtasks_pluggy.exc import PluginError
 from qtasks_pluggy.testing.run import Style, in_loop
@@ -57,32 +59,23 @@ def within(seconds: float, call: Callable[[], T], when: str) -> T:
     Raises:
         HangError: It does not end in time; its thread keeps running.
     """
-    ended: list[Callable[[], T]] = []
+    ended: Future[T] = Future()
 
     def work() -> None:
         try:
-            value = call()
+            ended.set_result(call())
         except BaseException as error:  # noqa: BLE001  # raised again in the waiting thread
-            caught = error
+            ended.set_exception(error)
 
-            def again() -> T:
-                raise caught
-
-            ended.append(again)
-        else:
-            ended.append(lambda: value)
-
-    thread = threading.Thread(target=work, name=CHECK_THREAD, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not ended:
+    threading.Thread(target=work, name=CHECK_THREAD, daemon=True).start()
+    if not wait({ended}, seconds).done:
         text = f"the plugin hangs {when}: it did not end within {seconds:g} seconds"
         remedy = (
             "give what it waits for a timeout of its own, mark what blocks with @blocking, and let"
             " asyncio.CancelledError pass"
         )
         raise HangError([Finding(text, remedy)])
-    return ended[0]()
+    return ended.result()
 
 
 def try_run(executor: TaskExecutor, style: Style = "def") -> tuple[Any, BaseException | None]:
@@ -124,8 +117,5 @@ def failure(error: BaseException, when: str) -> Finding:
 
 def _text(error: BaseException) -> str:
     """Show the beginning of an error's text, with nothing in it that a terminal obeys."""
-    try:
-        text = str(error)
-    except Exception as another:  # noqa: BLE001  # somebody else's __str__
-        return f"(its __str__ raised {type(another).__name__})"
+    text = safe_str(error)
     return ascii(text if len(text) <= _MOST else f"{text[:_MOST]}...")

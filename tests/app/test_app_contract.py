@@ -245,6 +245,20 @@ def test_a_plugin_of_a_started_app_is_not_named():
     assert [] == events(logs)
 
 
+def test_a_disabled_plugin_is_not_said_to_be_asked(monkeypatch):
+    """Neither in an app that is not started nor in one that lists whom it asks."""
+    monkeypatch.setenv("QTASKS_PLUGGY_DISABLE", "starts")
+    starts = plugin("starts", qtasks_start=lambda: None, **{TRIGGER: lambda: 1})
+
+    with structlog.testing.capture_logs() as logs:
+        shop(starts).task(name="t")(len)("abc")
+        with shop(starts, engine="memory://"):
+            pass
+
+    assert [] == events(logs)
+    assert [[]] == [one["plugins"] for one in logs if one["event"] == "worker_asks_plugins"]
+
+
 def test_what_an_adapter_uses_of_an_app_is_in_engines():
     """The app itself shows only what its users need."""
     app = shop()

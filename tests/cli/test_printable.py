@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import sys
 import unicodedata
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import qtasks_pluggy
-from qtasks_pluggy._console.say import readable_json
+from qtasks_pluggy._console.say import SayingHandler, readable_json
 from qtasks_pluggy._text import printable
 
 # The title of a window, a cleared screen, C1's own way to begin a sequence, a change of
@@ -187,3 +188,18 @@ def test_the_command_prints_by_one_function():
     }
 
     assert {"say.py"} == printing
+
+
+def test_what_is_logged_is_remembered_within_bounds(capsys):
+    """Equal events are printed once; a million that differ by a run's id fill no memory."""
+    handler = SayingHandler(logging.WARNING)
+
+    def log(text):
+        handler.emit(logging.LogRecord("qtasks_pluggy", logging.ERROR, "", 0, text, None, None))
+
+    for number in range(3000):
+        log(f"task_dead_lettered uuid={number}")
+        log("plugin_failed plugin=mine")
+
+    assert 3001 == len(capsys.readouterr().err.splitlines())
+    assert len(handler._said) < 3000

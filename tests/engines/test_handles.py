@@ -15,6 +15,7 @@ from qtasks_pluggy.engines import NoRoomError, RunResult, is_started
 from qtasks_pluggy.engines.memory import MemoryEngine
 from qtasks_pluggy.exc import EngineError
 from tests.engines.harness import Blocking, Pool
+from tests.runs import plugin
 
 LONG = 30.0
 
@@ -328,6 +329,31 @@ async def test_a_start_that_is_cancelled_leaves_nothing_started(error):
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert (["start", "stop"] if error is None else ["start"]) == calls
+    assert not is_started(app)
+
+
+async def test_a_stop_that_is_cancelled_stops_no_plugin_before_the_engine():
+    """A blocking engine whose stop was cancelled half-way may still do runs, which ask plugins."""
+    engine, begun, gate, calls = Blocking().engine(), threading.Event(), threading.Event(), []
+
+    def stop():
+        begun.set()
+        assert gate.wait(LONG)
+        calls.append("engine")
+
+    engine.start, engine.stop = lambda app, workers: None, stop
+    stops = plugin("stops", qtasks_stop=lambda: calls.append("plugin"))
+    app = QueueTasks("shop", engine=engine, plugins=[stops], discover=False)
+    await app.__aenter__()
+    stopping = asyncio.create_task(app.__aexit__(None, None, None))
+    assert await asyncio.to_thread(begun.wait, LONG)
+    stopping.cancel()
+    for _ in range(9):  # a cancellation needs some steps of the loop to arrive
+        await asyncio.sleep(0)
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert ["engine", "plugin"] == calls
     assert not is_started(app)
 
 

@@ -44,7 +44,7 @@ def test_an_error_that_cannot_be_told_is_named():
 
     told = tell(_raised(SulkyError()), 65_536)
 
-    assert "(no text: its __str__ raises ZeroDivisionError)" == told.message
+    assert "(no text: its __str__ raised ZeroDivisionError)" == told.message
     assert told.error.endswith("SulkyError")
     assert "in _raised" in told.traceback
 

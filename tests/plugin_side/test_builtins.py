@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from json import JSONDecodeError
 from typing import Any
 
 import pytest
@@ -59,6 +60,20 @@ def test_fallback_answers_with_the_result_of_a_rule_that_fits(rule, fits):
         assert_outcome(run, "recovered", result=None, decided_by="fallback")
     else:
         assert_outcome(run, "failed", error=ShopError, decided_by=None)
+
+
+@pytest.mark.parametrize(
+    ("made", "section"),
+    [
+        (Fallback, {"rules": [{"error": "json.JSONDecodeError", "result": 0}]}),
+        (RetryPlugin, {"errors": "json.JSONDecodeError", "delay": 0, "jitter": 0, "limit": 1}),
+    ],
+)
+def test_an_error_may_be_named_as_its_users_import_it(made, section):
+    """``json.JSONDecodeError`` says of itself that it is of ``json.decoder``."""
+    run = run_with(made, raising(JSONDecodeError("", "", 0)), settings=section)
+
+    assert any(one.status == "answered" for one in run.trail)
 
 
 def test_fallback_takes_the_first_rule_that_fits():

@@ -152,7 +152,7 @@ def test_r14_values_are_logged_when_the_operator_asks(run):
 
     assert all(SECRET in event["args"] and SECRET in event["kwargs"] for event in events)
     assert SECRET in events[0]["answer"]
-    assert "whose repr raises RuntimeError" in events[1]["answer"]
+    assert "its __repr__ raised RuntimeError" in events[1]["answer"]
 
 
 @both_ways

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import uuid
@@ -264,3 +267,40 @@ def test_a_run_that_nobody_looks_at_makes_no_id(run, monkeypatch):
     assert run(failed) == "saved"
     with pytest.raises(AssertionError, match="made for nobody"):
         _ = failed.task_broker.uuid
+
+
+def test_a_forked_process_can_make_an_id_whatever_other_threads_did():
+    """Even if one of them was just making another message's."""
+    code = """
+        import os, signal, threading, time
+        from qtasks_hookspecs import TaskMessage
+
+        reading, forked, now = threading.Event(), threading.Event(), time.time
+
+        def slowly():
+            reading.set()
+            forked.wait(30)
+            return now()
+
+        time.time = slowly
+        thread = threading.Thread(target=lambda: TaskMessage("t").created_at)
+        thread.start()
+        reading.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(15)  # were it to hang, its own end
+            os._exit(7 if TaskMessage("t").uuid else 1)
+        forked.set()
+        thread.join()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert "7\n" == done.stdout

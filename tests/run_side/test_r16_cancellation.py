@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
 
 import pytest
+import structlog
 
 from qtasks_hookspecs import Retry, TaskFunc, blocking, hookimpl
 from qtasks_pluggy import TaskExecutor
@@ -223,6 +225,35 @@ def test_r16_cancelled_while_a_blocking_hookimpl_runs(hook):
         assert len(asyncio.run(main())) == 1
     finally:
         release.set()
+
+
+def test_r16_an_error_of_a_hookimpl_that_is_cancelled_with_its_run_is_logged(caplog):
+    """By the plugin's name; the run is cancelled all the same, and asyncio finds nothing lost."""
+    inside = asyncio.Event()
+
+    async def clean_up_fails():
+        inside.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError
+
+    fragile = plugin("fragile", task_executor_run_task_trigger_error=clean_up_fails)
+
+    async def main():
+        run = asyncio.create_task(TaskExecutor(fails, plugins=[fragile]).execute())
+        await inside.wait()
+        run.cancel()
+        await asyncio.wait([run], timeout=10)
+        assert run.cancelled()
+
+    with structlog.testing.capture_logs() as logs:
+        asyncio.run(main())
+        gc.collect()
+
+    failed = [(one["event"], one["plugin"], one["error"]) for one in logs]
+    assert [("plugin_failed", "fragile", "OSError")] == failed
+    assert [] == caplog.records
 
 
 @every_kind

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
 from qtasks_hookspecs import hookimpl
 from qtasks_pluggy import TaskExecutor
 from qtasks_pluggy.exc import TaskPluginTriggerError
-from tests.runs import Listener, endless, plugin
+from tests.runs import Listener, answering, endless, plugin
 
 
 def stray():
@@ -94,6 +95,34 @@ def test_r16_a_stray_cancellation_in_a_task_that_caught_a_real_one_before():
     asyncio.run(main())
 
     assert 1 == len(listener.asked)
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["before", "before and meanwhile"])
+@pytest.mark.parametrize("context", [None, LookupError()], ids=["alone", "with a context"])
+def test_r16_only_a_cancellation_since_the_run_began_voids_a_decision(cancelled, context):
+    """A task that swallowed one before, and awaits a run, gets what the plugins decide."""
+
+    async def swallow():
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
+
+    async def fails():
+        if cancelled:
+            await swallow()
+        error = TaskPluginTriggerError("no")
+        error.__context__ = context
+        raise error
+
+    async def main():
+        await swallow()
+        return await TaskExecutor(fails, plugins=[answering(7)]).execute()
+
+    if cancelled:
+        with pytest.raises(TaskPluginTriggerError):
+            asyncio.run(main())
+    else:
+        assert 7 == asyncio.run(main())
 
 
 @pytest.mark.parametrize("limited", [True, False])

@@ -24,9 +24,9 @@ def answer():
 
 
 def check(*args, folder, seconds=120):
-    """Run the command in a process of its own."""
+    """Run the command in a process of its own, as its script does: not with the folder in front."""
     return subprocess.run(
-        [sys.executable, "-m", "qtasks_pluggy.cli", "check", *args],
+        [sys.executable, "-P", "-m", "qtasks_pluggy.cli", "check", *args],
         cwd=folder,
         check=False,
         capture_output=True,
@@ -153,6 +153,31 @@ def test_settings_and_arguments_are_given_as_json(tmp_path):
 
     assert "'url' is missing" in check("mine.py", folder=tmp_path).stdout
     assert check("mine.py", *given, folder=tmp_path).returncode == 0
+
+
+def test_a_file_beside_the_plugin_shadows_no_module_of_python_s(tmp_path):
+    """The plugin's own imports mean what they mean where it is installed."""
+    (tmp_path / "calendar.py").write_text("raise ValueError('not this one')", "utf-8")
+    (tmp_path / "mine.py").write_text(f"from calendar import monthrange\n{HANDLER}", "utf-8")
+
+    for name in ("mine.py", "mine"):
+        ended = check(name, folder=tmp_path)
+        assert ended.returncode == 0, ended.stdout
+    ended = check("calendar.py", folder=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "has the name of another module" in ended.stderr
+
+
+def test_what_a_plugin_s_processes_print_is_not_in_the_json(tmp_path):
+    """Nor what goes past ``sys.stdout``."""
+    printing = "import os\n    os.write(1, b'own')\n    os.system('echo child')"
+    source = HANDLER.replace("return 1", f"{printing}\n    return 1")
+    (tmp_path / "mine.py").write_text(source, "utf-8")
+
+    ended = check("mine.py", "--json", folder=tmp_path)
+
+    assert json.loads(ended.stdout)["plugin"] == "mine.py"
+    assert "child" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from structlog.testing import capture_logs
 
 from qtasks_hookspecs import Replace, Retry, on_error
 from qtasks_pluggy import QueueTasks, TaskExecutor
@@ -48,6 +49,19 @@ def test_the_apps_own_settings_count_in_isolated_settings(monkeypatch):
         assert app.plugins.settings.timeout == 0.5
     with pytest.raises(SettingsError), app:
         pass
+
+
+def test_an_isolated_app_leaves_the_environment_alone(monkeypatch):
+    """What a test sets in ``isolated_settings`` is still there for the app that it starts next."""
+    with isolated_settings():
+        monkeypatch.setenv("QTASKS_PLUGGY_TIMEOUT", "0.5")
+        with isolated_app() as isolated, QueueTasks("shop", discover=False) as app:
+            assert [isolated.plugins.settings.timeout, app.plugins.settings.timeout] == [5.0, 0.5]
+    with capture_logs() as logged, isolated_app():
+        pass
+
+    assert "settings_file_used" not in [one["event"] for one in logged]
+    assert "QTASKS_PLUGGY_TIMEOUT" not in os.environ
 
 
 def test_threads_may_be_isolated_at_once(monkeypatch):
