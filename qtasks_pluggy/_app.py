@@ -17,6 +17,7 @@ from types import FunctionType, MappingProxyType, MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
 from qtasks_hookspecs import TaskFunc, TaskMessage, on_error
+from qtasks_hookspecs._decisions import check_whole
 from qtasks_hookspecs._types import error_classes
 from qtasks_hookspecs.exc import (
     CapabilityError,
@@ -28,7 +29,7 @@ from qtasks_pluggy._lifecycle import Lifecycle
 from qtasks_pluggy._plugins.manager import PluginManager
 from qtasks_pluggy._run.executor import TaskExecutor
 from qtasks_pluggy._submit.handle import TaskHandle
-from qtasks_pluggy._submit.lookup import check_workers, resolve_engine
+from qtasks_pluggy._submit.lookup import resolve_engine
 from qtasks_pluggy._submit.protocol import FindsRuns
 from qtasks_pluggy._submit.replay import repetition_of, replay_in_place, replay_on
 from qtasks_pluggy._submit.submit import Submissions, check_supported, submit, unknown_task
@@ -115,7 +116,7 @@ class QueueTasks(Lifecycle):
             ValueError: ``workers`` is below 1.
         """
         if workers is not None:
-            check_workers(workers, self.name)
+            check_whole(workers, f"app {self.name!r}, set_engine(workers=...)", 1)
         adapter = resolve_engine(engine)
         with self._lock:
             self._refuse_if_started()

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, Protocol,
 import attrs
 
 from qtasks_hookspecs import TaskFunc
+from qtasks_hookspecs._decisions import check_seconds
 from qtasks_hookspecs.exc import TaskCancelError, TaskPluginTriggerError
-from qtasks_pluggy._submit.handle import TaskHandle, check_seconds
+from qtasks_pluggy._submit.handle import TaskHandle
 from qtasks_pluggy._submit.submit import SubmitOptions
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, run_to_completion
 

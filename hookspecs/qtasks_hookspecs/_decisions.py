@@ -14,18 +14,43 @@ import attrs
 __all__ = ["Cancel", "DeadLetter", "Decision", "Raise", "Replace", "Retry"]
 
 
-def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is None:
-        return
+def check_seconds(value: Any, what: str) -> float:
+    """Return a number of seconds, or a ``timedelta`` as one.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is negative, not a number, or longer than a system can wait.
+    """
+    value = in_seconds(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        msg = f"Retry({attribute.name}=...): expected seconds as a number or None, got {value!r}"
+        msg = f"{what}: expected a number of seconds or a timedelta, got {type(value).__name__}"
         raise TypeError(msg)
     # A longer delay than the system can wait would end the run half-way, in the engine's timer.
     if not 0 <= value <= threading.TIMEOUT_MAX:
         shown = repr(value) if isinstance(value, float) else "one out of that range"
-        most = f"{threading.TIMEOUT_MAX:.0f}"
-        msg = f"Retry({attribute.name}=...): expected seconds from 0 to {most}, got {shown}"
+        msg = f"{what}: expected seconds from 0 to {threading.TIMEOUT_MAX:.0f}, got {shown}"
         raise ValueError(msg)
+    return value
+
+
+def check_whole(value: object, what: str, least: int | None = None) -> None:
+    """Refuse anything but a whole number, of at least ``least``.
+
+    Raises:
+        TypeError: It is not a whole number.
+        ValueError: It is less.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{what}: expected a whole number, got {value!r}"
+        raise TypeError(msg)
+    if least is not None and value < least:
+        msg = f"{what}: expected {least} or more, got {value!r}"
+        raise ValueError(msg)
+
+
+def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None:
+        check_seconds(value, f"Retry({attribute.name}=...)")
 
 
 def in_seconds(value: float | timedelta | None) -> float | None:
@@ -34,12 +59,7 @@ def in_seconds(value: float | timedelta | None) -> float | None:
 
 
 def _count(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"Retry({attribute.name}=...): expected a whole number, got {value!r}"
-        raise TypeError(msg)
-    if value < 0:
-        msg = f"Retry({attribute.name}=...): expected 0 or more retries, got {value!r}"
-        raise ValueError(msg)
+    check_whole(value, f"Retry({attribute.name}=...)", 0)
 
 
 def _text(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:

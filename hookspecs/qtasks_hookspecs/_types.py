@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import attrs
 
-from qtasks_hookspecs._decisions import in_seconds
+from qtasks_hookspecs._decisions import check_whole, in_seconds
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -57,26 +57,12 @@ def _positive_seconds(_: object, attribute: attrs.Attribute[Any], value: object)
 
 
 def _whole_number(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{attribute.name}=: expected a whole number, got {value!r}"
-        raise TypeError(msg)
+    check_whole(value, f"{attribute.name}=")
 
 
-def retry_count(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    """Refuse anything but a number of retries or None.
-
-    Raises:
-        TypeError: It is not a whole number.
-        ValueError: It is negative.
-    """
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{attribute.name}=: expected a whole number or None, got {value!r}"
-        raise TypeError(msg)
-    if value < 0:
-        msg = f"{attribute.name}=: expected 0 or more retries, got {value!r}"
-        raise ValueError(msg)
+def _retry_count(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None:
+        check_whole(value, f"{attribute.name}=", 0)
 
 
 def _callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -121,7 +107,7 @@ class TaskFunc:
     intercept: tuple[type[BaseException], ...] | None = attrs.field(
         default=None, kw_only=True, converter=error_classes
     )
-    max_retries: int | None = attrs.field(default=None, kw_only=True, validator=retry_count)
+    max_retries: int | None = attrs.field(default=None, kw_only=True, validator=_retry_count)
     max_time: float | None = attrs.field(
         default=None, kw_only=True, converter=in_seconds, validator=_positive_seconds
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Generator
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qtasks_hookspecs import TaskMessage
+from qtasks_hookspecs._decisions import check_seconds
 from qtasks_pluggy._plugins.trail import Trail
 from qtasks_pluggy._submit.calls import call_engine
 from qtasks_pluggy._submit.outcome import RunResult, TaskStatus
@@ -145,21 +145,3 @@ class TaskHandle(Generic[R_co]):
     def __repr__(self) -> str:
         """Show the task and the run's id; no result, which may be a secret."""
         return f"<TaskHandle of {self._run}>"
-
-
-def check_seconds(value: Any, what: str) -> float:
-    """Return a number of seconds, or a ``timedelta`` as one.
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is negative, not a number, or longer than a system can wait.
-    """
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        msg = f"{what}: expected a number of seconds or a timedelta, got {type(value).__name__}"
-        raise TypeError(msg)
-    if not 0 <= value <= threading.TIMEOUT_MAX:
-        msg = f"{what}: expected seconds from 0 to {threading.TIMEOUT_MAX:.0f}"
-        raise ValueError(msg)
-    return value

@@ -48,22 +48,6 @@ def resolve_engine(target: Any) -> Engine:
     raise TypeError(msg)
 
 
-def check_workers(workers: Any, app: str) -> None:
-    """Refuse a number of workers that would silently run nothing.
-
-    Raises:
-        TypeError: It is not a whole number.
-        ValueError: It is below 1.
-    """
-    what = f"app {app!r}, set_engine(workers=...): expected a whole number from 1, or None"
-    if isinstance(workers, bool) or not isinstance(workers, int):
-        msg = f"{what}; got {type(workers).__name__}"
-        raise TypeError(msg)
-    if workers < 1:
-        msg = f"{what}; got {workers}"
-        raise ValueError(msg)
-
-
 _URLS: Final = "memory:// and huey+sqlite:///file.db are URLs"
 
 

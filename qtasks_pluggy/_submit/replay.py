@@ -8,11 +8,11 @@ from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 from qtasks_hookspecs import TaskMessage
+from qtasks_hookspecs._decisions import check_seconds
 from qtasks_hookspecs.exc import CapabilityError
 from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.filters import REPLAY_OF
 from qtasks_pluggy._submit.calls import enqueue, is_here
-from qtasks_pluggy._submit.handle import check_seconds
 from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._waiting import SYNC, run_to_completion
 

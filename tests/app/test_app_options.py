@@ -91,9 +91,9 @@ def test_max_attempts_is_for_plugins_to_read(app, task, most):
     ("arguments", "error", "says"),
     [
         ({"name": 3}, TypeError, "QueueTasks(name): expected a string, got 3"),
-        ({"max_retries": -1}, ValueError, "max_retries=: expected 0 or more retries, got -1"),
-        ({"max_retries": "2"}, TypeError, "max_retries=: expected a whole number or None, got '2'"),
-        ({"max_retries": True}, TypeError, "max_retries=: expected a whole number or None"),
+        ({"max_retries": -1}, ValueError, "max_retries=: expected 0 or more, got -1"),
+        ({"max_retries": "2"}, TypeError, "max_retries=: expected a whole number, got '2'"),
+        ({"max_retries": True}, TypeError, "max_retries=: expected a whole number"),
         ({"intercept": "ValueError"}, TypeError, "intercept=: expected an exception class"),
         ({"settings": {"strikt": True}}, SettingsError, "did you mean 'strict'?"),
         ({"plugins": [object()]}, PluginRegistrationError, "object"),

@@ -116,6 +116,7 @@ def reads(run: RunningTask) -> None:
     assert_type(run.task_broker, TaskMessage)
     assert_type(run.ctx.task_name, str)
     assert_type(run.trail[0].plugin, str)
+    assert_type(run.trail[0].handler, str | None)
     run.log.warning("low", shelf=3)
 
 
