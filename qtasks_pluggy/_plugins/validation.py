@@ -9,6 +9,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pkgutil import resolve_name
+from types import ModuleType
 from typing import Any, Self, TypeAlias
 
 import attrs
@@ -234,13 +235,40 @@ def _validate_hookimpls(candidate: Candidate, hooks: Hooks, read_mark: ReadMark)
             "is a QTasks plugin; import BasePlugin from qtasks_pluggy, not from qtasks.plugins.base"
         )
         return
+    if inspect.isroutine(candidate.plugin):
+        candidate.add_problem(
+            "is a function; a plugin is the module or the object that holds hookimpls, and only an"
+            " entry point may name a function, one without required parameters that returns a"
+            " plugin"
+        )
+        return
+    inside = plugins_in(candidate.plugin) if isinstance(candidate.plugin, ModuleType) else []
+    meant = " or ".join(f"'{candidate.plugin.__name__}:{name}'" for name in inside)
     candidate.add_problem(
-        "is a function; a plugin is the module or the object that holds hookimpls, and only an"
-        " entry point may name a function, one without required parameters that returns a plugin"
-        if inspect.isroutine(candidate.plugin)
-        else f"{type(candidate.plugin).__name__} {candidate.name!r} has no hookimpl; mark its"
-        " functions with @hookimpl from qtasks_hookspecs and name them after hooks"
+        f"{type(candidate.plugin).__name__} {candidate.name!r} has no hookimpl; "
+        + (
+            f"did you mean {meant}, which has some?"
+            if inside
+            else "mark its functions with @hookimpl from qtasks_hookspecs and name them after hooks"
+        )
     )
+
+
+def plugins_in(module: ModuleType) -> list[str]:
+    """Return the names of a module's own classes and objects that are plugins themselves."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not isinstance(value, ModuleType)
+        and (kind := value if isinstance(value, type) else type(value)).__module__
+        == module.__name__
+        and (issubclass(kind, BasePlugin) or any(map(has_hookimpls, kind.__mro__)))
+    ]
+
+
+def has_hookimpls(owner: Any) -> bool:
+    """Return whether a module or a class itself defines functions that are marked."""
+    return any(hasattr(getattr(one, "__func__", one), _MARK) for one in vars(owner).values())
 
 
 def _adapt(

@@ -221,7 +221,7 @@ class PluginContract:
             try:
                 found = cls._found = find_plugin(plugin)
             except PluginRegistrationError as error:
-                raise ContractError([_registration(str(error))]) from None
+                raise ContractError(map(registration, error.problems)) from None
         return found
 
     def _make(self) -> Any:
@@ -242,7 +242,7 @@ class PluginContract:
         try:
             app.plugins.register(plugin, name)
         except PluginRegistrationError as error:
-            raise ContractError(map(_registration, error.problems)) from None
+            raise ContractError(map(registration, error.problems)) from None
         return app
 
     def _start_error(self, section: Mapping[str, Any]) -> Exception | None:
@@ -261,7 +261,7 @@ class PluginContract:
         except (ContractError, KeyboardInterrupt):
             raise
         except PluginRegistrationError as error:
-            raise ContractError(map(_registration, error.problems)) from None
+            raise ContractError(map(registration, error.problems)) from None
         except BaseException as error:  # noqa: BLE001  # SystemExit too, of a plugin
             raise ContractError([failure(error, when)]) from None
 
@@ -433,9 +433,15 @@ def _check(findings: Any) -> None:
         raise ContractError(found)
 
 
-def _registration(problem: str) -> Finding:
-    """Split a problem's text into the fault and what to do about it."""
-    text, _, hint = problem.partition("; ")
+def registration(problem: str) -> Finding:
+    """Split a problem's text into the fault and what its author can do about it."""
+    # To disable it is the operator's remedy.
+    own, _, _ = problem.partition(" (or disable it: ")
+    text, _, hint = own.partition("; ")
+    if " settings: " in text:
+        hint = (
+            f"{hint}; the contract starts it with settings = {{...}}, the command with --settings"
+        )
     return Finding(text, hint or "fix the plugin")
 
 
