@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 import click
 
 from qtasks_pluggy import AsyncTask, PluginManager, QueueTasks, SyncTask
-from qtasks_pluggy._console.problems import dead_filters, dead_settings
+from qtasks_pluggy._console.problems import dead_filters, dead_settings, failing_builtins
 from qtasks_pluggy._console.say import own_traceback, say
 from qtasks_pluggy._submit.lookup import GROUP
 from qtasks_pluggy._text import closest_match
@@ -88,7 +88,8 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
     """Load the plugins of the app that APP names, and list all their problems.
 
     Without APP, load only the installed ones. A problem is a plugin that cannot be loaded, a
-    setting that names no plugin, or a filter that nothing matches.
+    built-in one that cannot start, a setting that names no plugin, or a filter that nothing
+    matches.
 
     Raises:
         Trouble: There is no such app, importing it failed, or a setting has a wrong value.
@@ -104,6 +105,7 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
             if app is None
             else load_plugins_of(app, skip_faulty=True)
         )
+        problems += failing_builtins(manager, app)
     except SettingsError as error:
         raise Trouble(str(error)) from None
     finally:

@@ -9,13 +9,15 @@ from typing import Any
 import attrs
 
 from qtasks_hookspecs._markers import When
-from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError
+from qtasks_hookspecs.exc import PluginError, SettingsError, TaskPluginTriggerError
 from qtasks_pluggy import PluginManager, QueueTasks
 from qtasks_pluggy._plugins.chain import Link
 from qtasks_pluggy._plugins.filters import FilterKey, loaded_class, matches
+from qtasks_pluggy._plugins.sections import section_problems
 from qtasks_pluggy._settings import ENVIRONMENT_PREFIX, KINDS, NAMES, Loaded
 from qtasks_pluggy._settings_file import find
 from qtasks_pluggy.builtin._errors import read_error_names
+from qtasks_pluggy.engines import SYNC, run_to_completion
 
 
 def replaced_lists(loaded: Loaded) -> Iterator[str]:
@@ -42,6 +44,27 @@ def dead_settings(manager: PluginManager, *, has_app: bool) -> Iterator[str]:
             f"setting {one['setting']!r} ({one['source']}) names {one['name']!r}, but no plugin"
             f" has that name; did you mean {one['did_you_mean']!r}?{hint}"
         )
+
+
+def failing_builtins(manager: PluginManager, app: QueueTasks | None) -> Iterator[str]:
+    """Start each built-in plugin, which only reads its section, and describe why one cannot.
+
+    An installed plugin is not started: it may connect and write.
+    """
+    hooks: Any = manager.hook
+    builtin = {one.name for one in manager.list_plugin_info() if one.builtin and one.enabled}
+    values = {"app": app or QueueTasks("doctor", discover=False)}
+    for impl in hooks.qtasks_start.get_hookimpls():
+        name = impl.plugin_name
+        if name not in builtin or section_problems(impl.function, name, manager.settings):
+            continue
+        try:
+            start = hooks.qtasks_start.call_only(SYNC, [name], {**values, "settings": {}})
+            run_to_completion(start)
+        except PluginError as error:
+            yield str(error)
+        else:
+            run_to_completion(hooks.qtasks_stop.call_only(SYNC, [name], values))
 
 
 def dead_filters(app: QueueTasks) -> Iterator[str]:

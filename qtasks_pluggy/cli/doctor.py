@@ -42,10 +42,10 @@ def doctor(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
 
     It shows what a process that starts here, now, would do, with its own settings and environment:
     each hook's handlers in call order, every setting with its source, and every problem:
-    plugins that cannot be loaded, settings that name no plugin, filters for errors that no task of
-    APP shows to plugins, retry or fallback for such errors alone.
-    Of a plugin's own section it shows only the keys, because the values may
-    be secrets. It does not show quarantines: each worker has its own, and logs plugin_quarantined.
+    plugins that cannot be loaded, built-in plugins that cannot start, settings that name no plugin,
+    filters for errors that no task of APP shows to plugins, retry or fallback for such errors
+    alone. Of a plugin's own section it shows only the keys, because the values may be secrets. It
+    does not show quarantines: each worker has its own, and logs plugin_quarantined.
 
     \b
     Example:
