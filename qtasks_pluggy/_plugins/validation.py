@@ -326,7 +326,8 @@ def _validate_hookimpl(
     hook = options.get("specname") or attribute
     if hook in hooks:
         for fault in hookimpl_faults(function, options, hook, hooks[hook]):
-            candidate.add_problem(f"hook {hook!r}: {fault}")
+            handler = "" if attribute == hook else f"handler {attribute!r} of "
+            candidate.add_problem(f"{handler}hook {hook!r}: {fault}")
         if hook == "qtasks_start":
             candidate.starts.append(function)
     elif not options.get("optionalhook"):
@@ -343,21 +344,37 @@ def hookimpl_faults(
     fault = _kind_fault(function, options)
     if fault:
         yield fault
-    known = names | SHORT_NAMES if on_error_mark(function) else names
+    is_short = on_error_mark(function) is not None
+    known = names | SHORT_NAMES if is_short else names
     try:
+        if _lacks_self(function, known):
+            yield "is a method without self; write self first, or mark it @staticmethod"
+            return
         faults = parameters(function, known)[2]
     except (TypeError, ValueError) as error:
         yield f"its parameters cannot be read ({error}); use a function"
         return
     for name, problem in faults:
         # Only a near one: for a short name like e, the nearest would mislead.
-        near = difflib.get_close_matches(name, names, n=1)
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f", the nearest is {near[0]!r}" if near else ""
-        yield f"{problem} {name!r}; the hook has {', '.join(sorted(names))}{hint}"
+        has = "an on_error handler may have" if is_short else "the hook has"
+        yield f"{problem} {name!r}; {has} {', '.join(sorted(known))}{hint}"
     for condition in conditions(function):
         fault = why_unmatchable(condition, hook, names)
         if fault:
             yield fault
+
+
+def _lacks_self(function: Any, known: frozenset[str]) -> bool:
+    """Return whether a method takes no object, so that its first parameter would get it."""
+    if not inspect.ismethod(function):
+        return False
+    own = inspect.signature(function.__func__, follow_wrapped=False).parameters.values()
+    first = next(iter(own), None)
+    return first is None or (
+        first.kind is not first.VAR_POSITIONAL and first.name in known - {"self", "cls"}
+    )
 
 
 def _kind_fault(function: Any, options: Mapping[str, Any]) -> str | None:

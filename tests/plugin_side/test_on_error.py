@@ -600,6 +600,30 @@ def test_r12_a_method_of_an_object_can_be_an_apps_handler():
     assert not vars(Prices.use_last)
 
 
+def test_r18_a_wrong_parameter_is_told_with_the_handler_and_all_that_it_may_have():
+    """R18: ``run`` and ``error`` too; so is a forgotten ``self``, which would be the error."""
+
+    class Slips:
+        @on_error(KeyError)
+        def wrong_name(self, err): ...
+
+        @on_error(KeyError)
+        def no_self(error): ...  # noqa: N805  # the slip
+
+        @on_error(KeyError)
+        def nothing_at_all(): ...
+
+    error = registration_error(PluginManager, [Slips()])
+
+    no_self, nothing_at_all, wrong_name = error.problems
+    hook = "task_executor_run_task_trigger_error"
+    assert f"handler 'wrong_name' of hook {hook!r}: unknown parameter 'err'" in wrong_name
+    assert "may have e, error, run, task_broker, task_executor, task_func" in wrong_name
+    assert "the nearest is 'error'" in wrong_name
+    assert f"handler 'no_self' of hook {hook!r}: is a method without self" in no_self
+    assert f"handler 'nothing_at_all' of hook {hook!r}: is a method without" in nothing_at_all
+
+
 def test_r18_what_is_no_function_cannot_be_a_handler():
     """R18: the fault says so, and nothing is added."""
     app = QueueTasks("shop", discover=False)
