@@ -26,7 +26,7 @@ from qtasks_pluggy.testing import probe
 from qtasks_pluggy.testing.delays import no_delays
 from qtasks_pluggy.testing.given import Given, find_plugin
 from qtasks_pluggy.testing.isolation import isolated_app
-from qtasks_pluggy.testing.questions import Question, odd_errors, plain_error, questions
+from qtasks_pluggy.testing.questions import Question, is_unmade, odd_errors, plain_error, questions
 from qtasks_pluggy.testing.run import Style, as_async, in_loop
 from qtasks_pluggy.testing.trial import (
     CHECK_THREAD,
@@ -263,6 +263,9 @@ class PluginContract:
         except PluginRegistrationError as error:
             raise ContractError(map(registration, error.problems)) from None
         except BaseException as error:  # noqa: BLE001  # SystemExit too, of a plugin
+            if is_unmade(error.__cause__):
+                # Not the plugin's fault: nobody here knows what the constructor wants.
+                return None, error
             raise ContractError([failure(error, when)]) from None
 
     def _questions(self) -> list[Question]:
