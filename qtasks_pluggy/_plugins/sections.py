@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date, datetime, time
+from enum import Enum
 from types import NoneType, UnionType
-from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
@@ -22,6 +24,10 @@ _ACCEPTED: Final[Mapping[Any, tuple[type, ...]]] = {
     tuple: (list, tuple),
     dict: (Mapping,),
 }
+# All that files and the environment deliver; dates come from TOML.
+_DELIVERED: Final = (bool, int, float, str, list, tuple, dict, datetime, date, time)
+_ANYTHING: Final = (Any, object)
+_SUPPORTED: Final = "bool, int, float, str, list, dict, tuple, Literal, an Enum or Any"
 
 
 def section_for(function: Callable[..., Any], name: str, settings: Settings) -> Any:
@@ -76,6 +82,12 @@ def _build(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
     values: dict[str, Any] = {}
     for key, field in fields.items():
         kind = Any if field.converter is not None else kinds.get(field.name, Any)
+        if not _is_supported(kind):
+            problems.append(
+                f"settings: {key!r} of {cls.__qualname__} is declared as {_describe(kind)}, which"
+                f" no setting can be; declare {_SUPPORTED}, or give the field a converter="
+            )
+            continue
         if key not in section:
             if field.default is attrs.NOTHING:
                 problems.append(f"settings: {key!r} is missing; it takes {_describe(kind)}")
@@ -109,10 +121,38 @@ def _describe_refusal(error: Exception, keys: Iterable[str]) -> str:
     return f"settings: the plugin refuses {named} with {kind}; its documentation says what it takes"
 
 
+def _is_supported(kind: Any) -> bool:
+    """Return whether some setting can be what a field is declared as."""
+    if kind in _ANYTHING or _choices(kind):
+        return True
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in {Union, UnionType}:
+        return any(_is_supported(one) for one in inner if one is not NoneType)
+    try:
+        can_be = any(issubclass(one, origin) for one in _DELIVERED)
+    except TypeError:  # it is no class, or one that cannot be asked
+        return kind is NoneType
+    items = {dict: inner[1:], list: inner, tuple: inner}.get(origin, ())
+    return can_be and all(_is_supported(one) for one in items if one is not Ellipsis)
+
+
+def _choices(kind: Any) -> list[tuple[Any, Any]]:
+    """Return what a ``Literal`` or an ``Enum`` accepts, each with what the plugin gets."""
+    if get_origin(kind) is Literal:
+        return [(one, one) for one in get_args(kind)]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [(key, one) for one in kind for key in (one.value, one)]
+    return []
+
+
 def _convert(value: Any, kind: Any) -> Any:
     """Return a value as its key takes it; raise a ``TypeError`` if it does not fit."""
-    if kind is Any or (kind is NoneType and value is None):
+    if kind in _ANYTHING or (kind is NoneType and value is None):
         return value
+    for accepted, one in _choices(kind):
+        # By type too: to Python, True is 1.
+        if type(value) is type(accepted) and value == accepted:
+            return one
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in {Union, UnionType}:
         for one in inner:
@@ -147,5 +187,10 @@ def _convert_tuple(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _describe(kind: Any) -> str:
+    choices = [repr(one) for one, _ in _choices(kind) if not isinstance(one, Enum)]
+    if get_origin(kind) in {Union, UnionType}:
+        choices = ["None" if one is NoneType else _describe(one) for one in get_args(kind)]
+    if choices:
+        return " or ".join(choices)
     plain = isinstance(kind, type) and not get_args(kind)
     return kind.__name__ if plain else str(kind).replace("typing.", "")
