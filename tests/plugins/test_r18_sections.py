@@ -92,7 +92,7 @@ WRONG = [
     ({"hosts": [1]}, ["'hosts' takes list[str], got list"]),
     ({"ports": ["1"]}, ["'ports' takes tuple[int, ...], got list"]),
     ({"limits": {"x": HIDDEN}}, ["'limits' takes dict[str, float], got dict"]),
-    ({"note": 1}, ["'note' takes str | None, got int"]),
+    ({"note": 1}, ["'note' takes str or None, got int"]),
     ({"urll": HIDDEN}, ["unknown key 'urll'; did you mean 'url'?"]),
     ({5: HIDDEN}, ["unknown key 5"]),
     ({"folder": 7}, ["the plugin refuses the section with TypeError"]),
