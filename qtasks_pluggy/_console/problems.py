@@ -16,6 +16,7 @@ from qtasks_pluggy._plugins.filters import FilterKey, loaded_class, matches
 from qtasks_pluggy._plugins.sections import section_problems
 from qtasks_pluggy._settings import ENVIRONMENT_PREFIX, KINDS, NAMES, Loaded
 from qtasks_pluggy._settings_file import find
+from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.builtin._errors import read_error_names
 from qtasks_pluggy.engines import SYNC, run_to_completion
 
@@ -81,6 +82,40 @@ def dead_filters(app: QueueTasks) -> Iterator[str]:
                 f" which no task of app {app.name!r} shows to plugins; give the tasks or the app"
                 " intercept=..., or write the handler with on_error"
             )
+
+
+def unmatched_filters(app: QueueTasks) -> Iterator[str]:
+    """Describe each filter by task or tag that no task of an app matches.
+
+    No problem by itself: other apps may have such tasks, or this one later.
+    """
+    filters = [*_filters_by_task(app.plugins)]
+    # Only where there are some: Celery imports all modules to list its tasks.
+    tasks = {name: getattr(one, "task_func", None) for name, one in app.tasks.items() if filters}
+    # Of an engine's own tasks only the names are known before they run.
+    has_tags = all(tasks.values())
+    keys = [FilterKey(task=name, tags=one.tags if one else ()) for name, one in tasks.items()]
+    for link, condition in filters if tasks else ():
+        wanted = condition if has_tags else attrs.evolve(condition, tag=None)
+        if any(matches([wanted], key) for key in keys):
+            continue
+        asked = {"task": wanted.task, "tag": wanted.tag}
+        shown = ", ".join(f"{key}={one!r}" for key, one in asked.items() if one)
+        near = closest_match(wanted.task or "", tasks)
+        yield (
+            f"{link.who}, handler {link.handler!r}: no task of app {app.name!r} matches {shown}; it"
+            f" has {len(tasks)}, such as {near!r}"
+        )
+
+
+def _filters_by_task(manager: PluginManager) -> Iterator[tuple[Link, When]]:
+    """Yield each handler's conditions for tasks and tags, without all others."""
+    for hook in vars(manager.hook).values():
+        chain = getattr(hook, "chain", None)
+        for link in () if chain is None else (*chain.links, *chain.wrappers):
+            for one in link.when or ():
+                if one.task is not None or one.tag is not None:
+                    yield link, When(task=one.task, tag=one.tag)
 
 
 def _dead_builtins(app: QueueTasks) -> Iterator[str]:

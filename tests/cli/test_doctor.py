@@ -110,6 +110,32 @@ def test_a_builtin_without_its_package_is_a_problem(monkeypatch):
     assert "pip install 'qtasks-pluggy[failures]'" in result.output
 
 
+def test_a_filter_by_tag_that_no_task_has_is_noted():
+    """It is no fault: other apps may have such tasks."""
+    Path("tagged_for_doctor.py").write_text(
+        """
+from qtasks_pluggy import QueueTasks
+app = QueueTasks("shop", discover=False)
+
+@app.task(tags=["a"])
+def price(): ...
+
+@app.on_error(KeyError, tag="a", task="pri*")
+def good(): ...
+
+@app.on_error(KeyError, tag="nobody")
+def lost(): ...
+""",
+        "utf-8",
+    )
+
+    result = run("doctor", "tagged_for_doctor.py")
+
+    (note,) = result.stderr.splitlines()
+    assert result.exit_code == 0
+    assert note.startswith("plugin 'lost', handler 'lost': no task of app 'shop' matches tag=")
+
+
 def test_doctor_tells_a_chain_in_call_order():
     """Wrappers begin first, and ``trylast`` comes last."""
     chain = examined()["hooks"]["task_executor_run_task_trigger_error"]
