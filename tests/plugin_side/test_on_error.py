@@ -53,7 +53,11 @@ def nothing() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ("ValueError", r"got 'ValueError': name the exception class itself, or use @when\(error="),
+        (
+            "x.Y",
+            r"got 'x.Y': name the exception class itself; for a dotted name write"
+            r" @hookimpl\(specname='task_executor_run_task_trigger_error'\) with @when\(error=",
+        ),
         (ValueError("text"), "name the exception class itself"),
         ((KeyError, ValueError), "name the classes one by one, @on_error"),
         ([KeyError], "name the classes one by one, @on_error"),
@@ -91,14 +95,23 @@ def test_r2_a_decorator_without_parentheses_is_refused():
         def handler() -> None: ...
 
 
-@pytest.mark.parametrize("marks", [{"error": KeyError}, {"tryfrist": True}, {"outcome": "failed"}])
-def test_r12_an_option_that_there_is_not_is_refused(marks):
-    """R12: as ``hookimpl`` refuses it; nothing is marked."""
+@pytest.mark.parametrize(
+    ("mark", "meant"),
+    [
+        ("error", r"name the classes first, @on_error\(KeyError\)"),
+        ("tryfrist", "did you mean tryfirst=?"),
+        ("tags", "did you mean tag=?"),
+        ("outcome", r"with @when\(outcome=...\) instead"),
+        ("retry", r"with @when\(retry=...\) instead"),
+    ],
+)
+@pytest.mark.parametrize("front", ["hookspecs", "app"])
+def test_r12_an_option_that_there_is_not_is_refused(front, mark, meant):
+    """R12: it is named, with what was meant."""
+    decorator = on_error if front == "hookspecs" else QueueTasks("shop", discover=False).on_error
 
-    def handler() -> None: ...
-
-    with pytest.raises(TypeError, match=next(iter(marks))):
-        on_error(KeyError, **marks)(handler)
+    with pytest.raises(TypeError, match=f"^@on_error.*argument {mark}=: .*{meant}"):
+        decorator(KeyError, **{mark: True})
 
 
 # Consent.
