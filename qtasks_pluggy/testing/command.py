@@ -224,7 +224,11 @@ def _show(plugin: str, results: Sequence[dict[str, Any]]) -> None:
 @click.command(name="new-plugin")
 @click.argument("name")
 @click.option(
-    "--dir", "folder", metavar="D", default=".", help="Where to create the folder; by default here."
+    "--dir",
+    "folder",
+    metavar="D",
+    default=".",
+    help="The existing folder to create it in; by default this one.",
 )
 def new_plugin(name: str, folder: str) -> None:
     """Create a plugin project with tests, ready to publish.
