@@ -42,10 +42,25 @@ def section_for(function: Callable[..., Any], name: str, settings: Settings) -> 
     return section if problems else made
 
 
-def section_problems(function: Callable[..., Any], name: str, settings: Settings) -> list[str]:
-    """Return a text for each fault of a plugin's section; no text shows a value."""
+def section_problems(
+    function: Callable[..., Any],
+    name: str,
+    settings: Settings,
+    origins: Mapping[tuple[str, str], str] | None = None,
+) -> list[str]:
+    """Return a text for each fault of a plugin's section; no text shows a value.
+
+    Args:
+        function: The plugin's ``qtasks_start``.
+        name: The plugin's name.
+        settings: The settings.
+        origins: Where values came from, by plugin and key.
+    """
     cls = _declared_class(function)
-    return [] if cls is None else _build(cls, settings.plugin.get(name, {}))[1]
+    if cls is None:
+        return []
+    told = {key: f", from {one}" for (owner, key), one in (origins or {}).items() if owner == name}
+    return _build(cls, settings.plugin.get(name, {}), told)[1]
 
 
 def section_keys(function: Callable[..., Any]) -> list[str]:
@@ -71,14 +86,20 @@ def _fields(cls: Any) -> dict[str, attrs.Attribute[Any]]:
     return {field.alias or field.name: field for field in attrs.fields(cls) if field.init}
 
 
-def _build(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """Return the section's object, or every reason why it cannot be built."""
+def _build(
+    cls: Any, section: Mapping[str, Any], told: Mapping[str, str] | None = None
+) -> tuple[Any, list[str]]:
+    """Return the section's object, or every reason why it cannot be built.
+
+    ``told`` has for a key what to add about where its value came from.
+    """
+    told = told or {}
     fields = _fields(cls)
     try:
         kinds = get_type_hints(cls)
     except Exception as error:  # noqa: BLE001  # whatever evaluating foreign annotations raises
         return None, [f"the annotations of {cls.__qualname__} fail with {describe_error(error)}"]
-    problems = [*_unknown_keys(section, fields)]
+    problems = [*_unknown_keys(section, fields, told)]
     values: dict[str, Any] = {}
     for key, field in fields.items():
         kind = Any if field.converter is not None else kinds.get(field.name, Any)
@@ -96,7 +117,9 @@ def _build(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
             values[key] = _convert(section[key], kind)
         except (TypeError, OverflowError):
             got = type(section[key]).__name__
-            problems.append(f"settings: {key!r} takes {_describe(kind)}, got {got}")
+            problems.append(
+                f"settings: {key!r} takes {_describe(kind)}, got {got}{told.get(key, '')}"
+            )
     if problems:
         return None, problems
     try:
@@ -105,12 +128,14 @@ def _build(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
         return None, [_describe_refusal(error, values)]
 
 
-def _unknown_keys(section: Iterable[str], fields: Mapping[str, Any]) -> Iterator[str]:
+def _unknown_keys(
+    section: Iterable[str], fields: Mapping[str, Any], told: Mapping[str, str]
+) -> Iterator[str]:
     for key in section:
         if key not in fields:
             near = closest_match(str(key), fields) if fields else None
             hint = "it takes none" if near is None else f"did you mean {near!r}?"
-            yield f"settings: unknown key {key!r}; {hint}"
+            yield f"settings: unknown key {key!r}{told.get(key, '')}; {hint}"
 
 
 def _describe_refusal(error: Exception, keys: Iterable[str]) -> str:

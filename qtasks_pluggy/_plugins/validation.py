@@ -26,7 +26,7 @@ from qtasks_pluggy._plugins.adapter import (
 )
 from qtasks_pluggy._plugins.filters import why_unmatchable
 from qtasks_pluggy._plugins.sections import section_problems
-from qtasks_pluggy._settings import Settings
+from qtasks_pluggy._settings import Loaded
 from qtasks_pluggy._text import closest_match, describe_error, describe_plugin, disable_hint
 from qtasks_pluggy.base_plugin import BasePlugin
 
@@ -98,10 +98,10 @@ class Candidate:
             f"{describe_plugin(**self.place)}: {text} (or disable it: {disable_hint(self.name)})"
         )
 
-    def check_section(self, settings: Settings) -> None:
+    def check_section(self, loaded: Loaded) -> None:
         """Record the problems of the plugin's section of the settings."""
         for function in self.starts:
-            for problem in section_problems(function, self.name, settings):
+            for problem in section_problems(function, self.name, loaded.settings, loaded.origins):
                 self.add_problem(problem)
 
     def call_factory(self) -> None:

@@ -441,7 +441,7 @@ def registration(problem: str) -> Finding:
     # To disable it is the operator's remedy.
     own, _, _ = problem.partition(" (or disable it: ")
     text, _, hint = own.partition("; ")
-    if " settings: " in text:
+    if " settings: " in text and text.endswith(" is missing"):
         hint = (
             f"{hint}; the contract starts it with settings = {{...}}, the command with --settings"
         )

@@ -299,3 +299,19 @@ def test_r18_a_type_that_no_setting_can_be_is_a_fault_without_any_value():
     ]
     assert "of Unsupported is declared as set[str], which no setting can be" in problems[0]
     assert "Literal, an Enum or Any, or give the field a converter=" in problems[0]
+
+
+def test_r18_a_fault_of_a_section_says_where_its_value_came_from(tmp_path, monkeypatch):
+    """R18: the file or the variable; of the app's own settings nothing is said."""
+    (tmp_path / "qtasks_pluggy.toml").write_text('[plugin.p]\nurl = 1\nurll = "u"\n', "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_P_RETRIES", "many")
+    plugin, _ = declaring()
+
+    error = registration_error(lambda: PluginManager([plugin]).configure())
+
+    unknown, url, retries = error.problems
+    file = str(tmp_path / "qtasks_pluggy.toml")
+    assert f"unknown key 'urll', from {file}; did you mean 'url'?" in unknown
+    assert f"'url' takes str, got int, from {file}" in url
+    assert "'retries' takes int, got str, from QTASKS_PLUGGY_PLUGIN_P_RETRIES" in retries
