@@ -80,6 +80,9 @@ class Lifecycle(_Lifespan):
     name: str
     # Whether it needs no start to send runs, because what it sends them by is an engine's own app.
     _sends_unstarted: bool = False
+    _start_hint: str = (
+        "call tasks inside 'with app:' or 'async with app:', which calls qtasks_start"
+    )
 
     def __init__(self, plugins: PluginManager, *, discover: bool) -> None:
         self.plugins: PluginManager = plugins
@@ -143,14 +146,19 @@ class Lifecycle(_Lifespan):
 
     def _warn_not_started(self) -> None:
         """Log, once, each plugin that is asked without its ``qtasks_start`` having run."""
-        hint = "call tasks inside 'with app:' or 'async with app:', which calls qtasks_start"
         hook: Any = self.plugins.hook.qtasks_start
         chain = hook.chain or NO_LINKS
         for link in (*chain.links, *chain.wrappers):
             name = link.plugin
             if name not in self._warned and not _is_default(link.impl.plugin):
                 self._warned.add(name)
-                _log.event("warning", "plugin_not_started", app=self.name, plugin=name, hint=hint)
+                _log.event(
+                    "warning",
+                    "plugin_not_started",
+                    app=self.name,
+                    plugin=name,
+                    hint=self._start_hint,
+                )
 
     def _load_plugins(self, *, skip_faulty: bool = False) -> list[str]:
         """Read the settings and load the installed plugins, as a start or a first run does.

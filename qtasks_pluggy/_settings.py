@@ -211,6 +211,8 @@ class Loaded:
         skipped: The files that were passed over, with the reason of each.
         variables: Single values for plugins' sections, by environment variable; they count once
             it is known which plugins there are.
+        origins: Where single values of plugins' sections came from, by plugin and key: a file, or a
+            variable.
     """
 
     settings: Settings
@@ -218,6 +220,7 @@ class Loaded:
     file: str | None = None
     skipped: Mapping[str, str] = attrs.field(factory=dict)
     variables: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    origins: Mapping[tuple[str, str], str] = attrs.field(factory=dict)
 
     def exclusion_reason(self, name: str) -> str | None:
         """Return why an installed plugin is not loaded, or None if it is."""
@@ -233,17 +236,25 @@ class Loaded:
     def for_plugins(self, plugins: Collection[str]) -> Loaded:
         """Add single values from the environment to the sections of the plugins that they name."""
         sections = {name: dict(section) for name, section in self.settings.plugin.items()}
-        sources = [] if self.sources["plugin"] == "default" else [self.sources["plugin"]]
+        source = self.sources["plugin"]
+        sources = [] if source == "default" else [source]
+        keys = [(name, key) for name in sections for key in sections[name]]
+        # The app's own code is where its author looks anyway.
+        origins = {} if source == "app" else dict.fromkeys(keys, source)
         for variable, value in self.variables.items():
             names, key = _match_variable(variable, plugins)
             for name in names:
                 sections.setdefault(name, {})[key] = value
+                origins[name, key] = variable
             sources += [variable] if names else []
         if not sources:
             return self
         settings = attrs.evolve(self.settings, plugin=sections)
         return attrs.evolve(
-            self, settings=settings, sources={**self.sources, "plugin": ", ".join(sources)}
+            self,
+            settings=settings,
+            sources={**self.sources, "plugin": ", ".join(sources)},
+            origins=origins,
         )
 
     def unknown_names(

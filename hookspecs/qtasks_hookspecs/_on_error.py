@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
-from qtasks_hookspecs._markers import PROJECT_NAME, hookimpl, inner_function, when
+from qtasks_hookspecs._markers import PROJECT_NAME, When, hookimpl, inner_function, when
 from qtasks_hookspecs.exc import TaskCancelError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -17,6 +17,7 @@ TRIGGER: Final = "task_executor_run_task_trigger_error"
 SHORT_NAMES: Final = frozenset({"error", "run"})
 _ATTRIBUTE: Final = f"{PROJECT_NAME}_on_error"
 _numbers: Final = count(1)
+_MARKS: Final = ("tryfirst", "trylast", "wrapper", "hookwrapper", "optionalhook")
 
 
 @attrs.frozen
@@ -45,6 +46,8 @@ def on_error(
     Naming a class is consent: every app that loads the function asks it about errors of that class,
     even if ``intercept`` does not list the class. Only an explicit ``intercept=()`` refuses.
 
+    A further ``@when`` or ``on_error`` on the function does not narrow it: one match is enough.
+
     Args:
         *classes: The exception classes; without any, all errors that the app shows to plugins.
         task: A glob (``fnmatch``) for the task's name.
@@ -55,10 +58,13 @@ def on_error(
         A decorator that returns the function itself.
 
     Raises:
-        TypeError: An argument is not an exception class that plugins can be asked about.
+        TypeError: An argument is not an exception class that plugins can be asked about, or there
+            is no such keyword.
     """
     for one in classes:
         _check_class(one)
+    for name in marks:
+        _check_mark(name)
 
     def mark(function: F) -> F:
         if classes or task is not None or tag is not None:
@@ -85,9 +91,28 @@ def _check_class(one: Any) -> None:
     elif isinstance(one, (tuple, list)):
         why = "name the classes one by one, @on_error(KeyError, ValueError)"
     else:
-        why = "name the exception class itself, or use @when(error=...) for a dotted name"
+        why = (
+            "name the exception class itself; for a dotted name write"
+            f" @hookimpl(specname={TRIGGER!r}) with @when(error=...) instead"
+        )
     shown = one.__name__ if isinstance(one, type) or callable(one) else repr(one)
     msg = f"@on_error(...): expected exception classes, got {shown}: {why}"
+    raise TypeError(msg)
+
+
+def _check_mark(name: str) -> None:
+    if name in _MARKS:
+        return
+    if name == "error":
+        why = "name the classes first, @on_error(KeyError)"
+    elif name in {field.name for field in attrs.fields(When)} - {"task", "tag"}:
+        why = f"write @hookimpl(specname={TRIGGER!r}) with @when({name}=...) instead"
+    else:
+        import difflib  # noqa: PLC0415  # a correct plugin need not load it
+
+        (near,) = difflib.get_close_matches(name, ("task", "tag", *_MARKS), n=1, cutoff=0)
+        why = f"did you mean {near}=?"
+    msg = f"@on_error(...): unexpected argument {name}=: {why}"
     raise TypeError(msg)
 
 

@@ -18,7 +18,13 @@ from typing import Any, Final, NoReturn, TypeAlias
 import click
 
 from qtasks_pluggy import AsyncTask, PluginManager, QueueTasks, SyncTask
-from qtasks_pluggy._console.problems import dead_filters, dead_settings
+from qtasks_pluggy._console.problems import (
+    dead_filters,
+    dead_settings,
+    failing_builtins,
+    replaced_lists,
+    unmatched_filters,
+)
 from qtasks_pluggy._console.say import own_traceback, say
 from qtasks_pluggy._submit.lookup import GROUP
 from qtasks_pluggy._text import closest_match
@@ -84,11 +90,13 @@ def load_app(spec: str, *, or_native: bool = False) -> QueueTasks:
     raise Trouble(msg)
 
 
-def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
-    """Load the plugins of the app that APP names, and list all their problems.
+def load_plugins(spec: str | None) -> tuple[PluginManager, list[str], list[str]]:
+    """Load the plugins of the app that APP names, and list all their problems, and notes.
 
     Without APP, load only the installed ones. A problem is a plugin that cannot be loaded, a
-    setting that names no plugin, or a filter that nothing matches.
+    built-in one that cannot start, a setting that names no plugin, or a filter for errors
+    that no task shows. A note is of what may be meant: a list that a variable replaces, a filter
+    for tasks of which there is none.
 
     Raises:
         Trouble: There is no such app, importing it failed, or a setting has a wrong value.
@@ -104,12 +112,15 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str]]:
             if app is None
             else load_plugins_of(app, skip_faulty=True)
         )
+        problems += failing_builtins(manager, app)
     except SettingsError as error:
         raise Trouble(str(error)) from None
     finally:
         log.disabled = quiet
     filters = [] if app is None else dead_filters(app)
-    return manager, [*problems, *dead_settings(manager, has_app=app is not None), *filters]
+    problems += [*dead_settings(manager, has_app=app is not None), *filters]
+    unmatched = () if app is None else unmatched_filters(app)
+    return manager, problems, [*replaced_lists(manager.loaded), *unmatched]
 
 
 def cannot_start(app: QueueTasks, error: QTasksError) -> Trouble:

@@ -9,13 +9,21 @@ from typing import Any
 import attrs
 
 from qtasks_hookspecs._markers import When
-from qtasks_hookspecs.exc import SettingsError, TaskPluginTriggerError, loaded_class
+from qtasks_hookspecs.exc import (
+    PluginError,
+    SettingsError,
+    TaskPluginTriggerError,
+    loaded_class,
+)
 from qtasks_pluggy import PluginManager, QueueTasks
 from qtasks_pluggy._plugins.chain import Link
 from qtasks_pluggy._plugins.filters import FilterKey, matches
+from qtasks_pluggy._plugins.sections import section_problems
 from qtasks_pluggy._settings import ENVIRONMENT_PREFIX, KINDS, NAMES, Loaded
 from qtasks_pluggy._settings_file import find
+from qtasks_pluggy._text import closest_match
 from qtasks_pluggy.builtin._errors import read_error_names
+from qtasks_pluggy.engines import SYNC, run_to_completion
 
 
 def replaced_lists(loaded: Loaded) -> Iterator[str]:
@@ -44,6 +52,27 @@ def dead_settings(manager: PluginManager, *, has_app: bool) -> Iterator[str]:
         )
 
 
+def failing_builtins(manager: PluginManager, app: QueueTasks | None) -> Iterator[str]:
+    """Start each built-in plugin, which only reads its section, and describe why one cannot.
+
+    An installed plugin is not started: it may connect and write.
+    """
+    hooks: Any = manager.hook
+    builtin = {one.name for one in manager.list_plugin_info() if one.builtin and one.enabled}
+    values = {"app": app or QueueTasks("doctor", discover=False)}
+    for impl in hooks.qtasks_start.get_hookimpls():
+        name = impl.plugin_name
+        if name not in builtin or section_problems(impl.function, name, manager.settings):
+            continue
+        try:
+            start = hooks.qtasks_start.call_only(SYNC, [name], {**values, "settings": {}})
+            run_to_completion(start)
+        except PluginError as error:
+            yield str(error)
+        else:
+            run_to_completion(hooks.qtasks_stop.call_only(SYNC, [name], values))
+
+
 def dead_filters(app: QueueTasks) -> Iterator[str]:
     """Describe each handler whose filter names errors that no task of an app shows to plugins."""
     hook: Any = app.plugins.hook.task_executor_run_task_trigger_error
@@ -58,6 +87,40 @@ def dead_filters(app: QueueTasks) -> Iterator[str]:
                 f" which no task of app {app.name!r} shows to plugins; give the tasks or the app"
                 " intercept=..., or write the handler with on_error"
             )
+
+
+def unmatched_filters(app: QueueTasks) -> Iterator[str]:
+    """Describe each filter by task or tag that no task of an app matches.
+
+    No problem by itself: other apps may have such tasks, or this one later.
+    """
+    filters = [*_filters_by_task(app.plugins)]
+    # Only where there are some: Celery imports all modules to list its tasks.
+    tasks = {name: getattr(one, "task_func", None) for name, one in app.tasks.items() if filters}
+    # Of an engine's own tasks only the names are known before they run.
+    has_tags = all(tasks.values())
+    keys = [FilterKey(task=name, tags=one.tags if one else ()) for name, one in tasks.items()]
+    for link, condition in filters if tasks else ():
+        wanted = condition if has_tags else attrs.evolve(condition, tag=None)
+        if any(matches([wanted], key) for key in keys):
+            continue
+        asked = {"task": wanted.task, "tag": wanted.tag}
+        shown = ", ".join(f"{key}={one!r}" for key, one in asked.items() if one)
+        near = closest_match(wanted.task or "", tasks)
+        yield (
+            f"{link.who}, handler {link.handler!r}: no task of app {app.name!r} matches {shown}; it"
+            f" has {len(tasks)}, such as {near!r}"
+        )
+
+
+def _filters_by_task(manager: PluginManager) -> Iterator[tuple[Link, When]]:
+    """Yield each handler's conditions for tasks and tags, without all others."""
+    for hook in vars(manager.hook).values():
+        chain = getattr(hook, "chain", None)
+        for link in () if chain is None else (*chain.links, *chain.wrappers):
+            for one in link.when or ():
+                if one.task is not None or one.tag is not None:
+                    yield link, When(task=one.task, tag=one.tag)
 
 
 def _dead_builtins(app: QueueTasks) -> Iterator[str]:

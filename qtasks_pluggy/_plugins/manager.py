@@ -320,7 +320,7 @@ class PluginManager(pluggy.PluginManager):
         for name, registered in self._origins.items():
             if self._is_enabled(name):
                 candidate = attrs.evolve(registered, problems=problems)
-                candidate.check_section(self.settings)
+                candidate.check_section(self.loaded)
         return problems
 
     def _apply(self, read: _settings.Loaded, new_names: Iterable[str] = ()) -> None:
@@ -447,7 +447,7 @@ class PluginManager(pluggy.PluginManager):
             validate_all(wanted, self._origins, hooks, self.parse_hookimpl_opts, trigger_names)
             for one in wanted if tier == INSTALLED else ():
                 # The app's own are checked when it starts: only then the settings are complete.
-                one.check_section(self.settings)
+                one.check_section(self.loaded)
             faulty = self._skip_disabled([one for one in wanted if one.problems])
             may_skip = tier == INSTALLED and self.settings.on_fault == "skip"
             stops = bool(problems) or (bool(faulty) and not may_skip)

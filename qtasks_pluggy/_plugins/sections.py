@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date, datetime, time
+from enum import Enum
 from types import NoneType, UnionType
-from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
@@ -22,6 +24,10 @@ _ACCEPTED: Final[Mapping[Any, tuple[type, ...]]] = {
     tuple: (list, tuple),
     dict: (Mapping,),
 }
+# All that files and the environment deliver; dates come from TOML.
+_DELIVERED: Final = (bool, int, float, str, list, tuple, dict, datetime, date, time)
+_ANYTHING: Final = (Any, object)
+_SUPPORTED: Final = "bool, int, float, str, list, dict, tuple, Literal, an Enum or Any"
 
 
 def section_for(function: Callable[..., Any], name: str, settings: Settings) -> Any:
@@ -36,10 +42,25 @@ def section_for(function: Callable[..., Any], name: str, settings: Settings) -> 
     return section if problems else made
 
 
-def section_problems(function: Callable[..., Any], name: str, settings: Settings) -> list[str]:
-    """Return a text for each fault of a plugin's section; no text shows a value."""
+def section_problems(
+    function: Callable[..., Any],
+    name: str,
+    settings: Settings,
+    origins: Mapping[tuple[str, str], str] | None = None,
+) -> list[str]:
+    """Return a text for each fault of a plugin's section; no text shows a value.
+
+    Args:
+        function: The plugin's ``qtasks_start``.
+        name: The plugin's name.
+        settings: The settings.
+        origins: Where values came from, by plugin and key.
+    """
     cls = _declared_class(function)
-    return [] if cls is None else _build(cls, settings.plugin.get(name, {}))[1]
+    if cls is None:
+        return []
+    told = {key: f", from {one}" for (owner, key), one in (origins or {}).items() if owner == name}
+    return _build(cls, settings.plugin.get(name, {}), told)[1]
 
 
 def section_keys(function: Callable[..., Any]) -> list[str]:
@@ -65,17 +86,29 @@ def _fields(cls: Any) -> dict[str, attrs.Attribute[Any]]:
     return {field.alias or field.name: field for field in attrs.fields(cls) if field.init}
 
 
-def _build(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """Return the section's object, or every reason why it cannot be built."""
+def _build(
+    cls: Any, section: Mapping[str, Any], told: Mapping[str, str] | None = None
+) -> tuple[Any, list[str]]:
+    """Return the section's object, or every reason why it cannot be built.
+
+    ``told`` has for a key what to add about where its value came from.
+    """
+    told = told or {}
     fields = _fields(cls)
     try:
         kinds = get_type_hints(cls)
     except Exception as error:  # noqa: BLE001  # whatever evaluating foreign annotations raises
         return None, [f"the annotations of {cls.__qualname__} fail with {describe_error(error)}"]
-    problems = [*_unknown_keys(section, fields)]
+    problems = [*_unknown_keys(section, fields, told)]
     values: dict[str, Any] = {}
     for key, field in fields.items():
         kind = Any if field.converter is not None else kinds.get(field.name, Any)
+        if not _is_supported(kind):
+            problems.append(
+                f"settings: {key!r} of {cls.__qualname__} is declared as {_describe(kind)}, which"
+                f" no setting can be; declare {_SUPPORTED}, or give the field a converter="
+            )
+            continue
         if key not in section:
             if field.default is attrs.NOTHING:
                 problems.append(f"settings: {key!r} is missing; it takes {_describe(kind)}")
@@ -84,7 +117,9 @@ def _build(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
             values[key] = _convert(section[key], kind)
         except (TypeError, OverflowError):
             got = type(section[key]).__name__
-            problems.append(f"settings: {key!r} takes {_describe(kind)}, got {got}")
+            problems.append(
+                f"settings: {key!r} takes {_describe(kind)}, got {got}{told.get(key, '')}"
+            )
     if problems:
         return None, problems
     try:
@@ -93,12 +128,14 @@ def _build(cls: Any, section: Mapping[str, Any]) -> tuple[Any, list[str]]:
         return None, [_describe_refusal(error, values)]
 
 
-def _unknown_keys(section: Iterable[str], fields: Mapping[str, Any]) -> Iterator[str]:
+def _unknown_keys(
+    section: Iterable[str], fields: Mapping[str, Any], told: Mapping[str, str]
+) -> Iterator[str]:
     for key in section:
         if key not in fields:
             near = closest_match(str(key), fields) if fields else None
             hint = "it takes none" if near is None else f"did you mean {near!r}?"
-            yield f"settings: unknown key {key!r}; {hint}"
+            yield f"settings: unknown key {key!r}{told.get(key, '')}; {hint}"
 
 
 def _describe_refusal(error: Exception, keys: Iterable[str]) -> str:
@@ -109,10 +146,38 @@ def _describe_refusal(error: Exception, keys: Iterable[str]) -> str:
     return f"settings: the plugin refuses {named} with {kind}; its documentation says what it takes"
 
 
+def _is_supported(kind: Any) -> bool:
+    """Return whether some setting can be what a field is declared as."""
+    if kind in _ANYTHING or _choices(kind):
+        return True
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in {Union, UnionType}:
+        return any(_is_supported(one) for one in inner if one is not NoneType)
+    try:
+        can_be = any(issubclass(one, origin) for one in _DELIVERED)
+    except TypeError:  # it is no class, or one that cannot be asked
+        return kind is NoneType
+    items = {dict: inner[1:], list: inner, tuple: inner}.get(origin, ())
+    return can_be and all(_is_supported(one) for one in items if one is not Ellipsis)
+
+
+def _choices(kind: Any) -> list[tuple[Any, Any]]:
+    """Return what a ``Literal`` or an ``Enum`` accepts, each with what the plugin gets."""
+    if get_origin(kind) is Literal:
+        return [(one, one) for one in get_args(kind)]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [(key, one) for one in kind for key in (one.value, one)]
+    return []
+
+
 def _convert(value: Any, kind: Any) -> Any:
     """Return a value as its key takes it; raise a ``TypeError`` if it does not fit."""
-    if kind is Any or (kind is NoneType and value is None):
+    if kind in _ANYTHING or (kind is NoneType and value is None):
         return value
+    for accepted, one in _choices(kind):
+        # By type too: to Python, True is 1.
+        if type(value) is type(accepted) and value == accepted:
+            return one
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in {Union, UnionType}:
         for one in inner:
@@ -147,5 +212,10 @@ def _convert_tuple(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _describe(kind: Any) -> str:
+    choices = [repr(one) for one, _ in _choices(kind) if not isinstance(one, Enum)]
+    if get_origin(kind) in {Union, UnionType}:
+        choices = ["None" if one is NoneType else _describe(one) for one in get_args(kind)]
+    if choices:
+        return " or ".join(choices)
     plain = isinstance(kind, type) and not get_args(kind)
     return kind.__name__ if plain else str(kind).replace("typing.", "")

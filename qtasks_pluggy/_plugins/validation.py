@@ -9,6 +9,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pkgutil import resolve_name
+from types import ModuleType
 from typing import Any, Self, TypeAlias
 
 import attrs
@@ -25,7 +26,7 @@ from qtasks_pluggy._plugins.adapter import (
 )
 from qtasks_pluggy._plugins.filters import why_unmatchable
 from qtasks_pluggy._plugins.sections import section_problems
-from qtasks_pluggy._settings import Settings
+from qtasks_pluggy._settings import Loaded
 from qtasks_pluggy._text import closest_match, describe_error, describe_plugin, disable_hint
 from qtasks_pluggy.base_plugin import BasePlugin
 
@@ -97,10 +98,10 @@ class Candidate:
             f"{describe_plugin(**self.place)}: {text} (or disable it: {disable_hint(self.name)})"
         )
 
-    def check_section(self, settings: Settings) -> None:
+    def check_section(self, loaded: Loaded) -> None:
         """Record the problems of the plugin's section of the settings."""
         for function in self.starts:
-            for problem in section_problems(function, self.name, settings):
+            for problem in section_problems(function, self.name, loaded.settings, loaded.origins):
                 self.add_problem(problem)
 
     def call_factory(self) -> None:
@@ -234,13 +235,40 @@ def _validate_hookimpls(candidate: Candidate, hooks: Hooks, read_mark: ReadMark)
             "is a QTasks plugin; import BasePlugin from qtasks_pluggy, not from qtasks.plugins.base"
         )
         return
+    if inspect.isroutine(candidate.plugin):
+        candidate.add_problem(
+            "is a function; a plugin is the module or the object that holds hookimpls, and only an"
+            " entry point may name a function, one without required parameters that returns a"
+            " plugin"
+        )
+        return
+    inside = plugins_in(candidate.plugin) if isinstance(candidate.plugin, ModuleType) else []
+    meant = " or ".join(f"'{candidate.plugin.__name__}:{name}'" for name in inside)
     candidate.add_problem(
-        "is a function; a plugin is the module or the object that holds hookimpls, and only an"
-        " entry point may name a function, one without required parameters that returns a plugin"
-        if inspect.isroutine(candidate.plugin)
-        else f"{type(candidate.plugin).__name__} {candidate.name!r} has no hookimpl; mark its"
-        " functions with @hookimpl from qtasks_hookspecs and name them after hooks"
+        f"{type(candidate.plugin).__name__} {candidate.name!r} has no hookimpl; "
+        + (
+            f"did you mean {meant}, which has some?"
+            if inside
+            else "mark its functions with @hookimpl from qtasks_hookspecs and name them after hooks"
+        )
     )
+
+
+def plugins_in(module: ModuleType) -> list[str]:
+    """Return the names of a module's own classes and objects that are plugins themselves."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not isinstance(value, ModuleType)
+        and (kind := value if isinstance(value, type) else type(value)).__module__
+        == module.__name__
+        and (issubclass(kind, BasePlugin) or any(map(has_hookimpls, kind.__mro__)))
+    ]
+
+
+def has_hookimpls(owner: Any) -> bool:
+    """Return whether a module or a class itself defines functions that are marked."""
+    return any(hasattr(getattr(one, "__func__", one), _MARK) for one in vars(owner).values())
 
 
 def _adapt(
@@ -298,7 +326,8 @@ def _validate_hookimpl(
     hook = options.get("specname") or attribute
     if hook in hooks:
         for fault in hookimpl_faults(function, options, hook, hooks[hook]):
-            candidate.add_problem(f"hook {hook!r}: {fault}")
+            handler = "" if attribute == hook else f"handler {attribute!r} of "
+            candidate.add_problem(f"{handler}hook {hook!r}: {fault}")
         if hook == "qtasks_start":
             candidate.starts.append(function)
     elif not options.get("optionalhook"):
@@ -315,21 +344,37 @@ def hookimpl_faults(
     fault = _kind_fault(function, options)
     if fault:
         yield fault
-    known = names | SHORT_NAMES if on_error_mark(function) else names
+    is_short = on_error_mark(function) is not None
+    known = names | SHORT_NAMES if is_short else names
     try:
+        if _lacks_self(function, known):
+            yield "is a method without self; write self first, or mark it @staticmethod"
+            return
         faults = parameters(function, known)[2]
     except (TypeError, ValueError) as error:
         yield f"its parameters cannot be read ({error}); use a function"
         return
     for name, problem in faults:
         # Only a near one: for a short name like e, the nearest would mislead.
-        near = difflib.get_close_matches(name, names, n=1)
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f", the nearest is {near[0]!r}" if near else ""
-        yield f"{problem} {name!r}; the hook has {', '.join(sorted(names))}{hint}"
+        has = "an on_error handler may have" if is_short else "the hook has"
+        yield f"{problem} {name!r}; {has} {', '.join(sorted(known))}{hint}"
     for condition in conditions(function):
         fault = why_unmatchable(condition, hook, names)
         if fault:
             yield fault
+
+
+def _lacks_self(function: Any, known: frozenset[str]) -> bool:
+    """Return whether a method takes no object, so that its first parameter would get it."""
+    if not inspect.ismethod(function):
+        return False
+    own = inspect.signature(function.__func__, follow_wrapped=False).parameters.values()
+    first = next(iter(own), None)
+    return first is None or (
+        first.kind is not first.VAR_POSITIONAL and first.name in known - {"self", "cls"}
+    )
 
 
 def _kind_fault(function: Any, options: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,6 @@ import click
 
 from qtasks_pluggy import PluginManager
 from qtasks_pluggy._console.load import load_plugins
-from qtasks_pluggy._console.problems import replaced_lists
 from qtasks_pluggy._console.say import json_option, say, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._plugins.chain import Link
@@ -42,10 +41,11 @@ def doctor(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
 
     It shows what a process that starts here, now, would do, with its own settings and environment:
     each hook's handlers in call order, every setting with its source, and every problem:
-    plugins that cannot be loaded, settings that name no plugin, filters for errors that no task of
-    APP shows to plugins, retry or fallback for such errors alone.
-    Of a plugin's own section it shows only the keys, because the values may
-    be secrets. It does not show quarantines: each worker has its own, and logs plugin_quarantined.
+    plugins that cannot be loaded, built-in plugins that cannot start, settings that name no plugin,
+    filters for errors that no task of APP shows to plugins, retry or fallback for such errors
+    alone. A filter by task or tag that no task of APP matches is only noted, because other apps may
+    have such tasks. Of a plugin's own section it shows only the keys, because the values may be
+    secrets. It does not show quarantines: each worker has its own, and logs plugin_quarantined.
 
     \b
     Example:
@@ -57,13 +57,13 @@ def doctor(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
       1  a problem was found
       2  wrong usage, a wrong setting, or APP cannot be imported
     """  # noqa: D301  # \b is click's own mark, not an escape
-    manager, problems = load_plugins(app_spec)
+    manager, problems, notes = load_plugins(app_spec)
     found = _examine(manager, problems)
     if as_json:
         say_json(found)
     else:
         _show(found)
-    for note in replaced_lists(manager.loaded):
+    for note in notes:
         say(note, err=True)
     ctx.exit(1 if problems else 0)
 

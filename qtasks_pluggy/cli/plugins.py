@@ -10,7 +10,7 @@ import click
 
 from qtasks_pluggy import PluginManager
 from qtasks_pluggy._console.load import load_plugins
-from qtasks_pluggy._console.problems import enabling, replaced_lists
+from qtasks_pluggy._console.problems import enabling
 from qtasks_pluggy._console.say import json_option, say, say_error, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._plugins.discovery import PluginInfo
@@ -39,13 +39,13 @@ def plugins(ctx: click.Context, app_spec: str | None, *, as_json: bool) -> None:
       1  a problem was found; doctor shows more
       2  wrong usage, a wrong setting, or APP cannot be imported
     """  # noqa: D301  # \b is click's own mark, not an escape
-    manager, problems = load_plugins(app_spec)
+    manager, problems, notes = load_plugins(app_spec)
     rows = [describe(one) for one in [*manager.list_plugin_info(), *_off(manager)]]
     if as_json:
         say_json(rows)
     else:
         _show(rows)
-    for note in replaced_lists(manager.loaded):
+    for note in notes:
         say(note, err=True)
     if problems and not as_json:
         say()

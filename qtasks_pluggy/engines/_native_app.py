@@ -18,6 +18,10 @@ class NativeApp(QueueTasks):
 
     # The engine's own app sends the runs, and it needs no start.
     _sends_unstarted = True
+    _start_hint = (
+        "the engine's worker calls qtasks_start; code that runs tasks itself does so inside"
+        " 'with installed_in(app):', of qtasks_pluggy.engines"
+    )
 
     def __init__(self, adapter: Any, **options: Any) -> None:
         super().__init__(adapter.app_name, **options)

@@ -20,8 +20,9 @@ from qtasks_pluggy._console.load import Trouble, make_importable
 from qtasks_pluggy._console.say import json_option, keep_stdout, say, say_json
 from qtasks_pluggy._console.table import Column, show_table
 from qtasks_pluggy._plugins.manager import BUILTINS
+from qtasks_pluggy._plugins.validation import has_hookimpls, plugins_in
 from qtasks_pluggy.exc import PluginRegistrationError
-from qtasks_pluggy.testing.contract import CHECKS, PluginContract, import_fault
+from qtasks_pluggy.testing.contract import CHECKS, PluginContract, import_fault, registration
 from qtasks_pluggy.testing.given import GROUP, entry_point_named, find_plugin
 from qtasks_pluggy.testing.trial import ContractError, Finding, HangError
 
@@ -102,15 +103,17 @@ def _quiet() -> Generator[None]:
 
 
 def _examine(plugin: str, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run the checks, up to one that hangs; of what cannot be imported only the first."""
-    where, file = _where(plugin)
-    fault = import_fault(where.partition(":")[0], file)
-    if fault is not None:
-        return [_result(CHECKS[0], [fault])]
+    """Run the checks, up to one that hangs; of what cannot be loaded only the first."""
     try:
+        where, module, file = _where(plugin)
+        fault = import_fault(module, file)
+        if fault is not None:
+            return [_result(CHECKS[0], [fault])]
         where = _or_its_class(where)
         find_plugin(where)
     except PluginRegistrationError as error:
+        if plugin in importlib.metadata.entry_points(group=GROUP).names:
+            return [_result(CHECKS[1], map(registration, error.problems))]
         raise Trouble(str(error)) from None
     contract = type("Checked", (PluginContract,), {"plugin": where, **options})()
     results: list[dict[str, Any]] = []
@@ -125,23 +128,22 @@ def _examine(plugin: str, options: dict[str, Any]) -> list[dict[str, Any]]:
 def _or_its_class(where: str) -> str:
     """Return the class of a module that has its handlers in one; else what was given.
 
+    Of an entry point always what was given, because an app does not look into its module either.
+
     Raises:
         PluginRegistrationError: It cannot be imported.
         Trouble: The module has several such classes.
     """
-    module = find_plugin(where).make() if ":" not in where else None
-    if not isinstance(module, ModuleType) or _has_handlers(module):
+    if ":" in where or entry_point_named(where) is not None:
         return where
-    own = [one for one in vars(module).values() if getattr(one, "__module__", "") == where]
-    classes = [one.__name__ for one in own if isinstance(one, type) and _has_handlers(one)]
+    module = find_plugin(where).make()
+    if not isinstance(module, ModuleType) or has_hookimpls(module):
+        return where
+    classes = [one for one in plugins_in(module) if isinstance(vars(module)[one], type)]
     if len(classes) > 1:
         msg = f"{where!r} has several plugins; name one: {', '.join(classes)}, as in {where}:Name"
         raise Trouble(msg)
     return f"{where}:{classes[0]}" if classes else where
-
-
-def _has_handlers(owner: object) -> bool:
-    return any(hasattr(one, "qtasks_pluggy_impl") for one in vars(owner).values())
 
 
 def _broken(call: Callable[[], None]) -> ContractError | None:
@@ -161,17 +163,19 @@ def _result(name: str, findings: Iterable[Finding]) -> dict[str, Any]:
     }
 
 
-def _where(plugin: str) -> tuple[str, str | None]:
-    """Return a plugin as tests name it, and the file of its module if it is given by a file.
+def _where(plugin: str) -> tuple[str, str, str | None]:
+    """Return a plugin as tests name it, its module, and that module's file if a file was given.
 
     Raises:
+        PluginRegistrationError: No app can load the installed plugin of that name.
         Trouble: There is no such plugin.
     """
     point = entry_point_named(plugin)
     if point is not None:
-        return point.value, None
+        return plugin, point.module, None
     if plugin in BUILTINS:
-        return BUILTINS[plugin], None
+        where = BUILTINS[plugin]
+        return where, where.partition(":")[0], None
     where, colon, attribute = plugin.partition(":")
     path = Path(where).resolve()
     file = str(path) if where.endswith(".py") else None
@@ -193,7 +197,7 @@ def _where(plugin: str) -> tuple[str, str | None]:
             " give its file, as in path/to/file.py"
         )
         raise Trouble(msg)
-    return f"{where}{colon}{attribute}", file
+    return f"{where}{colon}{attribute}", where, file
 
 
 def _origin(module: str) -> str | None:
@@ -210,9 +214,11 @@ def _show(plugin: str, results: Sequence[dict[str, Any]]) -> None:
         [one["check"].replace("_", " "), "wrong" if one["findings"] else "fine"] for one in results
     ]
     show_table(_RESULTS, rows)
-    findings = [finding for one in results for finding in one["findings"]]
-    for finding in findings:
-        say(f"\n{finding['text']}\n  -> {finding['remedy']}")
+    # One mistake may break several checks.
+    found = [finding for one in results for finding in one["findings"]]
+    findings = dict.fromkeys((one["text"], one["remedy"]) for one in found)
+    for text, remedy in findings:
+        say(f"\n{text}\n  -> {remedy}")
     if findings:
         say(f"\n{plugin}: {len(findings)} to fix", bold=True)
     else:
@@ -222,7 +228,11 @@ def _show(plugin: str, results: Sequence[dict[str, Any]]) -> None:
 @click.command(name="new-plugin")
 @click.argument("name")
 @click.option(
-    "--dir", "folder", metavar="D", default=".", help="Where to create the folder; by default here."
+    "--dir",
+    "folder",
+    metavar="D",
+    default=".",
+    help="The existing folder to create it in; by default this one.",
 )
 def new_plugin(name: str, folder: str) -> None:
     """Create a plugin project with tests, ready to publish.

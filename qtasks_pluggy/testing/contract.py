@@ -26,7 +26,7 @@ from qtasks_pluggy.testing import probe
 from qtasks_pluggy.testing.delays import no_delays
 from qtasks_pluggy.testing.given import Given, find_plugin
 from qtasks_pluggy.testing.isolation import isolated_app
-from qtasks_pluggy.testing.questions import Question, odd_errors, plain_error, questions
+from qtasks_pluggy.testing.questions import Question, is_unmade, odd_errors, plain_error, questions
 from qtasks_pluggy.testing.run import Style, as_async, in_loop
 from qtasks_pluggy.testing.trial import (
     CHECK_THREAD,
@@ -221,7 +221,7 @@ class PluginContract:
             try:
                 found = cls._found = find_plugin(plugin)
             except PluginRegistrationError as error:
-                raise ContractError([_registration(str(error))]) from None
+                raise ContractError(map(registration, error.problems)) from None
         return found
 
     def _make(self) -> Any:
@@ -242,7 +242,7 @@ class PluginContract:
         try:
             app.plugins.register(plugin, name)
         except PluginRegistrationError as error:
-            raise ContractError(map(_registration, error.problems)) from None
+            raise ContractError(map(registration, error.problems)) from None
         return app
 
     def _start_error(self, section: Mapping[str, Any]) -> Exception | None:
@@ -261,8 +261,11 @@ class PluginContract:
         except (ContractError, KeyboardInterrupt):
             raise
         except PluginRegistrationError as error:
-            raise ContractError(map(_registration, error.problems)) from None
+            raise ContractError(map(registration, error.problems)) from None
         except BaseException as error:  # noqa: BLE001  # SystemExit too, of a plugin
+            if is_unmade(error.__cause__):
+                # Not the plugin's fault: nobody here knows what the constructor wants.
+                return None, error
             raise ContractError([failure(error, when)]) from None
 
     def _questions(self) -> list[Question]:
@@ -433,9 +436,15 @@ def _check(findings: Any) -> None:
         raise ContractError(found)
 
 
-def _registration(problem: str) -> Finding:
-    """Split a problem's text into the fault and what to do about it."""
-    text, _, hint = problem.partition("; ")
+def registration(problem: str) -> Finding:
+    """Split a problem's text into the fault and what its author can do about it."""
+    # To disable it is the operator's remedy.
+    own, _, _ = problem.partition(" (or disable it: ")
+    text, _, hint = own.partition("; ")
+    if " settings: " in text and text.endswith(" is missing"):
+        hint = (
+            f"{hint}; the contract starts it with settings = {{...}}, the command with --settings"
+        )
     return Finding(text, hint or "fix the plugin")
 
 

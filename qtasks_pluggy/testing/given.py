@@ -46,7 +46,8 @@ def find_plugin(plugin: Any) -> Given:
             ``"module:attribute"``); or a module, an object, a class or a factory.
 
     Raises:
-        PluginRegistrationError: It is a text that names nothing, or importing it failed.
+        PluginRegistrationError: It is a text that names nothing, or importing it failed, or no
+            app can load the entry point of that name.
     """
     name = None
     if isinstance(plugin, str):
@@ -81,8 +82,18 @@ def _load(text: str) -> tuple[str | None, Any]:
 
 
 def entry_point_named(name: str) -> importlib.metadata.EntryPoint | None:
-    """Return the entry point of an installed plugin; None if none has that name."""
-    return next(iter(importlib.metadata.entry_points(group=GROUP, name=name)), None)
+    """Return the entry point of an installed plugin, as apps find it; None if none has that name.
+
+    Raises:
+        PluginRegistrationError: Several distributions claim the name, so no app can load it.
+    """
+    points = [*importlib.metadata.entry_points(group=GROUP, name=name)]
+    claims = {(one.dist.name if one.dist else "?", one.value) for one in points}
+    if len(claims) > 1:
+        others = " and ".join(f"{owner} ({value})" for owner, value in sorted(claims))
+        msg = f"plugin {name!r}: {others} both claim this name, so no app starts; uninstall one"
+        raise PluginRegistrationError(msg)
+    return next(iter(points), None)
 
 
 def names_of(distribution: str) -> list[str]:

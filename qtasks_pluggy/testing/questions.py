@@ -7,12 +7,16 @@ import fnmatch
 import re
 import threading
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any, Final
 
 import attrs
 
 from qtasks_pluggy import PluginManager, QueueTasks
 from qtasks_pluggy.exc import TaskPluginTriggerError
+
+_UNMADE: Final = "qtasks_pluggy_unmade"
+"""The attribute of a class of odd errors whose own constructor was not called."""
 
 
 @attrs.frozen
@@ -88,9 +92,24 @@ def plain_error(cls: type[Exception]) -> Exception:
 
 def _bare(cls: type[Exception], **members: Any) -> Exception:
     """Make an error of a subclass without calling a constructor of the class's own."""
-    kind: Any = type(f"Odd{cls.__name__}", (cls,), {"__init__": lambda *_: None, **members})
+    members = {"__init__": lambda *_: None, _UNMADE: _has_constructor(cls), **members}
+    kind: Any = type(f"Odd{cls.__name__}", (cls,), members)
     error: Exception = kind.__new__(kind)
     return error
+
+
+def _has_constructor(cls: type[Exception]) -> bool:
+    """Return whether a class, or a base that is not ours, has a constructor written in Python."""
+    return any(
+        isinstance(vars(base).get("__init__"), FunctionType)
+        for base in cls.__mro__
+        if base.__module__.partition(".")[0] != "qtasks_hookspecs"
+    )
+
+
+def is_unmade(error: BaseException | None) -> bool:
+    """Return whether somebody read what only the constructor of an odd error's class sets."""
+    return isinstance(error, AttributeError) and getattr(type(error.obj), _UNMADE, False)
 
 
 def _with_args(cls: type[Exception], *args: Any) -> Exception:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial, wraps
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 import attrs
 
@@ -113,8 +114,12 @@ def run_with(
         AssertionError: The two styles ended differently.
         PluginError: The plugin failed, or did not start.
         PluginRegistrationError: Faults of the plugin or of its settings, all of them.
+        ValueError: There is no such style.
     """
     __tracebackhide__ = True
+    if style not in {None, *get_args(Style)}:
+        msg = f"run_with(style=): expected 'def', 'async def' or None for both, got {style!r}"
+        raise ValueError(msg)
     given = find_plugin(plugin)
     runs: list[Run] = []
     for one in ("def", "async def") if style is None else (style,):
@@ -241,7 +246,7 @@ def assert_outcome(
     """
     __tracebackhide__ = True
     end = run.outcome
-    expected: dict[str, tuple[Any, Any]] = {"status": (OutcomeStatus(status), end.status)}
+    expected: dict[str, tuple[Any, Any]] = {"status": (_status(status), end.status)}
     if result is not ...:
         expected["result"] = (result, run.result)
     if decided_by is not ...:
@@ -260,6 +265,16 @@ def assert_outcome(
         wrong.append(f"error: expected {error.__name__}, got {got}")
     if wrong:
         raise AssertionError("\n".join((*wrong, "", str(run))))
+
+
+def _status(name: str) -> OutcomeStatus:
+    __tracebackhide__ = True
+    try:
+        return OutcomeStatus(name)
+    except ValueError:
+        (near,) = difflib.get_close_matches(str(name), OutcomeStatus, n=1, cutoff=0)
+        msg = f"assert_outcome: there is no status {name!r}; did you mean {str(near)!r}?"
+        raise ValueError(msg) from None
 
 
 def assert_trail(run: Run, *expected: str) -> None:

@@ -75,6 +75,49 @@ def test_doctor_finds_the_faults_of_a_native_app(workplace, monkeypatch):
     assert "did you mean 'careful'?" in fault
 
 
+DECLARED = {
+    "celery": ("@app.task", "shop.price"),
+    "dramatiq": ("import dramatiq\n@dramatiq.actor(broker=app)", "price"),
+    "huey": ("@app.task()", "price"),
+    "procrastinate": ("@app.task", "shop.price"),
+    "qtasks": ("@app.task", "price"),
+    "taskiq": ("@app.task", "shop:price"),
+}
+FILTERING = """
+from qtasks_hookspecs import on_error
+
+class Named:
+    name = "named"
+    @on_error(KeyError, task="{name}")
+    def answer(self): ...
+
+class Lost:
+    name = "lost"
+    @on_error(KeyError, task="prize*")
+    def answer(self): ...
+
+app.qtasks_pluggy_app.app.add_plugin(Named())
+app.qtasks_pluggy_app.app.add_plugin(Lost())
+"""
+
+
+@pytest.mark.parametrize("engine", sorted(MADE))
+def test_doctor_notes_a_filter_that_no_task_matches(workplace, engine):
+    """It names a task's whole name, as the guide has it; a note is no fault."""
+    declared, name = DECLARED[engine]
+    install = INSTALL.format(engine=engine).replace("mine.careful, mine.bold", "")
+    task = f"{declared}\ndef price(): ...\n"
+    workplace.write("plugins_of_native.py", PLUGINS)
+    workplace.write("shop.py", MADE[engine] + install + task + FILTERING.format(name=name))
+
+    result = workplace.run("doctor", "shop")
+    (note,) = result.stderr.splitlines()
+
+    assert 0 == result.exit_code, result.output
+    assert note.startswith("plugin 'lost', handler 'answer': no task of app ")
+    assert note.endswith(f"matches task='prize*'; it has 1, such as {name!r}")
+
+
 @pytest.mark.usefixtures("engine")
 def test_plugins_lists_what_install_gave_an_app(workplace):
     """They are listed in the order in which they were given."""

@@ -189,6 +189,7 @@ def test_a_variable_that_drops_names_of_the_file_is_reported(workplace, monkeypa
     names = ["failures", "fallback", "retry"]
     file = workplace.write("qtasks_pluggy.toml", f"{key} = {json.dumps(names)}\n")
     variable = f"QTASKS_PLUGGY_{key.upper()}"
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_RETRY_ERRORS", '["KeyError"]')
     note = f"{variable} replaces the list of {file}, which also names failures, fallback\n"
 
     monkeypatch.setenv(variable, "retry")

@@ -13,6 +13,8 @@ from huey.exceptions import TaskException
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy import QueueTasks
+from qtasks_pluggy.engines import installed_in
+from qtasks_pluggy.engines._installed import INSTALLED
 from qtasks_pluggy.engines.huey import at_least_once, install
 from qtasks_pluggy.exc import CapabilityError
 from tests.engines.huey_apps import LONG, Keeps, consuming
@@ -136,6 +138,25 @@ def test_plugins_are_asked_once_in_an_attempt(native, declare):
 
 
 @since("huey", "3.5", "the end of the inner run is an error of Huey's in the outer one")
+def test_in_immediate_mode_a_run_starts_the_plugins():
+    """The first one, once; inside ``with installed_in(...)`` that does."""
+    plugin = Keeps(0, 0, 0)
+    native = huey.MemoryHuey(immediate=True)
+    install(native, [plugin], discover=False)
+    fail, _ = failing(native)
+
+    with installed_in(native):
+        assert 0 == fail("in a with")()
+    assert ["start", "close", "stop"] == plugin.heard
+    plugin.heard.clear()
+
+    install(native, [plugin], discover=False)
+    assert [0, 0] == [fail("first")(), fail("second")()]
+    assert ["start", "close", "close"] == plugin.heard
+    vars(native)[INSTALLED].end()
+    assert ["stop"] == plugin.heard[3:]
+
+
 def test_a_task_that_enqueues_itself_in_immediate_mode_asks_for_both_runs():
     """The inner run is of the same object, and still a run of its own."""
     native = huey.MemoryHuey(immediate=True)

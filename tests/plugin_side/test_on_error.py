@@ -53,7 +53,11 @@ def nothing() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ("ValueError", r"got 'ValueError': name the exception class itself, or use @when\(error="),
+        (
+            "x.Y",
+            r"got 'x.Y': name the exception class itself; for a dotted name write"
+            r" @hookimpl\(specname='task_executor_run_task_trigger_error'\) with @when\(error=",
+        ),
         (ValueError("text"), "name the exception class itself"),
         ((KeyError, ValueError), "name the classes one by one, @on_error"),
         ([KeyError], "name the classes one by one, @on_error"),
@@ -91,14 +95,23 @@ def test_r2_a_decorator_without_parentheses_is_refused():
         def handler() -> None: ...
 
 
-@pytest.mark.parametrize("marks", [{"error": KeyError}, {"tryfrist": True}, {"outcome": "failed"}])
-def test_r12_an_option_that_there_is_not_is_refused(marks):
-    """R12: as ``hookimpl`` refuses it; nothing is marked."""
+@pytest.mark.parametrize(
+    ("mark", "meant"),
+    [
+        ("error", r"name the classes first, @on_error\(KeyError\)"),
+        ("tryfrist", "did you mean tryfirst=?"),
+        ("tags", "did you mean tag=?"),
+        ("outcome", r"with @when\(outcome=...\) instead"),
+        ("retry", r"with @when\(retry=...\) instead"),
+    ],
+)
+@pytest.mark.parametrize("front", ["hookspecs", "app"])
+def test_r12_an_option_that_there_is_not_is_refused(front, mark, meant):
+    """R12: it is named, with what was meant."""
+    decorator = on_error if front == "hookspecs" else QueueTasks("shop", discover=False).on_error
 
-    def handler() -> None: ...
-
-    with pytest.raises(TypeError, match=next(iter(marks))):
-        on_error(KeyError, **marks)(handler)
+    with pytest.raises(TypeError, match=f"^@on_error.*argument {mark}=: .*{meant}"):
+        decorator(KeyError, **{mark: True})
 
 
 # Consent.
@@ -598,6 +611,30 @@ def test_r12_a_method_of_an_object_can_be_an_apps_handler():
 
     assert (3, KeyError, ("tea",)) == task("tea")
     assert not vars(Prices.use_last)
+
+
+def test_r18_a_wrong_parameter_is_told_with_the_handler_and_all_that_it_may_have():
+    """R18: ``run`` and ``error`` too; so is a forgotten ``self``, which would be the error."""
+
+    class Slips:
+        @on_error(KeyError)
+        def wrong_name(self, err): ...
+
+        @on_error(KeyError)
+        def no_self(error): ...  # noqa: N805  # the slip
+
+        @on_error(KeyError)
+        def nothing_at_all(): ...
+
+    error = registration_error(PluginManager, [Slips()])
+
+    no_self, nothing_at_all, wrong_name = error.problems
+    hook = "task_executor_run_task_trigger_error"
+    assert f"handler 'wrong_name' of hook {hook!r}: unknown parameter 'err'" in wrong_name
+    assert "may have e, error, run, task_broker, task_executor, task_func" in wrong_name
+    assert "the nearest is 'error'" in wrong_name
+    assert f"handler 'no_self' of hook {hook!r}: is a method without self" in no_self
+    assert f"handler 'nothing_at_all' of hook {hook!r}: is a method without" in nothing_at_all
 
 
 def test_r18_what_is_no_function_cannot_be_a_handler():

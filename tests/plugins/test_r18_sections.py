@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import date, timedelta
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pytest
 
 from qtasks_hookspecs import hookimpl
 from qtasks_pluggy import PluginManager, QueueTasks
+from qtasks_pluggy._plugins.sections import section_for, section_problems
+from qtasks_pluggy._settings import Settings
 from qtasks_pluggy.engines import load_plugins
 from tests.runs import registration_error
 
@@ -86,7 +92,7 @@ WRONG = [
     ({"hosts": [1]}, ["'hosts' takes list[str], got list"]),
     ({"ports": ["1"]}, ["'ports' takes tuple[int, ...], got list"]),
     ({"limits": {"x": HIDDEN}}, ["'limits' takes dict[str, float], got dict"]),
-    ({"note": 1}, ["'note' takes str | None, got int"]),
+    ({"note": 1}, ["'note' takes str or None, got int"]),
     ({"urll": HIDDEN}, ["unknown key 'urll'; did you mean 'url'?"]),
     ({5: HIDDEN}, ["unknown key 5"]),
     ({"folder": 7}, ["the plugin refuses the section with TypeError"]),
@@ -227,3 +233,85 @@ def started_from_outside() -> Any:
     plugin, got = declaring()
     with QueueTasks("shop", plugins=[plugin], discover=False):
         return got[0]
+
+
+class Speed(Enum):
+    """How fast, by the words of operators."""
+
+    slow = "slow"
+    fast = "at-once"
+
+
+@attrs.frozen
+class Choosing:
+    """A section whose values are chosen from a few."""
+
+    mode: Literal["fast", "slow", 1] = "fast"
+    speed: Speed | None = None
+    anything: object = None
+    many: list[Literal["a", "b"]] = attrs.field(factory=list)
+
+
+@attrs.frozen
+class Unsupported:
+    """A section of types that no setting can be."""
+
+    names: set[str] = attrs.field(factory=set)
+    price: Decimal = Decimal(0)
+    pause: timedelta | None = None
+    nested: Choosing = attrs.field(factory=Choosing)
+    prices: dict[str, Decimal] = attrs.field(factory=dict)
+    fine: str | Path = ""
+    parsed: Decimal = attrs.field(default=Decimal(0), converter=Decimal)
+    since: date | None = None
+    items: Sequence[str] = ()
+
+
+def problems_of(cls: type, section: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Return what a plugin with this class gets, and what is wrong."""
+
+    def qtasks_start(settings: Any) -> None: ...
+
+    qtasks_start.__annotations__["settings"] = cls
+    settings = Settings(plugin={"p": section})
+    made = section_for(qtasks_start, "p", settings)
+    return made, section_problems(qtasks_start, "p", settings)
+
+
+def test_r18_a_literal_and_an_enum_take_their_words():
+    """R18: the plugin gets an enum's member; a wrong word is told with the right ones."""
+    given = {"mode": "slow", "speed": "at-once", "anything": True, "many": ["b", "a"]}
+    assert (Choosing("slow", Speed.fast, True, ["b", "a"]), []) == problems_of(Choosing, given)
+    assert (Choosing(1, Speed.slow), []) == problems_of(Choosing, {"mode": 1, "speed": Speed.slow})
+
+    _, (mode,) = problems_of(Choosing, {"mode": True})
+    _, (speed,) = problems_of(Choosing, {"speed": "fast"})
+    assert "'mode' takes 'fast' or 'slow' or 1, got bool" in mode
+    assert "'speed' takes 'slow' or 'at-once' or None, got str" in speed
+
+
+def test_r18_a_type_that_no_setting_can_be_is_a_fault_without_any_value():
+    """R18: the error names the key and what is supported; a converter makes any type a good one."""
+    _, problems = problems_of(Unsupported, {})
+
+    assert ["'names'", "'price'", "'pause'", "'nested'", "'prices'"] == [
+        one.split()[1] for one in problems
+    ]
+    assert "of Unsupported is declared as set[str], which no setting can be" in problems[0]
+    assert "Literal, an Enum or Any, or give the field a converter=" in problems[0]
+
+
+def test_r18_a_fault_of_a_section_says_where_its_value_came_from(tmp_path, monkeypatch):
+    """R18: the file or the variable; of the app's own settings nothing is said."""
+    (tmp_path / "qtasks_pluggy.toml").write_text('[plugin.p]\nurl = 1\nurll = "u"\n', "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QTASKS_PLUGGY_PLUGIN_P_RETRIES", "many")
+    plugin, _ = declaring()
+
+    error = registration_error(lambda: PluginManager([plugin]).configure())
+
+    unknown, url, retries = error.problems
+    file = str(tmp_path / "qtasks_pluggy.toml")
+    assert f"unknown key 'urll', from {file}; did you mean 'url'?" in unknown
+    assert f"'url' takes str, got int, from {file}" in url
+    assert "'retries' takes int, got str, from QTASKS_PLUGGY_PLUGIN_P_RETRIES" in retries

@@ -89,6 +89,64 @@ def test_a_finding_has_a_remedy_and_exit_code_1(distributions):  # noqa: F811  #
     assert found[0]["findings"][0]["remedy"].startswith("answer text")
 
 
+CLASS = """
+from qtasks_hookspecs import on_error
+
+class Plugin:
+    @on_error(KeyError)
+    def answer(self): ...
+"""
+"""The source of a plugin whose handlers are in a class."""
+
+
+def test_what_no_app_can_load_does_not_pass(distributions):  # noqa: F811  # the fixture
+    """Its entry point forgets the class or misspells it, or two claim its name: 1, and why."""
+    distributions.add("qtasks-mine", {"mine": "mine_plugin"}, mine_plugin=CLASS)
+    distributions.add("qtasks-slip", {"slip": "mine_plugin:Plugn"})
+    for name in ("qtasks-one", "qtasks-two"):
+        distributions.add(name, {"both": "mine_plugin:Plugin"})
+    place = Workplace(distributions.folder)
+
+    told = {
+        "mine": "no hookimpl\n  -> did you mean 'mine_plugin:Plugin', which has some?",
+        "slip": "has no attribute 'Plugn')\n  -> fix the module of its entry point",
+        "both": "both claim this name",
+    }
+    for name, why in told.items():
+        ended = place.run("check", name)
+        assert ended.exit_code == 1, ended.output
+        assert why in ended.stdout, ended.output
+        assert f"{name}: 1 to fix" in ended.stdout
+
+
+def test_one_mistake_is_told_once(distributions):  # noqa: F811  # the fixture
+    """A setting that it needs breaks most checks: one finding, which names the way to give it."""
+    source = """
+import attrs
+from qtasks_hookspecs import hookimpl, on_error
+
+@attrs.frozen
+class Settings:
+    url: str
+
+@hookimpl
+def qtasks_start(settings: Settings): ...
+
+@on_error(KeyError)
+def answer(): ...
+"""
+    distributions.add("qtasks-mine", {"mine": "mine_plugin"}, mine_plugin=source)
+    place = Workplace(distributions.folder)
+
+    ended = place.run("check", "mine")
+
+    assert ended.exit_code == 1
+    assert "mine: 1 to fix" in ended.stdout
+    assert "--settings" in ended.stdout
+    assert "disable" not in ended.stdout
+    assert place.run("check", "mine", "--settings", '{"url": "x"}').exit_code == 0
+
+
 BAD = {
     "raises": ("raise ValueError('no')", "importing 'mine' raised ValueError: no", "fix"),
     "exits": ("import sys; sys.exit(5)", "ends the program, with 5", "qtasks_start"),

@@ -372,3 +372,40 @@ def test_a_function_in_the_class_is_not_bound():
         return answering(1)
 
     assert "" == findings(make, "its_answers_are_json")
+
+
+class RateLimitedError(Exception):
+    """An error that is made with more than a text."""
+
+    def __init__(self, message, *, response):
+        super().__init__(message)
+        self.response = response
+
+
+def test_what_an_error_s_own_constructor_sets_may_be_read():
+    """The kit cannot call it, so an attribute that is missing is no finding; any other error is."""
+
+    class Patient:
+        name = "patient"
+
+        @on_error(RateLimitedError)
+        def wait(self, error):
+            return Retry(delay=error.response["after"], limit=1)
+
+    class Careless:
+        name = "careless"
+
+        @on_error(KeyError)
+        def wait(self, error):
+            return error.response
+
+    class Good(PluginContract):
+        plugin = Patient
+
+    class Bad(PluginContract):
+        plugin = Careless
+
+    for name in CHECKS:
+        getattr(Good(), name)()
+    with pytest.raises(ContractError, match="'KeyError' object has no attribute 'response'"):
+        Bad().test_odd_exceptions_do_no_harm()

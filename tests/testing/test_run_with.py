@@ -193,3 +193,15 @@ def test_an_unknown_plugin_names_those_that_there_are():
     """A text is an entry point's name, or where to import it from."""
     with pytest.raises(PluginRegistrationError, match=r"'no-such' cannot be imported.*installed"):
         run_with("no-such", len)
+
+
+def test_a_style_or_a_status_that_there_is_not_is_refused():
+    """Before anything runs, with those that there are."""
+    with pytest.raises(
+        ValueError, match="expected 'def', 'async def' or None for both, got 'async'"
+    ):
+        run_with(answering(None), len, args=("a",), style="async")
+
+    run = run_with(answering(None), len, args=("a",))
+    with pytest.raises(ValueError, match="no status 'suceeded'; did you mean 'succeeded'?"):
+        assert_outcome(run, "suceeded")

@@ -13,6 +13,7 @@ This module uses these private names of Huey, because there is no public way:
 
 from __future__ import annotations
 
+import atexit
 import inspect
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -114,6 +115,13 @@ class HueyNative(Native[Huey]):
         log_as("huey")
         super().begin()
 
+    def begin_for_run(self) -> None:
+        """Start the plugins before a run that no worker does, in immediate mode, until exit."""
+        if not self.is_begun:
+            super().begin_for_run()
+            if self.is_begun:
+                atexit.register(self.end)
+
     def refusal(self, error: Exception) -> BaseException:
         """Log why a worker cannot start, and end its consumer, which would replace it forever."""
         # First, because a consumer that stops ends this process, if it is a worker's.
@@ -157,6 +165,7 @@ class HueyNative(Native[Huey]):
             if _current.get(None) is task and type(task).execute is not execute:
                 # Another one of ours calls it, because the class or its base was covered before.
                 return function(*task.args, **task.kwargs)
+            self.begin_for_run()
             huey, args, kwargs, header = self.native, task.args, task.kwargs, {}
             if HEADER in kwargs:
                 kwargs = dict(kwargs)
