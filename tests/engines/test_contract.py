@@ -133,6 +133,10 @@ def shop(harness):
         self.ctx.cancel("out of stock")
 
     @app.task
+    def first_of(items):
+        return next(iter(items))
+
+    @app.task
     def items():
         yield from (1, 2, 3)
 
@@ -212,6 +216,14 @@ def test_r6_the_task_s_own_error_reaches_the_caller(shop):
             assert handle.status is TaskStatus.failed
     assert ["fail", "fail_async"] == shop.seen
     assert [ShopError] * 2 == [type(error) for error in shop.plugin.failed]
+
+
+def test_a_plain_task_that_lets_stopiteration_out_ends(shop):
+    """R6: the caller gets the ``StopIteration``, and the worker goes on to the next run."""
+    with shop.harness.running(shop.app):
+        with pytest.raises(StopIteration):
+            shop.app.tasks["first_of"].submit([]).result(timeout=LONG)
+        assert 1 == shop.app.tasks["first_of"].submit([1]).result(timeout=LONG)
 
 
 def test_a_trigger_error_reaches_the_caller_whole(shop):
