@@ -20,6 +20,8 @@ from qtasks_pluggy._waiting import Backend, capture, unwrap
 _POLL_SECONDS: Final = (0.002, 0.1)
 # Seconds after which an event loop that is not running counts as stopped.
 _REST_SECONDS: Final = 1.0
+# The event loops that run only in the process that this one was forked from.
+_left_behind: Final[set[asyncio.AbstractEventLoop]] = set()
 
 
 async def enqueue(
@@ -177,6 +179,13 @@ async def _check_running(
     limit: float | None,
 ) -> None:
     """Wait until a loop that rests between two calls of ``run_until_complete`` runs again."""
+    if loop in _left_behind:
+        msg = (
+            f"engine {engine.name!r} is open in the process that this one was forked from, so"
+            f" waiting for its {method} here would never end; start the app after the fork, or"
+            " spawn the process"
+        )
+        raise EngineError(msg)
     rest = _REST_SECONDS if limit is None else min(limit, _REST_SECONDS)
     waits = pauses(*_POLL_SECONDS, rest)
     while not loop.is_running():
@@ -188,6 +197,17 @@ async def _check_running(
             )
             raise EngineError(msg)
         await backend.sleep(pause)
+
+
+def is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether an event loop runs in this process, in whatever thread."""
+    return loop.is_running() and loop not in _left_behind
+
+
+def leave_behind(loop: asyncio.AbstractEventLoop | None) -> None:
+    """Note, in a forked process, that an engine's event loop runs only in the parent."""
+    if loop is not None:
+        _left_behind.add(loop)
 
 
 def _deadlock_error(engine: Engine, method: str) -> Exception:

@@ -38,6 +38,7 @@ from qtasks_pluggy.engines import (
     Capabilities,
     Host,
     is_pending,
+    leave_behind,
     run_to_completion,
     unwrap,
     wait_for,
@@ -287,6 +288,7 @@ class Native(InWorkers, Generic[N]):
     def forked(self) -> None:
         """Forget, in a forked process, what its parent began."""
         super().forked()
+        leave_behind(self.loop)
         if isinstance(self._app, NativeApp):
             # Whatever its plugins opened when they were made belongs to the parent.
             self._app = NativeApp(self, plugins=self.plugins, **self._options)
