@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
 from inspect import iscoroutine, iscoroutinefunction
 from typing import Any, Final
@@ -122,18 +123,61 @@ async def wait_for(
     except BaseException:
         thing.close()
         raise
-    future = asyncio.run_coroutine_threadsafe(thing, loop)
-    return await _wait_for_future(future, engine, backend, "call", None)
+    what = method if method == "stop" else "call"
+    return await _wait_for_future(Elsewhere(thing, loop), engine, backend, what, None)
+
+
+class Elsewhere(Future[Any]):
+    """A coroutine on an event loop of another thread.
+
+    Unlike that of ``run_coroutine_threadsafe``, it ends only when the coroutine has ended, also
+    after ``cancel``.
+
+    Args:
+        thing: The coroutine.
+        loop: The event loop.
+    """
+
+    def __init__(self, thing: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.set_running_or_notify_cancel()
+        self._loop = loop
+        self._task: Any = None
+        loop.call_soon_threadsafe(self._start, thing)
+
+    def _start(self, thing: Coroutine[Any, Any, Any]) -> None:
+        self._task = self._loop.create_task(thing)
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            self.set_result(task.result())
+        else:
+            self.set_exception(error)
+
+    def cancel(self) -> bool:
+        """Cancel the coroutine, and return False, because it has not ended yet."""
+        # Not before its first step, which it would never make.
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(lambda: self._loop.call_soon(self._task.cancel))
+        return False
 
 
 async def _wait_for_future(
     future: Future[Any], engine: Engine, backend: Backend, method: str, limit: float | None
 ) -> Any:
     shared = method == "result"  # others may wait for it too
-    if backend.on_loop and not shared:
+    if backend.on_loop and not shared and method != "stop":
         return await asyncio.wrap_future(future)
     if backend.on_loop:
-        await _until_done(future)
+        try:
+            await _until_done(future)
+        except asyncio.CancelledError:
+            if not shared and not future.cancel():
+                # The plugins stop only after the engine, unless this is cancelled once more.
+                await _until_done(future)
+            raise
         if future.cancelled():
             # Its own error would be an ``Exception``.
             raise asyncio.CancelledError
@@ -148,8 +192,9 @@ async def _wait_for_future(
         # The time is over, or the end came just now, or it is the engine's own error.
         return future.result() if future.done() else None
     except BaseException:
-        if not shared:
-            future.cancel()
+        if not shared and not future.cancel() and method == "stop":
+            # The plugins stop only after the engine, unless this is interrupted once more.
+            wait([future])
         raise
 
 

@@ -31,6 +31,7 @@ from qtasks_pluggy._lifecycle import WorkerLifespan
 from qtasks_pluggy._log import event as log_event
 from qtasks_pluggy._run.executor import TaskExecutor
 from qtasks_pluggy._submit.calls import (
+    Elsewhere,
     is_here,
     is_pending,
     is_running,
@@ -66,6 +67,7 @@ __all__ = [
     "Attempt",
     "Backend",
     "Capabilities",
+    "Elsewhere",
     "Engine",
     "EngineApp",
     "FindsRuns",

@@ -33,6 +33,7 @@ from qtasks_pluggy.engines import (
     Attempt,
     Backend,
     Capabilities,
+    Elsewhere,
     NoRoomError,
     RunResult,
     background,
@@ -154,7 +155,7 @@ class MemoryEngine:
                 if room.set_running_or_notify_cancel():
                     room.set_exception(_not_running(run.message))
             self._outside.clear()
-        return asyncio.run_coroutine_threadsafe(self._wind_down(), self.loop)
+        return Elsewhere(self._wind_down(), self.loop)
 
     async def _wind_down(self) -> None:
         all_ended = asyncio.wrap_future(self._all_ended)
