@@ -50,6 +50,8 @@ from qtasks_pluggy.exc import EngineError, NotRunningError, QueueFullError, Task
 _GAVE_UP: Final = "the app stopped before the run ended"
 # Seconds that cancelled runs have to clean up when the app stops; slower ones are abandoned.
 _CLEANUP_SECONDS: Final = 1.0
+# How many of the runs that a stop gives up are listed; thousands may wait.
+_MOST_LISTED: Final = 20
 
 # The engine that executes the current code: its runs must not wait for room in its queue.
 _current_engine: Final[contextvars.ContextVar[MemoryEngine | None]] = contextvars.ContextVar(
@@ -175,7 +177,7 @@ class MemoryEngine:
                 self._to_threads.put(None)
 
     def _give_up(self, *, due_after: float = 0.0) -> None:
-        """Cancel the runs that are due after some time, and list them in one warning."""
+        """Cancel the runs that are due after some time, and name the first in one warning."""
         with self._lock:
             runs = [run for run in (*self._queued, *self._running) if run.due >= due_after]
             known = [f"{run.message.name} {run.message.uuid} {self.status(run)}" for run in runs]
@@ -183,7 +185,10 @@ class MemoryEngine:
                 self._cancel(run, _GAVE_UP)
             self._dispatch()
         if known:
-            log_event("warning", "memory_engine_gave_up", app=self._app.name, runs=known)
+            known, count = known[:_MOST_LISTED], len(known)
+            log_event(
+                "warning", "memory_engine_gave_up", app=self._app.name, count=count, runs=known
+            )
 
     def submit(self, message: TaskMessage, delay: float | None) -> MemoryRun:
         """Queue a run.

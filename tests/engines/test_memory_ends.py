@@ -166,6 +166,16 @@ def test_a_stop_does_not_wait_for_what_is_due_after_its_deadline():
         handle.result(timeout=LONG)
 
 
+def test_a_stop_lists_the_first_of_many_runs(log_output):
+    """One warning names 20 of the runs that were given up, and says how many there are."""
+    app = app_of("?grace=0")
+    gate = Gate(app)
+    with app:
+        list(app.submit_many(gate.mark.with_options(delay=3600), range(30)))
+    (entry,) = [one for one in log_output if one["event"] == "memory_engine_gave_up"]
+    assert (30, 20) == (entry["count"], len(entry["runs"]))
+
+
 async def test_a_stop_without_grace_cancels_at_once():
     """``?grace=0`` waits for no run, and its plugins hear of its end all the same."""
     closing = Closing()
@@ -339,8 +349,11 @@ def test_a_task_that_ends_itself_ends_alone(error, in_thread, on_event_loop):
         ("memory://?grace=inf", "a number from 0"),
         ("memory://workers=3", "nothing can stand between"),
         ("memory://localhost/?workers=3", "no host"),
-        ("memroy://", "did you mean 'memory'"),
-        ("memory", "did you mean 'memory'"),
+        ("memroy://", "did you mean 'memory://'"),
+        ("memory", "did you mean 'memory://'"),
+        ("redis://", "this scheme; memory:// and huey"),
+        ("dramatiq", "this scheme; memory:// and huey"),
+        ("sqlite:///runs.db", r"did you mean 'huey\+sqlite://'"),
         ("", "no engine has this scheme"),
     ],
 )
