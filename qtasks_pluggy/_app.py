@@ -323,7 +323,8 @@ class QueueTasks(Lifecycle):
             numbers = count(2)
             while self.plugins.has_plugin(name):
                 name = f"{wanted}-{next(numbers)}"
-            self.add_plugin(SimpleNamespace(**{wanted: _marked_copy(function, mark)}), name)
+            plugin = {"name": name, wanted: _marked_copy(function, mark)}
+            self.add_plugin(SimpleNamespace(**plugin), name)
             return function
 
         return register

@@ -255,10 +255,19 @@ def leave_behind(loop: asyncio.AbstractEventLoop | None) -> None:
         _left_behind.add(loop)
 
 
+# What does not block an event loop's thread, by what is waited for.
+_INSTEAD: Final = {
+    "result": "await the handle",
+    "start": "use 'async with app:'",
+    "stop": "use 'async with app:'",
+}
+
+
 def _deadlock_error(engine: Engine, method: str) -> Exception:
+    hint = _INSTEAD.get(method, "use 'await task.submit_async(...)'")
     msg = (
         f"engine {engine.name!r} needs this thread's event loop, so waiting for its {method} here"
-        " would never end; await the handle, or use 'await task.submit_async(...)'"
+        f" would never end; {hint}"
     )
     return QueueFullError(msg) if method == "room" else RuntimeError(msg)
 
