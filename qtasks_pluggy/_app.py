@@ -199,7 +199,7 @@ class QueueTasks(Lifecycle):
                 ``TaskPluginTriggerError``; None for the app's, ``()`` for none.
             max_retries: The most retries of one run, within the app's bound.
             max_time: Seconds that one attempt may take, or a ``timedelta``.
-            tags: Words that plugins can filter by.
+            tags: Words that plugins can filter by; a string is one of them.
             description: What the task does, for people.
             extra: Anything else, for plugins to read in ``task_func.extra``.
             **unknown: Refused: there are no other options.
@@ -324,7 +324,8 @@ class QueueTasks(Lifecycle):
             numbers = count(2)
             while self.plugins.has_plugin(name):
                 name = f"{wanted}-{next(numbers)}"
-            self.add_plugin(SimpleNamespace(**{wanted: _marked_copy(function, mark)}), name)
+            plugin = {"name": name, wanted: _marked_copy(function, mark)}
+            self.add_plugin(SimpleNamespace(**plugin), name)
             return function
 
         return register

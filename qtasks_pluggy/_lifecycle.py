@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 from enum import Enum
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from qtasks_hookspecs.exc import NotRunningError, PluginError
 from qtasks_pluggy import _log
-from qtasks_pluggy._fork import lock_of
+from qtasks_pluggy._fork import lock_of, told_of_forks
 from qtasks_pluggy._plugins.adapter import original_plugin
 from qtasks_pluggy._plugins.chain import NO_LINKS, Asked
 from qtasks_pluggy._plugins.manager import PluginManager
-from qtasks_pluggy._submit.calls import call_engine
+from qtasks_pluggy._submit.calls import call_engine, leave_behind
 from qtasks_pluggy._submit.protocol import Engine
 from qtasks_pluggy._waiting import ASYNCIO, SYNC, Backend, run_to_completion
 from qtasks_pluggy.base_plugin import BasePlugin
@@ -26,6 +26,8 @@ class _State(Enum):
     STARTING = "starting"
     STARTED = "started"
     STOPPED = "stopped"
+    # Only an engine with an event loop needs this: the others' connections work after a fork.
+    LEFT_BEHIND = "started only in the process that this one was forked from"
 
 
 class _Lifespan:
@@ -96,6 +98,7 @@ class Lifecycle(_Lifespan):
         self._loaded = False
         self._warned: set[str] = set()
         self._lock = lock_of(self)
+        _everybody.add(self)
 
     @property
     def _is_started(self) -> bool:
@@ -119,9 +122,18 @@ class Lifecycle(_Lifespan):
         if self._state is not _State.STARTED and not is_ready:
             msg = (
                 f"app {self.name!r} is {self._state.value}, so task {task!r} cannot be submitted;"
-                " do it inside 'with app:' or 'async with app:'"
+                " do it inside 'with app:' or 'async with app:' of this process"
             )
             raise NotRunningError(msg)
+
+    def forked(self) -> None:
+        """Count as not started, in a forked process, if the engine's event loop was left behind."""
+        engine: Any = self._engine
+        if self._is_started and engine is not None and engine.loop is not None:
+            self._state = _State.LEFT_BEHIND
+            leave_behind(engine.loop)
+            if hasattr(engine, "forked"):
+                engine.forked()
 
     def _ensure_loaded(self) -> None:
         """Load what a first run needs, unless that is done.
@@ -203,7 +215,8 @@ class Lifecycle(_Lifespan):
 
     async def _stop(self, backend: Backend, *, in_worker: bool = False) -> None:
         try:
-            if self._engine is not None and not in_worker:
+            is_left = self._state is _State.LEFT_BEHIND
+            if self._engine is not None and not (in_worker or is_left):
                 await call_engine(self._engine, backend, "stop")
         finally:
             await self._stop_plugins(backend)
@@ -214,6 +227,9 @@ class Lifecycle(_Lifespan):
             await hooks.qtasks_stop.call(backend, {"app": self})
         finally:
             self._state, self._loaded = _State.STOPPED, False
+
+
+_everybody: Final = told_of_forks()
 
 
 def _is_default(plugin: Any) -> bool:

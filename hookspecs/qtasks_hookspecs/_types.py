@@ -65,6 +65,12 @@ def _retry_count(_: object, attribute: attrs.Attribute[Any], value: object) -> N
         check_whole(value, f"{attribute.name}=", 0)
 
 
+def _string(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        msg = f"{attribute.name}=: expected a string, got {value!r}"
+        raise TypeError(msg)
+
+
 def _callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not callable(value):
         msg = f"{attribute.name}: expected a function, got {value!r}"
@@ -89,7 +95,7 @@ class TaskFunc:
             ``TaskPluginTriggerError``; None for the app's.
         max_retries: The most retries of one run that plugins may cause; None for no bound.
         max_time: Seconds that one attempt may take, or a ``timedelta``; None for no limit.
-        tags: Words that plugins can filter by.
+        tags: Words that plugins can filter by; a string is one of them.
         description: What the task does, for people.
         extra: Any other values that the app gave the task, for plugins to read.
         is_async: Whether ``func`` is an ``async def`` function or an async generator.
@@ -100,7 +106,7 @@ class TaskFunc:
         ValueError: A number is out of its range.
     """
 
-    name: str = attrs.field(validator=attrs.validators.instance_of(str))
+    name: str = attrs.field(validator=_string)
     func: Callable[..., Any] = attrs.field(validator=_callable)
     echo: bool = attrs.field(default=False, kw_only=True)
     priority: int = attrs.field(default=0, kw_only=True, validator=_whole_number)
@@ -119,7 +125,10 @@ class TaskFunc:
 
     def __attrs_post_init__(self) -> None:
         """Find out the kind of function once, so that no run has to."""
-        tags = (self.tags,) if isinstance(self.tags, str) else tuple(self.tags)
+        given: Any = self.tags
+        # A string is one tag, and anything that is no iterable one wrong tag.
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        tags = tuple(given) if several else (given,)
         if not all(isinstance(tag, str) for tag in tags):
             msg = f"tags=: expected strings, got {tags!r}"
             raise TypeError(msg)

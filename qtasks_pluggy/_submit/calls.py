@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
 from inspect import iscoroutine, iscoroutinefunction
 from typing import Any, Final
@@ -20,6 +21,8 @@ from qtasks_pluggy._waiting import Backend, capture, unwrap
 _POLL_SECONDS: Final = (0.002, 0.1)
 # Seconds after which an event loop that is not running counts as stopped.
 _REST_SECONDS: Final = 1.0
+# The event loops that run only in the process that this one was forked from.
+_left_behind: Final[set[asyncio.AbstractEventLoop]] = set()
 
 
 async def enqueue(
@@ -121,18 +124,61 @@ async def wait_for(
     except BaseException:
         thing.close()
         raise
-    future = asyncio.run_coroutine_threadsafe(thing, loop)
-    return await _wait_for_future(future, engine, backend, "call", None)
+    what = method if method == "stop" else "call"
+    return await _wait_for_future(Elsewhere(thing, loop), engine, backend, what, None)
+
+
+class Elsewhere(Future[Any]):
+    """A coroutine on an event loop of another thread.
+
+    Unlike that of ``run_coroutine_threadsafe``, it ends only when the coroutine has ended, also
+    after ``cancel``.
+
+    Args:
+        thing: The coroutine.
+        loop: The event loop.
+    """
+
+    def __init__(self, thing: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.set_running_or_notify_cancel()
+        self._loop = loop
+        self._task: Any = None
+        loop.call_soon_threadsafe(self._start, thing)
+
+    def _start(self, thing: Coroutine[Any, Any, Any]) -> None:
+        self._task = self._loop.create_task(thing)
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            self.set_result(task.result())
+        else:
+            self.set_exception(error)
+
+    def cancel(self) -> bool:
+        """Cancel the coroutine, and return False, because it has not ended yet."""
+        # Not before its first step, which it would never make.
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(lambda: self._loop.call_soon(self._task.cancel))
+        return False
 
 
 async def _wait_for_future(
     future: Future[Any], engine: Engine, backend: Backend, method: str, limit: float | None
 ) -> Any:
     shared = method == "result"  # others may wait for it too
-    if backend.on_loop and not shared:
+    if backend.on_loop and not shared and method != "stop":
         return await asyncio.wrap_future(future)
     if backend.on_loop:
-        await _until_done(future)
+        try:
+            await _until_done(future)
+        except asyncio.CancelledError:
+            if not shared and not future.cancel():
+                # The plugins stop only after the engine, unless this is cancelled once more.
+                await _until_done(future)
+            raise
         if future.cancelled():
             # Its own error would be an ``Exception``.
             raise asyncio.CancelledError
@@ -147,8 +193,9 @@ async def _wait_for_future(
         # The time is over, or the end came just now, or it is the engine's own error.
         return future.result() if future.done() else None
     except BaseException:
-        if not shared:
-            future.cancel()
+        if not shared and not future.cancel() and method == "stop":
+            # The plugins stop only after the engine, unless this is interrupted once more.
+            wait([future])
         raise
 
 
@@ -178,6 +225,13 @@ async def _check_running(
     limit: float | None,
 ) -> None:
     """Wait until a loop that rests between two calls of ``run_until_complete`` runs again."""
+    if loop in _left_behind:
+        msg = (
+            f"engine {engine.name!r} is open in the process that this one was forked from, so"
+            f" waiting for its {method} here would never end; start the app after the fork, or"
+            " spawn the process"
+        )
+        raise EngineError(msg)
     rest = _REST_SECONDS if limit is None else min(limit, _REST_SECONDS)
     waits = pauses(*_POLL_SECONDS, rest)
     while not loop.is_running():
@@ -191,10 +245,30 @@ async def _check_running(
         await backend.sleep(pause)
 
 
+def is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether an event loop runs in this process, in whatever thread."""
+    return loop.is_running() and loop not in _left_behind
+
+
+def leave_behind(loop: asyncio.AbstractEventLoop | None) -> None:
+    """Note, in a forked process, that an engine's event loop runs only in the parent."""
+    if loop is not None:
+        _left_behind.add(loop)
+
+
+# What does not block an event loop's thread, by what is waited for.
+_INSTEAD: Final = {
+    "result": "await the handle",
+    "start": "use 'async with app:'",
+    "stop": "use 'async with app:'",
+}
+
+
 def _deadlock_error(engine: Engine, method: str) -> Exception:
+    hint = _INSTEAD.get(method, "use 'await task.submit_async(...)'")
     msg = (
         f"engine {engine.name!r} needs this thread's event loop, so waiting for its {method} here"
-        " would never end; await the handle, or use 'await task.submit_async(...)'"
+        f" would never end; {hint}"
     )
     return QueueFullError(msg) if method == "room" else RuntimeError(msg)
 

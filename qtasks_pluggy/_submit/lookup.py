@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from inspect import getmro
 from typing import Any, Final
@@ -30,11 +31,15 @@ def resolve_engine(target: Any) -> Engine:
         scheme, separator, _ = target.partition("://")
         if scheme in known and separator:
             return _load_adapter(known[scheme], target)
+        # Ours that are no scheme are packages, whose own object the engine takes.
+        ours = "qtasks_pluggy.engines."
+        schemes = {one for one, entry in known.items() if not entry.module.startswith(ours)}
+        near = get_close_matches(scheme, {*_SCHEMES, *schemes}, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}://'? " if near else ""
         # Not the rest of it, which may hold a password.
-        near = closest_match(scheme, ["memory", *known])
         msg = (
-            f"QueueTasks(engine='{scheme}{separator}...'): no engine has this scheme; did you mean"
-            f" {near!r}? {_URLS}, and the others take their own object"
+            f"QueueTasks(engine='{scheme}{separator}...'): no engine has this scheme; {hint}{_URLS}"
+            ", and the others take their own object"
         )
         raise EngineError(msg)
     for kind in getmro(type(target)):
@@ -48,6 +53,7 @@ def resolve_engine(target: Any) -> Engine:
     raise TypeError(msg)
 
 
+_SCHEMES: Final = ("memory", "huey+sqlite")
 _URLS: Final = "memory:// and huey+sqlite:///file.db are URLs"
 
 

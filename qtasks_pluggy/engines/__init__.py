@@ -26,11 +26,19 @@ from __future__ import annotations
 from typing import Any
 
 from qtasks_hookspecs import TaskMessage
-from qtasks_pluggy._fork import after_fork, lock_of
+from qtasks_pluggy._fork import after_fork, lock_of, told_of_forks
 from qtasks_pluggy._lifecycle import WorkerLifespan
 from qtasks_pluggy._log import event as log_event
 from qtasks_pluggy._run.executor import TaskExecutor
-from qtasks_pluggy._submit.calls import is_here, is_pending, pauses, wait_for
+from qtasks_pluggy._submit.calls import (
+    Elsewhere,
+    is_here,
+    is_pending,
+    is_running,
+    leave_behind,
+    pauses,
+    wait_for,
+)
 from qtasks_pluggy._submit.lookup import url_options
 from qtasks_pluggy._submit.outcome import Attempt, RunResult, status_from
 from qtasks_pluggy._submit.protocol import (
@@ -59,6 +67,7 @@ __all__ = [
     "Attempt",
     "Backend",
     "Capabilities",
+    "Elsewhere",
     "Engine",
     "EngineApp",
     "FindsRuns",
@@ -72,7 +81,9 @@ __all__ = [
     "installed_in",
     "is_here",
     "is_pending",
+    "is_running",
     "is_started",
+    "leave_behind",
     "load_plugins",
     "lock_of",
     "log_event",
@@ -80,6 +91,7 @@ __all__ = [
     "run_to_completion",
     "safe_str",
     "status_from",
+    "told_of_forks",
     "unwrap",
     "url_options",
     "wait_for",

@@ -108,7 +108,7 @@ def pack_error(error: BaseException) -> dict[str, Any]:
     packed = {
         "module": type(error).__module__,
         "class": type(error).__qualname__,
-        "args": list(error.args),
+        "args": _arguments(error),
         "kwargs": error.kwargs if isinstance(error, TaskPluginTriggerError) else {},
         "text": safe_str(error),
         "notes": [safe_str(note) for note in getattr(error, "__notes__", ())],
@@ -116,6 +116,19 @@ def pack_error(error: BaseException) -> dict[str, Any]:
     if not _fits_json(packed):
         packed |= {"args": [packed["text"]], "kwargs": {}}
     return packed
+
+
+def _arguments(error: BaseException) -> list[Any]:
+    """Return what rebuilds an error, as pickle sees it: not all of it has to be in ``args``.
+
+    ``OSError`` has its file name elsewhere, and ``json.JSONDecodeError`` all but its text.
+    """
+    try:
+        reduced: Any = error.__reduce__()
+        kind, args = reduced[:2]
+        return list(args if kind is type(error) else error.args)
+    except Exception:  # noqa: BLE001  # a class of somebody else's
+        return list(error.args)
 
 
 def _fits_json(value: Any) -> bool:
@@ -179,9 +192,11 @@ def portable(error: BaseException | None, who: str) -> BaseException | None:
     if isinstance(error, TaskPluginTriggerError) and not error.args:
         # Its keyword arguments would be lost.
         error.args = (safe_str(error),)
-    stored = json.loads(json.dumps(pack_error(error)))
-    told = unpack_error({**stored, "kwargs": {}}, who)
-    if type(told) is type(error) and _fits_json(error.args):
-        return error
+    packed = {**pack_error(error), "kwargs": {}}
+    if _fits_json(error.args):
+        told = _rebuilt({**packed, "args": json.loads(json.dumps(error.args))})
+        if type(told) is type(error):
+            return error
+    told = unpack_error({**packed, "args": [packed["text"]]}, who)
     told.__cause__ = error
     return told

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 from typing import Any, ClassVar, Final
-from weakref import WeakSet
 
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines import (
     ASYNCIO_WORKER,
     SYNC,
     Backend,
-    after_fork,
     is_started,
     load_plugins,
     lock_of,
     log_event,
     run_to_completion,
+    told_of_forks,
     worker_lifespan,
 )
 from qtasks_pluggy.exc import EngineError
@@ -139,15 +138,7 @@ class InWorkers:
         self._lifespan, self._workers = None, 0
 
 
-_everybody: Final[WeakSet[InWorkers]] = WeakSet()
-
-
-def _forget_parent() -> None:
-    for one in list(_everybody):
-        one.forked()
-
-
-after_fork(_forget_parent)
+_everybody: Final = told_of_forks()
 
 
 def log_as(name: str) -> None:

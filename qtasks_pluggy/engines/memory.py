@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import queue
 import threading
 import time
@@ -34,6 +33,7 @@ from qtasks_pluggy.engines import (
     Attempt,
     Backend,
     Capabilities,
+    Elsewhere,
     NoRoomError,
     RunResult,
     background,
@@ -50,6 +50,8 @@ from qtasks_pluggy.exc import EngineError, NotRunningError, QueueFullError, Task
 _GAVE_UP: Final = "the app stopped before the run ended"
 # Seconds that cancelled runs have to clean up when the app stops; slower ones are abandoned.
 _CLEANUP_SECONDS: Final = 1.0
+# How many of the runs that a stop gives up are listed; thousands may wait.
+_MOST_LISTED: Final = 20
 
 # The engine that executes the current code: its runs must not wait for room in its queue.
 _current_engine: Final[contextvars.ContextVar[MemoryEngine | None]] = contextvars.ContextVar(
@@ -130,7 +132,6 @@ class MemoryEngine:
         log_event("info", "memory_engine_keeps_nothing", app=app.name, hint=hint)
         self.workers = workers or self.workers
         self._app = app
-        self._pid = os.getpid()
         self._context = contextvars.copy_context()
         self._context.run(_current_engine.set, self)
         self._outside: deque[tuple[MemoryRun, Future[MemoryRun]]] = deque()
@@ -150,13 +151,13 @@ class MemoryEngine:
         """Accept no more runs, wait ``grace`` seconds for those there are, and cancel the rest."""
         with self._lock:
             self._is_open = False
-            if self.loop is None or self._pid != os.getpid():
+            if self.loop is None:
                 return None
             for run, room in self._outside:
                 if room.set_running_or_notify_cancel():
                     room.set_exception(_not_running(run.message))
             self._outside.clear()
-        return asyncio.run_coroutine_threadsafe(self._wind_down(), self.loop)
+        return Elsewhere(self._wind_down(), self.loop)
 
     async def _wind_down(self) -> None:
         all_ended = asyncio.wrap_future(self._all_ended)
@@ -176,7 +177,7 @@ class MemoryEngine:
                 self._to_threads.put(None)
 
     def _give_up(self, *, due_after: float = 0.0) -> None:
-        """Cancel the runs that are due after some time, and list them in one warning."""
+        """Cancel the runs that are due after some time, and name the first in one warning."""
         with self._lock:
             runs = [run for run in (*self._queued, *self._running) if run.due >= due_after]
             known = [f"{run.message.name} {run.message.uuid} {self.status(run)}" for run in runs]
@@ -184,13 +185,15 @@ class MemoryEngine:
                 self._cancel(run, _GAVE_UP)
             self._dispatch()
         if known:
-            log_event("warning", "memory_engine_gave_up", app=self._app.name, runs=known)
+            known, count = known[:_MOST_LISTED], len(known)
+            log_event(
+                "warning", "memory_engine_gave_up", app=self._app.name, count=count, runs=known
+            )
 
     def submit(self, message: TaskMessage, delay: float | None) -> MemoryRun:
         """Queue a run.
 
         Raises:
-            EngineError: This process was forked from the one that executes the runs.
             NoRoomError: The queue is full, and the caller has to wait.
             NotRunningError: The engine is stopping or has stopped.
             QueueFullError: The queue is full, and the caller is a run of this engine.
@@ -198,7 +201,6 @@ class MemoryEngine:
         with self._lock:
             if not self._is_open:
                 raise _not_running(message)
-            self._refuse_in_a_fork()
             is_plain = not self._app.tasks[message.name].task_func.is_async
             run = MemoryRun(message, is_plain, time.monotonic() + (delay or 0.0))
             if len(self._queued) < self.size and not self._outside:
@@ -222,7 +224,7 @@ class MemoryEngine:
         with self._lock:
             if ticket.ended is not None:
                 return ticket.ended
-            self._refuse_in_a_fork()
+            self._refuse_if_left_behind(ticket)
             ticket.future = ticket.future or Future()
             return ticket.future
 
@@ -240,7 +242,7 @@ class MemoryEngine:
     def revoke(self, ticket: MemoryRun, reason: str) -> bool:
         """Cancel a run that is queued, or whose function runs on the event loop."""
         with self._lock:
-            self._refuse_in_a_fork()
+            self._refuse_if_left_behind(ticket)
             # A function that runs in a thread cannot be interrupted.
             return (not ticket.is_plain or ticket in self._queued) and self._cancel(ticket, reason)
 
@@ -266,15 +268,21 @@ class MemoryEngine:
     def check_result(self, run: RunningTask) -> None:
         """Accept any result: it stays in this process."""
 
-    def _refuse_in_a_fork(self) -> None:
-        if self._pid != os.getpid():
-            msg = (
-                "engine 'memory' executes its runs in the process that this one was forked from;"
-                " start the app in this process"
-            )
-            raise EngineError(msg)
+    def forked(self) -> None:
+        """Forget, in a forked process, the runs: only its parent executes them."""
+        self.loop, self._is_open = None, False
+        self._queued, self._running = set(), set()
 
     # From here on, the caller of a method that does not take the lock holds it.
+
+    def _refuse_if_left_behind(self, run: MemoryRun) -> None:
+        """Refuse to wait for a run that only the parent of this forked process can end."""
+        if not (run.ended is not None or run in self._queued or run in self._running):
+            msg = (
+                "engine 'memory' executes this run in the process that this one was forked from;"
+                " start the app in this process, and submit it here"
+            )
+            raise EngineError(msg)
 
     def _put(self, run: MemoryRun) -> None:
         """Queue a run, whether there is room or not."""

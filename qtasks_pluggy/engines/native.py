@@ -38,6 +38,7 @@ from qtasks_pluggy.engines import (
     Capabilities,
     Host,
     is_pending,
+    leave_behind,
     run_to_completion,
     unwrap,
     wait_for,
@@ -81,6 +82,8 @@ class Native(InWorkers, Generic[N]):
         ends_worker: Errors that are not an ``Exception`` and end the worker, not just the run.
         gives_ids: Whether ``send`` returns an id that the engine chose.
         blocking: Whether ``send`` waits for something outside this process.
+        in_future: Whether the engine's event loop awaits ``work``. An asyncio future refuses a
+            ``StopIteration``, and whoever awaits it would wait forever.
         loop: The event loop that its ``async def`` methods need; None if any will do.
         native: The engine's own app.
         plugins: The plugins, as they were passed.
@@ -91,6 +94,7 @@ class Native(InWorkers, Generic[N]):
     ends_worker: ClassVar[tuple[type[BaseException], ...]] = (KeyboardInterrupt,)
     gives_ids: ClassVar[bool] = False
     blocking: bool = True
+    in_future: ClassVar[bool] = False
     loop: asyncio.AbstractEventLoop | None = None
 
     # --- what an engine answers
@@ -284,6 +288,7 @@ class Native(InWorkers, Generic[N]):
     def forked(self) -> None:
         """Forget, in a forked process, what its parent began."""
         super().forked()
+        leave_behind(self.loop)
         if isinstance(self._app, NativeApp):
             # Whatever its plugins opened when they were made belongs to the parent.
             self._app = NativeApp(self, plugins=self.plugins, **self._options)
@@ -323,7 +328,14 @@ class Native(InWorkers, Generic[N]):
             context.run(_at_work.set, (*_at_work.get(), key))
         with HANDS_OVER:
             attempt = self._attempt(SYNC, run, func, args, kwargs)
-            return unwrap(context.run(run_to_completion, attempt))
+            try:
+                return unwrap(context.run(run_to_completion, attempt))
+            except StopIteration as error:
+                if not self.in_future:
+                    raise
+                # As Python itself does for async tasks.
+                msg = "the task raised StopIteration"
+                raise RuntimeError(msg) from error
 
     async def work_async(
         self,

@@ -54,6 +54,7 @@ class ProcrastinateNative(Native[App]):
     control = (JobAborted,)
     ends_worker = ()
     gives_ids = True
+    in_future = True
 
     def cover(self) -> None:
         """Start and stop the plugins with each worker of the app."""

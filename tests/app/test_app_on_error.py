@@ -7,6 +7,7 @@ import pytest
 from qtasks_hookspecs import Retry
 from qtasks_pluggy import QueueTasks, TaskExecutor
 from qtasks_pluggy.exc import TaskPluginTriggerError
+from qtasks_pluggy.testing import run_with
 from tests.runs import both_ways, failing
 
 
@@ -47,6 +48,18 @@ def test_an_explicit_intercept_of_nothing_refuses_consent():
     for task in tasks:
         with pytest.raises(KeyError):
             task()
+
+
+def test_a_handler_keeps_its_name_in_a_test_of_it_alone():
+    """``run_with`` takes a handler of an app as it takes any plugin."""
+    app = QueueTasks("shop", discover=False)
+
+    @app.on_error(KeyError)
+    def use_zero():
+        return 0
+
+    run = run_with(app.plugins.get_plugin("use_zero"), lambda: {}["key"])
+    assert ("use_zero", 0) == (run.outcome.decided_by, run.result)
 
 
 def test_each_handler_is_a_plugin_named_as_its_function():

@@ -139,6 +139,14 @@ def test_a_definition_checks_what_it_is_made_of(arguments):
         TaskFunc(*arguments)
 
 
+def test_a_wrong_name_or_tag_is_told_in_one_sentence():
+    """The error says which option, and what it got."""
+    with pytest.raises(TypeError, match=r"^name=: expected a string, got 3$"):
+        TaskFunc(3, len)
+    with pytest.raises(TypeError, match=r"^tags=: expected strings, got \(3,\)$"):
+        TaskFunc("n", len, tags=3)
+
+
 def test_one_tag_is_one_tag():
     """A string is not taken apart."""
     assert TaskFunc("n", len, tags="slow").tags == ("slow",)

@@ -356,7 +356,7 @@ def test_an_engine_does_a_single_run_too(workplace, task):
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("memry://", "did you mean 'memory'?"), ("memory://?size=0", "expected a whole number")],
+    [("memry://", "did you mean 'memory://'?"), ("memory://?size=0", "expected a whole number")],
 )
 def test_an_engine_that_is_none_is_exit_code_2(workplace, url, said):
     """A wrong URL runs nothing, and says what is meant."""

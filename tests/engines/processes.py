@@ -35,6 +35,25 @@ def module_command(name: str, *args: str) -> list[str]:
     return [sys.executable, "-E", "-S", "-m", name, *args]
 
 
+def told_by_a_fork(call: Callable[[], object]) -> str:
+    """Call something in a fork of this process; give the text of its error."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # ends it, should it wait forever
+        try:
+            call()
+            os.write(writing, b"no error")
+        except BaseException as error:
+            os.write(writing, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        return pipe.read().decode()
+
+
 def wait_until(condition: Callable[[], object], seconds: float) -> bool:
     """Wait for a condition of which no event tells; return whether it came."""
     end = time.monotonic() + seconds

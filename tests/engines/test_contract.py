@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,6 +135,14 @@ def shop(harness):
         self.ctx.cancel("out of stock")
 
     @app.task
+    def read(what):
+        return Path("/missing").read_text("utf-8") if what == "file" else json.loads("x")
+
+    @app.task
+    def first_of(items):
+        return next(iter(items))
+
+    @app.task
     def items():
         yield from (1, 2, 3)
 
@@ -212,6 +222,26 @@ def test_r6_the_task_s_own_error_reaches_the_caller(shop):
             assert handle.status is TaskStatus.failed
     assert ["fail", "fail_async"] == shop.seen
     assert [ShopError] * 2 == [type(error) for error in shop.plugin.failed]
+
+
+def test_r6_a_built_in_error_keeps_its_class(shop):
+    """R6: not all that such an error is made with is in its ``args``."""
+    read = shop.app.tasks["read"]
+    with shop.harness.running(shop.app):
+        with pytest.raises(FileNotFoundError, match="No such file or directory: '/missing'$"):
+            read.submit("file").result(timeout=LONG)
+        # Celery makes an error of its ``args`` again, and this one is not made with those.
+        expected = EngineError if "Celery" in type(shop.harness).__name__ else json.JSONDecodeError
+        with pytest.raises(expected, match="Expecting value: line 1"):
+            read.submit("json").result(timeout=LONG)
+
+
+def test_a_plain_task_that_lets_stopiteration_out_ends(shop):
+    """R6: the caller gets the ``StopIteration``, and the worker goes on to the next run."""
+    with shop.harness.running(shop.app):
+        with pytest.raises(StopIteration):
+            shop.app.tasks["first_of"].submit([]).result(timeout=LONG)
+        assert 1 == shop.app.tasks["first_of"].submit([1]).result(timeout=LONG)
 
 
 def test_a_trigger_error_reaches_the_caller_whole(shop):

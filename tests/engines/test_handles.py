@@ -54,7 +54,7 @@ async def test_an_async_engine_is_reached_from_any_loop_and_thread():
     async with app:
         assert [7, 7] == await asyncio.to_thread(elsewhere)
         assert 7 == await (await task.submit_async())
-        with pytest.raises(RuntimeError, match="never end"):
+        with pytest.raises(RuntimeError, match="its submit here would never end; use 'await task."):
             task.submit_sync()
 
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from qtasks_hookspecs import Retry, hookimpl
 from qtasks_pluggy import QueueTasks, TaskStatus
-from qtasks_pluggy.engines import memory
+from qtasks_pluggy.engines import Elsewhere, memory
 from qtasks_pluggy.exc import EngineError, NotRunningError, TaskCancelError, TaskPluginTriggerError
 from tests.engines.shops import LONG, Closing, Gate, app_of
 
@@ -164,6 +164,16 @@ def test_a_stop_does_not_wait_for_what_is_due_after_its_deadline():
         handle = gate.mark.with_options(delay=3600).submit("never")
     with pytest.raises(TaskCancelError, match="the app stopped"):
         handle.result(timeout=LONG)
+
+
+def test_a_stop_lists_the_first_of_many_runs(log_output):
+    """One warning names 20 of the runs that were given up, and says how many there are."""
+    app = app_of("?grace=0")
+    gate = Gate(app)
+    with app:
+        list(app.submit_many(gate.mark.with_options(delay=3600), range(30)))
+    (entry,) = [one for one in log_output if one["event"] == "memory_engine_gave_up"]
+    assert (30, 20) == (entry["count"], len(entry["runs"]))
 
 
 async def test_a_stop_without_grace_cancels_at_once():
@@ -339,8 +349,11 @@ def test_a_task_that_ends_itself_ends_alone(error, in_thread, on_event_loop):
         ("memory://?grace=inf", "a number from 0"),
         ("memory://workers=3", "nothing can stand between"),
         ("memory://localhost/?workers=3", "no host"),
-        ("memroy://", "did you mean 'memory'"),
-        ("memory", "did you mean 'memory'"),
+        ("memroy://", "did you mean 'memory://'"),
+        ("memory", "did you mean 'memory://'"),
+        ("redis://", "this scheme; memory:// and huey"),
+        ("dramatiq", "this scheme; memory:// and huey"),
+        ("sqlite:///runs.db", r"did you mean 'huey\+sqlite://'"),
         ("", "no engine has this scheme"),
     ],
 )
@@ -383,6 +396,61 @@ def test_an_app_without_an_engine_cannot_submit():
     gate = Gate(app)
     with app, pytest.raises(EngineError, match=r"app 'shop' has no engine.*'mark'.*memory://"):
         gate.mark.submit(1)
+
+
+class Stopping:
+    """An app with a run that never ends by itself, and what is heard of its end, in order."""
+
+    def __init__(self):
+        self.heard, self.begun = [], threading.Event()
+        hears = SimpleNamespace(
+            name="hears",
+            task_executor_task_close=hookimpl(lambda: self.heard.append("close")),
+            qtasks_stop=hookimpl(lambda: self.heard.append("stop")),
+        )
+        self.app = app_of("?grace=1000", plugins=[hears])
+        self.wait = self.app.task(name="wait")(self.run)
+
+    async def run(self):
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            self.heard.append("finally")
+
+    def check(self, handle):
+        assert ["finally", "close", "stop"] == self.heard
+        assert handle.status is TaskStatus.cancelled
+
+
+def test_ctrl_c_in_a_stop_shortens_it_and_skips_nothing(monkeypatch, log_output):
+    """The runs are cancelled at once, and the plugins stop after them."""
+    one = Stopping()
+
+    def interrupted(self, timeout=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Elsewhere, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt), one.app:
+        handle = one.wait.submit_sync()
+        assert one.begun.wait(LONG)
+    one.check(handle)
+    assert "memory_engine_gave_up" in [entry["event"] for entry in log_output]
+
+
+async def test_a_stop_that_is_cancelled_is_shortened_and_skips_nothing():
+    """So too on an event loop, where Ctrl-C is a cancellation."""
+    one = Stopping()
+    await one.app.__aenter__()
+    handle = await one.wait.submit()
+    stopping = asyncio.create_task(one.app.__aexit__(None, None, None))
+    while one.app.engine._is_open or not one.begun.is_set():
+        await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    one.check(handle)
 
 
 def test_pending_runs_stay_within_their_memory():

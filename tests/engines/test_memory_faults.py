@@ -17,30 +17,12 @@ from qtasks_hookspecs import Retry
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines.memory import MemoryEngine
 from qtasks_pluggy.exc import EngineError, TaskCancelError
-from tests.engines.processes import wait_until
+from tests.engines.processes import told_by_a_fork, wait_until
 from tests.engines.shops import LONG, Closing, Gate, app_of
 
 
-def told_by_a_fork(call):
-    """Call something in a fork of this process; give the text of its error."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            call()
-            os.write(writing, b"no error")
-        except BaseException as error:
-            os.write(writing, f"{type(error).__name__}: {error}".encode())
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        return pipe.read().decode()
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
-@pytest.mark.parametrize("method", ["submit", "result", "cancel"])
+@pytest.mark.parametrize("method", ["submit_sync", "result", "cancel"])
 def test_a_fork_does_not_wait_for_what_it_cannot_hear(method):
     """A task and its handle say in a fork that the runs are executed elsewhere."""
     app = app_of("?workers=1")
@@ -49,11 +31,34 @@ def test_a_fork_does_not_wait_for_what_it_cannot_hear(method):
         gate.occupy()
         handle = gate.mark.submit(1)
 
-        call = getattr(handle, method, gate.hold.submit)
-        assert "EngineError" in (text := told_by_a_fork(call))
+        call = getattr(handle, method, gate.hold.submit_sync)
+        text = told_by_a_fork(call)
+        assert ("NotRunningError" if method == "submit_sync" else "EngineError") in text
         assert "forked from" in text
         gate.open.set()
         assert 1 == handle.result(timeout=LONG)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.parametrize("ends_block", [False, True])
+async def test_a_fork_can_start_the_app_anew(ends_block):
+    """The parent's runs are not the fork's, which does those that it submits itself."""
+    app = app_of("?workers=1")
+    gate = Gate(app)
+
+    def use() -> None:
+        if ends_block:
+            app.__exit__(None, None, None)
+        with app:
+            assert [1] == [one.result(LONG) for one in app.submit_many(gate.mark, [1])]
+            with pytest.raises(EngineError, match="forked from"):
+                handle.result(LONG)
+
+    async with app:
+        handle = await gate.hold.submit_async()
+        assert "no error" == told_by_a_fork(use)
+        gate.open.set()
+        await handle
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")

@@ -106,6 +106,18 @@ async def test_an_answer_is_the_job_s_success(shop, kind, answer):
     assert ["start", "close", "stop"] == plugin.heard
 
 
+@pytest.mark.parametrize("decision", [None, Retry(limit=1)])
+async def test_a_plain_task_that_lets_stopiteration_out_ends(shop, decision):
+    """Procrastinate awaits a plain task in a future, which would refuse the error."""
+    ends = Ends()
+    task = shop.declare(lambda: next(iter([])), retry=False)
+    install(shop.app, [Keeps(decision), ends], discover=False)
+    async with asyncio.timeout(LONG):
+        job = await shop.run(task)
+    assert ("failed", 1 if decision is None else 2) == (job.status, job.attempts)
+    assert ["failed"] == ends.runs
+
+
 @KINDS
 @pytest.mark.parametrize(
     ("decision", "status", "outcome"),

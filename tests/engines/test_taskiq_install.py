@@ -30,7 +30,7 @@ from qtasks_pluggy import QueueTasks, exc
 from qtasks_pluggy.engines.taskiq import install
 from qtasks_pluggy.exc import EngineError, PluginError, TaskCancelError, TaskTimeoutError
 from tests.engines.huey_apps import Keeps
-from tests.engines.taskiq_apps import broker_of, ended, working
+from tests.engines.taskiq_apps import LONG, broker_of, ended, working
 from tests.engines.versions import since
 
 pytestmark = pytest.mark.engines
@@ -99,6 +99,16 @@ async def test_ends_are_taskiq_s_own(native, decision, kind, text):
     assert result.is_err
     assert ["broken"] == seen
     assert isinstance(decision, DeadLetter) is ("CapabilityError" in str(logs))
+
+
+@pytest.mark.parametrize("decision", [None, Raise(StopIteration("other"))])
+async def test_a_plain_task_that_lets_stopiteration_out_ends(native, decision):
+    """What no future takes is stored as Python's error for an async task."""
+    task = native.register_task(lambda: next(iter([])), task_name="first")
+    install(native, [Keeps(decision)], discover=False)
+    async with working(native), asyncio.timeout(LONG):
+        result = await ended(await task.kiq())
+    assert "RuntimeError('the task raised StopIteration')" == repr(result.error)
 
 
 async def test_a_cancelled_run_is_no_error_in_taskiq_s_log(native, caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 
@@ -25,6 +26,7 @@ from qtasks_pluggy.engines import installed_in
 from qtasks_pluggy.engines.taskiq import install
 from qtasks_pluggy.exc import EngineError, TaskCancelError, TaskPluginTriggerError
 from tests.engines.huey_apps import Keeps
+from tests.engines.processes import told_by_a_fork
 from tests.engines.taskiq_apps import LONG, app_on, broker_of, ended, working
 from tests.engines.versions import since
 
@@ -242,6 +244,41 @@ def test_a_broker_on_an_event_loop_that_is_not_running_is_told_of(monkeypatch):
         assert 1 == loop.run_until_complete(asyncio.wait_for(handle, LONG))
         loop.run_until_complete(app.__aexit__(None, None, None))
         loop.run_until_complete(native.shutdown())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.parametrize("call", ["submit", "result", "status", "start", "stop"])
+def test_a_fork_does_not_wait_for_a_broker_of_its_parent(call):
+    """The event loop that has the broker's connections is not there, and they are the parent's."""
+    app = app_on(broker_of())
+    gate = threading.Event()
+    task = app.task(name="work")(lambda: gate.wait(LONG))
+    with app:
+        handle = task.submit()
+        calls = {
+            "submit": task.submit,
+            "result": handle.result,
+            "status": lambda: handle.status,
+            "start": app.__enter__,
+            "stop": lambda: app.__exit__(None, None, None),
+        }
+        text = told_by_a_fork(calls[call])
+        told = "no error" if call in {"status", "stop"} else "the process that this one was forked"
+        assert told in text
+        gate.set()
+        assert handle.result(LONG)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+async def test_a_replay_in_a_fork_does_not_wait_for_a_broker_of_its_parent(native):
+    """So too for plugins in a broker's own tasks."""
+    task = native.register_task(lambda: 1, task_name="one")
+    install(native, discover=False)
+    async with working(native):
+        await ended(await task.kiq())
+        app = installed_in(native)
+        text = told_by_a_fork(lambda: app.replay(TaskMessage("one")))
+        assert "EngineError: engine 'taskiq' is open in the process" in text
 
 
 class Halfway(AsyncBroker):

@@ -11,7 +11,7 @@ import attrs
 from taskiq import AsyncBroker, InMemoryBroker, NoResultError, TaskiqResult
 
 from qtasks_pluggy import QueueTasks, TaskFunc, TaskMessage, TaskStatus
-from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here, pauses
+from qtasks_pluggy.engines import Attempt, Capabilities, RunResult, is_here, is_running, pauses
 from qtasks_pluggy.engines._replays import refused
 from qtasks_pluggy.engines.forward import PATIENCE, POLL, Forward, pack_error, unpack_error
 from qtasks_pluggy.engines.native import named, text_of
@@ -207,7 +207,7 @@ class TaskiqEngine(Forward[AsyncBroker], TaskiqNative):
     def read(self, ticket: Ticket) -> RunResult | None:
         """Read a run's outcome from plain code; on the broker's loop, only one already awaited."""
         loop = self.loop
-        if ticket.ended is None and loop is not None and loop.is_running() and not is_here(loop):
+        if ticket.ended is None and loop is not None and is_running(loop) and not is_here(loop):
             asyncio.run_coroutine_threadsafe(self._look(ticket), loop).result(PATIENCE)
         return ticket.ended
 

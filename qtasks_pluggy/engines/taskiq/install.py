@@ -50,6 +50,7 @@ class TaskiqNative(Native[AsyncBroker]):
     name = "taskiq"
     kind = AsyncBroker
     control: ClassVar[tuple[type[Exception], ...]] = (NoResultError, TaskRejectedError)
+    in_future = True
     hint = "name the modules that declare them: taskiq worker MODULE:BROKER MODULES"
 
     def __init__(self, native: AsyncBroker) -> None:
