@@ -12,6 +12,7 @@ from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
+from qtasks_hookspecs.exc import SettingsError
 from qtasks_pluggy._settings import Settings
 from qtasks_pluggy._text import closest_match, describe_error, safe_str
 
@@ -102,8 +103,10 @@ def _unknown_keys(section: Iterable[str], fields: Mapping[str, Any]) -> Iterator
 
 
 def _describe_refusal(error: Exception, keys: Iterable[str]) -> str:
-    """Name the keys that the plugin's own checks refuse; their text may show values."""
+    """Name the keys that the plugin's own checks refuse; only a SettingsError shows no value."""
     text = safe_str(error)
+    if isinstance(error, SettingsError):
+        return f"settings: {text}"
     named = ", ".join(repr(key) for key in keys if repr(key) in text) or "the section"
     kind = type(error).__name__
     return f"settings: the plugin refuses {named} with {kind}; its documentation says what it takes"
