@@ -55,7 +55,10 @@ def default_url() -> str:
 
 def read_url(given: str) -> URL:
     """Read a store's URL; it may hold a password, which no error shows."""
-    takes = "write sqlite:///path/of/failures.db or postgresql+psycopg://user@host/database"
+    takes = (
+        "write sqlite:///path/of/failures.db or postgresql+psycopg://user@host/database, and an @"
+        " of a password as %40"
+    )
     try:
         url = make_url(given)
     except (ArgumentError, ValueError):
@@ -70,6 +73,10 @@ def read_url(given: str) -> URL:
         if url.database in {None, "", ":memory:"} or url.host:
             msg = f"the failures store needs a file, with three slashes and its path; {takes}"
             raise SettingsError(msg)
+    elif given.count("@") > 1:
+        # What follows the first one would be taken for the host, and shown.
+        msg = f"the url of the failures store has more than one @; {takes}"
+        raise SettingsError(msg)
     elif find_spec("psycopg") is None:
         msg = (
             "a failures store on PostgreSQL needs psycopg, which is not installed;"
