@@ -396,14 +396,15 @@ class _Terminal:
         self.stderr = type("err", (), {"isatty": lambda _: True, "encoding": "utf-8"})()
 
 
-def test_a_loop_of_replays_is_said_before_it_goes_on(shop):
-    """Of runs that are replays themselves the question and the act say how many."""
+@pytest.mark.parametrize("words", [[], ["--yes"], ["--yes", "--json"]])
+def test_a_loop_of_replays_is_said_before_it_goes_on(shop, words):
+    """Whether it asks or not, it says how many of the runs are replays themselves."""
     shop.fail("gold")
     shop.replay("--yes")
 
-    ended = shop.replay()
+    ended = shop.replay(*words)
 
-    assert "1 of them are failed replays" in ended.stderr
+    assert "1 of 1 run is a replay itself." in ended.stderr
 
 
 @pytest.mark.parametrize("words", [["waits"], ["--status", "waiting"]], ids=["by-id", "by-status"])

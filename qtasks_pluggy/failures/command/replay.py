@@ -140,10 +140,12 @@ def replay(
         runs = counted(found.waiting, "run")
         what = "waits for its" if found.waiting == 1 else "wait for their"
         say(f"{runs} {what} next attempt; what is still queued would run twice.", err=True)
+    if found.copies:
+        replays = "is a replay itself" if found.copies == 1 else "are replays themselves"
+        say(f"{found.copies:,} of {counted(len(chosen), 'run')} {replays}.", err=True)
     if chosen:
-        copies = f"; {found.copies:,} of them are failed replays" if found.copies else ""
         runs = counted(len(chosen), "run")
-        ask(f"replay {runs} of app {app.name!r} ({selection.scope}{copies})", yes=yes)
+        ask(f"replay {runs} of app {app.name!r} ({selection.scope})", yes=yes)
     act = Replay(app, claims, arguments=arguments, again=again, rate=rate, stop_after=stop_after)
     code = _send(app, act, claims, chosen, selection.scope) if chosen else 0
     results = act.results()
