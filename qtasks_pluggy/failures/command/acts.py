@@ -26,7 +26,7 @@ from qtasks_pluggy.failures.command.options import (
     takes,
     using_store,
 )
-from qtasks_pluggy.failures.records import Filters, Group
+from qtasks_pluggy.failures.records import STATES, Filters, Group
 
 if TYPE_CHECKING:
     from qtasks_pluggy.failures.queries import Reader
@@ -45,6 +45,9 @@ def _change(
     from qtasks_pluggy.failures.acts import CHANGES, change_groups  # noqa: PLC0415  # an extra
 
     selection = read_selection(uuids, given)
+    if act == "reopen" and given["state"] is None:
+        # What filters leave out by default is what it is for.
+        selection = attrs.evolve(selection, filters=attrs.evolve(selection.filters, states=STATES))
     where, change = store_url(url, app_spec), CHANGES[act]
     reader = open_reader(where)
     with using_store("read"):
@@ -94,7 +97,9 @@ ignore: Final = _command(
     "ignore", "Mark failures as ignored.", "Ignored groups are counted, but not listed or logged."
 )
 reopen: Final = _command(
-    "reopen", "Mark failures as open again.", "This is for resolved and ignored groups."
+    "reopen",
+    "Mark failures as open again.",
+    "This is for resolved and ignored groups; filters select both, unless --state names one.",
 )
 
 
