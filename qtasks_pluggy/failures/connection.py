@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, select
@@ -95,6 +96,11 @@ def why(error: Exception) -> str:
     """Describe a store's error without the statement and its values."""
     text = str(error.orig) if isinstance(error, DBAPIError) else str(error)
     return f"{type(error).__name__}: {text.strip()}"
+
+
+def unusable(url: URL, error: Exception) -> str:
+    """Say which store cannot be used, and why."""
+    return f"the failures store {shown(url)} cannot be used: {why(error)}"
 
 
 def engine_for(url: URL, *, seconds: float, writes: bool) -> Engine:
@@ -237,9 +243,16 @@ _UPGRADES: Final[Mapping[int, Callable[[Connection], None]]] = {1: _to_version_2
 
 def must_be_there(url: URL) -> None:
     """Check that the store's file exists, because opening would create it."""
-    if url.drivername == "sqlite" and not Path(url.database or "").is_file():
+    if url.drivername != "sqlite":
+        return
+    try:
+        mode = Path(url.database or "").stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
         msg = f"{shown(url)} does not exist: no failures are recorded yet"
-        raise NoStoreError(msg)
+        raise NoStoreError(msg) from None
+    if not S_ISREG(mode):
+        msg = f"{shown(url)} is not a file; give the failures store a file of its own"
+        raise StoreError(msg)
 
 
 def _alone(connection: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -154,6 +155,7 @@ def test_since_takes_a_span_or_a_time(filled, run, since):
         (["list", "--limit", "0"], "--limit"),
         (["groups", "--url", "sqlit:///x.db"], "did you mean 'sqlite'?"),
         (["groups", "--url", "sqlite:////nowhere/x.db"], "does not exist"),
+        (["groups", "--url", "sqlite:////dev"], "sqlite:////dev is not a file"),
         (["groups", "--app", "nothing:app"], "there is no module 'nothing'"),
     ],
 )
@@ -163,6 +165,20 @@ def test_what_is_wrong_is_named_with_code_2(filled, run, words, told):
 
     assert (2, True) == (ended.exit_code, told in ended.output), ended.output
     assert "Traceback" not in ended.output
+
+
+@pytest.mark.engines
+def test_a_store_out_of_reach_is_named_without_its_secrets(run):
+    """Which one it is, because the settings may name another than somebody thinks."""
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{nobody_listens.getsockname()[1]}"
+        url = f"postgresql+psycopg://ann:hunter2@{server}/shop?passfile=hunter2"
+        ended = run("groups", "--url", url)
+
+    store = f"the failures store postgresql+psycopg://ann:***@{server}/shop cannot be used: "
+    assert (2, True) == (ended.exit_code, store in ended.output), ended.output
+    assert "hunter2" not in ended.output
 
 
 def test_a_run_that_is_not_there_is_named_with_code_1(filled, run):

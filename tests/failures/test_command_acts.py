@@ -213,9 +213,8 @@ def test_a_store_that_somebody_has_locked_is_named(filled, run, monkeypatch):
         ended = run("resolve", "one", "--yes")
 
     assert 2 == ended.exit_code
-    assert "the failures store cannot be written: OperationalError: database is locked" in (
-        ended.output
-    )
+    told = f"the failures store {filled.text} cannot be used: OperationalError: database is locked"
+    assert told in ended.output
     assert {"open"} == set(_states(filled).values())
 
 

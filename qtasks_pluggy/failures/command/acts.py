@@ -20,7 +20,7 @@ from qtasks_pluggy.failures.command.asking import (
 )
 from qtasks_pluggy.failures.command.options import (
     STORE,
-    open_reader,
+    reading,
     refuse_missing,
     store_url,
     takes,
@@ -49,15 +49,14 @@ def _change(
         # What filters leave out by default is what it is for.
         selection = attrs.evolve(selection, filters=attrs.evolve(selection.filters, states=STATES))
     where, change = store_url(url, app_spec), CHANGES[act]
-    reader = open_reader(where)
-    with using_store("read"):
+    with reading(where) as reader:
         selection = find_runs(reader, selection)
         found = _groups(reader, selection)
     wanted = {one.id: one for one in found if one.state in change.of}
     changed = []
     if wanted:
         ask(f"{act} {counted(len(wanted), 'group')} ({selection.scope})", yes=yes)
-        with using_store("written"):
+        with using_store(where):
             ids = change_groups(where, act, wanted, who=who(), scope=selection.scope)
         changed = [attrs.evolve(wanted[one], state=change.to) for one in ids]
     if as_json:
@@ -110,7 +109,7 @@ def upgrade(url: str | None, app_spec: str | None, *, as_json: bool) -> None:
     from qtasks_pluggy.failures import connection, schema  # noqa: PLC0415  # an extra
 
     where = store_url(url, app_spec)
-    with using_store("written"):
+    with using_store(where):
         before = connection.upgrade(where)
     store = connection.shown(where)
     if as_json:

@@ -160,16 +160,17 @@ def setting_of(app: str | QueueTasks | None, key: str) -> Any:
     return settings.plugin.get("failures", {}).get(key)
 
 
-def open_reader(url: URL) -> Reader:
+@contextmanager
+def reading(url: URL) -> Generator[Reader]:
     """Open a store for reading.
 
     Raises:
-        Trouble: It cannot be read.
+        Trouble: It cannot be used.
     """
     from qtasks_pluggy.failures.queries import Reader  # noqa: PLC0415  # an extra
 
-    with using_store("read"):
-        return Reader(url)
+    with using_store(url):
+        yield Reader(url)
 
 
 def whole_ids(reader: Reader, given: Sequence[str]) -> tuple[str, ...]:
@@ -209,11 +210,11 @@ def refuse_missing(what: str, missing: Sequence[str]) -> None:
 
 
 @contextmanager
-def using_store(done: str) -> Generator[None]:
+def using_store(url: URL) -> Generator[None]:
     """Report a store that cannot be used, with exit code 2.
 
     Args:
-        done: What is done with it: ``read`` or ``written``.
+        url: Where it is.
 
     Raises:
         Trouble: It cannot be used.
@@ -223,7 +224,7 @@ def using_store(done: str) -> Generator[None]:
     from qtasks_pluggy.failures.connection import (  # noqa: PLC0415  # an extra
         NoStoreError,
         StoreError,
-        why,
+        unusable,
     )
 
     try:
@@ -240,5 +241,4 @@ def using_store(done: str) -> Generator[None]:
     except StoreError as error:
         raise Trouble(str(error)) from None
     except (SQLAlchemyError, OSError) as error:
-        msg = f"the failures store cannot be {done}: {why(error)}"
-        raise Trouble(msg) from None
+        raise Trouble(unusable(url, error)) from None

@@ -14,11 +14,10 @@ from qtasks_pluggy.failures.command.options import (
     STORE,
     NotThereError,
     filters,
-    open_reader,
     read_filters,
+    reading,
     store_url,
     takes,
-    using_store,
     whole_ids,
 )
 from qtasks_pluggy.failures.records import TRIGGER, WAITING, Filters, about_retry
@@ -71,8 +70,7 @@ def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any
     --since chooses groups that failed since then; their runs are counted from the beginning.
     """
     wanted = read_filters(given)
-    reader = open_reader(store_url(url, app_spec))
-    with using_store("read"):
+    with reading(store_url(url, app_spec)) as reader:
         found = [attrs.asdict(one) for one in reader.groups(wanted)]
         dropped = reader.dropped()
         nothing = "" if found else _nothing(reader, "failures")
@@ -110,8 +108,7 @@ def _nothing(reader: Reader, things: str) -> str:
 def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any) -> None:
     """List runs that failed at least once, most recent first."""
     wanted = read_filters(given)
-    reader = open_reader(store_url(url, app_spec))
-    with using_store("read"):
+    with reading(store_url(url, app_spec)) as reader:
         found = [attrs.asdict(one) for one in reader.runs(wanted)]
         nothing = "" if found else _nothing(reader, "runs")
     if as_json:
@@ -142,8 +139,7 @@ def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> 
 
     The first characters of UUID are enough, if no other run's id begins with them.
     """
-    reader = open_reader(store_url(url, app_spec))
-    with using_store("read"):
+    with reading(store_url(url, app_spec)) as reader:
         (uuid,) = whole_ids(reader, [uuid])
         whole = reader.run(uuid)
         originals = reader.originals(whole.run.replay_of) if whole else []

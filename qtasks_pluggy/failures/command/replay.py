@@ -28,7 +28,7 @@ from qtasks_pluggy.failures.command.asking import (
 )
 from qtasks_pluggy.failures.command.options import (
     NotThereError,
-    open_reader,
+    reading,
     store_url,
     takes,
     using_store,
@@ -127,10 +127,9 @@ def replay(
     arguments = OtherArguments(_other("args", args_json), _other("kwargs", kwargs_json))
     app = load_app(app_spec, or_native=True)
     where = store_url(url, app)
-    with using_store("read"):
+    with reading(where) as reader:
         claims = Claims(where)
         found = _Found(claims, app, arguments, again=again or (dry_run and bool(uuids)))
-        reader = open_reader(where)
         selection = find_runs(reader, selection)
         chosen = found.choose(reader, selection)
     if dry_run:
@@ -248,7 +247,7 @@ def _send(app: QueueTasks, act: Replay, claims: Claims, chosen: list[str], scope
     begun: int | None = None
     try:
         with _without_events_of_each(), started(app):
-            with using_store("written"):
+            with using_store(claims.url):
                 begun = claims.begin_act(len(chosen), who=who(), scope=scope)
             for _ in _watched(act.run(claims.find(chosen)), len(chosen)):
                 pass
