@@ -335,6 +335,7 @@ def _run(row: Row[Any]) -> Run:
         replayable=row.not_replayable is None,
         not_replayable=row.not_replayable,
         replay_of=row.replay_of,
+        replayed_as=row.sent_as,
     )
 
 

@@ -21,7 +21,7 @@ GROUP = ["id", "task", "error", "message", "state", "first_seen", "last_seen", "
 RUN = [
     *["uuid", "task", "app", "engine", "queue", "status", "error", "message", "group"],
     *["attempts", "decided_by", "decision", "reason", "at"],
-    *["replayable", "not_replayable", "replay_of"],
+    *["replayable", "not_replayable", "replay_of", "replayed_as"],
 ]
 NOW = 1_700_000_000.0
 ATTEMPT = ["attempt", "error", "message", "traceback", "seconds", "trail"]
@@ -87,6 +87,7 @@ def test_each_field_has_what_it_promises(place, run):
         "replayable": True,
         "not_replayable": None,
         "replay_of": None,
+        "replayed_as": None,
     } == two
     assert {
         "app": None,

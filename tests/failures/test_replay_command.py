@@ -396,6 +396,18 @@ class _Terminal:
         self.stderr = type("err", (), {"isatty": lambda _: True, "encoding": "utf-8"})()
 
 
+def test_a_list_marks_the_runs_that_were_replayed(shop):
+    """A waiting one still waits; JSON has the new run's id."""
+    shop.fail("tea", uuid="waits", status="waiting")
+    before = shop.run("list").stdout
+    (sent,) = json.loads(shop.replay("waits", "--yes", "--json").stdout)
+
+    assert "replayed" not in before
+    assert "waiting, replayed" in shop.run("list").stdout
+    (listed,) = json.loads(shop.run("list", "--json").stdout)
+    assert sent["uuid"] == listed["replayed_as"]
+
+
 @pytest.mark.parametrize("words", [[], ["--yes"], ["--yes", "--json"]])
 def test_a_loop_of_replays_is_said_before_it_goes_on(shop, words):
     """Whether it asks or not, it says how many of the runs are replays themselves."""

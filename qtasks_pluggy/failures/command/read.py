@@ -118,7 +118,7 @@ def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: 
             [
                 one["uuid"],
                 one["task"],
-                one["status"],
+                f"{one['status']}, replayed" if one["replayed_as"] else one["status"],
                 str(one["attempts"]),
                 _decided(one),
                 _short_time(one["at"]),
