@@ -202,6 +202,12 @@ class Reader:
         with self._engine.connect() as connection:
             return list(connection.scalars(wanted))
 
+    def tasks(self) -> list[str]:
+        """Find the names of the tasks that failed, in order."""
+        wanted = select(GROUPS.c.task).distinct().order_by(GROUPS.c.task)
+        with self._engine.connect() as connection:
+            return list(connection.scalars(wanted))
+
     def groups_of(self, uuids: Iterable[str]) -> dict[str, str]:
         """Find the groups of stored runs, by the runs' ids."""
         with self._engine.connect() as connection:

@@ -168,6 +168,18 @@ def test_what_is_wrong_is_named_with_code_2(filled, run, words, told):
     assert "Traceback" not in ended.output
 
 
+@pytest.mark.parametrize("name", ["proj.tasks.convert", "proj.tasks:convert"])
+def test_a_task_without_its_module_is_found_by_a_hint(place, run, name):
+    """Engines name tasks in full; who names the function alone reads what to write."""
+    place.store().write(Batch([place.record(task=name)]))
+    hint = f"There is a task '{name}': write --task '*convert'.\n"
+
+    for words in (["groups"], ["list"], ["resolve", "--yes"]):
+        assert run(*words, "--task", "convert").output.endswith(hint)
+    assert "proj" not in run("list", "--task", "vert").output
+    assert "There is" not in run("list", "--task", "*convert", "--status", "recovered").output
+
+
 @pytest.mark.engines
 def test_a_store_out_of_reach_is_named_without_its_secrets(run):
     """Which one it is, because the settings may name another than somebody thinks."""

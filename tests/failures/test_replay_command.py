@@ -170,6 +170,16 @@ def test_all_that_failed_are_replayed_and_their_group_is_resolved(shop):
     assert ("resolve", 1) == (resolve.act, resolve.number)
 
 
+def test_a_task_without_its_module_is_found_by_a_hint(shop):
+    """Nothing is replayed, and what to write is said."""
+    shop.fail("tea", task="proj.price")
+
+    ended = shop.replay("--task", "price", "--yes")
+
+    assert "There is nothing to replay.\n" == ended.stdout
+    assert "There is a task 'proj.price': write --task '*price'.\n" == ended.stderr
+
+
 def test_filters_that_match_only_runs_that_did_not_fail_say_so(shop):
     """They select failed runs by default; the hint names the statuses of the others."""
     for status, number in {"cancelled": 2, "recovered": 1}.items():

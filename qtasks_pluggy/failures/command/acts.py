@@ -20,6 +20,7 @@ from qtasks_pluggy.failures.command.asking import (
 )
 from qtasks_pluggy.failures.command.options import (
     STORE,
+    hint_at_names,
     reading,
     refuse_missing,
     store_url,
@@ -52,6 +53,7 @@ def _change(
     with reading(where) as reader:
         selection = find_runs(reader, selection)
         found = _groups(reader, selection)
+        hint = "" if found else hint_at_names(reader, selection.filters)
     wanted = {one.id: one for one in found if one.state in change.of}
     changed = []
     if wanted:
@@ -65,7 +67,7 @@ def _change(
         say(f"{counted(len(changed), 'group')} ({selection.scope}): {change.to} now")
     else:
         none = f"none of {counted(len(found), 'group')} ({selection.scope})"
-        say(f"Nothing to do: {none} is {' or '.join(change.of)}.")
+        say(f"Nothing to do: {none} is {' or '.join(change.of)}.{hint}")
 
 
 def _groups(reader: Reader, selection: Selection) -> list[Group]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import click
@@ -192,6 +193,15 @@ def whole_ids(reader: Reader, given: Sequence[str]) -> tuple[str, ...]:
         (found if ids else missing).extend(ids or [one])
     refuse_missing("run", missing)
     return tuple(dict.fromkeys(found))
+
+
+def hint_at_names(reader: Reader, wanted: Filters) -> str:
+    """Return a hint if ``--task`` names a task without its module; else an empty text."""
+    tasks = reader.tasks() if wanted.task is not None else []
+    if any(fnmatchcase(one, wanted.task or "") for one in tasks):
+        return ""
+    meant = [one for one in tasks if fnmatchcase(one, f"*[.:]{wanted.task}")]
+    return f" There is a task {meant[0]!r}: write --task '*{wanted.task}'." if meant else ""
 
 
 def refuse_missing(what: str, missing: Sequence[str]) -> None:

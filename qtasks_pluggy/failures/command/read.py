@@ -14,6 +14,7 @@ from qtasks_pluggy.failures.command.options import (
     STORE,
     NotThereError,
     filters,
+    hint_at_names,
     read_filters,
     reading,
     store_url,
@@ -73,7 +74,7 @@ def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any
     with reading(store_url(url, app_spec)) as reader:
         found = [attrs.asdict(one) for one in reader.groups(wanted)]
         dropped = reader.dropped()
-        nothing = "" if found else _nothing(reader, "failures")
+        nothing = "" if found else _nothing(reader, "failures", wanted)
     if as_json:
         say_json(found)
     elif found:
@@ -97,10 +98,11 @@ def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any
         say(text, err=True)
 
 
-def _nothing(reader: Reader, things: str) -> str:
+def _nothing(reader: Reader, things: str, wanted: Filters) -> str:
     """Return why a list is empty."""
-    has_some = bool(reader.groups(Filters(limit=1)))
-    return f"No {things} match." if has_some else "No failures are recorded yet."
+    if not reader.groups(Filters(limit=1)):
+        return "No failures are recorded yet."
+    return f"No {things} match.{hint_at_names(reader, wanted)}"
 
 
 @click.command(name="list")
@@ -110,7 +112,7 @@ def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: 
     wanted = read_filters(given)
     with reading(store_url(url, app_spec)) as reader:
         found = [attrs.asdict(one) for one in reader.runs(wanted)]
-        nothing = "" if found else _nothing(reader, "runs")
+        nothing = "" if found else _nothing(reader, "runs", wanted)
     if as_json:
         say_json(found)
     elif found:

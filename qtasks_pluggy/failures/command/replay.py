@@ -28,6 +28,7 @@ from qtasks_pluggy.failures.command.asking import (
 )
 from qtasks_pluggy.failures.command.options import (
     NotThereError,
+    hint_at_names,
     reading,
     store_url,
     takes,
@@ -227,6 +228,8 @@ class _Found:
 
 def _hint_at_others(reader: Reader, selection: Selection) -> None:
     """Say which other runs match, if filters found none of those that they select by default."""
+    if hint := hint_at_names(reader, selection.filters).strip():
+        say(hint, err=True)
     if selection.scope == _EVERYTHING or selection.filters.status is not None:
         return
     found: dict[str, int] = {}

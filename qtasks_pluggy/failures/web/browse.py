@@ -384,8 +384,8 @@ def _cut(column: Any) -> list[ColumnElement[Any]]:
 def _window(wanted: RunsWanted) -> Select[Any]:
     """Select the newest runs after a key, in the order of an index."""
     names = ("group_id", "task", "status", "attempts", "decided_by", "decision", "reason", "at")
-    names += ("replay_of", "sent_as")
-    window = select(*(RUNS.c[name] for name in (*_KEY, *names))).where(
+    replays = ("replay_of", "sent_as")
+    window = select(*(RUNS.c[name] for name in (*_KEY, *names, *replays))).where(
         *_after(RUNS.c.at, RUNS.c.uuid, wanted.after)
     )
     if wanted.group:
