@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 
 import attrs
 
+from qtasks_hookspecs.exc import SettingsError
 from qtasks_pluggy._settings import Settings
 from qtasks_pluggy._text import closest_match, describe_error, safe_str
 
@@ -139,8 +140,10 @@ def _unknown_keys(
 
 
 def _describe_refusal(error: Exception, keys: Iterable[str]) -> str:
-    """Name the keys that the plugin's own checks refuse; their text may show values."""
+    """Name the keys that the plugin's own checks refuse; only a SettingsError shows no value."""
     text = safe_str(error)
+    if isinstance(error, SettingsError):
+        return f"settings: {text}"
     named = ", ".join(repr(key) for key in keys if repr(key) in text) or "the section"
     kind = type(error).__name__
     return f"settings: the plugin refuses {named} with {kind}; its documentation says what it takes"

@@ -83,6 +83,7 @@ class Claims:
     """
 
     def __init__(self, url: URL) -> None:
+        self.url: Final = url
         must_be_there(url)
         self._reading = engine_for(url, seconds=LOCK_SECONDS, writes=False)
         self._writing = engine_for(url, seconds=LOCK_SECONDS, writes=True)

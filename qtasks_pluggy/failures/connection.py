@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, select
@@ -55,7 +56,10 @@ def default_url() -> str:
 
 def read_url(given: str) -> URL:
     """Read a store's URL; it may hold a password, which no error shows."""
-    takes = "write sqlite:///path/of/failures.db or postgresql+psycopg://user@host/database"
+    takes = (
+        "write sqlite:///path/of/failures.db or postgresql+psycopg://user@host/database, and an @"
+        " of a password as %40"
+    )
     try:
         url = make_url(given)
     except (ArgumentError, ValueError):
@@ -70,6 +74,10 @@ def read_url(given: str) -> URL:
         if url.database in {None, "", ":memory:"} or url.host:
             msg = f"the failures store needs a file, with three slashes and its path; {takes}"
             raise SettingsError(msg)
+    elif given.count("@") > 1:
+        # What follows the first one would be taken for the host, and shown.
+        msg = f"the url of the failures store has more than one @; {takes}"
+        raise SettingsError(msg)
     elif find_spec("psycopg") is None:
         msg = (
             "a failures store on PostgreSQL needs psycopg, which is not installed;"
@@ -88,6 +96,11 @@ def why(error: Exception) -> str:
     """Describe a store's error without the statement and its values."""
     text = str(error.orig) if isinstance(error, DBAPIError) else str(error)
     return f"{type(error).__name__}: {text.strip()}"
+
+
+def unusable(url: URL, error: Exception) -> str:
+    """Say which store cannot be used, and why."""
+    return f"the failures store {shown(url)} cannot be used: {why(error)}"
 
 
 def engine_for(url: URL, *, seconds: float, writes: bool) -> Engine:
@@ -230,9 +243,16 @@ _UPGRADES: Final[Mapping[int, Callable[[Connection], None]]] = {1: _to_version_2
 
 def must_be_there(url: URL) -> None:
     """Check that the store's file exists, because opening would create it."""
-    if url.drivername == "sqlite" and not Path(url.database or "").is_file():
+    if url.drivername != "sqlite":
+        return
+    try:
+        mode = Path(url.database or "").stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
         msg = f"{shown(url)} does not exist: no failures are recorded yet"
-        raise NoStoreError(msg)
+        raise NoStoreError(msg) from None
+    if not S_ISREG(mode):
+        msg = f"{shown(url)} is not a file; give the failures store a file of its own"
+        raise StoreError(msg)
 
 
 def _alone(connection: Connection) -> None:

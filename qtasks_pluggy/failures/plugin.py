@@ -43,6 +43,13 @@ def _at_least(least: float) -> Any:
     return check
 
 
+def _above_zero(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    """Refuse 0, which many tools read as for ever: here it would delete a dead letter at once."""
+    if not value > 0:
+        msg = f"{attribute.name!r} takes a number above 0; 36500 is a hundred years"
+        raise SettingsError(msg)
+
+
 def _one_of(*words: str) -> Any:
     def check(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
         if value not in words:
@@ -59,7 +66,7 @@ class FailuresSettings:
     Attributes:
         url: Where the store is: ``sqlite:///path``, or ``postgresql+psycopg://...``; without it a
             file in the user's state folder.
-        keep_days: Days after which a run is deleted.
+        keep_days: Days after which a run is deleted, dead letters too; a number above 0.
         keep_runs: The most runs that are kept.
         keep_recovered: The most recovered, and the most retried, runs of one group and hour that
             are kept; all are counted.
@@ -73,7 +80,7 @@ class FailuresSettings:
     """
 
     url: str | None = None
-    keep_days: float = attrs.field(default=30.0, validator=_at_least(0))
+    keep_days: float = attrs.field(default=30.0, validator=_above_zero)
     keep_runs: int = attrs.field(default=1_000_000, validator=_at_least(1))
     keep_recovered: int = attrs.field(default=10, validator=_at_least(0))
     arguments: str = attrs.field(default="keep", validator=_one_of("keep", "hide", "drop"))

@@ -202,6 +202,12 @@ class Reader:
         with self._engine.connect() as connection:
             return list(connection.scalars(wanted))
 
+    def tasks(self) -> list[str]:
+        """Find the names of the tasks that failed, in order."""
+        wanted = select(GROUPS.c.task).distinct().order_by(GROUPS.c.task)
+        with self._engine.connect() as connection:
+            return list(connection.scalars(wanted))
+
     def groups_of(self, uuids: Iterable[str]) -> dict[str, str]:
         """Find the groups of stored runs, by the runs' ids."""
         with self._engine.connect() as connection:
@@ -335,6 +341,7 @@ def _run(row: Row[Any]) -> Run:
         replayable=row.not_replayable is None,
         not_replayable=row.not_replayable,
         replay_of=row.replay_of,
+        replayed_as=row.sent_as,
     )
 
 

@@ -193,6 +193,7 @@ class Run:
     replayable: bool
     not_replayable: str | None
     replay_of: str | None
+    replayed_as: str | None
 
 
 @attrs.frozen(kw_only=True)

@@ -20,7 +20,7 @@ from qtasks_hookspecs import Outcome, TaskMessage, hookimpl
 from qtasks_hookspecs.exc import CapabilityError, EngineError, QTasksError
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.failures.claims import Claims, Recorded
-from qtasks_pluggy.failures.connection import StoreError, why
+from qtasks_pluggy.failures.connection import StoreError, unusable
 from qtasks_pluggy.failures.records import FINAL
 from qtasks_pluggy.failures.values import UnreadableError, read_args, read_kwargs
 
@@ -226,7 +226,7 @@ class Replay:
             try:
                 one, is_engines = self._replay(run)
             except (StoreError, SQLAlchemyError, OSError) as error:
-                self.stopped = f"the failures store cannot be written: {why(error)}"
+                self.stopped = unusable(self._claims.url, error)
                 return
             refused = refused + 1 if is_engines else 0
             if one.uuid is not None and self._stop_after is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ GROUP = ["id", "task", "error", "message", "state", "first_seen", "last_seen", "
 RUN = [
     *["uuid", "task", "app", "engine", "queue", "status", "error", "message", "group"],
     *["attempts", "decided_by", "decision", "reason", "at"],
-    *["replayable", "not_replayable", "replay_of"],
+    *["replayable", "not_replayable", "replay_of", "replayed_as"],
 ]
 NOW = 1_700_000_000.0
 ATTEMPT = ["attempt", "error", "message", "traceback", "seconds", "trail"]
@@ -86,6 +87,7 @@ def test_each_field_has_what_it_promises(place, run):
         "replayable": True,
         "not_replayable": None,
         "replay_of": None,
+        "replayed_as": None,
     } == two
     assert {
         "app": None,
@@ -154,6 +156,7 @@ def test_since_takes_a_span_or_a_time(filled, run, since):
         (["list", "--limit", "0"], "--limit"),
         (["groups", "--url", "sqlit:///x.db"], "did you mean 'sqlite'?"),
         (["groups", "--url", "sqlite:////nowhere/x.db"], "does not exist"),
+        (["groups", "--url", "sqlite:////dev"], "sqlite:////dev is not a file"),
         (["groups", "--app", "nothing:app"], "there is no module 'nothing'"),
     ],
 )
@@ -163,6 +166,32 @@ def test_what_is_wrong_is_named_with_code_2(filled, run, words, told):
 
     assert (2, True) == (ended.exit_code, told in ended.output), ended.output
     assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize("name", ["proj.tasks.convert", "proj.tasks:convert"])
+def test_a_task_without_its_module_is_found_by_a_hint(place, run, name):
+    """Engines name tasks in full; who names the function alone reads what to write."""
+    place.store().write(Batch([place.record(task=name)]))
+    hint = f"There is a task '{name}': write --task '*convert'.\n"
+
+    for words in (["groups"], ["list"], ["resolve", "--yes"]):
+        assert run(*words, "--task", "convert").output.endswith(hint)
+    assert "proj" not in run("list", "--task", "vert").output
+    assert "There is" not in run("list", "--task", "*convert", "--status", "recovered").output
+
+
+@pytest.mark.engines
+def test_a_store_out_of_reach_is_named_without_its_secrets(run):
+    """Which one it is, because the settings may name another than somebody thinks."""
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{nobody_listens.getsockname()[1]}"
+        url = f"postgresql+psycopg://ann:hunter2@{server}/shop?passfile=hunter2"
+        ended = run("groups", "--url", url)
+
+    store = f"the failures store postgresql+psycopg://ann:***@{server}/shop cannot be used: "
+    assert (2, True) == (ended.exit_code, store in ended.output), ended.output
+    assert "hunter2" not in ended.output
 
 
 def test_a_run_that_is_not_there_is_named_with_code_1(filled, run):

@@ -178,9 +178,21 @@ def test_ignored_groups_are_left_out_unless_they_are_named(filled, run):
     assert (["other"], ["three"]) == (ids("groups"), ids("list"))
     assert ["a-group"] == ids("groups", "--state", "ignored") == ids("groups", "--group", "a-group")
     assert ["two", "one"] == ids("list", "--state", "ignored") == ids("list", "--group", "a-group")
-    assert "Nothing to do" in run("reopen", "--task", "*", "--yes").output
+    assert "Nothing to do" in run("resolve", "--task", "price", "--yes").output
     assert ["a-group"] == ids("reopen", "one", "--yes")
     assert {"open"} == set(_states(filled).values())
+
+
+@pytest.mark.parametrize("act", ["resolve", "ignore"])
+def test_reopen_undoes_an_act_by_the_same_filters(filled, run, act):
+    """It finds ignored groups too, unless a state is named."""
+    run(act, "--task", "*", "--yes")
+
+    other = run("reopen", "--task", "*", "--state", "regressed", "--yes")
+    undone = run("reopen", "--task", "*", "--yes")
+
+    assert "Nothing to do" in other.output
+    assert "2 groups (--task '*'): open now\n" == undone.output
 
 
 def test_an_act_that_finds_nothing_to_change_asks_nothing(filled, run):
@@ -201,9 +213,8 @@ def test_a_store_that_somebody_has_locked_is_named(filled, run, monkeypatch):
         ended = run("resolve", "one", "--yes")
 
     assert 2 == ended.exit_code
-    assert "the failures store cannot be written: OperationalError: database is locked" in (
-        ended.output
-    )
+    told = f"the failures store {filled.text} cannot be used: OperationalError: database is locked"
+    assert told in ended.output
     assert {"open"} == set(_states(filled).values())
 
 

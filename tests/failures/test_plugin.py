@@ -218,8 +218,10 @@ def test_arguments_are_kept_hidden_or_dropped(place, shop, arguments):
         ({"url": "sqlit:///x.db"}, "did you mean 'sqlite'"),
         ({"url": "postgresq://u:hunter2@h/d"}, "did you mean 'postgresql+psycopg'"),
         ({"keep_day": 3}, "did you mean 'keep_days'"),
-        ({"keep_days": -1}, "keep_days"),
-        ({"arguments": "hunter2"}, "arguments"),
+        ({"keep_days": -1}, "'keep_days' takes a number above 0"),
+        ({"keep_days": 0}, "'keep_days' takes a number above 0"),
+        ({"keep_runs": 0}, "'keep_runs' takes a number, 1 or more"),
+        ({"arguments": "hunter2"}, "'arguments' takes keep, hide, drop"),
         ({"most_bytes": "hunter2"}, "most_bytes"),
     ],
 )

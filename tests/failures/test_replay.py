@@ -383,7 +383,7 @@ def test_a_store_that_goes_away_ends_the_replay(place, shop, monkeypatch):
         ends = list(act.run(list(claims.find(uuids))))
 
     assert (2, 3) == (len(ends), len(shop.seen))
-    assert "the failures store cannot be written" in act.stopped
+    assert f"the failures store {place.text} cannot be used: " in act.stopped
     assert 3 == sum(one.uuid is not None for one in act.results())
 
 

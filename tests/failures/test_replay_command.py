@@ -170,6 +170,16 @@ def test_all_that_failed_are_replayed_and_their_group_is_resolved(shop):
     assert ("resolve", 1) == (resolve.act, resolve.number)
 
 
+def test_a_task_without_its_module_is_found_by_a_hint(shop):
+    """Nothing is replayed, and what to write is said."""
+    shop.fail("tea", task="proj.price")
+
+    ended = shop.replay("--task", "price", "--yes")
+
+    assert "There is nothing to replay.\n" == ended.stdout
+    assert "There is a task 'proj.price': write --task '*price'.\n" == ended.stderr
+
+
 def test_filters_that_match_only_runs_that_did_not_fail_say_so(shop):
     """They select failed runs by default; the hint names the statuses of the others."""
     for status, number in {"cancelled": 2, "recovered": 1}.items():
@@ -396,14 +406,27 @@ class _Terminal:
         self.stderr = type("err", (), {"isatty": lambda _: True, "encoding": "utf-8"})()
 
 
-def test_a_loop_of_replays_is_said_before_it_goes_on(shop):
-    """Of runs that are replays themselves the question and the act say how many."""
+def test_a_list_marks_the_runs_that_were_replayed(shop):
+    """A waiting one still waits; JSON has the new run's id."""
+    shop.fail("tea", uuid="waits", status="waiting")
+    before = shop.run("list").stdout
+    (sent,) = json.loads(shop.replay("waits", "--yes", "--json").stdout)
+
+    assert "replayed" not in before
+    assert "waiting, replayed" in shop.run("list").stdout
+    (listed,) = json.loads(shop.run("list", "--json").stdout)
+    assert sent["uuid"] == listed["replayed_as"]
+
+
+@pytest.mark.parametrize("words", [[], ["--yes"], ["--yes", "--json"]])
+def test_a_loop_of_replays_is_said_before_it_goes_on(shop, words):
+    """Whether it asks or not, it says how many of the runs are replays themselves."""
     shop.fail("gold")
     shop.replay("--yes")
 
-    ended = shop.replay()
+    ended = shop.replay(*words)
 
-    assert "1 of them are failed replays" in ended.stderr
+    assert "1 of 1 run is a replay itself." in ended.stderr
 
 
 @pytest.mark.parametrize("words", [["waits"], ["--status", "waiting"]], ids=["by-id", "by-status"])

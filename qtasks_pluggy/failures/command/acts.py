@@ -20,13 +20,14 @@ from qtasks_pluggy.failures.command.asking import (
 )
 from qtasks_pluggy.failures.command.options import (
     STORE,
-    open_reader,
+    hint_at_names,
+    reading,
     refuse_missing,
     store_url,
     takes,
     using_store,
 )
-from qtasks_pluggy.failures.records import Filters, Group
+from qtasks_pluggy.failures.records import STATES, Filters, Group
 
 if TYPE_CHECKING:
     from qtasks_pluggy.failures.queries import Reader
@@ -45,16 +46,19 @@ def _change(
     from qtasks_pluggy.failures.acts import CHANGES, change_groups  # noqa: PLC0415  # an extra
 
     selection = read_selection(uuids, given)
+    if act == "reopen" and given["state"] is None:
+        # What filters leave out by default is what it is for.
+        selection = attrs.evolve(selection, filters=attrs.evolve(selection.filters, states=STATES))
     where, change = store_url(url, app_spec), CHANGES[act]
-    reader = open_reader(where)
-    with using_store("read"):
+    with reading(where) as reader:
         selection = find_runs(reader, selection)
         found = _groups(reader, selection)
+        hint = "" if found else hint_at_names(reader, selection.filters)
     wanted = {one.id: one for one in found if one.state in change.of}
     changed = []
     if wanted:
         ask(f"{act} {counted(len(wanted), 'group')} ({selection.scope})", yes=yes)
-        with using_store("written"):
+        with using_store(where):
             ids = change_groups(where, act, wanted, who=who(), scope=selection.scope)
         changed = [attrs.evolve(wanted[one], state=change.to) for one in ids]
     if as_json:
@@ -63,7 +67,7 @@ def _change(
         say(f"{counted(len(changed), 'group')} ({selection.scope}): {change.to} now")
     else:
         none = f"none of {counted(len(found), 'group')} ({selection.scope})"
-        say(f"Nothing to do: {none} is {' or '.join(change.of)}.")
+        say(f"Nothing to do: {none} is {' or '.join(change.of)}.{hint}")
 
 
 def _groups(reader: Reader, selection: Selection) -> list[Group]:
@@ -94,7 +98,9 @@ ignore: Final = _command(
     "ignore", "Mark failures as ignored.", "Ignored groups are counted, but not listed or logged."
 )
 reopen: Final = _command(
-    "reopen", "Mark failures as open again.", "This is for resolved and ignored groups."
+    "reopen",
+    "Mark failures as open again.",
+    "This is for resolved and ignored groups; filters select both, unless --state names one.",
 )
 
 
@@ -105,7 +111,7 @@ def upgrade(url: str | None, app_spec: str | None, *, as_json: bool) -> None:
     from qtasks_pluggy.failures import connection, schema  # noqa: PLC0415  # an extra
 
     where = store_url(url, app_spec)
-    with using_store("written"):
+    with using_store(where):
         before = connection.upgrade(where)
     store = connection.shown(where)
     if as_json:

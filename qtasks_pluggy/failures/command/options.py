@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import click
@@ -160,16 +161,17 @@ def setting_of(app: str | QueueTasks | None, key: str) -> Any:
     return settings.plugin.get("failures", {}).get(key)
 
 
-def open_reader(url: URL) -> Reader:
+@contextmanager
+def reading(url: URL) -> Generator[Reader]:
     """Open a store for reading.
 
     Raises:
-        Trouble: It cannot be read.
+        Trouble: It cannot be used.
     """
     from qtasks_pluggy.failures.queries import Reader  # noqa: PLC0415  # an extra
 
-    with using_store("read"):
-        return Reader(url)
+    with using_store(url):
+        yield Reader(url)
 
 
 def whole_ids(reader: Reader, given: Sequence[str]) -> tuple[str, ...]:
@@ -193,6 +195,15 @@ def whole_ids(reader: Reader, given: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def hint_at_names(reader: Reader, wanted: Filters) -> str:
+    """Return a hint if ``--task`` names a task without its module; else an empty text."""
+    tasks = reader.tasks() if wanted.task is not None else []
+    if any(fnmatchcase(one, wanted.task or "") for one in tasks):
+        return ""
+    meant = [one for one in tasks if fnmatchcase(one, f"*[.:]{wanted.task}")]
+    return f" There is a task {meant[0]!r}: write --task '*{wanted.task}'." if meant else ""
+
+
 def refuse_missing(what: str, missing: Sequence[str]) -> None:
     """Name what is not recorded, if anything is missing.
 
@@ -209,11 +220,11 @@ def refuse_missing(what: str, missing: Sequence[str]) -> None:
 
 
 @contextmanager
-def using_store(done: str) -> Generator[None]:
+def using_store(url: URL) -> Generator[None]:
     """Report a store that cannot be used, with exit code 2.
 
     Args:
-        done: What is done with it: ``read`` or ``written``.
+        url: Where it is.
 
     Raises:
         Trouble: It cannot be used.
@@ -223,7 +234,7 @@ def using_store(done: str) -> Generator[None]:
     from qtasks_pluggy.failures.connection import (  # noqa: PLC0415  # an extra
         NoStoreError,
         StoreError,
-        why,
+        unusable,
     )
 
     try:
@@ -240,5 +251,4 @@ def using_store(done: str) -> Generator[None]:
     except StoreError as error:
         raise Trouble(str(error)) from None
     except (SQLAlchemyError, OSError) as error:
-        msg = f"the failures store cannot be {done}: {why(error)}"
-        raise Trouble(msg) from None
+        raise Trouble(unusable(url, error)) from None

@@ -14,11 +14,11 @@ from qtasks_pluggy.failures.command.options import (
     STORE,
     NotThereError,
     filters,
-    open_reader,
+    hint_at_names,
     read_filters,
+    reading,
     store_url,
     takes,
-    using_store,
     whole_ids,
 )
 from qtasks_pluggy.failures.records import TRIGGER, WAITING, Filters, about_retry
@@ -71,11 +71,10 @@ def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any
     --since chooses groups that failed since then; their runs are counted from the beginning.
     """
     wanted = read_filters(given)
-    reader = open_reader(store_url(url, app_spec))
-    with using_store("read"):
+    with reading(store_url(url, app_spec)) as reader:
         found = [attrs.asdict(one) for one in reader.groups(wanted)]
         dropped = reader.dropped()
-        nothing = "" if found else _nothing(reader, "failures")
+        nothing = "" if found else _nothing(reader, "failures", wanted)
     if as_json:
         say_json(found)
     elif found:
@@ -99,10 +98,11 @@ def groups(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any
         say(text, err=True)
 
 
-def _nothing(reader: Reader, things: str) -> str:
+def _nothing(reader: Reader, things: str, wanted: Filters) -> str:
     """Return why a list is empty."""
-    has_some = bool(reader.groups(Filters(limit=1)))
-    return f"No {things} match." if has_some else "No failures are recorded yet."
+    if not reader.groups(Filters(limit=1)):
+        return "No failures are recorded yet."
+    return f"No {things} match.{hint_at_names(reader, wanted)}"
 
 
 @click.command(name="list")
@@ -110,10 +110,9 @@ def _nothing(reader: Reader, things: str) -> str:
 def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: Any) -> None:
     """List runs that failed at least once, most recent first."""
     wanted = read_filters(given)
-    reader = open_reader(store_url(url, app_spec))
-    with using_store("read"):
+    with reading(store_url(url, app_spec)) as reader:
         found = [attrs.asdict(one) for one in reader.runs(wanted)]
-        nothing = "" if found else _nothing(reader, "runs")
+        nothing = "" if found else _nothing(reader, "runs", wanted)
     if as_json:
         say_json(found)
     elif found:
@@ -121,7 +120,7 @@ def list_runs(url: str | None, app_spec: str | None, *, as_json: bool, **given: 
             [
                 one["uuid"],
                 one["task"],
-                one["status"],
+                f"{one['status']}, replayed" if one["replayed_as"] else one["status"],
                 str(one["attempts"]),
                 _decided(one),
                 _short_time(one["at"]),
@@ -142,8 +141,7 @@ def show(uuid: str, url: str | None, app_spec: str | None, *, as_json: bool) -> 
 
     The first characters of UUID are enough, if no other run's id begins with them.
     """
-    reader = open_reader(store_url(url, app_spec))
-    with using_store("read"):
+    with reading(store_url(url, app_spec)) as reader:
         (uuid,) = whole_ids(reader, [uuid])
         whole = reader.run(uuid)
         originals = reader.originals(whole.run.replay_of) if whole else []

@@ -28,7 +28,8 @@ from qtasks_pluggy.failures.command.asking import (
 )
 from qtasks_pluggy.failures.command.options import (
     NotThereError,
-    open_reader,
+    hint_at_names,
+    reading,
     store_url,
     takes,
     using_store,
@@ -127,10 +128,9 @@ def replay(
     arguments = OtherArguments(_other("args", args_json), _other("kwargs", kwargs_json))
     app = load_app(app_spec, or_native=True)
     where = store_url(url, app)
-    with using_store("read"):
+    with reading(where) as reader:
         claims = Claims(where)
         found = _Found(claims, app, arguments, again=again or (dry_run and bool(uuids)))
-        reader = open_reader(where)
         selection = find_runs(reader, selection)
         chosen = found.choose(reader, selection)
     if dry_run:
@@ -140,10 +140,12 @@ def replay(
         runs = counted(found.waiting, "run")
         what = "waits for its" if found.waiting == 1 else "wait for their"
         say(f"{runs} {what} next attempt; what is still queued would run twice.", err=True)
+    if found.copies:
+        replays = "is a replay itself" if found.copies == 1 else "are replays themselves"
+        say(f"{found.copies:,} of {counted(len(chosen), 'run')} {replays}.", err=True)
     if chosen:
-        copies = f"; {found.copies:,} of them are failed replays" if found.copies else ""
         runs = counted(len(chosen), "run")
-        ask(f"replay {runs} of app {app.name!r} ({selection.scope}{copies})", yes=yes)
+        ask(f"replay {runs} of app {app.name!r} ({selection.scope})", yes=yes)
     act = Replay(app, claims, arguments=arguments, again=again, rate=rate, stop_after=stop_after)
     code = _send(app, act, claims, chosen, selection.scope) if chosen else 0
     results = act.results()
@@ -226,6 +228,8 @@ class _Found:
 
 def _hint_at_others(reader: Reader, selection: Selection) -> None:
     """Say which other runs match, if filters found none of those that they select by default."""
+    if hint := hint_at_names(reader, selection.filters).strip():
+        say(hint, err=True)
     if selection.scope == _EVERYTHING or selection.filters.status is not None:
         return
     found: dict[str, int] = {}
@@ -246,7 +250,7 @@ def _send(app: QueueTasks, act: Replay, claims: Claims, chosen: list[str], scope
     begun: int | None = None
     try:
         with _without_events_of_each(), started(app):
-            with using_store("written"):
+            with using_store(claims.url):
                 begun = claims.begin_act(len(chosen), who=who(), scope=scope)
             for _ in _watched(act.run(claims.find(chosen)), len(chosen)):
                 pass

@@ -289,14 +289,21 @@ class Browser(Reader):
         with self._engine.connect() as connection:
             return connection.execute(wanted).all()
 
-    def waiting_by_status(self, group: str, app: str, most: int) -> dict[str, int]:
-        """Count the runs of a group that wait for a replay, by how they ended, up to ``most``."""
+    def waiting_by_status(self, group: str, app: str, most: int) -> dict[str, tuple[int, int]]:
+        """Count the runs of a group that wait for a replay, and those that are replays.
+
+        Returns:
+            Both numbers, up to ``most``, by how the runs ended.
+        """
         found = {}
         with self._engine.connect() as connection:
             for status in FAILED_ONCE:
                 waiting = _waiting(group, app, status).limit(most).subquery()
-                found[status] = connection.scalar(select(func.count()).select_from(waiting)) or 0
-        return {status: number for status, number in found.items() if number}
+                numbers = func.count(), func.count(waiting.c.replay_of)
+                runs, replays = connection.execute(select(*numbers).select_from(waiting)).one()
+                if runs:
+                    found[status] = (runs, replays)
+        return found
 
     def waiting(self, group: str, app: str, status: str, most: int) -> list[str]:
         """Find the newest runs of a group that wait for a replay."""
@@ -377,7 +384,8 @@ def _cut(column: Any) -> list[ColumnElement[Any]]:
 def _window(wanted: RunsWanted) -> Select[Any]:
     """Select the newest runs after a key, in the order of an index."""
     names = ("group_id", "task", "status", "attempts", "decided_by", "decision", "reason", "at")
-    window = select(*(RUNS.c[name] for name in (*_KEY, *names)), RUNS.c.replay_of).where(
+    replays = ("replay_of", "sent_as")
+    window = select(*(RUNS.c[name] for name in (*_KEY, *names, *replays))).where(
         *_after(RUNS.c.at, RUNS.c.uuid, wanted.after)
     )
     if wanted.group:
@@ -390,7 +398,7 @@ def _window(wanted: RunsWanted) -> Select[Any]:
 def _waiting(group: str, app: str, status: str) -> Select[Any]:
     """Select the runs of a group that can be replayed and were not yet."""
     return (
-        select(RUNS.c.uuid)
+        select(RUNS.c.uuid, RUNS.c.replay_of)
         .where(RUNS.c.group_id == group, RUNS.c.status == status, RUNS.c.app == app)
         .where(RUNS.c.claimed_at.is_(None), RUNS.c.not_replayable.is_(None))
         .order_by(RUNS.c.at.desc())

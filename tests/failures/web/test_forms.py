@@ -155,7 +155,7 @@ def test_a_replay_that_is_sent_twice_runs_once(shop):
 
 
 def test_a_replay_that_fails_is_shown_with_its_run(shop):
-    """What the replays of a run came to is on its page, and leads there."""
+    """What the replays of a run came to is on its page; lists and the next form tell them."""
     uuid = shop.fail("EUR")
     action, fields = _form(shop, uuid)
     shop.post(action, **fields)
@@ -164,6 +164,9 @@ def test_a_replay_that_fails_is_shown_with_its_run(shop):
     (again,) = [run for run in shop.place.reader().runs(Filters()) if run.replay_of == uuid]
     assert f'href="/runs/{again.uuid}"' in shop.get(f"/runs/{uuid}")
     assert f'href="/runs/{uuid}"' in shop.get(f"/runs/{again.uuid}")
+    runs = shop.get("/runs")
+    assert [1, 1] == [runs.count(mark) for mark in ("· a replay<", "· replayed<")]
+    assert "of which 1 is a replay itself" in shop.get(f"/groups/{again.group}/replay")
 
 
 @pytest.mark.parametrize(
