@@ -395,7 +395,7 @@ def _window(wanted: RunsWanted) -> Select[Any]:
     return window.order_by(RUNS.c.at.desc(), RUNS.c.uuid.desc())
 
 
-def _waiting(group: str, app: str, status: str) -> Select[Any]:
+def _waiting(group: str, app: str, status: str) -> Select[Any, Any]:
     """Select the runs of a group that can be replayed and were not yet."""
     return (
         select(RUNS.c.uuid, RUNS.c.replay_of)
