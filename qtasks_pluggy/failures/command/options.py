@@ -191,6 +191,10 @@ def whole_ids(reader: Reader, given: Sequence[str]) -> tuple[str, ...]:
             msg = f"several runs match {one}: {named}{more}; give more characters"
             raise NotThereError(msg)
         (found if ids else missing).extend(ids or [one])
+    for one in missing:
+        if reader.groups(Filters(group=one)):
+            msg = f"no such run: {one} is a group; list, replay and resolve take it by --group"
+            raise NotThereError(msg)
     refuse_missing("run", missing)
     return tuple(dict.fromkeys(found))
 
