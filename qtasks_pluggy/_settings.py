@@ -17,7 +17,7 @@ import attrs
 
 from qtasks_hookspecs.exc import SettingsError
 from qtasks_pluggy._settings_file import FILE_VARIABLE, find
-from qtasks_pluggy._text import closest_match
+from qtasks_pluggy._text import closest_match, near_match
 
 ENVIRONMENT_PREFIX: Final = "QTASKS_PLUGGY_"
 PLUGIN_PREFIX: Final = f"{ENVIRONMENT_PREFIX}PLUGIN_"
@@ -260,7 +260,7 @@ class Loaded:
     def unknown_names(
         self, plugins: Collection[str], builtins: Collection[str]
     ) -> Iterator[dict[str, str | None]]:
-        """Yield the setting, source, name and nearest name of each name that no plugin has."""
+        """Yield the setting, source, name and near name, if any, of each name no plugin has."""
         everybody = {*plugins, *builtins}
         unknown = [
             (key, self.sources[key], name, known)
@@ -274,7 +274,7 @@ class Loaded:
             if not _match_variable(variable, everybody)[0]
         ]
         for key, source, name, known in unknown:
-            meant = closest_match(name, known) if known else None
+            meant = near_match(name, known)
             yield {"setting": key, "source": source, "name": name, "did_you_mean": meant}
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "describe_error",
     "describe_plugin",
     "disable_hint",
+    "near_match",
     "printable",
     "safe_str",
 ]
@@ -35,9 +36,19 @@ def disable_hint(plugin: str) -> str:
 
 def closest_match(name: str, names: Iterable[str]) -> str:
     """Return the most similar of several names; there must be at least one."""
+    return _by_likeness(name, names, least=0)[0]
+
+
+def near_match(name: str, names: Iterable[str]) -> str | None:
+    """Return the most similar of several names, if one may be a slip for the other."""
+    return next(iter(_by_likeness(name, names, least=0.5)), None)
+
+
+def _by_likeness(name: str, names: Iterable[str], *, least: float) -> list[str]:
+    """Return the most similar of several names, if it is similar enough."""
     by_letters = {one.casefold(): one for one in sorted(names)}
-    near = difflib.get_close_matches(name.casefold(), by_letters, n=1, cutoff=0)
-    return by_letters[near[0]]
+    near = difflib.get_close_matches(name.casefold(), by_letters, n=1, cutoff=least)
+    return [by_letters[one] for one in near]
 
 
 def describe_error(error: BaseException) -> str:

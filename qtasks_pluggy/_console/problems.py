@@ -46,9 +46,11 @@ def dead_settings(manager: PluginManager, *, has_app: bool) -> Iterator[str]:
     """Describe each name in the settings that no plugin has."""
     hint = "" if has_app else " If an app adds it, give that APP."
     for one in manager.dead_settings():
+        near = one["did_you_mean"]
+        meant = f"; did you mean {near!r}?" if near else "."
         yield (
             f"setting {one['setting']!r} ({one['source']}) names {one['name']!r}, but no plugin"
-            f" has that name; did you mean {one['did_you_mean']!r}?{hint}"
+            f" has that name{meant}{hint}"
         )
 
 

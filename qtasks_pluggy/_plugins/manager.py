@@ -337,8 +337,8 @@ class PluginManager(pluggy.PluginManager):
         """Return the names in the settings that no plugin has.
 
         Returns:
-            For each the ``setting``, its ``source``, the ``name``, and the nearest name,
-            ``did_you_mean``.
+            For each the ``setting``, its ``source``, the ``name``, and ``did_you_mean``, a near
+            name; None if there is none.
         """
         with self._lock:
             names = self._names()

@@ -201,7 +201,10 @@ class RQNative(Native[type[Job]]):
         if job is not None:
             return Queue(job.origin, connection=job.connection, serializer=job.serializer)
         if self.queue is None:
-            msg = "engine 'rq': no connection to send the job on; pass a Queue, not a job class"
+            msg = (
+                "engine 'rq': no connection to send the job on; instead of the job class pass a"
+                " queue that has it: Queue('default', connection=..., job_class=...)"
+            )
             raise EngineError(msg)
         return self.queue
 

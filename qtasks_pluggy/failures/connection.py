@@ -74,9 +74,8 @@ def read_url(given: str) -> URL:
         if url.database in {None, "", ":memory:"} or url.host:
             msg = f"the failures store needs a file, with three slashes and its path; {takes}"
             raise SettingsError(msg)
-    elif given.count("@") > 1:
-        # What follows the first one would be taken for the host, and shown.
-        msg = f"the url of the failures store has more than one @; {takes}"
+    elif _is_password_cut(url, given):
+        msg = f"the url of the failures store has an @ after its user's; {takes}"
         raise SettingsError(msg)
     elif find_spec("psycopg") is None:
         msg = (
@@ -85,6 +84,14 @@ def read_url(given: str) -> URL:
         )
         raise SettingsError(msg)
     return url
+
+
+def _is_password_cut(url: URL, given: str) -> bool:
+    """Return whether an @ of the password made a part of it the host, which would be shown."""
+    if "@" in f"{url.host or ''}{url.database or ''}":
+        return True
+    # A ? of the password would begin the query.
+    return url.password is not None and "@" in given.partition("?")[2]
 
 
 def shown(url: URL) -> str:

@@ -256,13 +256,14 @@ def test_a_setting_that_names_no_plugin_is_a_fault(app, key, value):
 
 
 def test_a_name_in_the_environment_that_no_plugin_has_is_a_fault(monkeypatch):
-    """The fault names the variable."""
+    """The fault names the variable, and suggests no name that is not near."""
     monkeypatch.setenv("QTASKS_PLUGGY_OBSERVE", "nosuch")
 
     result = run("doctor", "--json")
 
     assert 1 == result.exit_code
-    assert "(QTASKS_PLUGGY_OBSERVE) names 'nosuch'" in json.loads(result.stdout)["faults"][0]
+    (fault,) = json.loads(result.stdout)["faults"]
+    assert "(QTASKS_PLUGGY_OBSERVE) names 'nosuch', but no plugin has that name. If an" in fault
 
 
 def test_a_variable_for_a_plugin_that_is_not_there_is_a_fault(monkeypatch):

@@ -202,6 +202,15 @@ def test_a_run_that_is_not_there_is_named_with_code_1(filled, run):
     assert "no such run: nobody" in ended.stderr
 
 
+@pytest.mark.parametrize("words", [["show"], ["resolve", "--yes"], ["ignore", "one"]])
+def test_a_groups_id_where_a_run_is_wanted_is_said_to_be_one(filled, run, words):
+    """Who takes it from the list of groups reads where it belongs; nothing is done."""
+    ended = run(*words, "a-group")
+
+    told = "no such run: a-group is a group; list, replay and resolve take it by --group"
+    assert (1, True) == (ended.exit_code, told in ended.output), ended.output
+
+
 def test_what_was_dropped_is_said_beside_the_groups(filled, run):
     """The count of failures without a row is on standard error, also with --json."""
     filled.store().write(Batch([], dropped=1_234))

@@ -210,9 +210,13 @@ def test_each_plugin_gets_its_own_section():
     assert {"a": ("shop", {"x": 1}), "b": ("shop", {"y": 2}), "c": ("shop", {})} == seen
 
 
-def test_a_name_that_no_plugin_has_is_a_warning_with_the_nearest():
+def test_a_name_that_no_plugin_has_is_a_warning_with_a_near_one():
     """Names in lists and tables that nobody bears are warned of, once each."""
-    settings = {"disable": ["prcies"], "timeouts": {"stokc": 1}, "enable": ["retri"]}
+    settings = {
+        "disable": ["prcies", "nothing-such"],
+        "timeouts": {"stokc": 1},
+        "enable": ["retri"],
+    }
 
     with structlog.testing.capture_logs() as events:
         PluginManager(
@@ -221,6 +225,7 @@ def test_a_name_that_no_plugin_has_is_a_warning_with_the_nearest():
 
     told = {(e["setting"], e["name"]): e["did_you_mean"] for e in events if "name" in e}
     assert "prices" == told["disable", "prcies"]
+    assert told["disable", "nothing-such"] is None
     assert "stock" == told["timeouts", "stokc"]
     assert "retry" == told["enable", "retri"]
 

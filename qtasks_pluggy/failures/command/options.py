@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import click
 
 from qtasks_pluggy import QueueTasks, _settings
-from qtasks_pluggy._console.load import Trouble, load_plugins
+from qtasks_pluggy._console.load import Trouble, load_app
 from qtasks_pluggy._console.problems import enabling
 from qtasks_pluggy._console.say import json_option
 from qtasks_pluggy._text import closest_match
@@ -150,10 +150,10 @@ def setting_of(app: str | QueueTasks | None, key: str) -> Any:
         app: The app whose settings count, or what ``--app`` says; None for settings of no app.
         key: The key.
     """
+    if isinstance(app, str):
+        app = load_app(app, or_native=True)
     if app is None:
         loaded = _settings.load(read_environment=True)
-    elif isinstance(app, str):
-        loaded = load_plugins(app)[0].loaded
     else:
         load_plugins_of(app, skip_faulty=True)
         loaded = app.plugins.loaded
@@ -191,6 +191,10 @@ def whole_ids(reader: Reader, given: Sequence[str]) -> tuple[str, ...]:
             msg = f"several runs match {one}: {named}{more}; give more characters"
             raise NotThereError(msg)
         (found if ids else missing).extend(ids or [one])
+    for one in missing:
+        if reader.groups(Filters(group=one)):
+            msg = f"no such run: {one} is a group; list, replay and resolve take it by --group"
+            raise NotThereError(msg)
     refuse_missing("run", missing)
     return tuple(dict.fromkeys(found))
 

@@ -21,8 +21,8 @@ from qtasks_pluggy.failures.web.site import address, render, site_of
 
 _MOST_TEXT: Final = 1_000
 """Characters of what is searched for; no text that is longer is looked for as a whole."""
-_MOST_DIGITS: Final = 18
-"""Digits of a number that fits into 64 bits, whatever they are."""
+_MOST_DIGITS: Final = 9
+"""Digits of a number that fits into 32 bits, whatever they are, as PostgreSQL's do."""
 SHOWN_STATES: Final[Mapping[str, tuple[str, Sequence[str]]]] = {
     "": ("All but ignored", ("open", "regressed", "resolved")),
     "unresolved": ("Open and regressed", ("open", "regressed")),
