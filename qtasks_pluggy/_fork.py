@@ -34,13 +34,13 @@ def after_fork(function: Callable[[], None]) -> None:
 after_fork(_recreate_locks)
 
 
-def told_of_forks() -> weakref.WeakSet[Any]:
-    """Return a set; ``forked`` of everything in it is called in every forked process."""
+def told_of_forks(tell_one: Callable[[Any], object]) -> weakref.WeakSet[Any]:
+    """Return a set; a function is called with everything in it in every forked process."""
     told: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def tell() -> None:
         for one in list(told):
-            one.forked()
+            tell_one(one)
 
     after_fork(tell)
     return told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from enum import Enum
+from operator import methodcaller
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -126,14 +127,13 @@ class Lifecycle(_Lifespan):
             )
             raise NotRunningError(msg)
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """Count as not started, in a forked process, if the engine's event loop was left behind."""
         engine: Any = self._engine
-        if self._is_started and engine is not None and engine.loop is not None:
+        if self._is_started and engine is not None and leave_behind(engine.loop):
             self._state = _State.LEFT_BEHIND
-            leave_behind(engine.loop)
-            if hasattr(engine, "forked"):
-                engine.forked()
+            if hasattr(engine, "left_behind"):
+                engine.left_behind()
 
     def _ensure_loaded(self) -> None:
         """Load what a first run needs, unless that is done.
@@ -229,7 +229,7 @@ class Lifecycle(_Lifespan):
             self._state, self._loaded = _State.STOPPED, False
 
 
-_everybody: Final = told_of_forks()
+_everybody: Final = told_of_forks(methodcaller("_forked"))
 
 
 def _is_default(plugin: Any) -> bool:

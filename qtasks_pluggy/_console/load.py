@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 import click
 
+from qtasks_hookspecs.exc import safe_str
 from qtasks_pluggy import AsyncTask, PluginManager, QueueTasks, SyncTask
 from qtasks_pluggy._console.problems import (
     dead_filters,
@@ -119,8 +120,12 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str], list[str]]
         log.disabled = quiet
     filters = [] if app is None else dead_filters(app)
     problems += [*dead_settings(manager, has_app=app is not None), *filters]
-    unmatched = () if app is None else unmatched_filters(app)
-    return manager, problems, [*replaced_lists(manager.loaded), *unmatched]
+    notes = [*replaced_lists(manager.loaded)]
+    try:
+        notes += [] if app is None else unmatched_filters(app)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # of whatever modules Celery imports
+        problems.append(f"its tasks cannot be listed: {type(error).__name__}: {safe_str(error)}")
+    return manager, problems, notes
 
 
 def cannot_start(app: QueueTasks, error: QTasksError) -> Trouble:

@@ -28,7 +28,10 @@ _ACCEPTED: Final[Mapping[Any, tuple[type, ...]]] = {
 # All that files and the environment deliver; dates come from TOML.
 _DELIVERED: Final = (bool, int, float, str, list, tuple, dict, datetime, date, time)
 _ANYTHING: Final = (Any, object)
-_SUPPORTED: Final = "bool, int, float, str, list, dict, tuple, Literal, an Enum or Any"
+_UNSUPPORTED: Final = (
+    ", and no file can give one; the plugin has to declare bool, int, float, str, list, dict,"
+    " tuple, Literal, an Enum or Any, or give the field a converter="
+)
 
 
 def section_for(function: Callable[..., Any], name: str, settings: Settings) -> Any:
@@ -104,12 +107,6 @@ def _build(
     values: dict[str, Any] = {}
     for key, field in fields.items():
         kind = Any if field.converter is not None else kinds.get(field.name, Any)
-        if not _is_supported(kind):
-            problems.append(
-                f"settings: {key!r} of {cls.__qualname__} is declared as {_describe(kind)}, which"
-                f" no setting can be; declare {_SUPPORTED}, or give the field a converter="
-            )
-            continue
         if key not in section:
             if field.default is attrs.NOTHING:
                 problems.append(f"settings: {key!r} is missing; it takes {_describe(kind)}")
@@ -118,8 +115,9 @@ def _build(
             values[key] = _convert(section[key], kind)
         except (TypeError, OverflowError):
             got = type(section[key]).__name__
+            hint = "" if _is_supported(kind) else _UNSUPPORTED
             problems.append(
-                f"settings: {key!r} takes {_describe(kind)}, got {got}{told.get(key, '')}"
+                f"settings: {key!r} takes {_describe(kind)}, got {got}{told.get(key, '')}{hint}"
             )
     if problems:
         return None, problems

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Coroutine, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from functools import partial
 from inspect import iscoroutine, iscoroutinefunction
@@ -21,6 +21,8 @@ from qtasks_pluggy._waiting import Backend, capture, unwrap
 _POLL_SECONDS: Final = (0.002, 0.1)
 # Seconds after which an event loop that is not running counts as stopped.
 _REST_SECONDS: Final = 1.0
+# Seconds that an engine has to stop after the wait for it was cancelled or interrupted.
+_STOP_SECONDS: Final = 5.0
 # The event loops that run only in the process that this one was forked from.
 _left_behind: Final[set[asyncio.AbstractEventLoop]] = set()
 
@@ -60,7 +62,9 @@ async def call_engine(engine: Engine, backend: Backend, method: str, /, *args: A
                 if method in {"start", "stop"}:
                     # It goes on in its thread: what was started must be stopped, and while runs
                     # end, the plugins that they ask must not be stopped.
-                    await asyncio.wait({thread})
+                    await asyncio.wait(
+                        {thread}, timeout=_STOP_SECONDS if method == "stop" else None
+                    )
                     if method == "start" and thread.result()[1] is None:
                         await asyncio.to_thread(capture, engine.stop)
                 raise
@@ -151,7 +155,8 @@ class Elsewhere(Future[Any]):
         self._task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[Any]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        # Plain code that waits gets an ``Exception``, as from any other future.
+        error = CancelledError() if task.cancelled() else task.exception()
         if error is None:
             self.set_result(task.result())
         else:
@@ -177,12 +182,14 @@ async def _wait_for_future(
         except asyncio.CancelledError:
             if not shared and not future.cancel():
                 # The plugins stop only after the engine, unless this is cancelled once more.
-                await _until_done(future)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(_until_done(future), _STOP_SECONDS)
             raise
-        if future.cancelled():
-            # Its own error would be an ``Exception``.
-            raise asyncio.CancelledError
-        return future.result()
+        try:
+            return future.result()
+        except CancelledError:
+            # An ``Exception``, which no code on an event loop expects.
+            raise asyncio.CancelledError from None
     if not future.done() and is_here(engine.loop):
         if not shared:
             future.cancel()
@@ -195,7 +202,7 @@ async def _wait_for_future(
     except BaseException:
         if not shared and not future.cancel() and method == "stop":
             # The plugins stop only after the engine, unless this is interrupted once more.
-            wait([future])
+            wait([future], _STOP_SECONDS)
         raise
 
 
@@ -250,10 +257,15 @@ def is_running(loop: asyncio.AbstractEventLoop) -> bool:
     return loop.is_running() and loop not in _left_behind
 
 
-def leave_behind(loop: asyncio.AbstractEventLoop | None) -> None:
-    """Note, in a forked process, that an engine's event loop runs only in the parent."""
-    if loop is not None:
-        _left_behind.add(loop)
+def leave_behind(loop: asyncio.AbstractEventLoop | None) -> bool:
+    """Note, in a forked process, an engine's event loop that ran at the fork; return whether so.
+
+    It runs only in the parent. One that rested can run in either process.
+    """
+    if loop is None or not loop.is_running():
+        return False
+    _left_behind.add(loop)
+    return True
 
 
 # What does not block an event loop's thread, by what is waited for.

@@ -20,6 +20,8 @@ from qtasks_pluggy.exc import EngineError, TaskPluginTriggerError
 # Every serializer accepts values of these types, and ints of 64 bits.
 PLAIN: Final = frozenset({type(None), bool, float, str})
 _BITS: Final = 63
+# Characters of arguments that are not in ``args``: for one, the whole document that is no JSON.
+_MOST_ARGUMENTS: Final = 4_000
 # The packages whose frames lead from an engine to a task: ours, and those that we use to wait.
 _OURS: Final = frozenset({"asyncio", "concurrent", "contextlib", "qtasks_pluggy", "threading"})
 
@@ -126,7 +128,8 @@ def _arguments(error: BaseException) -> list[Any]:
     try:
         reduced: Any = error.__reduce__()
         kind, args = reduced[:2]
-        return list(args if kind is type(error) else error.args)
+        is_short = len(json.dumps(args)) <= _MOST_ARGUMENTS
+        return list(args if is_short and kind is type(error) else error.args)
     except Exception:  # noqa: BLE001  # a class of somebody else's
         return list(error.args)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from operator import methodcaller
 from typing import Any, ClassVar, Final
 
 from qtasks_pluggy import QueueTasks
@@ -138,7 +139,7 @@ class InWorkers:
         self._lifespan, self._workers = None, 0
 
 
-_everybody: Final = told_of_forks()
+_everybody: Final = told_of_forks(methodcaller("forked"))
 
 
 def log_as(name: str) -> None:

@@ -268,7 +268,7 @@ class MemoryEngine:
     def check_result(self, run: RunningTask) -> None:
         """Accept any result: it stays in this process."""
 
-    def forked(self) -> None:
+    def left_behind(self) -> None:
         """Forget, in a forked process, the runs: only its parent executes them."""
         self.loop, self._is_open = None, False
         self._queued, self._running = set(), set()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import json
 import threading
 import traceback
 import weakref
@@ -14,7 +16,9 @@ import structlog
 
 from qtasks_hookspecs import Cancel, DeadLetter, Raise, Replace, Retry, hookimpl
 from qtasks_pluggy import TaskMessage
-from qtasks_pluggy.engines import Capabilities, installed_in
+from qtasks_pluggy._submit import calls
+from qtasks_pluggy.engines import Capabilities, Elsewhere, installed_in, leave_behind
+from qtasks_pluggy.engines._errors import pack_error
 from qtasks_pluggy.engines.native import Native
 from qtasks_pluggy.exc import (
     CapabilityError,
@@ -24,7 +28,7 @@ from qtasks_pluggy.exc import (
     TaskCancelError,
     TaskDeadLetteredError,
 )
-from tests.engines.huey_apps import Keeps
+from tests.engines.huey_apps import LONG, Keeps
 
 pytestmark = pytest.mark.engines
 
@@ -373,6 +377,32 @@ def test_other_plugins_that_take_over_begin_no_second_life(monkeypatch):
     OnShop.install(one.native, [plugin], discover=False)
     assert ["start"] == plugin.heard
     one.end()
+
+
+def test_an_error_travels_without_a_whole_document_that_is_no_json():
+    """Its text says where the fault is; the document can be large, and secret."""
+    with pytest.raises(json.JSONDecodeError) as caught:
+        json.loads("x" * 10_000)
+    assert 1_000 > len(json.dumps(pack_error(caught.value)))
+
+
+async def test_a_call_that_its_loop_cancels_is_an_exception_to_plain_code_alone():
+    """Plain code handles it as any other error of the engine; async code as a cancellation."""
+    waits = Elsewhere(asyncio.sleep(LONG), asyncio.get_running_loop())
+    waits.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wrap_future(waits)
+    assert isinstance(waits.exception(), Exception)
+
+
+def test_only_a_loop_that_ran_at_a_fork_is_left_behind(monkeypatch):
+    """One that rested can run in the child too, as in a program that becomes a daemon."""
+    monkeypatch.setattr(calls, "_left_behind", left := set())
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        assert not leave_behind(loop)
+        loop.call_soon(lambda: leave_behind(loop) and loop.stop())
+        loop.run_forever()
+        assert {loop} == left
 
 
 def test_a_forked_process_begins_anew():

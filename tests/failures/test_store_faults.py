@@ -33,6 +33,7 @@ from tests.failures.places import Place
         ("postgresql+psycopg://u:p@hunter2@h/d", "an @ of a password as %40"),
         ("postgresql+psycopg://u:p@hunter2:x@h:5432/d", "an @ of a password as %40"),
         ("postgresql+psycopg://u:p@x/hunter2@h/d", "an @ of a password as %40"),
+        ("postgresql+psycopg://u:p@x?hunter2@h/d", "an @ of a password as %40"),
         ("sqlite://", "three slashes"),
         ("sqlite:///:memory:", "three slashes"),
         ("sqlite://hunter2/x.db", "three slashes"),
@@ -46,6 +47,13 @@ def test_a_url_that_is_wrong_says_what_to_write_and_shows_no_password(given, nea
     assert near in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert "write sqlite:///path/of/failures.db" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["u@s:hunter2@h/d", "u@h/d?application_name=a@b"])
+def test_an_at_sign_that_is_no_part_of_a_password_is_accepted(given):
+    """Some services have an @ in the user's name."""
+    url = read_url(f"postgresql+psycopg://{given}")
+    assert ("h", "d") == (url.host, url.database)
 
 
 @pytest.mark.parametrize(
