@@ -398,7 +398,7 @@ def _window(wanted: RunsWanted) -> Select[Any]:
 def _waiting(group: str, app: str, status: str) -> Select[Any, Any]:
     """Select the runs of a group that can be replayed and were not yet."""
     return (
-        select(RUNS.c.uuid, RUNS.c.replay_of)
+        select(*(RUNS.c[name] for name in ("uuid", "replay_of")))
         .where(RUNS.c.group_id == group, RUNS.c.status == status, RUNS.c.app == app)
         .where(RUNS.c.claimed_at.is_(None), RUNS.c.not_replayable.is_(None))
         .order_by(RUNS.c.at.desc())
