@@ -118,11 +118,12 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str], list[str]]
         raise Trouble(str(error)) from None
     finally:
         log.disabled = quiet
-    filters = [] if app is None else dead_filters(app)
-    problems += [*dead_settings(manager, has_app=app is not None), *filters]
+    problems += dead_settings(manager, has_app=app is not None)
     notes = [*replaced_lists(manager.loaded)]
     try:
-        notes += [] if app is None else unmatched_filters(app)
+        if app is not None:
+            problems += dead_filters(app)
+            notes += unmatched_filters(app)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # of whatever modules Celery imports
         problems.append(f"its tasks cannot be listed: {type(error).__name__}: {safe_str(error)}")
     return manager, problems, notes
