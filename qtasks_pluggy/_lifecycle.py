@@ -128,12 +128,16 @@ class Lifecycle(_Lifespan):
             raise NotRunningError(msg)
 
     def _forked(self) -> None:
-        """Count as not started, in a forked process, if the engine's event loop was left behind."""
+        """Count as not started, in a forked process, if the engine or its loop was left behind."""
         engine: Any = self._engine
-        if self._is_started and engine is not None and leave_behind(engine.loop):
+        if not self._is_started or engine is None or engine.loop is None:
+            return
+        # Runs of this process are done by the parent, even if the loop rested and can run here.
+        holds_runs = hasattr(engine, "left_behind")
+        if leave_behind(engine.loop) or holds_runs:
             self._state = _State.LEFT_BEHIND
-            if hasattr(engine, "left_behind"):
-                engine.left_behind()
+        if holds_runs:
+            engine.left_behind()
 
     def _ensure_loaded(self) -> None:
         """Load what a first run needs, unless that is done.

@@ -90,8 +90,12 @@ def _is_password_cut(url: URL, given: str) -> bool:
     """Return whether an @ of the password made a part of it the host, which would be shown."""
     if "@" in f"{url.host or ''}{url.database or ''}":
         return True
-    # A ? of the password would begin the query.
-    return url.password is not None and "@" in given.partition("?")[2]
+    if url.password is None:
+        return False
+    # A ? of the password may have begun the query, where the rest of the password is.
+    user_and_rest = given.partition("://")[2]
+    password_and_rest = user_and_rest.partition(":")[2]
+    return "@" in password_and_rest.partition("@")[2]
 
 
 def shown(url: URL) -> str:

@@ -16,7 +16,7 @@ import pytest
 from qtasks_hookspecs import Retry
 from qtasks_pluggy import QueueTasks
 from qtasks_pluggy.engines.memory import MemoryEngine
-from qtasks_pluggy.exc import EngineError, TaskCancelError
+from qtasks_pluggy.exc import EngineError, NotRunningError, TaskCancelError
 from tests.engines.processes import told_by_a_fork, wait_until
 from tests.engines.shops import LONG, Closing, Gate, app_of
 
@@ -59,6 +59,27 @@ async def test_a_fork_can_start_the_app_anew(ends_block):
         assert "no error" == told_by_a_fork(use)
         gate.open.set()
         await handle
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_fork_does_no_run_of_its_parent_though_the_event_loop_rested():
+    """Else both processes would do it."""
+    app, done = app_of(), []
+    task = app.task(name="later")(lambda: done.append(1))
+
+    def run() -> None:
+        with pytest.raises(NotRunningError, match="forked from"):
+            task.submit_sync()
+        loop.run_until_complete(asyncio.sleep(0.02))
+        assert not done
+
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(app.__aenter__())
+        handle = loop.run_until_complete(task.with_options(delay=0.01).submit_async())
+        assert "no error" == told_by_a_fork(run)
+        loop.run_until_complete(asyncio.wait_for(handle, LONG))
+        loop.run_until_complete(app.__aexit__(None, None, None))
+    assert [1] == done
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
