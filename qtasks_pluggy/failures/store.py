@@ -346,7 +346,8 @@ class _Transaction:
         """Delete groups that were last seen before a time, and counts and acts from before it."""
         unseen = select(GROUPS.c.id).where(GROUPS.c.last_seen < first)
         # In the order in which batches lock them.
-        self._connection.execute(unseen.order_by(GROUPS.c.id).with_for_update())
+        locked = select(GROUPS.c.id).where(GROUPS.c.id.in_(unseen)).order_by(GROUPS.c.id)
+        self._connection.execute(locked.with_for_update())
         self._connection.execute(
             delete(COUNTS).where(COUNTS.c.hour > ALTOGETHER, COUNTS.c.hour < hour_of(first))
         )

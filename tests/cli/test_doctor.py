@@ -136,32 +136,6 @@ def lost(): ...
     assert note.startswith("plugin 'lost', handler 'lost': no task of app 'shop' matches tag=")
 
 
-def test_a_task_module_that_does_not_import_is_a_problem():
-    """Celery imports it to list the tasks, so its workers would fail as well."""
-    Path("broken_for_doctor.py").write_text(
-        """
-from celery import Celery
-from qtasks_hookspecs import on_error
-from qtasks_pluggy.engines.celery import install
-app = Celery("shop", set_as_current=False, include=["no_such_module"])
-
-class Prices:
-    name = "prices"
-
-    @on_error(KeyError, task="price*")
-    def again(self): ...
-
-install(app, [Prices()], discover=False)
-""",
-        "utf-8",
-    )
-
-    result = run("doctor", "broken_for_doctor.py")
-
-    assert result.exit_code == 1
-    assert "its tasks cannot be listed: ModuleNotFoundError: No module" in result.output
-
-
 def test_doctor_tells_a_chain_in_call_order():
     """Wrappers begin first, and ``trylast`` comes last."""
     chain = examined()["hooks"]["task_executor_run_task_trigger_error"]

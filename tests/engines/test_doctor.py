@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from qtasks_hookspecs import hookimpl, on_error, when
+from qtasks_pluggy._console.load import load_plugins
 from qtasks_pluggy._console.problems import dead_filters
 from qtasks_pluggy.engines import installed_in
 
@@ -70,3 +71,26 @@ def test_a_filter_is_dead_where_install_shows_no_such_error(engine):
     (fault,) = dead_filters(installed_in(native))
     assert "filtered" in fault
     assert "it only handles ValueError" in fault
+
+
+def test_a_task_module_that_does_not_import_is_a_problem(tmp_path):
+    """Celery imports it to list the tasks, so its workers would fail as well."""
+    pytest.importorskip("celery")
+    shop = tmp_path / "shop_of_doctor.py"
+    shop.write_text(
+        """
+from types import SimpleNamespace
+from celery import Celery
+from qtasks_hookspecs import on_error
+from qtasks_pluggy.engines.celery import install
+
+app = Celery("shop", set_as_current=False, include=["no_such_module"])
+prices = SimpleNamespace(name="prices", decide=on_error(KeyError, task="price*")(lambda: 0))
+install(app, [prices], discover=False)
+""",
+        "utf-8",
+    )
+    _, problems, _ = load_plugins(str(shop))
+    assert [
+        "its tasks cannot be listed: ModuleNotFoundError: No module named 'no_such_module'"
+    ] == (problems)

@@ -137,7 +137,6 @@ def test_plugins_are_asked_once_in_an_attempt(native, declare):
     assert ["start", "failed", "close", "stop"] == plugin.heard
 
 
-@since("huey", "3.5", "the end of the inner run is an error of Huey's in the outer one")
 def test_in_immediate_mode_a_run_starts_the_plugins():
     """The first one, once; inside ``with installed_in(...)`` that does."""
     plugin = Keeps(0, 0, 0)
@@ -157,6 +156,7 @@ def test_in_immediate_mode_a_run_starts_the_plugins():
     assert ["stop"] == plugin.heard[3:]
 
 
+@since("huey", "3.5", "the end of the inner run is an error of Huey's in the outer one")
 def test_a_task_that_enqueues_itself_in_immediate_mode_asks_for_both_runs():
     """The inner run is of the same object, and still a run of its own."""
     native = huey.MemoryHuey(immediate=True)

@@ -52,6 +52,7 @@ def test_a_url_that_is_wrong_says_what_to_write_and_shows_no_password(given, nea
 @pytest.mark.parametrize("given", ["u@s:hunter2@h/d", "u:what?@h/d", "u@h/d?application_name=a@b"])
 def test_an_at_sign_that_is_no_part_of_a_password_is_accepted(given):
     """Some services have an @ in the user's name."""
+    pytest.importorskip("psycopg")
     url = read_url(f"postgresql+psycopg://{given}")
     assert ("h", "d") == (url.host, url.database)
 
