@@ -136,13 +136,7 @@ def replay(
     if dry_run:
         code = _ask_plugins(app, claims.find(chosen), len(chosen), arguments, as_json=as_json)
         click.get_current_context().exit(code)
-    if found.waiting:
-        runs = counted(found.waiting, "run")
-        what = "waits for its" if found.waiting == 1 else "wait for their"
-        say(f"{runs} {what} next attempt; what is still queued would run twice.", err=True)
-    if found.copies:
-        replays = "is a replay itself" if found.copies == 1 else "are replays themselves"
-        say(f"{found.copies:,} of {counted(len(chosen), 'run')} {replays}.", err=True)
+    _warn_of_repeats(found, len(chosen))
     if chosen:
         runs = counted(len(chosen), "run")
         ask(f"replay {runs} of app {app.name!r} ({selection.scope})", yes=yes)
@@ -224,6 +218,17 @@ class _Found:
         from qtasks_pluggy.failures.replay import left_out  # noqa: PLC0415  # an extra
 
         return left_out(run, self._app, self._arguments, again=self._again)
+
+
+def _warn_of_repeats(found: _Found, number: int) -> None:
+    """Say which of the runs will run twice, or have failed as replays before."""
+    if found.waiting:
+        runs = counted(found.waiting, "run")
+        what = "waits for its" if found.waiting == 1 else "wait for their"
+        say(f"{runs} {what} next attempt; what is still queued would run twice.", err=True)
+    if found.copies:
+        replays = "is a replay itself" if found.copies == 1 else "are replays themselves"
+        say(f"{found.copies:,} of {counted(number, 'run')} {replays}.", err=True)
 
 
 def _hint_at_others(reader: Reader, selection: Selection) -> None:
