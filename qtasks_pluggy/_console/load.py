@@ -17,7 +17,6 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 import click
 
-from qtasks_hookspecs.exc import safe_str
 from qtasks_pluggy import AsyncTask, PluginManager, QueueTasks, SyncTask
 from qtasks_pluggy._console.problems import (
     dead_filters,
@@ -28,7 +27,7 @@ from qtasks_pluggy._console.problems import (
 )
 from qtasks_pluggy._console.say import own_traceback, say
 from qtasks_pluggy._submit.lookup import GROUP
-from qtasks_pluggy._text import closest_match
+from qtasks_pluggy._text import closest_match, describe_error
 from qtasks_pluggy.engines import installed_in
 from qtasks_pluggy.engines import load_plugins as load_plugins_of
 from qtasks_pluggy.exc import EngineError, PluginError, QTasksError, SettingsError
@@ -125,7 +124,7 @@ def load_plugins(spec: str | None) -> tuple[PluginManager, list[str], list[str]]
             problems += dead_filters(app)
             notes += unmatched_filters(app)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # of whatever modules Celery imports
-        problems.append(f"its tasks cannot be listed: {type(error).__name__}: {safe_str(error)}")
+        problems.append(f"its tasks cannot be listed: {describe_error(error)}")
     return manager, problems, notes
 
 

@@ -11,7 +11,7 @@ import attrs
 
 from qtasks_hookspecs._markers import ENTRY_POINT_GROUP
 from qtasks_pluggy._plugins.validation import Candidate
-from qtasks_pluggy._text import safe_str
+from qtasks_pluggy._text import describe_error
 
 ENTRY_POINTS: Final = "entry_points.txt"
 
@@ -139,9 +139,7 @@ def _claims_in(distribution: importlib.metadata.Distribution) -> Iterator[Claim]
         if info is not None and ENTRY_POINT_GROUP.encode() in (info / ENTRY_POINTS).read_bytes():
             name, version, _ = _read_metadata(distribution, stem)
             nameless = Candidate(name, None, name, version)
-            problem = (
-                f"its {ENTRY_POINTS} cannot be read: {type(error).__name__}: {safe_str(error)}"
-            )
+            problem = f"its {ENTRY_POINTS} cannot be read: {describe_error(error)}"
             if isinstance(error, UnicodeError):
                 yield Claim(nameless, folder, unusable=f"{problem}; reinstall it")
             else:
@@ -179,5 +177,5 @@ def import_plugin(candidate: Candidate, entry_point: importlib.metadata.EntryPoi
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an import raises
         candidate.add_problem(
             f"entry point {entry_point.value!r} failed to import with"
-            f" {type(error).__name__}: {safe_str(error)}; fix or uninstall it"
+            f" {describe_error(error)}; fix or uninstall it"
         )

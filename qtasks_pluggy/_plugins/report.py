@@ -12,7 +12,7 @@ from qtasks_pluggy import _log
 from qtasks_pluggy._plugins.call import Call
 from qtasks_pluggy._plugins.chain import DECISIONS, Asked, Link, decided_by
 from qtasks_pluggy._plugins.trail import short
-from qtasks_pluggy._text import disable_hint, safe_str
+from qtasks_pluggy._text import describe_error, disable_hint
 from qtasks_pluggy._waiting import LimitExceededError
 
 
@@ -50,7 +50,7 @@ def _plugin_error(link: Link, call: Call, error: BaseException, *, starting: boo
     task = task_name(call.values)
     where = f"hook {link.hook!r}" if task is None else f"hook {link.hook!r} for task {task!r}"
     msg = (
-        f"{link.who} failed in {where} with {type(error).__name__}: {safe_str(error)};"
+        f"{link.who} failed in {where} with {describe_error(error)};"
         f" {why} ({disable_hint(link.plugin)})"
     )
     task_error = own_error(call.values["e"]) if call.hook.has_error else None
